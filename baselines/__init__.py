@@ -1,0 +1,1 @@
+"""The baselines, one paper per file. Installed as streamline.baselines."""

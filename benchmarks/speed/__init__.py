@@ -1,0 +1,1 @@
+"""Timings against peers, results compared first. Installed as streamline.benchmarks.speed."""

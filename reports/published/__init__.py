@@ -1,0 +1,1 @@
+"""The figures that papers printed, as CSV. Installed as streamline.published."""

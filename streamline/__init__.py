@@ -1,0 +1,33 @@
+"""Layer pruning of language models: one engine, many methods, paired evaluation.
+
+The package names only what every user needs and imports nothing heavy. Everything else is
+reached through its module::
+
+    from streamline.assets import load_model
+    from streamline.decoder import Decoder
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from streamline.errors import (
+    AssetError,
+    ConfigError,
+    PlanError,
+    StreamlineError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
+
+__all__ = [
+    "AssetError",
+    "ConfigError",
+    "PlanError",
+    "StreamlineError",
+    "UnknownNameError",
+    "UnsupportedModelError",
+    "__version__",
+]
+
+__version__ = version("streamline-bench")

@@ -1,0 +1,41 @@
+"""The errors this package raises on purpose.
+
+Every message says what was given, what is accepted and what to do next. The command line turns
+any of these into one message and exit code 2; anything else is a fault of the program and keeps
+its traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AssetError",
+    "ConfigError",
+    "PlanError",
+    "StreamlineError",
+    "UnknownNameError",
+    "UnsupportedModelError",
+]
+
+
+class StreamlineError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(StreamlineError, ValueError):
+    """A value of a run, a suite or a method's field is not acceptable."""
+
+
+class UnknownNameError(StreamlineError, LookupError):
+    """A name is in no registry. Not a ``KeyError``: its text would be a quoted repr."""
+
+
+class PlanError(StreamlineError, ValueError):
+    """A plan contradicts itself or the model it is applied to."""
+
+
+class UnsupportedModelError(StreamlineError):
+    """A model has a shape that the asked operation cannot work on."""
+
+
+class AssetError(StreamlineError):
+    """A model, a text or a set of questions cannot be found, fetched or trusted."""

@@ -1,0 +1,1 @@
+"""Where the cells of a run are worked: in this process, or spread out."""

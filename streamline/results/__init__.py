@@ -1,0 +1,1 @@
+"""What a run leaves: records, paired comparisons, tables, figures, reports."""

@@ -1,0 +1,1 @@
+"""lm-eval task files. Installed as streamline.tasks."""
