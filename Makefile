@@ -1,0 +1,41 @@
+# Every target makes its own environment first; `make env` does nothing when it is up to date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: env bench test package-test slow lint speed wheel clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+bench: env
+	$(BIN)/streamline-bench --suite embedded --out out/embedded
+
+test: env
+	$(BIN)/python -m pytest -q -n 2
+
+package-test: env
+	$(BIN)/python -m pytest -q -m package
+
+slow: env
+	$(BIN)/python -m pytest -q -m slow
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+speed: env
+	$(BIN)/python -m streamline.benchmarks.speed
+
+wheel: env
+	$(BIN)/python -m build --wheel --no-isolation --outdir out/dist
+
+clean:
+	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

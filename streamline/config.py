@@ -1,0 +1,275 @@
+"""What a run is: every choice in one checked value.
+
+Defaults are overridden by a suite file, and a suite by the flags of the command line. Checking
+happens here, at the edge; the stages behind it receive plain values.
+
+Example::
+
+    config = build_config({"models": "opt-1.3b", "methods": "all", "sparsities": "0.15,0.25"})
+    config.sparsities        # (0.15, 0.25)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from streamline.errors import ConfigError
+
+__all__ = [
+    "CalibrationConfig",
+    "HealingConfig",
+    "PerplexityConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "build_config",
+    "merge",
+]
+
+
+def _split(value: Any) -> Any:
+    """Turn ``"a,b"`` or a single value into a list; lists stay."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, (int, float)) else value
+
+
+def _distinct(value: Any) -> Any:
+    """Refuse an empty list and a value given twice."""
+    items = _split(value)
+    if isinstance(items, (list, tuple)):
+        if not items:
+            raise ValueError("at least one value is needed")
+        twice = sorted({str(item) for item in items if list(items).count(item) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} given twice")
+    return items
+
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_distinct)]
+Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    """A frozen value that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CalibrationConfig(_Strict):
+    """The text that methods look at before they decide.
+
+    Attributes:
+        texts: ``packaged``, ``slimpajama``, ``wikitext2``, a hub data set or a local jsonl/txt file.
+        n_samples: Number of packed samples.
+        length: Tokens of each sample.
+        proportions: How a mixture's domains are weighed: by tokens (the paper) or by rows (its
+            released code).
+    """
+
+    texts: str = "packaged"
+    n_samples: Positive = 64
+    length: Annotated[int, Field(ge=2)] = 512
+    proportions: Literal["tokens", "rows"] = "tokens"
+
+
+class TrainingConfig(_Strict):
+    """How replacements are fitted.
+
+    Attributes:
+        objective: ``mse`` on hidden states (the paper), or ``lm``: the language-modelling loss of
+            the whole pruned model with only the replacement trainable.
+        texts: Where the text comes from; None for the calibration's.
+        n_tokens: Tokens of training text, before repetition.
+        epochs: Passes over them.
+        length: Tokens of each sample.
+        batch_size: Samples of one optimiser step.
+        lr: Peak learning rate.
+        weight_decay: AdamW's weight decay.
+        warmup: Share of the steps in which the rate rises; it falls as a cosine in the rest.
+        validation_tokens: Tokens kept apart for the validation loss.
+        cache_bytes: Budget on disk for teacher activations when epochs repeat; 0 for no cache.
+    """
+
+    objective: Literal["mse", "lm"] = "mse"
+    texts: str | None = None
+    n_tokens: Positive = 100_000
+    epochs: Positive = 2
+    length: Annotated[int, Field(ge=2)] = 512
+    batch_size: Positive = 4
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    validation_tokens: Positive = 8_192
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+class HealingConfig(_Strict):
+    """LoRA post-training, the same for every method.
+
+    Attributes:
+        preset: Name of a recipe (rank, rate, target projections).
+        texts: Where the text comes from; None for the training's.
+        n_tokens: Tokens to train on; None for as many as the replacements get.
+    """
+
+    preset: str = "default"
+    texts: str | None = None
+    n_tokens: Positive | None = None
+
+
+class PerplexityConfig(_Strict):
+    """The held-out text whose perplexity stands in the summary.
+
+    Attributes:
+        texts: Where the text comes from.
+        n_tokens: Tokens scored; 0 for no perplexity.
+        length: Tokens of each window.
+    """
+
+    texts: str = "packaged:heldout"
+    n_tokens: Annotated[int, Field(ge=0)] = 16_384
+    length: Annotated[int, Field(ge=2)] = 512
+
+
+class RunConfig(_Strict):
+    """A run: models x methods x sparsities x seeds x recovery, and how each cell is worked.
+
+    Lists may be given as one text with commas. ``all`` as the only method stands for every
+    registered one; :func:`build_config` writes them out.
+
+    Attributes:
+        models: Aliases, hub ids or local folders.
+        methods: Registered names, or ``pkg.module:Class``.
+        sparsities: Shares of the dense model's parameters to remove, each in [0, 1).
+        tasks: Names of tasks and groups.
+        limit: Questions of each task; None for all.
+        seeds: Seeds; each is a cell of its own for methods that use one.
+        recovery: Stages after pruning: ``none``, ``lora``, or both, one cell each.
+        suite: Name of the suite that the run came from, or None.
+        out: Folder of the run.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: Number format of the weights.
+        executor: Where cells are worked.
+        dry_run: Print what would be done, from configs alone.
+        data_dir: Folder with data sets in their original files, tried before the hub.
+        batch_tokens: Tokens of an evaluation batch; None to find it by trial.
+        trust_remote_code: Whether a model's own code may run.
+        calibration: Text for calibration.
+        training: How replacements are fitted.
+        healing: The recovery stage.
+        perplexity: Held-out text.
+    """
+
+    models: Names
+    methods: Names
+    sparsities: Annotated[tuple[Sparsity, ...], BeforeValidator(_distinct)] = (0.25,)
+    tasks: Names = ("commonsense",)
+    limit: Positive | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_distinct)] = (0,)
+    recovery: Annotated[tuple[Literal["none", "lora"], ...], BeforeValidator(_distinct)] = ("none",)
+    suite: str | None = None
+    out: Path = Path("out/run")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    executor: Literal["local", "ray"] = "local"
+    dry_run: bool = False
+    data_dir: Path | None = None
+    batch_tokens: Positive | None = None
+    trust_remote_code: bool = False
+    calibration: CalibrationConfig = CalibrationConfig()
+    training: TrainingConfig = TrainingConfig()
+    healing: HealingConfig = HealingConfig()
+    perplexity: PerplexityConfig = PerplexityConfig()
+
+    @model_validator(mode="after")
+    def _check_data_dir(self) -> RunConfig:
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            raise ValueError(f"data_dir {str(self.data_dir)!r} is not a folder")
+        return self
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay changes over a base; mappings are merged field by field, everything else replaced.
+
+    Args:
+        base: The values to start from; not changed.
+        changes: The values that win.
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunConfig:
+    """Put defaults, a suite and flags together, check all, and write ``all`` methods out.
+
+    Args:
+        flags: Fields of :class:`RunConfig`, as text or values; they win over the suite.
+        suite: Name of an installed suite or path of a YAML file, or None.
+
+    Raises:
+        ConfigError: If a value is not acceptable, a field does not exist, or ``models`` or
+            ``methods`` is given nowhere. All faults are named in one message.
+        UnknownNameError: If a suite or a method does not exist.
+    """
+    from streamline.registry import method_names
+    from streamline.suites import load_suite
+
+    values: dict[str, Any] = {}
+    if suite is not None:
+        found = load_suite(suite)
+        values = merge({"suite": found.name, "out": f"out/{found.name}"}, found.settings)
+    values = merge(values, flags)
+    missing = [name for name in ("models", "methods") if not values.get(name)]
+    if missing:
+        options = " and ".join(f"--{name}" for name in missing)
+        raise ConfigError(
+            f"nothing to run: {options} not given; name them, or take a suite with --suite "
+            "(see `streamline-bench ls models|methods|suites`)"
+        )
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, suite)) from error
+    return config.model_copy(update={"methods": method_names(config.methods)})
+
+
+def _explain(error: ValidationError, suite: str | None) -> str:
+    """All faults of a configuration in one text, with the values that were given."""
+    lines = []
+    for fault in error.errors():
+        place = [part for part in fault["loc"] if isinstance(part, str)]
+        name = ".".join(place)
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{name} is not a field of a run{_nearest(place)}")
+            continue
+        reason = fault["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+        given = f" (given: {fault['input']!r})" if name else ""
+        lines.append(f"{name}: {reason}{given}" if name else reason)
+    source = f" in suite {suite!r} or on the command line" if suite else ""
+    return f"bad settings{source}: " + "; ".join(lines)
+
+
+def _nearest(place: list[str]) -> str:
+    """The field most like an unknown one, from the model where it was written."""
+    model: type[BaseModel] = RunConfig
+    for part in place[:-1]:
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; its fields are: {', '.join(model.model_fields)}"

@@ -1,0 +1,202 @@
+"""Names of methods, task folders and suite folders, looked up lazily by entry point.
+
+Installed packages announce what they add in three entry-point groups. Nothing is imported until
+a name is asked for, so listing names is cheap and a broken plugin harms only itself.
+
+| group | a name stands for |
+|---|---|
+| ``streamline.methods`` | a class derived from :class:`streamline.method.Method` |
+| ``streamline.tasks`` | a package whose folder holds lm-eval YAML |
+| ``streamline.suites`` | a package whose folder holds suite YAML |
+
+A name of the form ``pkg.module:Class`` needs no entry point: it is imported from the path.
+
+Example::
+
+    method_class = load("streamline.methods", "shortgpt")
+    method_class = load("streamline.methods", "my_package.mine:Mine")
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamline.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from streamline.method import Method
+
+__all__ = [
+    "METHODS",
+    "SUITES",
+    "TASKS",
+    "available",
+    "folders",
+    "load",
+    "load_method",
+    "method_names",
+    "unknown_name",
+]
+
+METHODS = "streamline.methods"
+TASKS = "streamline.tasks"
+SUITES = "streamline.suites"
+
+
+def available(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, sorted, without importing any of them.
+
+    Args:
+        group: An entry-point group, such as :data:`METHODS`.
+
+    Returns:
+        Name to entry point. One that a distribution announces twice through the same metadata
+        (an editable install seen from its own folder) counts once.
+
+    Raises:
+        ConfigError: If two distributions announce the same name; both are named.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=group), key=lambda point: point.name):
+        other = found.get(point.name)
+        if other is None:
+            found[point.name] = point
+        elif (_owner(other), other.value) != (_owner(point), point.value):
+            raise ConfigError(
+                f"the name {point.name!r} in {group} is claimed twice: by "
+                f"{_owner(other)} ({other.value}) and by {_owner(point)} ({point.value}); "
+                "uninstall one of them, or rename its entry point"
+            )
+    return found
+
+
+def load(group: str, name: str) -> Any:
+    """Import what a name stands for.
+
+    Args:
+        group: An entry-point group, such as :data:`METHODS`.
+        name: A registered name, or ``pkg.module:Class`` for code that announces nothing; the
+            current folder is searched too.
+
+    Returns:
+        The object, usually a class or a package.
+
+    Raises:
+        UnknownNameError: If no such name is registered, with the nearest names and all of them.
+        ConfigError: If the name is claimed twice, or importing it fails, with the reason.
+    """
+    if ":" in name:
+        point = EntryPoint(name=name, value=name, group=group)
+        if str(Path.cwd()) not in sys.path and "" not in sys.path:
+            sys.path.append(str(Path.cwd()))
+    else:
+        points = available(group)
+        if name not in points:
+            raise unknown_name(group.rpartition(".")[2].rstrip("s"), name, points)
+        point = points[name]
+    try:
+        return point.load()
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ConfigError(
+            f"{name!r} in {group} points to {point.value!r} ({_owner(point)}), which cannot be "
+            f"imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def folders(group: str) -> dict[str, Path]:
+    """The folders of data packages, without importing them.
+
+    Args:
+        group: :data:`TASKS` or :data:`SUITES`.
+
+    Returns:
+        Entry-point name to the package's folder.
+
+    Raises:
+        ConfigError: If a name is claimed twice, or an announced package is not there.
+    """
+    found: dict[str, Path] = {}
+    for name, point in available(group).items():
+        try:
+            spec = importlib.util.find_spec(point.value)
+        except ImportError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(
+                f"{name!r} in {group} points to {point.value!r} ({_owner(point)}), which is not "
+                "an installed package; install it again or uninstall its distribution"
+            )
+        found[name] = Path(next(iter(spec.submodule_search_locations)))
+    return found
+
+
+def method_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Check names of methods and write ``all`` out, without importing any method.
+
+    Args:
+        names: Registered names, ``pkg.module:Class``, or ``all`` alone.
+
+    Returns:
+        The names in the order given; for ``all``, every registered one in alphabetical order.
+
+    Raises:
+        UnknownNameError: If a name is not registered.
+        ConfigError: If ``all`` stands beside other names, or a name is claimed twice.
+    """
+    given = tuple(names)
+    points = available(METHODS)
+    if given == ("all",):
+        return tuple(points)
+    if "all" in given:
+        raise ConfigError(f"'all' already stands for every method, got {', '.join(given)}")
+    for name in given:
+        if ":" not in name and name not in points:
+            raise unknown_name("method", name, points)
+    return given
+
+
+def load_method(name: str) -> type[Method]:
+    """Import a method's class and check that it is one.
+
+    Args:
+        name: A registered name, or ``pkg.module:Class``.
+
+    Raises:
+        UnknownNameError: If no such name is registered.
+        ConfigError: If it cannot be imported, or is not a class derived from ``Method``.
+    """
+    from streamline.method import Method
+
+    found = load(METHODS, name)
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise ConfigError(
+            f"{name!r} is {found!r}, not a class derived from streamline.method.Method"
+        )
+    return found
+
+
+def unknown_name(kind: str, name: str, names: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is in no list: nearest names first, then all.
+
+    Args:
+        kind: What the name should have been, such as "method".
+        name: What was given.
+        names: What would have been accepted.
+    """
+    known = sorted(names)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean: {', '.join(near)}?" if near else ""
+    listing = ", ".join(known) if known else "none"
+    return UnknownNameError(f"unknown {kind} {name!r}.{hint} Available: {listing}")
+
+
+def _owner(point: EntryPoint) -> str:
+    """The distribution that announces an entry point, for messages."""
+    return point.dist.name if point.dist is not None else "the command line"
