@@ -1,0 +1,223 @@
+"""Calibration: one streaming pass over a model that serves every depth criterion at every sparsity.
+
+Text becomes packed token batches; the dense path is walked once with a tap at every depth; what is kept is the
+mean token cosine between *every* pair of depths (so block influence and the score of every span of every
+length are entries of one matrix) and the mean angle at the last token. Memory does not grow with the number
+of samples.
+
+Example:
+    batches = token_batches(texts, tokenizer, n_samples=32, length=512, seed=0)
+    calibration = measure(decoder, batches)
+    calibration.cosine[i, i + n]        # mean cosine over the span [i, i + n)
+    calibration.influence               # 1 - cosine of each layer's input and output
+
+Depth 0 is the input of layer 0 and depth i the raw output of layer i - 1, never after the final norm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamline.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.files import write_bytes_atomic, write_json_atomic
+from streamline.plan import Span
+
+#: Tokens whose states are multiplied at once: bounds the float32 error of one product.
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one pass over the dense model found; L layers, so L + 1 depths.
+
+    Attributes:
+        cosine: Mean token cosine between every pair of depths, [L + 1, L + 1], float64.
+        angle: Mean angle at the last token over pi, [L + 1, L + 1], float64, in [0, 1].
+        n_tokens: Tokens averaged over.
+        n_samples: Sequences averaged over.
+        extras: Further statistics that a method measured, by name.
+        facts: Further JSON facts (sources, costs).
+    """
+
+    cosine: Tensor
+    angle: Tensor
+    n_tokens: int
+    n_samples: int
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers, L."""
+        return self.cosine.shape[0] - 1
+
+    @property
+    def influence(self) -> Tensor:
+        """Block influence of every layer, ``1 - cosine(input, output)``, [L], float64.
+
+        Reference:
+            ShortGPT, arXiv:2403.03853, "block influence".
+        """
+        return 1.0 - self.cosine.diagonal(1)
+
+    def ranked_spans(self, length: int) -> list[tuple[Span, float]]:
+        """Every span of a length with its cosine, most similar first.
+
+        Args:
+            length: Layers in the span, 1 to L.
+
+        Returns:
+            ``(span, cosine)`` pairs; equal cosines in order of their start.
+
+        Raises:
+            ConfigError: If no span has that length.
+
+        Reference:
+            arXiv:2403.19135, equations 4 and 5.
+        """
+        if not 1 <= length <= self.n_layers:
+            raise ConfigError(f"a span of {length} layers does not fit in {self.n_layers} layers")
+        scores = self.cosine.diagonal(length).tolist()
+        order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+        return [(Span(i, i + length), scores[i]) for i in order]
+
+    def save(self, folder: Path) -> None:
+        """Write ``calibration.safetensors`` and then ``calibration.json`` (whole or not at all)."""
+        from safetensors.torch import save
+
+        tensors = {"cosine": self.cosine, "angle": self.angle} | {
+            f"extras.{name}": value.contiguous() for name, value in self.extras.items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(folder / "calibration.safetensors", save(tensors))
+        facts = {"n_tokens": self.n_tokens, "n_samples": self.n_samples, "facts": self.facts}
+        write_json_atomic(folder / "calibration.json", facts)
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration:
+        """Read what :meth:`save` wrote."""
+        from safetensors.torch import load
+
+        tensors = load((folder / "calibration.safetensors").read_bytes())
+        facts = json.loads((folder / "calibration.json").read_text())
+        extras = {
+            name.removeprefix("extras."): value
+            for name, value in tensors.items()
+            if name.startswith("extras.")
+        }
+        return cls(cosine=tensors["cosine"], angle=tensors["angle"], extras=extras, **facts)
+
+
+def token_batches(
+    texts: Iterable[str], tokenizer: Any, *, n_samples: int, length: int, seed: int
+) -> Tensor:
+    """Pack texts into equal sequences of tokens.
+
+    Documents are tokenised without truncation and joined, each ended by the end-of-sequence token; the
+    stream is cut into pieces of ``length``, the remainder is left out, and pieces are drawn without
+    replacement by ``seed``. A tokenizer with a beginning-of-sequence token that it adds by itself
+    starts each document with it, as in training.
+
+    Args:
+        texts: Documents.
+        tokenizer: A Hugging Face tokenizer.
+        n_samples: Sequences wanted.
+        length: Tokens per sequence, T.
+        seed: Seed of the draw.
+
+    Returns:
+        Token ids, [n_samples, T], int64.
+
+    Raises:
+        ConfigError: If the texts hold too few tokens.
+    """
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    stream: list[int] = []
+    for text in texts:
+        stream += [*tokenizer(text, truncation=False, verbose=False).input_ids, *end]
+    n_pieces = len(stream) // length
+    if n_pieces < n_samples:
+        raise ConfigError(
+            f"the text holds {len(stream)} tokens, too few for {n_samples} sequences of {length}: "
+            f"ask for at most {n_pieces} sequences, shorter ones, or give more text"
+        )
+    pieces = torch.tensor(stream[: n_pieces * length], dtype=torch.int64).view(n_pieces, length)
+    generator = torch.Generator().manual_seed(seed)
+    return pieces[torch.randperm(n_pieces, generator=generator)[:n_samples]]
+
+
+@torch.no_grad()
+def measure(
+    decoder: Decoder,
+    batches: Tensor,
+    *,
+    batch_tokens: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Walk the dense path once and average cosines and angles between all depths.
+
+    Args:
+        decoder: The dense model; left as it was.
+        batches: Token ids, [N, T], int64.
+        batch_tokens: Tokens walked at once (at least one sequence).
+        progress: Called with sequences done and in all.
+
+    Returns:
+        The statistics, on the CPU.
+    """
+    depths = decoder.n_layers + 1
+    cosine = torch.zeros(depths, depths, dtype=torch.float64)
+    angle = torch.zeros(depths, depths, dtype=torch.float64)
+    rows = max(1, batch_tokens // batches.shape[1])
+    for start in range(0, len(batches), rows):
+        tokens = batches[start : start + rows]
+        states = [
+            torch.nn.functional.normalize(hidden.float(), dim=-1)
+            for _, hidden in decoder.trace(decoder.enter(tokens))
+        ]
+        cosine += _token_cosines(states)
+        last = torch.stack([state[:, -1].to(states[0].device) for state in states], 1).double()
+        pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
+        angle += (torch.arccos(pairs).sum(0) / torch.pi).cpu()
+        if progress is not None:
+            progress(min(start + rows, len(batches)), len(batches))
+    cosine /= batches.numel()
+    cosine.fill_diagonal_(1.0)
+    angle /= len(batches)
+    angle.fill_diagonal_(0.0)
+    return Calibration(cosine, angle, batches.numel(), len(batches))
+
+
+def _token_cosines(states: list[Tensor]) -> Tensor:
+    """Sum over tokens of the cosines between all depths, [L + 1, L + 1], float64.
+
+    For unit vectors the sum over tokens and features is one matrix product of each depth's states laid
+    out flat: no token-by-token similarity matrix is ever built.
+
+    Args:
+        states: Unit hidden states of every depth, [B, T, D] each, float32.
+    """
+    n_depths, width = len(states), states[0].shape[-1]
+    flat = [state.reshape(-1, width) for state in states]
+    total = torch.zeros(n_depths, n_depths, dtype=torch.float64)
+    for start in range(0, flat[0].shape[0], _CHUNK):
+        rows = torch.stack([f[start : start + _CHUNK].to(flat[0].device) for f in flat])
+        rows = rows.reshape(n_depths, -1)
+        total += (rows @ rows.T).double().cpu()
+    return total
+
+
+def batches_fingerprint(batches: Tensor) -> str:
+    """Content hash of token batches, for cache keys and provenance."""
+    digest = hashlib.sha256(str(tuple(batches.shape)).encode())
+    digest.update(batches.contiguous().numpy().tobytes())
+    return digest.hexdigest()

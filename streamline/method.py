@@ -1,0 +1,208 @@
+"""The contract of a pruning method, and what a method hands on.
+
+A method is a frozen keyword-only dataclass: its fields are its hyper-parameters with the paper's defaults, and
+its repr is the provenance of a run. Most methods are a scoring rule of a few lines on :class:`DepthMethod`.
+
+Example:
+    @dataclass(frozen=True, kw_only=True)
+    class Deepest(DepthMethod):
+        name: ClassVar[str] = "deepest"
+        paper: ClassVar[str] = "a control"
+
+        def select(self, calibration: Calibration, n_remove: int) -> Plan:
+            n = calibration.n_layers
+            return Plan.drop(n, range(n - n_remove, n))
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from streamline.budget import layers_to_remove, mean_layer_parameters, removed_fraction
+from streamline.calibration import Calibration, measure
+from streamline.decoder import Decoder
+from streamline.paths import Node, Path, dense_path
+from streamline.plan import Plan, Span
+from streamline.recipe import Recipe
+
+
+@dataclass
+class Student:
+    """A replacement that has still to be trained.
+
+    Attributes:
+        span: The layers it learns to stand for.
+        module: The network, called like a layer; trained in place.
+        recipe: How it is to be trained.
+    """
+
+    span: Span
+    module: nn.Module
+    recipe: Recipe
+
+
+@dataclass
+class Pruned:
+    """What a method makes of a model.
+
+    Attributes:
+        plan: Which layers stay, go, or are replaced.
+        modules: For each step of the plan that is not a dense layer, the module that runs there.
+        model: A model of its own, for methods that change every layer; else None.
+        students: Modules that the training stage has to fit.
+        notes: Facts worth showing (runner-up spans, thresholds found, trials counted); JSON.
+    """
+
+    plan: Plan
+    modules: dict[int, nn.Module] = field(default_factory=dict)
+    model: PreTrainedModel | None = None
+    students: list[Student] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, decoder: Decoder, name: str = "") -> Path:
+        """The way through the model that this plan describes.
+
+        Args:
+            decoder: The dense model.
+            name: A label for progress and errors.
+
+        Returns:
+            A path that shares the dense model's layers, or the dense path of its own model.
+        """
+        if self.model is not None:
+            return dense_path(Decoder(self.model), name)
+        nodes = tuple(
+            Node(decoder.layers[step.layer] if step.dense else self.modules[i], step.layer)
+            for i, step in enumerate(self.plan.steps)
+        )
+        return Path(decoder, nodes, name)
+
+    def n_parameters(self, decoder: Decoder) -> int:
+        """Parameters of the pruned model, tied ones once."""
+        return self.path(decoder).n_parameters()
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a method would leave of a model, known from its config alone.
+
+    Attributes:
+        dense: Parameters of the dense model.
+        pruned: Parameters that remain, replacements included.
+        n_removed: Layers taken out or stood for; None for methods that keep all.
+    """
+
+    dense: int
+    pruned: int
+    n_removed: int | None = None
+
+    @property
+    def removed_fraction(self) -> float:
+        """Share of the dense model's parameters that is gone."""
+        return removed_fraction(self.dense, self.pruned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way to make a model smaller.
+
+    Class attributes:
+        name: The name on the command line.
+        paper: Where it comes from (``arXiv:...``), or what it is a control for.
+        trains: Whether it needs the training stage.
+        families: Names of the model families it works on, or ``("all",)``.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    trains: ClassVar[bool] = False
+    families: ClassVar[tuple[str, ...]] = ("all",)
+
+    def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
+        """Measure what the method decides by; leaves the model as it was.
+
+        Args:
+            decoder: The dense model.
+            batches: Calibration tokens, [N, T], int64.
+
+        Returns:
+            By default the statistics of :func:`streamline.calibration.measure`.
+        """
+        return measure(decoder, batches)
+
+    def calibration_key(self) -> str:
+        """Methods with equal keys share one calibration pass and its cache."""
+        return "shared"
+
+    @abstractmethod
+    def prune(
+        self, decoder: Decoder, calibration: Calibration, sparsity: float, batches: Tensor, seed: int
+    ) -> Pruned:
+        """Decide what goes, for one sparsity.
+
+        Args:
+            decoder: The dense model; it is not changed.
+            calibration: What :meth:`calibrate` returned for this model.
+            sparsity: Asked share of parameters to remove, in [0, 1); 0 must be the identity.
+            batches: Calibration tokens, [N, T], for methods that search.
+            seed: Seed of everything random.
+
+        Returns:
+            The pruned model as a plan with modules, or as a model of its own.
+        """
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        """Why the method cannot work on a model, or None if it can."""
+        if self.families != ("all",) and decoder.family.name not in self.families:
+            return f"{self.name} supports {', '.join(self.families)}, not {decoder.family.name}"
+        return None
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size | None:
+        """What would remain, from the config alone; None if only a run can tell.
+
+        Args:
+            decoder: A decoder whose weights may lie on the meta device.
+            sparsity: Asked share of parameters to remove.
+        """
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthMethod(Method):
+    """A method that takes out whole layers: write :meth:`select`, the rest is given."""
+
+    @abstractmethod
+    def select(self, calibration: Calibration, n_remove: int) -> Plan:
+        """Choose the layers to take out. Pure: no model, no input or output.
+
+        Args:
+            calibration: Statistics of the dense model.
+            n_remove: How many layers to take out, at least 1.
+
+        Returns:
+            A plan that removes exactly ``n_remove`` layers.
+        """
+
+    def prune(
+        self, decoder: Decoder, calibration: Calibration, sparsity: float, batches: Tensor, seed: int
+    ) -> Pruned:
+        """Solve the number of layers for the sparsity, then :meth:`select`."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        if n_remove == 0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        return Pruned(self.select(calibration, n_remove), notes=self.explain(calibration, n_remove))
+
+    def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:
+        """Facts behind the choice to keep with the plan (scores, runner-ups); JSON."""
+        return {}
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size:
+        """The count from the layers that would go."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        dense = decoder.n_parameters()
+        return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
