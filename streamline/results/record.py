@@ -1,0 +1,291 @@
+"""One cell of a run as a typed record, and the folder of records.
+
+A run writes one record after each cell (model, method, sparsity, seed, recovery); tables, reports
+and comparisons read nothing else. ``results.json`` is always whole: it is rewritten atomically
+under a file lock, so several processes may finish cells in the same folder. A number that was not
+measured is null, and so is one that came out as NaN or infinite; then the record says so.
+
+Example::
+
+    upsert("out", {"model": "m", "method": "shortgpt", "sparsity": 0.25, "status": "ok"})
+    [record] = load("out")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from streamline.errors import ConfigError
+from streamline.files import write_json_atomic
+
+__all__ = [
+    "FILE_NAME",
+    "SCHEMA_VERSION",
+    "Cost",
+    "Parameters",
+    "PlanSummary",
+    "Record",
+    "Summary",
+    "TaskResult",
+    "find",
+    "label",
+    "load",
+    "upsert",
+]
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.json"
+_LOCK_NAME = ".results.lock"
+_LOCK_SECONDS = 60.0
+
+Identity = tuple[str, str, float, int, str]
+
+
+class _Block(BaseModel):
+    """A block of a record: known keys are typed, further keys are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class PlanSummary(_Block):
+    """What was taken out of the model: original, 0-based layer indices."""
+
+    removed_layers: list[int] = Field(default_factory=list)
+    kept_layers: list[int] = Field(default_factory=list)
+    replacement: str | None = None
+
+
+class Parameters(_Block):
+    """Exact counts, tied weights once, replacements included."""
+
+    dense: int | None = None
+    pruned: int | None = None
+    removed_fraction: float | None = None
+
+
+class TaskResult(_Block):
+    """One task's figure under its own metric. Accuracies and stabilities lie in [0, 1].
+
+    Further keys in use: ``agreement``, ``stability_stderr``, ``counts`` (``both_right``, ``lost``,
+    ``gained``, ``both_wrong``) and ``version`` (the task's).
+    """
+
+    metric: str
+    value: float | None = None
+    stderr: float | None = None
+    n: int | None = None
+    stability: float | None = None
+
+
+class Summary(_Block):
+    """The averages over the tasks; perplexity by text."""
+
+    accuracy: float | None = None
+    relative_accuracy: float | None = None
+    stability: float | None = None
+    perplexity: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Cost(_Block):
+    """What the cell cost: seconds, bytes, training tokens."""
+
+    calibrate_s: float | None = None
+    train_s: float | None = None
+    eval_s: float | None = None
+    peak_memory_bytes: int | None = None
+    train_tokens: int | None = None
+
+
+class Record(_Block):
+    """One cell of a run.
+
+    ``sparsity`` is what was asked for, ``parameters.removed_fraction`` what came out. ``key`` is
+    the content key of everything that the cell depends on; ``method_repr`` holds the method's
+    hyper-parameters; ``notes`` whatever the method wants to say. ``notes["flag"]`` marks a cell
+    whose achieved sparsity lies far from the asked one.
+    """
+
+    model: str
+    method: str
+    sparsity: float
+    seed: int = 0
+    recovery: str = "none"
+    status: Literal["ok", "failed", "skipped"]
+    reason: str | None = None
+    plan: PlanSummary | None = None
+    parameters: Parameters = Field(default_factory=Parameters)
+    tasks: dict[str, TaskResult] = Field(default_factory=dict)
+    summary: Summary = Field(default_factory=Summary)
+    cost: Cost = Field(default_factory=Cost)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    key: str | None = None
+    method_repr: str | None = None
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def identity(self) -> Identity:
+        """The cell: (model, method, sparsity, seed, recovery)."""
+        return (self.model, self.method, self.sparsity, self.seed, self.recovery)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Record:
+        """Check a mapping and make a record of it.
+
+        NumPy scalars become Python's. NaN and infinities become null; their places are listed
+        under ``notes["not_finite"]`` and, unless there is a reason already, as the reason.
+
+        Args:
+            values: The record's keys.
+
+        Returns:
+            The record; ``to_json`` gives plain JSON.
+
+        Raises:
+            ConfigError: If a key is missing or of the wrong type; the message names it.
+        """
+        lost: list[str] = []
+        clean = _finite(values, "", lost)
+        try:
+            record = cls.model_validate(clean)
+        except ValidationError as error:
+            where = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+                for item in error.errors()
+            )
+            raise ConfigError(
+                f"Not a record of schema {SCHEMA_VERSION}: {where}. The form is described in "
+                "streamline/results/record.py."
+            ) from None
+        if lost:
+            record.notes["not_finite"] = lost
+            record.reason = record.reason or f"not finite, written as null: {', '.join(lost)}"
+        return record
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values, every known key present."""
+        return self.model_dump(mode="json")
+
+
+def load(directory: str | Path) -> list[Record]:
+    """Read all records of a run, in the order in which their cells were first finished.
+
+    Args:
+        directory: The folder that holds ``results.json``, or that file.
+
+    Returns:
+        The records.
+
+    Raises:
+        ConfigError: If there is no such file, or it is not of this schema.
+    """
+    path = _results_path(directory)
+    if not path.is_file():
+        raise ConfigError(
+            f"No {FILE_NAME} in {path.parent}. Give the folder that a run wrote with --out."
+        )
+    return [Record.build(item) for item in _read(path)]
+
+
+def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
+    """Put one record into the folder, in place of an earlier one of the same cell.
+
+    Safe against other processes doing the same, and against being killed: the file is whole at
+    any moment.
+
+    Args:
+        directory: The run's folder; made if missing.
+        record: The record, or its keys.
+
+    Returns:
+        The record as written.
+
+    Raises:
+        ConfigError: If the record or the file that is there already is malformed.
+        filelock.Timeout: If another process holds the folder's lock for a minute.
+    """
+    from filelock import FileLock
+
+    values = record.model_dump() if isinstance(record, Record) else record
+    checked = Record.build(values)
+    path = _results_path(directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / _LOCK_NAME, timeout=_LOCK_SECONDS):
+        records = [Record.build(item) for item in _read(path)] if path.is_file() else []
+        places = {old.identity: place for place, old in enumerate(records)}
+        if checked.identity in places:
+            records[places[checked.identity]] = checked
+        else:
+            records.append(checked)
+        write_json_atomic(
+            path, {"schema": SCHEMA_VERSION, "records": [item.to_json() for item in records]}
+        )
+    return checked
+
+
+def find(
+    records: list[Record],
+    model: str,
+    method: str,
+    sparsity: float,
+    seed: int = 0,
+    recovery: str = "none",
+) -> Record | None:
+    """The record of a cell, or None if that cell has not been run."""
+    wanted = (model, method, float(sparsity), seed, recovery)
+    return next((record for record in records if record.identity == wanted), None)
+
+
+def label(record: Record) -> str:
+    """A short name of a cell, as in ``shortgpt@0.25 +lora seed 1``."""
+    parts = [f"{record.method}@{record.sparsity:g}"]
+    if record.recovery != "none":
+        parts.append(f"+{record.recovery}")
+    if record.seed:
+        parts.append(f"seed {record.seed}")
+    return " ".join(parts)
+
+
+def _results_path(directory: str | Path) -> Path:
+    path = Path(directory)
+    return path if path.suffix == ".json" and path.is_file() else path / FILE_NAME
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The raw records of a file after checking its schema."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path} is not JSON ({error}). It is written whole by a run; restore it or remove it."
+        ) from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA_VERSION or not isinstance(content.get("records"), list):
+        raise ConfigError(
+            f"{path} has schema {schema!r}; this version reads schema {SCHEMA_VERSION} with a list "
+            "of records. Install the version that wrote it, or run again into another folder."
+        )
+    records: list[dict[str, Any]] = content["records"]
+    return records
+
+
+def _finite(value: Any, where: str, lost: list[str]) -> Any:
+    """Plain values with None for NaN and infinities; ``lost`` collects where they stood."""
+    if isinstance(value, Mapping):
+        return {
+            key: _finite(item, f"{where}.{key}" if where else str(key), lost)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_finite(item, f"{where}[{place}]", lost) for place, item in enumerate(value)]
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return _finite(value.tolist(), where, lost)
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.append(f"{where}: {value}")
+        return None
+    return value

@@ -1,0 +1,335 @@
+"""Stability: how far a pruned model answers the questions that its dense model is sure of alike.
+
+Accuracy hides answers that flip both ways. Stability is the weighted share of a task's questions
+that both models get right or both get wrong; a question weighs the more, the further apart the
+dense model's mean negative log-likelihoods (NLLs) of its options lie. Two models that are both
+wrong count as stable even if they choose different wrong options: that is the paper's definition.
+
+It works on per-question answers (``results.predictions`` reads them from samples of this package,
+of lm-eval and of OpenCompass) and on nothing else.
+
+Example::
+
+    result = stability(dense, pruned)          # two Answers to one task
+    result.value, result.agreement, result.counts()
+
+Reference:
+    LLM-Streamline, arXiv:2403.19135 (v3), Eq. 5 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from streamline.errors import ConfigError
+from streamline.results.answers import Answers, Bools, Floats, align, group_of, several
+
+__all__ = [
+    "Stability",
+    "agreement",
+    "average",
+    "grouped",
+    "option_std",
+    "question_weights",
+    "relative_accuracy",
+    "stability",
+    "weighted_share",
+]
+
+Compat = Literal["release"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stability:
+    """How two models' answers to one task, or to a group of tasks, relate.
+
+    Attributes:
+        task: The task's or the group's name.
+        value: The stability in [0, 1]; None where there are no options to compare.
+        stderr: Its standard error by the delta method; None for fewer than two questions.
+        agreement: The same share without weights.
+        both_right: Questions that both models answer right.
+        lost: Right before, wrong after.
+        gained: Wrong before, right after.
+        both_wrong: Questions that both models answer wrong.
+        accuracy_dense: Accuracy of the dense model on these questions.
+        accuracy_pruned: Accuracy of the pruned model.
+        metric: The metric that decides what is right.
+        nll: What the mean NLLs of the weights run over.
+        ddof: 1 for the paper's sample std, 0 for the released script's.
+        compat: ``release`` if the released script's item-order fault was reproduced.
+        subjects: Number of tasks that a group's figures average over; 1 for a task.
+    """
+
+    task: str
+    value: float | None
+    stderr: float | None
+    agreement: float
+    both_right: int
+    lost: int
+    gained: int
+    both_wrong: int
+    accuracy_dense: float
+    accuracy_pruned: float
+    metric: str
+    nll: str | None
+    ddof: int
+    compat: str | None = None
+    subjects: int = 1
+
+    @property
+    def n(self) -> int:
+        """Number of questions."""
+        return self.both_right + self.lost + self.gained + self.both_wrong
+
+    def counts(self) -> dict[str, int]:
+        """The four counts by name."""
+        names = ("both_right", "lost", "gained", "both_wrong")
+        return {name: getattr(self, name) for name in names}
+
+    def to_fields(self) -> dict[str, Any]:
+        """The keys that a record's task block takes from here."""
+        return {
+            "stability": self.value,
+            "stability_stderr": self.stderr,
+            "agreement": self.agreement,
+            "counts": self.counts(),
+        }
+
+
+def option_std(nll: Sequence[Floats], ddof: int = 1) -> Floats:
+    """Std of each question's option NLLs: how sure the model is of its answer.
+
+    Args:
+        nll: N arrays, one mean NLL for each option; questions may differ in their options.
+        ddof: 1 for the sample std of the paper, 0 for the population std of the released script.
+
+    Returns:
+        Std for each question, [N], float64.
+
+    Raises:
+        ConfigError: If ``ddof`` is neither, a question has one option, or a value is not finite.
+
+    Reference:
+        LLM-Streamline, arXiv:2403.19135 (v3), Eq. 5.
+    """
+    if ddof not in (0, 1):
+        raise ConfigError(f"ddof is {ddof}; give 1 (the paper) or 0 (the released script).")
+    rows = [np.asarray(row, dtype=np.float64) for row in nll]
+    short = [place for place, row in enumerate(rows) if row.size < 2]
+    if short:
+        raise ConfigError(
+            f"{several(short)} (by place) has fewer than two options; stability is defined for "
+            "multiple choice only."
+        )
+    broken = [place for place, row in enumerate(rows) if not np.isfinite(row).all()]
+    if broken:
+        raise ConfigError(
+            f"{several(broken)} (by place) has an NLL that is not finite; evaluate the dense "
+            "model again, in float32 if it overflowed."
+        )
+    return np.array([row.std(ddof=ddof) for row in rows], dtype=np.float64)
+
+
+def question_weights(std: Floats) -> Floats:
+    """Softmax of the stds over a task's questions, safe against overflow.
+
+    Args:
+        std: [N], finite.
+
+    Returns:
+        Weights that sum to 1, [N], float64.
+    """
+    raised = np.exp(std - std.max())
+    return np.asarray(raised / raised.sum(), dtype=np.float64)
+
+
+def weighted_share(weights: Floats, stable: Bools) -> tuple[float, float | None]:
+    """Sum of the stable questions' weights, and its standard error.
+
+    The standard error is the delta method's for a ratio of two sums over the same questions:
+    sqrt(N / (N - 1) * sum(w_i^2 (s_i - S)^2)); with equal weights it is the usual one.
+
+    Args:
+        weights: [N], summing to 1.
+        stable: [N].
+
+    Returns:
+        The share in [0, 1] and its standard error, None for a single question.
+    """
+    marks = stable.astype(np.float64)
+    # Summed over the smaller side, so that identical models give exactly 1 and opposite ones 0.
+    share = 1.0 - float(weights[~stable].sum()) if stable.mean() > 0.5 else weights[stable].sum()
+    n = len(marks)
+    if n < 2:
+        return float(share), None
+    spread = float(np.sum(weights**2 * (marks - share) ** 2))
+    return float(share), float(np.sqrt(spread * n / (n - 1)))
+
+
+def agreement(dense: Answers, pruned: Answers) -> float:
+    """Unweighted share of questions that both models get right or both get wrong.
+
+    Raises:
+        ConfigError: If the two answer different questions.
+    """
+    return float(np.mean(dense.correct == align(dense, pruned).correct))
+
+
+def stability(
+    dense: Answers, pruned: Answers, ddof: int = 1, compat: Compat | None = None
+) -> Stability:
+    """Stability of one task, with the agreement and the four counts beside it.
+
+    Only the dense model's NLLs are used; the pruned model's need not be there.
+
+    Args:
+        dense: Answers of the model before pruning.
+        pruned: Answers of the model after; paired by question.
+        ddof: 1 as in the paper, 0 as in the released script.
+        compat: ``release`` does as the released script does: it counts the k questions that agree
+            and adds the *first* k weights of the file, whichever questions these belong to, so
+            that its result depends on the order of the file; it takes ``ddof`` 0.
+
+    Returns:
+        The figures. ``value`` is None for a task without options.
+
+    Raises:
+        ConfigError: If the two answer different questions or under different metrics, or the
+            dense NLLs allow no weights.
+
+    Reference:
+        LLM-Streamline, arXiv:2403.19135 (v3), Eq. 6.
+    """
+    if compat not in (None, "release"):
+        raise ConfigError(f"compat is {compat!r}; give 'release' or nothing.")
+    if dense.metric != pruned.metric:
+        raise ConfigError(
+            f"Task {dense.task}: the dense model was scored by {dense.metric}, the pruned one by "
+            f"{pruned.metric}. Evaluate both under one metric."
+        )
+    other = align(dense, pruned)
+    before, after = dense.correct, other.correct
+    stable = before == after
+    ddof = 0 if compat == "release" else ddof
+    value: float | None = None
+    stderr: float | None = None
+    if dense.nll is not None:
+        try:
+            weights = question_weights(option_std(dense.nll, ddof))
+        except ConfigError as error:
+            raise ConfigError(f"Task {dense.task}: {error}") from None
+        value, stderr = weighted_share(weights, stable)
+        if compat == "release":
+            value, stderr = float(weights[: int(stable.sum())].sum()), None
+    return Stability(
+        task=dense.task,
+        value=value,
+        stderr=stderr,
+        agreement=float(stable.mean()),
+        both_right=int((before & after).sum()),
+        lost=int((before & ~after).sum()),
+        gained=int((~before & after).sum()),
+        both_wrong=int((~before & ~after).sum()),
+        accuracy_dense=dense.accuracy,
+        accuracy_pruned=other.accuracy,
+        metric=dense.metric,
+        nll=dense.nll_name,
+        ddof=ddof,
+        compat=compat,
+    )
+
+
+def grouped(results: Sequence[Stability]) -> list[Stability]:
+    """Put the macro average over subjects in place of MMLU's and CMMLU's subjects.
+
+    Shares are averaged over subjects without weights, counts are added up.
+
+    Args:
+        results: One for each task.
+
+    Returns:
+        One for each task or group, in the order of first appearance.
+    """
+    blocks: dict[str, list[Stability]] = {}
+    for result in results:
+        blocks.setdefault(group_of(result.task) or result.task, []).append(result)
+    return [
+        block[0] if len(block) == 1 and block[0].task == name else _macro(name, block)
+        for name, block in blocks.items()
+    ]
+
+
+def average(values: Mapping[str, float | None]) -> float | None:
+    """Unweighted mean over tasks, where MMLU's and CMMLU's subjects together count as one.
+
+    Args:
+        values: A figure for each task.
+
+    Returns:
+        The mean; None if there is no task or a figure is missing, since a mean over fewer tasks
+        could not be compared with another.
+    """
+    blocks: dict[str, list[float]] = {}
+    for task, value in values.items():
+        if value is None:
+            return None
+        blocks.setdefault(group_of(task) or task, []).append(value)
+    if not blocks:
+        return None
+    return float(np.mean([np.mean(block) for block in blocks.values()]))
+
+
+def relative_accuracy(
+    pruned: Mapping[str, float | None], dense: Mapping[str, float | None]
+) -> float | None:
+    """What a pruned model keeps: the ratio of the two average accuracies.
+
+    Args:
+        pruned: Accuracy by task.
+        dense: Accuracy by task, of the same tasks.
+
+    Returns:
+        The ratio (not the mean of ratios); None if a figure is missing or the dense mean is 0.
+
+    Raises:
+        ConfigError: If the two have different tasks.
+    """
+    if set(pruned) != set(dense):
+        odd = sorted(set(pruned) ^ set(dense))
+        raise ConfigError(
+            f"Relative accuracy needs the same tasks on both sides; {', '.join(odd)} is on one "
+            "only. Evaluate both models on the same tasks."
+        )
+    top, bottom = average(pruned), average(dense)
+    return top / bottom if top is not None and bottom else None
+
+
+def _macro(name: str, block: list[Stability]) -> Stability:
+    """One result for a group of subjects."""
+    values = [item.value for item in block]
+    errors = [item.stderr for item in block]
+    known = [value for value in values if value is not None]
+    spreads = [error for error in errors if error is not None]
+    whole = len(spreads) == len(block)
+    return Stability(
+        task=name,
+        value=float(np.mean(known)) if len(known) == len(block) else None,
+        stderr=float(np.sqrt(np.sum(np.square(spreads)))) / len(block) if whole else None,
+        agreement=float(np.mean([item.agreement for item in block])),
+        both_right=sum(item.both_right for item in block),
+        lost=sum(item.lost for item in block),
+        gained=sum(item.gained for item in block),
+        both_wrong=sum(item.both_wrong for item in block),
+        accuracy_dense=float(np.mean([item.accuracy_dense for item in block])),
+        accuracy_pruned=float(np.mean([item.accuracy_pruned for item in block])),
+        metric=block[0].metric,
+        nll=block[0].nll,
+        ddof=block[0].ddof,
+        compat=block[0].compat,
+        subjects=len(block),
+    )

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamline.errors import ConfigError
+from streamline.results.record import Record, find, label, load, upsert
+
+GOLDEN = Path(__file__).parent / "data" / "results_v1.json"
+
+
+def cell(method="shortgpt", **changes):
+    return {
+        "model": "m",
+        "method": method,
+        "sparsity": 0.25,
+        "seed": 0,
+        "recovery": "none",
+        "status": "ok",
+        **changes,
+    }
+
+
+def test_the_golden_file_of_schema_1_reads_and_is_written_back_unchanged(tmp_path):
+    records = load(GOLDEN)
+    assert [record.status for record in records] == ["ok", "ok", "failed", "skipped"]
+    for record in records:
+        upsert(tmp_path, record)
+    written = (tmp_path / "results.json").read_text(encoding="utf-8")
+    assert written == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_golden_file_has_every_key_that_readers_rely_on():
+    content = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert content["schema"] == 1
+    pruned = content["records"][1]
+    assert set(pruned) >= {
+        "model", "method", "sparsity", "seed", "recovery", "status", "reason", "plan",
+        "parameters", "tasks", "summary", "cost", "versions",
+    }  # fmt: skip
+    assert set(pruned["plan"]) >= {"removed_layers", "kept_layers", "replacement"}
+    assert set(pruned["parameters"]) >= {"dense", "pruned", "removed_fraction"}
+    assert set(pruned["tasks"]["piqa"]) >= {"metric", "value", "stderr", "n", "stability"}
+    assert set(pruned["summary"]) >= {"accuracy", "relative_accuracy", "stability", "perplexity"}
+    assert set(pruned["cost"]) >= {
+        "calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens",
+    }  # fmt: skip
+
+
+def test_what_was_not_measured_is_null(tmp_path):
+    upsert(tmp_path, cell())
+    [raw] = json.loads((tmp_path / "results.json").read_text())["records"]
+    assert raw["cost"]["train_s"] is None
+    assert raw["parameters"] == {"dense": None, "pruned": None, "removed_fraction": None}
+    assert raw["summary"]["accuracy"] is None
+    assert raw["plan"] is None
+
+
+def test_a_second_record_of_a_cell_takes_the_first_ones_place(tmp_path):
+    for method in ("a", "b"):
+        upsert(tmp_path, cell(method, status="failed", reason="no memory"))
+    upsert(tmp_path, cell("a"))
+    assert [(r.method, r.status) for r in load(tmp_path)] == [("a", "ok"), ("b", "failed")]
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "n"}, {"sparsity": 0.250001}, {"seed": 1}, {"recovery": "lora"}]
+)
+def test_another_cell_is_another_record(tmp_path, change):
+    upsert(tmp_path, cell())
+    upsert(tmp_path, cell(**change))
+    records = load(tmp_path)
+    assert len(records) == 2
+    assert find(records, *records[1].identity) is records[1]
+    assert find(records, "m", "shortgpt", 0.5) is None
+
+
+def test_extra_keys_survive(tmp_path):
+    task = {"metric": "acc", "value": 0.5, "agreement": 0.9, "counts": {"lost": 3}}
+    upsert(tmp_path, cell(tasks={"piqa": task}, notes={"flag": "far off"}, anything=[1]))
+    [record] = load(tmp_path)
+    assert record.tasks["piqa"].model_extra == {"agreement": 0.9, "counts": {"lost": 3}}
+    assert record.to_json()["anything"] == [1]
+
+
+def test_nan_and_infinity_become_null_with_a_reason(tmp_path):
+    task = {"metric": "acc", "value": np.float32("nan"), "stderr": float("inf"), "n": np.int64(7)}
+    upsert(tmp_path, cell(tasks={"piqa": task}))
+    [record] = load(tmp_path)
+    assert (record.tasks["piqa"].value, record.tasks["piqa"].stderr) == (None, None)
+    assert record.tasks["piqa"].n == 7
+    assert record.notes["not_finite"] == ["tasks.piqa.value: nan", "tasks.piqa.stderr: inf"]
+    assert "not finite, written as null: tasks.piqa.value: nan" in record.reason
+    assert "NaN" not in (tmp_path / "results.json").read_text()
+
+
+def test_a_malformed_record_is_refused_by_key(tmp_path):
+    with pytest.raises(ConfigError, match=r"status: Input should be 'ok'"):
+        upsert(tmp_path, cell(status="done"))
+    with pytest.raises(ConfigError, match=r"tasks\.piqa\.metric: Field required"):
+        upsert(tmp_path, cell(tasks={"piqa": {"value": 1.0}}))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_unreadable_folders_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"No results\.json in"):
+        load(tmp_path)
+    (tmp_path / "results.json").write_text('{"schema": 2, "records": []}')
+    with pytest.raises(ConfigError, match="has schema 2; this version reads schema 1"):
+        load(tmp_path)
+    (tmp_path / "results.json").write_text('{"schema": 1, "rec')
+    with pytest.raises(ConfigError, match="is not JSON"):
+        upsert(tmp_path, cell())
+
+
+WORKER = """
+import sys
+from streamline.results.record import upsert
+for seed in range(5):
+    upsert(sys.argv[1], {"model": "m", "method": sys.argv[2], "sparsity": 0.25, "seed": seed,
+                         "status": "ok"})
+"""
+
+
+def test_several_processes_lose_no_record(tmp_path):
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), f"worker-{number}"])
+        for number in range(3)
+    ]
+    assert [worker.wait(timeout=60) for worker in workers] == [0, 0, 0]
+    assert len({record.identity for record in load(tmp_path)}) == 15
+
+
+def test_label_is_short():
+    assert label(Record.build(cell())) == "shortgpt@0.25"
+    assert label(Record.build(cell(seed=2, recovery="lora"))) == "shortgpt@0.25 +lora seed 2"
