@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from streamline.errors import ConfigError
+from streamline.recipe import Recipe
 
 __all__ = [
     "CalibrationConfig",
@@ -65,7 +66,7 @@ class CalibrationConfig(_Strict):
     """The text that methods look at before they decide.
 
     Attributes:
-        texts: ``packaged``, ``slimpajama``, ``wikitext2``, a hub data set or a local jsonl/txt file.
+        texts: ``packaged``, ``slimpajama``, ``wikitext2``, or a local jsonl or txt file.
         n_samples: Number of packed samples.
         length: Tokens of each sample.
         proportions: How a mixture's domains are weighed: by tokens (the paper) or by rows (its
@@ -79,34 +80,44 @@ class CalibrationConfig(_Strict):
 
 
 class TrainingConfig(_Strict):
-    """How replacements are fitted.
+    """How replacements are fitted: the fields of :class:`streamline.recipe.Recipe`, and the text.
+
+    The defaults are small enough for a CPU; a suite for the paper's models sets the paper's.
 
     Attributes:
+        texts: Where the text comes from; None for the calibration's.
         objective: ``mse`` on hidden states (the paper), or ``lm``: the language-modelling loss of
             the whole pruned model with only the replacement trainable.
-        texts: Where the text comes from; None for the calibration's.
-        n_tokens: Tokens of training text, before repetition.
-        epochs: Passes over them.
-        length: Tokens of each sample.
-        batch_size: Samples of one optimiser step.
-        lr: Peak learning rate.
+        n_tokens: Distinct training tokens.
+        length: Tokens of each sequence.
+        epochs: Passes over the training tokens.
+        batch_tokens: Tokens of one optimiser step.
+        learning_rate: Peak learning rate.
+        final_learning_rate: Learning rate at the last step.
+        warmup: Share of all steps for the linear warm-up.
         weight_decay: AdamW's weight decay.
-        warmup: Share of the steps in which the rate rises; it falls as a cosine in the rest.
         validation_tokens: Tokens kept apart for the validation loss.
+        evaluations: How often it is measured during training, beside before and after.
         cache_bytes: Budget on disk for teacher activations when epochs repeat; 0 for no cache.
     """
 
-    objective: Literal["mse", "lm"] = "mse"
     texts: str | None = None
+    objective: Literal["mse", "lm"] = "mse"
     n_tokens: Positive = 100_000
-    epochs: Positive = 2
     length: Annotated[int, Field(ge=2)] = 512
-    batch_size: Positive = 4
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    epochs: Positive = 2
+    batch_tokens: Positive = 2_048
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
+    final_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
     validation_tokens: Positive = 8_192
+    evaluations: Annotated[int, Field(ge=0)] = 4
     cache_bytes: Annotated[int, Field(ge=0)] = 0
+
+    def recipe(self) -> Recipe:
+        """The part that a replacement is trained by."""
+        return Recipe(**self.model_dump(exclude={"texts", "cache_bytes"}))
 
 
 class HealingConfig(_Strict):

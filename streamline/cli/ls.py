@@ -1,0 +1,100 @@
+"""``streamline-bench ls``: what is installed."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from streamline.cli.show import show_json, show_table
+
+__all__ = ["EPILOG", "command"]
+
+EPILOG = """
+Examples:
+
+    streamline-bench ls methods
+
+    streamline-bench ls suites --json
+"""
+
+
+class Kind(str, Enum):
+    """What can be listed."""
+
+    METHODS = "methods"
+    MODELS = "models"
+    TASKS = "tasks"
+    SUITES = "suites"
+
+
+_COLUMNS = {
+    Kind.METHODS: ("name", "paper", "families", "trains"),
+    Kind.MODELS: ("name", "source", "parameters"),
+    Kind.TASKS: ("name", "kind", "source"),
+    Kind.SUITES: ("name", "title", "source"),
+}
+
+
+def command(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+) -> None:
+    """List methods, models, tasks or suites."""
+    rows = _LISTINGS[kind]()
+    if as_json:
+        show_json(rows)
+    else:
+        show_table(rows, _COLUMNS[kind])
+
+
+def _methods() -> list[dict[str, Any]]:
+    from streamline.registry import METHODS, available, load_method
+
+    rows = []
+    for name, point in available(METHODS).items():
+        method = load_method(name)
+        rows.append(
+            {
+                "name": name,
+                "paper": method.paper,
+                "families": list(method.families),
+                "trains": method.trains,
+                "summary": (method.__doc__ or "").strip().partition("\n")[0],
+                "source": f"{point.dist.name} {point.dist.version}" if point.dist else None,
+            }
+        )
+    return rows
+
+
+def _models() -> list[dict[str, Any]]:
+    from streamline.model_table import MODEL_TABLE
+
+    return [
+        {"name": name, "source": row.hub_id or "a wheel of the Python package index"}
+        for name, row in MODEL_TABLE.items()
+    ]
+
+
+def _tasks() -> list[dict[str, Any]]:
+    from streamline.evaluation.tasks import list_tasks
+
+    return list_tasks()
+
+
+def _suites() -> list[dict[str, Any]]:
+    from streamline.suites import load_suite, suite_files
+
+    return [
+        {"name": name, "title": load_suite(name).title, "source": path.name}
+        for name, path in suite_files().items()
+    ]
+
+
+_LISTINGS = {
+    Kind.METHODS: _methods,
+    Kind.MODELS: _models,
+    Kind.TASKS: _tasks,
+    Kind.SUITES: _suites,
+}

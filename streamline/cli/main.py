@@ -1,0 +1,122 @@
+"""The command ``streamline-bench``: its verbs, and what becomes of errors.
+
+An error that the package raises on purpose ends as one message and exit code 2. Anything else is
+a fault of the program and keeps its traceback. Nothing heavy is imported here or by the verbs'
+modules; each verb imports what it needs when it runs, so that ``--help`` answers at once.
+
+Exit codes: 0 all done, 1 some cells failed, 2 bad arguments.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from streamline import __version__
+from streamline.cli import (
+    compare,
+    evaluate,
+    ls,
+    new_method,
+    prune,
+    report,
+    run,
+    stability,
+    validate,
+)
+from streamline.cli.show import show_error
+from streamline.errors import StreamlineError
+from streamline.registry import unknown_name
+
+__all__ = ["app", "main"]
+
+_VERBS = {
+    "run": run,
+    "ls": ls,
+    "prune": prune,
+    "evaluate": evaluate,
+    "stability": stability,
+    "compare": compare,
+    "report": report,
+    "validate": validate,
+    "new-method": new_method,
+}
+_EPILOG = """
+Without a verb, `run` is meant. Examples:
+
+    streamline-bench --suite embedded
+
+    streamline-bench --models opt-1.3b --methods shortgpt,llm-streamline-layer --dry-run
+
+    streamline-bench ls methods
+"""
+
+app = typer.Typer(
+    name="streamline-bench",
+    help="Prune layers of language models by many methods and compare them, question by question.",
+    epilog=_EPILOG,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _module in _VERBS.items():
+    app.command(_name, epilog=getattr(_module, "EPILOG", None))(_module.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"streamline-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit the process.
+
+    Args:
+        argv: Arguments without the program's name; None for those of the process.
+
+    Raises:
+        SystemExit: Always: 0 all done, 1 some cells failed, 2 bad arguments.
+        StreamlineError: Instead of exit code 2, if ``--debug`` is among the arguments.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(args=_with_verb(arguments), prog_name="streamline-bench")
+    except StreamlineError as error:
+        if debug:
+            raise
+        show_error(error)
+        sys.exit(2)
+
+
+def _with_verb(arguments: list[str]) -> list[str]:
+    """Put ``run`` before arguments that begin with one of its options.
+
+    Raises:
+        UnknownNameError: If the first argument is a word that is no verb.
+    """
+    if not arguments or arguments[0] in (*_VERBS, "--help", "-h", "--version"):
+        return arguments
+    if arguments[0].startswith("-"):
+        return ["run", *arguments]
+    raise unknown_name("verb", arguments[0], _VERBS)

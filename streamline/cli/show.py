@@ -1,0 +1,46 @@
+"""What the verbs show: errors, tables and JSON on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["show_error", "show_json", "show_table"]
+
+
+def show_error(error: BaseException) -> None:
+    """Write one message to standard error, without a traceback."""
+    from rich.console import Console
+    from rich.text import Text
+
+    message = Text.assemble(("error: ", "bold red"), str(error))
+    Console(stderr=True, soft_wrap=True).print(message)
+
+
+def show_json(value: Any) -> None:
+    """Write a value to standard output as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows to standard output, one line each, as wide as they need to be.
+
+    Args:
+        rows: Mappings; a missing or None value shows as ``-``.
+        columns: Keys to show, in order; they are the headings too.
+    """
+    lines = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
+    for cells in [list(columns), ["-" * width for width in widths], *lines]:
+        print("  ".join(map(str.ljust, cells, widths)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
