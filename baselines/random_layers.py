@@ -1,0 +1,55 @@
+"""A control: layers drawn at random. Any rule worth its calibration must beat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from streamline.budget import layers_to_remove
+from streamline.calibration import Calibration
+from streamline.decoder import Decoder
+from streamline.method import DepthMethod, Pruned
+from streamline.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomLayers(DepthMethod):
+    """Remove layers drawn uniformly, by the run's seed.
+
+    One seed is one order of all layers, so what goes at a low sparsity also goes at a higher one.
+
+    Attributes:
+        draw: Further number mixed into the seed, to have several draws within one run.
+
+    Reference:
+        None: a control.
+    """
+
+    name: ClassVar[str] = "random-layers"
+    paper: ClassVar[str] = "control: layers at random"
+
+    draw: int = 0
+
+    def select(self, calibration: Calibration, n_remove: int) -> Plan:
+        """The draw of seed 0."""
+        return self._plan(calibration.n_layers, n_remove, 0)
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Take out the first layers of the seed's order."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        return Pruned(self._plan(decoder.n_layers, n_remove, seed))
+
+    def _plan(self, n_layers: int, n_remove: int, seed: int) -> Plan:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.draw)
+        order = torch.randperm(n_layers, generator=generator).tolist()
+        return Plan.drop(n_layers, order[:n_remove]) if n_remove else Plan.dense(n_layers)
