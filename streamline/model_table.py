@@ -1,0 +1,207 @@
+"""Short names of models, and the shapes of the public ones, so that a dry run needs no network.
+
+The shapes are the published facts that decide parameter counts and layer numbers; everything else
+(weights, tokenizer, generation settings) comes from the model's own repository when it is loaded.
+Add a model by adding a row.
+
+Example::
+
+    MODEL_TABLE["llama2-7b"].hub_id     # "meta-llama/Llama-2-7b-hf"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["MODEL_TABLE", "ModelRow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """One short name.
+
+    Attributes:
+        hub_id: Repository on the hub; None for a model that comes from a wheel.
+        model_type: The transformers model type of ``shape``; None if the shape is not packaged.
+        shape: Fields of the model's config that differ from the defaults of its type.
+    """
+
+    hub_id: str | None
+    model_type: str | None = None
+    shape: dict[str, Any] = field(default_factory=dict)
+
+
+def _opt(size: str, hidden: int, layers: int, heads: int) -> ModelRow:
+    shape = {
+        "vocab_size": 50272,
+        "hidden_size": hidden,
+        "word_embed_proj_dim": hidden,
+        "ffn_dim": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    }
+    return ModelRow(hub_id=f"facebook/opt-{size}", model_type="opt", shape=shape)
+
+
+def _llama(
+    hub_id: str | None,
+    *,
+    vocab: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    positions: int,
+    model_type: str = "llama",
+    theta: float = 10000.0,
+    **more: Any,
+) -> ModelRow:
+    """A row for Llama and the families that share its field names."""
+    shape = {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": positions,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+    }
+    return ModelRow(hub_id=hub_id, model_type=model_type, shape=shape | more)
+
+
+def _pythia(size: str, hidden: int, layers: int, heads: int, vocab: int = 50304) -> ModelRow:
+    shape = {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "use_parallel_residual": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        },
+    }
+    return ModelRow(hub_id=f"EleutherAI/pythia-{size}", model_type="gpt_neox", shape=shape)
+
+
+_LLAMA3 = {"vocab": 128256, "hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 8}
+_LLAMA31_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+MODEL_TABLE: dict[str, ModelRow] = {
+    "smollm2-135m-instruct": _llama(
+        None,
+        vocab=49152,
+        hidden=576,
+        layers=30,
+        heads=9,
+        kv_heads=3,
+        intermediate=1536,
+        positions=8192,
+        theta=100000.0,
+        tie_word_embeddings=True,
+    ),
+    "opt-125m": _opt("125m", 768, 12, 12),
+    "opt-1.3b": _opt("1.3b", 2048, 24, 32),
+    "opt-2.7b": _opt("2.7b", 2560, 32, 32),
+    "opt-6.7b": _opt("6.7b", 4096, 32, 32),
+    "opt-13b": _opt("13b", 5120, 40, 40),
+    "llama2-7b": _llama(
+        "meta-llama/Llama-2-7b-hf",
+        vocab=32000,
+        hidden=4096,
+        layers=32,
+        heads=32,
+        kv_heads=32,
+        intermediate=11008,
+        positions=4096,
+    ),
+    "llama2-13b": _llama(
+        "meta-llama/Llama-2-13b-hf",
+        vocab=32000,
+        hidden=5120,
+        layers=40,
+        heads=40,
+        kv_heads=40,
+        intermediate=13824,
+        positions=4096,
+    ),
+    "llama3-8b": _llama(
+        "meta-llama/Meta-Llama-3-8B",
+        **_LLAMA3,
+        intermediate=14336,
+        positions=8192,
+        theta=500000.0,
+    ),
+    "llama3.1-8b": _llama(
+        "meta-llama/Llama-3.1-8B",
+        **_LLAMA3,
+        intermediate=14336,
+        positions=131072,
+        rope_parameters=_LLAMA31_ROPE,
+    ),
+    "mistral-7b": _llama(
+        "mistralai/Mistral-7B-v0.1",
+        model_type="mistral",
+        vocab=32000,
+        hidden=4096,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        intermediate=14336,
+        positions=32768,
+        sliding_window=4096,
+    ),
+    "qwen2.5-7b": _llama(
+        "Qwen/Qwen2.5-7B",
+        model_type="qwen2",
+        vocab=152064,
+        hidden=3584,
+        layers=28,
+        heads=28,
+        kv_heads=4,
+        intermediate=18944,
+        positions=131072,
+        theta=1000000.0,
+        rms_norm_eps=1e-6,
+    ),
+    "qwen3-8b": _llama(
+        "Qwen/Qwen3-8B",
+        model_type="qwen3",
+        vocab=151936,
+        hidden=4096,
+        layers=36,
+        heads=32,
+        kv_heads=8,
+        intermediate=12288,
+        positions=40960,
+        theta=1000000.0,
+        rms_norm_eps=1e-6,
+        head_dim=128,
+    ),
+    "pythia-70m": _pythia("70m", 512, 6, 8),
+    "pythia-160m": _pythia("160m", 768, 12, 12),
+    "pythia-410m": _pythia("410m", 1024, 24, 16),
+    "pythia-1b": _pythia("1b", 2048, 16, 8),
+    "pythia-1.4b": _pythia("1.4b", 2048, 24, 16),
+    "pythia-2.8b": _pythia("2.8b", 2560, 32, 32),
+    "pythia-6.9b": _pythia("6.9b", 4096, 32, 32, vocab=50432),
+    "pythia-12b": _pythia("12b", 5120, 36, 40, vocab=50688),
+}
