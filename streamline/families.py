@@ -149,7 +149,6 @@ FAMILIES: tuple[Family, ...] = (
         base="gpt_neox",
         layers="gpt_neox.layers",
         norm="gpt_neox.final_layer_norm",
-        head="embed_out",
         attention="attention",
         q="",
         k="",

@@ -39,11 +39,13 @@ class Student:
         span: The layers it learns to stand for.
         module: The network, called like a layer; trained in place.
         recipe: How it is to be trained.
+        overrides: Fields of the recipe that the method insists on, whatever the run sets.
     """
 
     span: Span
     module: nn.Module
     recipe: Recipe
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.errors import ConfigError, UnknownNameError
+from streamline.specs import base_name
 
 if TYPE_CHECKING:
     from streamline.method import Method
@@ -156,7 +157,7 @@ def method_names(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(points)
     if "all" in given:
         raise ConfigError(f"'all' already stands for every method, got {', '.join(given)}")
-    for name in given:
+    for name in map(base_name, given):
         if ":" not in name and name not in points:
             raise unknown_name("method", name, points)
     return given
