@@ -110,7 +110,8 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
     per token (minus ``loglikelihood`` over ``n_tokens``).
 
     Args:
-        frame: One row for each question and option, of one model.
+        frame: One row for each question and option, of one model; the nullable columns of
+            ``evaluation.samples.COLUMNS`` may be absent.
 
     Returns:
         Answers by task, questions in the order of ``doc_id``.
@@ -118,9 +119,12 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
     Raises:
         ConfigError: If a question's rows contradict each other.
     """
+    from streamline.evaluation.samples import COLUMNS
+
+    whole = frame.reindex(columns=list(COLUMNS))
     return {
         str(task): _task_answers(str(task), rows)
-        for task, rows in frame.groupby("task", sort=False)
+        for task, rows in whole.groupby("task", sort=False)
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from streamline.errors import ConfigError
 from streamline.results.record import Record, find, label, load, upsert
 
-GOLDEN = Path(__file__).parent / "data" / "results_v1.json"
+GOLDEN = Path(__file__).parents[1] / "data" / "results_v1.json"
 
 
 def cell(method="shortgpt", **changes):

@@ -1,0 +1,100 @@
+"""From one cell's answers to the figures of its record: accuracy, stability, agreement, relative accuracy.
+
+Both sides were evaluated on the same questions; the dense model's answers weigh them. Nothing here needs a
+model, so the figures can be made again from the sample files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from streamline.results.answers import Answers
+from streamline.results.predictions import from_samples
+from streamline.stability import Stability, average, grouped, relative_accuracy, stability
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Assessment", "CellResult", "assess"]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What the evaluation of one cell left.
+
+    Attributes:
+        tasks: For each row of the report ``metric``, ``value``, ``stderr``, ``n``, ``version`` and
+            ``subtasks``, the task names of its sample rows.
+        samples: One row for each question and option, as in :mod:`streamline.evaluation.samples`.
+        perplexity: For each text ``value``, ``n_tokens`` and ``window``.
+        seconds: Wall time, a shared pass split evenly over the cells that shared it.
+    """
+
+    tasks: dict[str, dict[str, Any]]
+    samples: pd.DataFrame
+    perplexity: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The ``tasks`` and ``summary`` blocks of a record."""
+
+    tasks: dict[str, dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def assess(result: CellResult, dense: CellResult) -> Assessment:
+    """Compare a cell with the dense model.
+
+    Args:
+        result: The cell's answers.
+        dense: The dense model's answers to the same questions.
+
+    Returns:
+        The figures; stability is None for tasks without options, and an average over tasks is
+        None if one of them is.
+
+    Raises:
+        ConfigError: If the two answered different questions.
+
+    Reference:
+        LLM-Streamline, arXiv:2403.19135 (v3), Eq. 5 and 6; relative accuracy is the ratio of the
+        average accuracies.
+    """
+    own, other = from_samples(result.samples), from_samples(dense.samples)
+    tasks: dict[str, dict[str, Any]] = {}
+    for name, facts in result.tasks.items():
+        measured = _stability(facts["subtasks"], other, own)
+        tasks[name] = {key: value for key, value in facts.items() if key != "subtasks"} | {
+            "stability": measured.value,
+            "stability_stderr": measured.stderr,
+            "stability_nll": measured.nll,
+            "agreement": measured.agreement,
+            "counts": {
+                "both_right": measured.both_right,
+                "lost": measured.lost,
+                "gained": measured.gained,
+                "both_wrong": measured.both_wrong,
+            },
+        }
+    accuracy = {name: facts["value"] for name, facts in result.tasks.items()}
+    reference = {name: facts["value"] for name, facts in dense.tasks.items()}
+    summary = {
+        "accuracy": average(accuracy),
+        "relative_accuracy": relative_accuracy(accuracy, reference),
+        "stability": average({name: facts["stability"] for name, facts in tasks.items()}),
+        "agreement": average({name: facts["agreement"] for name, facts in tasks.items()}),
+        "perplexity": {name: facts["value"] for name, facts in result.perplexity.items()},
+        "perplexity_facts": result.perplexity,
+    }
+    return Assessment(tasks, summary)
+
+
+def _stability(
+    names: list[str], dense: Mapping[str, Answers], pruned: Mapping[str, Answers]
+) -> Stability:
+    """Stability of one row: of its task, or the mean over its subjects."""
+    return grouped([stability(dense[name], pruned[name]) for name in names])[0]
