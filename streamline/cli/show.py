@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["show_error", "show_json", "show_table"]
+__all__ = ["show_error", "show_failure", "show_json", "show_table"]
 
 
 def show_error(error: BaseException) -> None:
@@ -15,6 +15,15 @@ def show_error(error: BaseException) -> None:
     from rich.text import Text
 
     message = Text.assemble(("error: ", "bold red"), str(error))
+    Console(stderr=True, soft_wrap=True).print(message)
+
+
+def show_failure(what: str, reason: str | None) -> None:
+    """Write to standard error that one piece of the work failed, and why."""
+    from rich.console import Console
+    from rich.text import Text
+
+    message = Text.assemble(("failed: ", "bold red"), f"{what}: {reason or 'no reason given'}")
     Console(stderr=True, soft_wrap=True).print(message)
 
 

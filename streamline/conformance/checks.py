@@ -1,44 +1,33 @@
-"""The conformance tests: what every method promises, tried on tiny models in memory.
+"""What every method promises on a model, one check a function.
 
-Plugin authors run them with ``streamline-bench validate METHOD``, this package's own tests run
-them over all built-in methods. A check is a function of a :class:`Subject` that raises
-:class:`Violation` with what was found and what was promised.
-
-Example::
-
-    for outcome in check_method(ShortGPT()):
-        print(outcome.family, outcome.check, outcome.status, outcome.detail)
+A check takes a :class:`Subject` and raises :class:`Violation` with what was found and what was
+promised. Add one by writing it and naming it in :data:`CHECKS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamline.budget import layers_to_remove
-from streamline.calibration import Calibration
+from streamline.conformance.subject import SPARSITY, Subject
 from streamline.decoder import Decoder
 from streamline.errors import StreamlineError
-from streamline.method import DepthMethod, Method, Pruned
-from streamline.paths import Path as ModelPath
-from streamline.paths import PathTrie, dense_path
+from streamline.method import DepthMethod, Method
+from streamline.paths import dense_path
 from streamline.snapshot import differences, snapshot
 from streamline.surgery import assemble
-from streamline.testing import tiny_config, tiny_model, tiny_tokenizer
+from streamline.testing import tiny_config, tiny_tokenizer
 
-__all__ = ["CHECKS", "CONFORMANCE_FAMILIES", "Outcome", "Subject", "Violation", "check_method"]
+__all__ = ["CHECKS", "Violation", "check_declaration", "check_refusal"]
 
-CONFORMANCE_FAMILIES = ("opt", "llama", "qwen3")
-SPARSITY = 0.25
 _TOLERANCE = 1e-3
 
 
@@ -46,100 +35,7 @@ class Violation(StreamlineError):
     """A method does not keep a promise of the contract."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one check ended on one family.
-
-    Attributes:
-        family: The tiny model's family; ``-`` for checks that need none.
-        check: The check's name.
-        status: ``refused`` where the method says that it does not support the family.
-        detail: The violation, the error or the reason of the refusal; empty when passed.
-    """
-
-    family: str
-    check: str
-    status: Literal["passed", "failed", "refused"]
-    detail: str = ""
-
-
-class Subject:
-    """One method on one tiny model, with what several checks need computed once.
-
-    Args:
-        method: The method under test.
-        family: A family of :data:`streamline.testing.FAMILIES`.
-    """
-
-    def __init__(self, method: Method, family: str) -> None:
-        self.method = method
-        self.family = family
-        self.model = tiny_model(family)
-        self.decoder = Decoder(self.model)
-        generator = torch.Generator().manual_seed(7)
-        self.batches = torch.randint(0, 256, (8, 32), generator=generator)
-        self.ids = torch.randint(0, 256, (2, 12), generator=generator)
-
-    @cached_property
-    def calibration(self) -> Calibration:
-        """What the method measures on the model."""
-        return self.method.calibrate(self.decoder, self.batches)
-
-    @cached_property
-    def pruned(self) -> Pruned:
-        """The model pruned to :data:`SPARSITY` with seed 0."""
-        return self.prune(SPARSITY)
-
-    def prune(self, sparsity: float, seed: int = 0) -> Pruned:
-        """Prune afresh from the shared calibration."""
-        return self.method.prune(self.decoder, self.calibration, sparsity, self.batches, seed)
-
-    def logits(self, path: ModelPath) -> Tensor:
-        """Logits of a path on fixed tokens, [2, 12, V]."""
-        found: list[Tensor] = []
-        with torch.no_grad():
-            entry = path.decoder.enter(self.ids)
-            PathTrie([path]).walk(entry, lambda _, hidden: found.append(path.decoder.leave(hidden)))
-        return found[0]
-
-
-def check_method(
-    method: Method, families: Sequence[str] = CONFORMANCE_FAMILIES
-) -> Iterator[Outcome]:
-    """Run every check on every family, one outcome at a time.
-
-    Args:
-        method: The method, with the fields to be tested.
-        families: Families of :data:`streamline.testing.FAMILIES`.
-
-    Yields:
-        One outcome for each family and check; one alone for a family that the method refuses.
-    """
-    yield _attempt("-", "declaration", lambda: _check_declaration(method))
-    for family in families:
-        subject = Subject(method, family)
-        refusal: list[str] = []
-        outcome = _attempt(family, "refusal", lambda s=subject, r=refusal: _check_refusal(s, r))
-        if refusal:
-            yield Outcome(family, "refusal", "refused", refusal[0])
-            continue
-        yield outcome
-        for name, check in CHECKS.items():
-            yield _attempt(family, name, lambda c=check, s=subject: c(s))
-
-
-def _attempt(family: str, name: str, check: Callable[[], None]) -> Outcome:
-    """Run a check; whatever a plugin raises is its failure and not the end of the run."""
-    try:
-        check()
-    except Violation as error:
-        return Outcome(family, name, "failed", str(error))
-    except Exception as error:
-        return Outcome(family, name, "failed", f"{type(error).__name__}: {error}")
-    return Outcome(family, name, "passed")
-
-
-def _check_declaration(method: Method) -> None:
+def check_declaration(method: Method) -> None:
     """A frozen dataclass of defaults, with name, paper, families and trains."""
     cls = type(method)
     parameters = getattr(cls, "__dataclass_params__", None)
@@ -155,16 +51,13 @@ def _check_declaration(method: Method) -> None:
     _require(dataclasses.replace(method) == method, "two methods of equal fields are not equal")
 
 
-def _check_refusal(subject: Subject, refusal: list[str]) -> None:
+def check_refusal(subject: Subject) -> None:
     """``unsupported`` answers None or a reason in words."""
     reason = subject.method.unsupported(subject.decoder)
-    if reason is None:
-        return
     _require(
-        isinstance(reason, str) and len(reason.split()) >= 3,
+        reason is None or (isinstance(reason, str) and len(reason.split()) >= 3),
         f"a refusal needs its reason in words, got {reason!r}",
     )
-    refusal.append(reason)
 
 
 def _check_calibrate_is_clean(subject: Subject) -> None:
