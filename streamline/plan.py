@@ -48,9 +48,11 @@ class Step:
     """One stop on the path of a pruned model.
 
     Attributes:
-        layer: Original index of the layer that runs here, or whose place (mask, positions) is taken.
-        kind: ``"layer"`` for the dense layer as it is; otherwise what stands here instead
-            (``"ffn"``, ``"swiglu"``, ``"layer-copy"``, ``"merged"``, ``"no-attention"``, ...).
+        layer: Original index of the layer that runs here, or whose place (mask, positions) is
+            taken.
+        kind: ``"layer"`` without a span for the dense layer as it is; otherwise what stands here
+            instead (``"ffn"``, ``"swiglu"``, a trained ``"layer"``, ``"merged"``,
+            ``"no-attention"``, ...).
         span: The layers that a replacement stands for; None for a dense layer.
     """
 
@@ -61,7 +63,7 @@ class Step:
     @property
     def dense(self) -> bool:
         """Whether the dense model's own layer runs here."""
-        return self.kind == "layer"
+        return self.kind == "layer" and self.span is None
 
 
 @dataclass(frozen=True)
