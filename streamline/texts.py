@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from streamline.errors import AssetError, ConfigError
+from streamline.hub import hub_errors
 from streamline.mixing import Document, check_limits, mix, take, text_fingerprint
 from streamline.packaged import PROPORTIONS, is_heldout, packaged_passages
 
@@ -176,7 +177,6 @@ def _hub(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a data set on the hub, streamed; shuffled within a buffer if there is a seed."""
     from datasets import load_dataset
-    from httpx import HTTPError
 
     hub_split = _HUB_SPLITS[name].get(split)
     if hub_split is None:
@@ -186,7 +186,7 @@ def _hub(
         if seed is not None:
             rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         yield from rows
-    except (OSError, ValueError, HTTPError) as error:
+    except hub_errors() as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AssetError(
             f"Text {name!r} ({repository}, split {hub_split}) could not be read from the hub: "

@@ -126,8 +126,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits, read in pieces."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def fetch_wheel(wheel: Wheel) -> Path:
