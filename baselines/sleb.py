@@ -1,0 +1,166 @@
+"""SLEB: take out one layer after another, each time the one whose loss without it is lowest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from streamline.budget import layers_to_remove, mean_layer_parameters
+from streamline.calibration import Calibration, measure
+from streamline.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.files import content_key
+from streamline.losses import loss_sample, score_paths
+from streamline.method import Method, Pruned, Size
+from streamline.paths import Path, dense_path
+from streamline.plan import Plan
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the greedy search: what it removed, at what loss, at what cost."""
+
+    layer: int
+    loss: float
+    layer_runs: int
+    naive_layer_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLEB(Method):
+    """Greedy by loss: each round tries every remaining layer and removes the best.
+
+    The rounds do not depend on the sparsity, so the first ones are searched once at calibration and
+    serve every sparsity; pruning goes on from there if more layers must go. A round costs one walk
+    of a trie, about half the layer runs of trying the candidates one by one.
+
+    Attributes:
+        n_samples: Calibration sequences per trial; None for all.
+        length: Tokens of each; None for all.
+        keep_first: First layers that are never removed while others are left.
+        keep_last: Last layers that are never removed while others are left.
+        search_share: Share of the layers that calibration puts in order beforehand.
+
+    Reference:
+        SLEB, arXiv:2402.09025, algorithm 1.
+
+    Differs from the released code:
+        Its 128 "samples" are lines of WikiText-2 joined into a few windows of 2048 tokens; here
+        sequences come from the run's calibration texts, as many tokens by default as Shortened
+        LLaMA looks at, because the search is quadratic in the number of layers.
+    """
+
+    name: ClassVar[str] = "sleb"
+    paper: ClassVar[str] = "arXiv:2402.09025"
+
+    n_samples: int | None = 10
+    length: int | None = 128
+    keep_first: int = 1
+    keep_last: int = 1
+    search_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 <= self.search_share <= 1.0:
+            raise ConfigError(f"search_share is a share in [0, 1], got {self.search_share}")
+
+    def calibration_key(self) -> str:
+        """One search per setting of the fields."""
+        fields = [
+            self.n_samples, self.length, self.keep_first, self.keep_last, self.search_share
+        ]  # fmt: skip
+        return f"{self.name}-{content_key(fields)[:12]}"
+
+    def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
+        """Search the first rounds, and measure the shared statistics on the same tokens."""
+        tokens = loss_sample(batches, self.n_samples, self.length)
+        rounds = self.search(decoder, tokens, round(self.search_share * decoder.n_layers))
+        extras = {
+            "order": torch.tensor([r.layer for r in rounds], dtype=torch.int64),
+            "losses": torch.tensor([r.loss for r in rounds], dtype=torch.float64),
+            "runs": torch.tensor(
+                [[r.layer_runs, r.naive_layer_runs] for r in rounds], dtype=torch.int64
+            ).reshape(-1, 2),
+        }
+        return replace(measure(decoder, tokens), extras=extras)
+
+    def search(
+        self, decoder: Decoder, tokens: Tensor, n_remove: int, done: Sequence[Round] = ()
+    ) -> list[Round]:
+        """Run the greedy rounds.
+
+        Args:
+            decoder: The dense model.
+            tokens: Token ids of every trial, [N, T].
+            n_remove: Rounds wanted in all.
+            done: Rounds that were run before, with the same tokens.
+
+        Returns:
+            ``n_remove`` rounds, those done first.
+        """
+        rounds = list(done)[:n_remove]
+        nodes = list(dense_path(decoder).nodes)
+        for earlier in rounds:
+            nodes = [node for node in nodes if node.layer != earlier.layer]
+        while len(rounds) < n_remove:
+            places = self._candidates(len(nodes))
+            paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in places]
+            scores = score_paths(paths, tokens)
+            best = min(range(len(places)), key=lambda i: scores.losses[i])
+            removed = nodes.pop(places[best])
+            rounds.append(
+                Round(
+                    removed.layer, scores.losses[best], scores.layer_runs, scores.naive_layer_runs
+                )
+            )
+        return rounds
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Take the first rounds of the search, going on with it where calibration stopped."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        if n_remove == 0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        extras = calibration.extras
+        done = [
+            Round(layer, loss, *runs)
+            for layer, loss, runs in zip(
+                extras["order"].tolist(),
+                extras["losses"].tolist(),
+                extras["runs"].tolist(),
+                strict=True,
+            )
+        ]
+        tokens = loss_sample(batches, self.n_samples, self.length)
+        rounds = self.search(decoder, tokens, n_remove, done)
+        return Pruned(Plan.drop(decoder.n_layers, [r.layer for r in rounds]), notes=_notes(rounds))
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size:
+        """The count from the layers that would go."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        dense = decoder.n_parameters()
+        return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
+
+    def _candidates(self, n_alive: int) -> range:
+        """Places on the current path that may go: not the barriers, unless only they are left."""
+        inner = range(self.keep_first, n_alive - self.keep_last)
+        return inner if len(inner) else range(n_alive)
+
+
+def _notes(rounds: Sequence[Round]) -> dict[str, Any]:
+    return {
+        "order": [r.layer for r in rounds],
+        "losses": [r.loss for r in rounds],
+        "layer_runs": sum(r.layer_runs for r in rounds),
+        "naive_layer_runs": sum(r.naive_layer_runs for r in rounds),
+    }

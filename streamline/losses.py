@@ -1,0 +1,152 @@
+"""Language-model loss of many paths at once: what every "try it and see" criterion scores by.
+
+Paths that enter the same model share the layers of their common prefixes through the trie of
+:mod:`streamline.paths`; only each path's own rest and its head are run anew. The count of layer
+runs is given beside what running every path on its own would have cost.
+
+Example:
+    scores = score_paths([pruned.path(decoder) for pruned in trials], batches)
+    scores.losses[0], scores.layer_runs, scores.naive_layer_runs
+
+Notation: N sequences, T tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamline.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.paths import Path, PathTrie
+
+#: Positions whose logits exist at once: bounds the memory of the head to this times V.
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Losses of some paths, and what finding them cost.
+
+    Attributes:
+        losses: Mean negative log-likelihood per predicted token of each path, in nats.
+        n_tokens: Predicted tokens averaged over, N * (T - 1).
+        layer_runs: Layer evaluations, one for each sequence that a layer ran on.
+        naive_layer_runs: The same without sharing prefixes.
+    """
+
+    losses: list[float]
+    n_tokens: int
+    layer_runs: int
+    naive_layer_runs: int
+
+
+def path_losses(paths: Sequence[Path], batches: Tensor) -> list[float]:
+    """Mean token loss of each path; see :func:`score_paths`."""
+    return score_paths(paths, batches).losses
+
+
+@torch.no_grad()
+def score_paths(
+    paths: Sequence[Path],
+    batches: Tensor,
+    *,
+    batch_tokens: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Walk many paths over token batches and average the next-token loss of each.
+
+    Args:
+        paths: Any paths; those of one decoder are walked together.
+        batches: Token ids, [N, T], int64, with T at least 2.
+        batch_tokens: Tokens walked at once (at least one sequence).
+        progress: Called with sequences done and in all.
+
+    Returns:
+        One loss per path, in order, and the cost.
+
+    Raises:
+        ConfigError: If the sequences are too short to predict anything.
+    """
+    if batches.shape[1] < 2 or not len(batches):
+        raise ConfigError(
+            f"a loss needs sequences of at least 2 tokens, got a batch of {list(batches.shape)}"
+        )
+    groups: dict[int, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(id(path.decoder), []).append(index)
+    tries = [(members, PathTrie([paths[i] for i in members])) for members in groups.values()]
+    totals = [0.0] * len(paths)
+    rows = max(1, batch_tokens // batches.shape[1])
+    for start in range(0, len(batches), rows):
+        tokens = batches[start : start + rows]
+        for members, trie in tries:
+
+            def at_end(
+                index: int,
+                hidden: Tensor,
+                members: list[int] = members,
+                decoder: Decoder = trie.decoder,
+                tokens: Tensor = tokens,
+            ) -> None:
+                totals[members[index]] += summed_loss(decoder, hidden, tokens)
+
+            trie.walk(trie.decoder.enter(tokens), at_end)
+        if progress is not None:
+            progress(min(start + rows, len(batches)), len(batches))
+    n_tokens = len(batches) * (batches.shape[1] - 1)
+    return Scores(
+        losses=[total / n_tokens for total in totals],
+        n_tokens=n_tokens,
+        layer_runs=len(batches) * sum(trie.n_runs for _, trie in tries),
+        naive_layer_runs=len(batches) * sum(trie.n_naive_runs for _, trie in tries),
+    )
+
+
+@torch.no_grad()
+def summed_loss(decoder: Decoder, hidden: Tensor, tokens: Tensor) -> float:
+    """Negative log-likelihood of every token after the first, summed.
+
+    Logits are made for a few hundred positions at a time, and the softmax is taken in float32.
+
+    Args:
+        decoder: The model whose final norm and head are used.
+        hidden: Hidden states after the last layer, [N, T, D].
+        tokens: Token ids, [N, T].
+
+    Returns:
+        The sum over N * (T - 1) predictions, in nats.
+    """
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    targets = tokens[:, 1:].reshape(-1)
+    total = 0.0
+    for start in range(0, len(states), _CHUNK):
+        logits = decoder.leave(states[start : start + _CHUNK]).float()
+        wanted = targets[start : start + _CHUNK].to(logits.device)
+        total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+    return total
+
+
+def loss_sample(batches: Tensor, n_samples: int | None, length: int | None) -> Tensor:
+    """The first sequences of the calibration tokens, cut short: what a loss criterion looks at.
+
+    Args:
+        batches: Calibration tokens, [N, T].
+        n_samples: Sequences to take, or None for all.
+        length: Tokens of each to take, or None for all.
+
+    Returns:
+        Token ids of at most the asked shape.
+
+    Raises:
+        ConfigError: If nothing would be left to predict.
+    """
+    if (n_samples is not None and n_samples < 1) or (length is not None and length < 2):
+        raise ConfigError(
+            f"a loss needs at least 1 sequence of 2 tokens, got n_samples={n_samples} and "
+            f"length={length}"
+        )
+    return batches[:n_samples, :length]
