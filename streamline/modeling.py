@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .modeling_layers import LayerModule, Spec, build
+from .modeling_layers import LayerModule, Spec, build, number_caches
 
 MODEL_TYPE = "streamline"
 
@@ -130,6 +130,7 @@ def install(model: nn.Module, config: Any) -> None:
             if isinstance(module, LayerModule):
                 module.tuple_output = config.streamline["tuple_output"]
         layers[index] = layer
+    number_caches(list(layers), config)
 
 
 def shared_keys(model: nn.Module) -> dict[str, str]:

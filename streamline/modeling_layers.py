@@ -302,6 +302,35 @@ def cut(layer: nn.Module, spec: Spec) -> nn.Module:
     return layer
 
 
+def number_caches(layers: list[nn.Module], config: Any) -> None:
+    """Give each layer with attention its place in the key-value cache.
+
+    A layer without attention stores nothing there, but the cache's length and masks are read from
+    its first place of each type (full or sliding attention). So layers without attention take the
+    type of the first layer that has it, and the layers with attention take, in order, the first
+    places of their own type.
+
+    Args:
+        layers: The model's layers, in order; the ``layer_idx`` of their parts is set.
+        config: The model's config; its ``layer_types`` is changed for layers without attention.
+    """
+    owners = [
+        [m for m in layer.modules() if getattr(m, "layer_idx", None) is not None]
+        for layer in layers
+    ]
+    types = list(getattr(config, "layer_types", None) or ["one"] * len(layers))
+    first = next((kind for kind, own in zip(types, owners, strict=True) if own), None)
+    types = [kind if own else first or kind for kind, own in zip(types, owners, strict=True)]
+    if getattr(config, "layer_types", None):
+        config.layer_types = types
+    places = {kind: [i for i, other in enumerate(types) if other == kind] for kind in set(types)}
+    for kind, own in zip(types, owners, strict=True):
+        if own:
+            place = places[kind].pop(0)
+            for module in own:
+                module.layer_idx = place  # type: ignore[assignment]
+
+
 @builder("layer")
 def _layer(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
     return layer

@@ -1,8 +1,8 @@
-"""Turn a path into a model of its own: a plain Hugging Face model with the path's modules as its layers.
+"""Turn a path into a model of its own: a Hugging Face model with the path's modules as its layers.
 
-Weights are shared with the dense model, module objects are not, so both stay usable. Everything that counts
-layers is renumbered: ``num_hidden_layers``, per-layer lists in the config, and the ``layer_idx`` by which
-attention finds its place in the key-value cache.
+Weights are shared with the dense model, module objects are not, so both stay usable. Everything
+that counts layers is renumbered: ``num_hidden_layers``, per-layer lists in the config, and the
+``layer_idx`` by which attention finds its place in the key-value cache.
 
 Example:
     model = assemble(pruned.path(decoder))
@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from streamline.decoder import Decoder, submodule
+from streamline.modeling_layers import LayerModule, Stack, number_caches
 from streamline.paths import Path
 
 #: Config fields that hold one value per layer.
@@ -35,18 +36,40 @@ def assemble(path: Path) -> PreTrainedModel:
         tensors are those of the dense model and of the path's own modules.
     """
     decoder = path.decoder
-    modules = [decoder.model, *(node.module for node in path.nodes)]
-    memo: dict[int, Any] = {
-        id(tensor): tensor
-        for module in modules
-        for tensor in (*module.parameters(), *module.buffers())
-    }
-    model = cast("PreTrainedModel", copy.deepcopy(decoder.model, memo))
-    layers = nn.ModuleList([copy.deepcopy(node.module, memo) for node in path.nodes])
+    parts = [(part, node.layer) for node in path.nodes for part in applications(node.module)]
+    model = cast("PreTrainedModel", shared_copy(decoder.model))
+    kept = {id(decoder.config): model.config}
+    layers = nn.ModuleList([shared_copy(part, kept) for part, _ in parts])
+    for module in layers.modules():
+        if isinstance(module, LayerModule):
+            module.tuple_output = decoder.family.tuple_output
     parent, _, leaf = decoder.family.layers.rpartition(".")
     setattr(submodule(model, parent), leaf, layers)
-    renumber(model, [node.layer for node in path.nodes], decoder)
+    renumber(model, [layer for _, layer in parts], decoder)
     return model
+
+
+def shared_copy(module: nn.Module, kept: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of a module whose parameters and buffers are those of the original.
+
+    Args:
+        module: The original.
+        kept: Further objects that are not to be copied: what stands for each ``id``.
+    """
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, {**memo, **(kept or {})})
+
+
+def applications(module: nn.Module) -> list[nn.Module]:
+    """A node's module as the layers of a model: one for each place it needs in the cache.
+
+    A stack of layers with attention needs as many places as it has parts; anything else is one
+    layer.
+    """
+    attends = any(getattr(m, "layer_idx", None) is not None for m in module.modules())
+    if isinstance(module, Stack) and attends:
+        return [part for inner in module.sequence() for part in applications(inner)]
+    return [module]
 
 
 def renumber(model: PreTrainedModel, origin: list[int], decoder: Decoder) -> None:
@@ -65,26 +88,3 @@ def renumber(model: PreTrainedModel, origin: list[int], decoder: Decoder) -> Non
     config.num_hidden_layers = len(origin)
     layers = list(submodule(model, decoder.family.layers).children())
     number_caches(layers, config)
-
-
-def number_caches(layers: list[nn.Module], config: Any) -> None:
-    """Give each layer with attention its place in the key-value cache.
-
-    A layer without attention stores nothing there. The cache's length is read from its first
-    place, so places are counted over the layers that have attention; where layers differ in type
-    (full and sliding attention) each keeps the place of its position, whose type the cache takes
-    from the config.
-
-    Args:
-        layers: The model's layers, in order.
-        config: The model's config.
-    """
-    by_position = len(set(getattr(config, "layer_types", None) or ())) > 1
-    place = 0
-    for position, layer in enumerate(layers):
-        owners = [m for m in layer.modules() if getattr(m, "layer_idx", None) is not None]
-        for owner in owners:
-            owner.layer_idx = position if by_position else place  # type: ignore[assignment]
-        place += bool(owners)
-        if hasattr(layer, "attention_type") and by_position:
-            layer.attention_type = config.layer_types[position]
