@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamline.cli.options import given
-from streamline.cli.show import show_table
+from streamline.cli.show import show_failure, show_table
 
 __all__ = ["EPILOG", "command"]
 
@@ -50,7 +50,6 @@ def command(
             methods=["dense"],
             tasks=tasks,
             limit=limit,
-            out=out,
             device=device,
             dtype=dtype,
             data=data,
@@ -63,6 +62,9 @@ def command(
     from streamline.cli.bar import Bar
 
     with Bar() as bar:
-        record = pipeline.evaluate_model(config, progress=bar)
+        record = pipeline.evaluate_model(model, out=out, config=config, progress=bar)
     rows = [{"task": name, **result.model_dump()} for name, result in record.tasks.items()]
     show_table(rows, ("task", "metric", "value", "stderr", "n"))
+    if record.status == "failed":
+        show_failure(model, record.reason)
+        raise typer.Exit(1)

@@ -32,7 +32,7 @@ class Kind(str, Enum):
 _COLUMNS = {
     Kind.METHODS: ("name", "paper", "families", "trains"),
     Kind.MODELS: ("name", "source", "family", "n_layers"),
-    Kind.TASKS: ("name", "kind", "protocol", "metric", "shots", "n_items", "members"),
+    Kind.TASKS: ("name", "kind", "protocol", "metric", "shots", "n_items", "groups"),
     Kind.SUITES: ("name", "title", "source"),
 }
 

@@ -22,7 +22,6 @@ from streamline.cli import (
     ls,
     new_method,
     prune,
-    report,
     run,
     stability,
     validate,
@@ -40,7 +39,6 @@ _VERBS = {
     "evaluate": evaluate,
     "stability": stability,
     "compare": compare,
-    "report": report,
     "validate": validate,
     "new-method": new_method,
 }

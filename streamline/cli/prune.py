@@ -62,5 +62,12 @@ def command(
     from streamline.cli.bar import Bar
 
     with Bar() as bar:
-        pipeline.prune_to_checkpoint(config, progress=bar)
+        pipeline.prune_to_checkpoint(
+            model,
+            method=config.methods[0],
+            sparsity=config.sparsities[0],
+            out=out,
+            config=config,
+            progress=bar,
+        )
     typer.echo(str(out))

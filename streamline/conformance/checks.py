@@ -86,6 +86,10 @@ def _check_identity(subject: Subject) -> None:
 def _check_count(subject: Subject) -> None:
     """Layers and parameters are those that plan, size and the built model say."""
     pruned, decoder, method = subject.pruned, subject.decoder, subject.method
+    removed = pruned.plan.removed_layers
+    if isinstance(method, DepthMethod):
+        asked = layers_to_remove(decoder, SPARSITY)
+        _require(len(removed) == asked, f"{asked} layers should go, {removed} do")
     counted = pruned.n_parameters(decoder)
     built = _built(subject)
     held = sum(parameter.numel() for parameter in built.parameters())
@@ -97,10 +101,6 @@ def _check_count(subject: Subject) -> None:
             size.pruned == counted,
             f"size() says {size.pruned} parameters from the config, pruning leaves {counted}",
         )
-    removed = pruned.plan.removed_layers
-    if isinstance(method, DepthMethod):
-        asked = layers_to_remove(decoder, SPARSITY)
-        _require(len(removed) == asked, f"{asked} layers should go, {removed} do")
     if size is not None and size.n_removed is not None:
         _require(
             len(removed) == size.n_removed,
@@ -162,7 +162,7 @@ def _check_checkpoint(subject: Subject) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "checkpoint"
-        checkpoint.save(target, subject.pruned, subject.decoder, tiny_tokenizer())
+        checkpoint.save(subject.pruned, subject.decoder, tiny_tokenizer(), target, {})
         loaded, _ = checkpoint.load(target)
         with torch.no_grad():
             logits = loaded(subject.ids).logits

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamline import files
+from streamline.files import content_key, write_bytes_atomic, write_json_atomic, write_text_atomic
+
+
+def test_writers_make_folders_and_replace(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.txt"
+    write_text_atomic(target, "old\n")
+    write_text_atomic(target, "nü\n")
+    assert target.read_bytes() == "nü\n".encode()
+    assert [path.name for path in target.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "b.bin"
+    write_bytes_atomic(target, b"old")
+
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes_atomic(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_json_is_whole_and_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
+    target = tmp_path / "r.json"
+    write_json_atomic(target, {"b": 1, "a": [None, "ü"]})
+    assert json.loads(target.read_text(encoding="utf-8")) == {"b": 1, "a": [None, "ü"]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json_atomic(target, {"a": float("nan")})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json_atomic(target, {"a": {1, 2}})
+    assert json.loads(target.read_text(encoding="utf-8"))["b"] == 1
+
+
+def test_a_written_file_has_the_ordinary_mode(tmp_path: Path) -> None:
+    plain, atomic = tmp_path / "plain", tmp_path / "atomic"
+    plain.write_text("x", encoding="utf-8")
+    write_text_atomic(atomic, "x")
+    assert stat.S_IMODE(atomic.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_keys_ignore_order_and_tell_near_numbers_apart() -> None:
+    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+    assert content_key(0.12) != content_key(0.125)
+    assert content_key([1, 2]) != content_key([2, 1])
+    assert len(content_key(None)) == 64
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False)))
+def test_keys_survive_a_trip_through_json(value: dict[str, float]) -> None:
+    assert content_key(json.loads(json.dumps(value))) == content_key(value)
