@@ -27,13 +27,12 @@ from streamline.errors import ConfigError
 from streamline.results import lm_eval_logs, opencompass
 from streamline.results.answers import Answers
 from streamline.results.record import FILE_NAME, Record, label, load
+from streamline.results.select import matching, run_folder, select, split
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Predictions", "from_samples", "read_predictions", "select"]
-
-_KEYS = ("model", "method", "sparsity", "seed", "recovery")
+__all__ = ["Predictions", "from_samples", "read_cells", "read_predictions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +69,13 @@ def read_predictions(source: str | Path, metric: str | None = None) -> Predictio
         ConfigError: If nothing readable lies there, or the selector fits no cell or several.
     """
     text = str(source)
-    path, selector = _split(text)
+    path, selector = split(text)
     if not path.exists():
         raise ConfigError(
             f"{path} does not exist. Give a samples parquet, a run's folder, a folder of lm-eval "
             "sample logs or an OpenCompass prediction folder."
         )
-    run = _run_folder(path)
+    run = run_folder(path)
     if run is not None:
         from streamline.evaluation.samples import read_samples, samples_path
 
@@ -103,6 +102,40 @@ def read_predictions(source: str | Path, metric: str | None = None) -> Predictio
     )
 
 
+def read_cells(source: str | Path, metric: str | None = None) -> dict[str, Predictions]:
+    """Read every model that a source names: all cells of a run that its selector fits.
+
+    Args:
+        source: A run's folder with or without a selector, or any source of one model.
+        metric: As in ``read_predictions``.
+
+    Returns:
+        Name -> predictions. A cell is named after its method, sparsity, recovery and seed, and
+        after its model where the source holds several; any other source after itself.
+
+    Raises:
+        ConfigError: As ``read_predictions`` does, or if no finished cell fits.
+    """
+    text = str(source)
+    path, selector = split(text)
+    run = run_folder(path)
+    if run is None:
+        return {text: read_predictions(source, metric)}
+    from streamline.evaluation.samples import read_samples, samples_path
+
+    records = matching(load(run), selector) or [select(load(run), selector, text)]
+    several = len({record.model for record in records}) > 1
+    return {
+        f"{record.model} {label(record)}" if several else label(record): Predictions(
+            source=text,
+            kind="samples",
+            tasks=from_samples(read_samples(samples_path(run, record))),
+            record=record,
+        )
+        for record in records
+    }
+
+
 def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
     """Answers by task from rows of ``evaluation.samples``.
 
@@ -126,70 +159,6 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
         str(task): _task_answers(str(task), rows)
         for task, rows in whole.groupby("task", sort=False)
     }
-
-
-def select(records: list[Record], selector: Mapping[str, str], source: str) -> Record:
-    """The one finished cell that a selector names.
-
-    An empty selector takes the only cell, or else the only one of method ``dense``.
-
-    Raises:
-        ConfigError: If no cell or several fit; the message lists them.
-    """
-    fitting = [
-        record
-        for record in records
-        if record.status == "ok" and all(_fits(record, key, selector[key]) for key in selector)
-    ]
-    if not selector and len(fitting) > 1:
-        fitting = [record for record in fitting if record.method == "dense"] or fitting
-    if len(fitting) == 1:
-        return fitting[0]
-    found = fitting or [record for record in records if record.status == "ok"]
-    names = sorted({f"{label(record)},model={record.model}" for record in found})
-    raise ConfigError(
-        f"{source}: {len(fitting) or 'no'} finished cells fit. Choose one with "
-        f"PATH:METHOD@SPARSITY,KEY=VALUE (keys {', '.join(_KEYS)}). There are: "
-        f"{'; '.join(names) or 'none'}."
-    )
-
-
-def _split(text: str) -> tuple[Path, dict[str, str]]:
-    """Path and selector; a path that exists as it stands has none."""
-    if Path(text).exists() or (":" not in text and "," not in text):
-        return Path(text), {}
-    cuts = [text.index(mark) for mark in ":," if mark in text]
-    path, rest = text[: min(cuts)], text[min(cuts) + 1 :]
-    words = [word for word in rest.split(",") if word]
-    selector: dict[str, str] = {}
-    if words and "=" not in words[0]:
-        method, _, sparsity = words.pop(0).partition("@")
-        selector = {"method": method, **({"sparsity": sparsity} if sparsity else {})}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in _KEYS or not value:
-            raise ConfigError(f"{text}: {word!r} is no KEY=VALUE with a key of {', '.join(_KEYS)}.")
-        selector[key] = value
-    if "sparsity" in selector:
-        try:
-            float(selector["sparsity"])
-        except ValueError:
-            raise ConfigError(
-                f"{text}: sparsity {selector['sparsity']!r} is not a number; write METHOD@0.25."
-            ) from None
-    return Path(path), selector
-
-
-def _fits(record: Record, key: str, value: str) -> bool:
-    actual = getattr(record, key)
-    return float(value) == actual if key == "sparsity" else str(actual) == value
-
-
-def _run_folder(path: Path) -> Path | None:
-    """The folder of records that a path names, itself or by its results file."""
-    if path.name == FILE_NAME and path.is_file():
-        return path.parent
-    return path if (path / FILE_NAME).is_file() else None
 
 
 def _from_parquet(text: str, path: Path) -> Predictions:

@@ -284,8 +284,8 @@ def _state_notes(records: Sequence[Record]) -> list[str]:
         if record.status != "ok":
             text = f"{record.status}: {record.reason or 'no reason recorded'}"
         elif flag:
-            text = "! more than half a layer's share from what was asked"
-            text += f": {flag}" if isinstance(flag, str) else ""
+            far = "more than half a layer's share from what was asked"
+            text = f"! {flag if isinstance(flag, str) else far}"
         elif record.reason:
             text = record.reason
         else:

@@ -1,0 +1,105 @@
+"""``streamline-bench compare``: paired statistics between models on the same questions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamline.cli.show import show_json
+
+if TYPE_CHECKING:
+    from streamline.results.compare import Comparison
+    from streamline.results.predictions import Predictions
+
+__all__ = ["EPILOG", "command"]
+
+EPILOG = """
+A record is a run's folder (all of its finished cells), `DIR:METHOD@SPARSITY,seed=1` (keys model,
+method, sparsity, seed, recovery), a samples parquet, or any source that `stability` reads.
+
+    streamline-bench compare out
+
+    streamline-bench compare out:dense out:shortgpt@0.25 other:llm-streamline-layer@0.25
+
+    streamline-bench compare a.parquet b.parquet --reference a.parquet --json
+"""
+
+
+def command(
+    records: Annotated[list[str], typer.Argument(help="Records to compare.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Which one the others are compared with; else the dense one or first."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    alpha: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Level of significance.")
+    ] = 0.05,
+    tasks: Annotated[bool, typer.Option(help="Show each task, not only all questions.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
+) -> None:
+    """Which differences in accuracy are more than chance, question by question."""
+    from streamline.errors import ConfigError
+    from streamline.results.compare import POOLED, compare
+    from streamline.results.predictions import read_cells
+
+    models: dict[str, Predictions] = {}
+    for source in records:
+        for name, predictions in read_cells(source).items():
+            unique = f"{source} {name}" if name in models else name
+            if unique in models:
+                raise ConfigError(f"{unique} is given twice; give each record once.")
+            models[unique] = predictions
+    chosen = reference or _dense(models)
+    result = compare(
+        {name: item.tasks for name, item in models.items()},
+        chosen,
+        alpha=alpha,
+        seed=seed,
+        versions={name: _versions(item) for name, item in models.items()},
+    )
+    if as_json:
+        show_json(
+            {
+                "reference": result.reference,
+                "best": result.best,
+                "alpha": result.alpha,
+                "seed": result.seed,
+                "letters": dict(result.letters),
+                "rows": [
+                    {key: _finite(value) for key, value in asdict(row).items()}
+                    for row in result.rows
+                    if tasks or row.task == POOLED
+                ],
+            }
+        )
+    else:
+        _show(result, tasks)
+
+
+def _dense(models: dict[str, Predictions]) -> str:
+    """The dense model if there is one, else the first."""
+    for name, item in models.items():
+        if item.record is not None and item.record.method == "dense":
+            return name
+    return next(iter(models))
+
+
+def _versions(item: Predictions) -> dict[str, object]:
+    if item.record is None:
+        return {}
+    found = {task: (result.model_extra or {}) for task, result in item.record.tasks.items()}
+    return {task: extra["version"] for task, extra in found.items() if "version" in extra}
+
+
+def _finite(value: Any) -> Any:
+    return None if value == float("inf") else value
+
+
+def _show(result: Comparison, tasks: bool) -> None:
+    from streamline.results.comparison_tables import comparison_tables
+    from streamline.results.render import terminal
+
+    typer.echo(terminal(comparison_tables(result, tasks)), nl=False)

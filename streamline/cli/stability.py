@@ -1,0 +1,164 @@
+"""``streamline-bench stability``: two sets of per-question predictions, one row per data set."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamline.cli.show import show_json
+
+if TYPE_CHECKING:
+    from streamline.results.predictions import Predictions
+    from streamline.stability import Stability
+
+__all__ = ["EPILOG", "command"]
+
+EPILOG = """
+A source is a folder of OpenCompass predictions (PPL mode), a folder of lm-eval's `--log_samples`
+files, a samples parquet, or `DIR:METHOD@SPARSITY` for one cell of a run. Examples:
+
+    streamline-bench stability out:dense out:shortgpt@0.25
+
+    streamline-bench stability outputs/20240312_101500/predictions/llama-2-7b pruned/predictions/p
+
+    streamline-bench stability dense/ pruned/ --metric acc --ddof 0 --json
+
+With `--compat release` the figure is the released script's: population std, and instead of the
+weights of the questions that agree, the first weights of the file, as many as questions agree. It
+changes with the order of the file; use it only to compare with figures made by that script.
+"""
+
+
+class Compat(str, Enum):
+    """Whose faults are reproduced."""
+
+    RELEASE = "release"
+
+
+def command(
+    dense: Annotated[str, typer.Argument(help="Predictions of the model before pruning.")],
+    pruned: Annotated[str, typer.Argument(help="Predictions of the model after pruning.")],
+    ddof: Annotated[
+        int, typer.Option(help="Std of the options: 1 sample (the paper), 0 population.")
+    ] = 1,
+    compat: Annotated[
+        Compat | None, typer.Option(help="Do as the released script, faults included.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="lm-eval files: the metric that decides what is right.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+) -> None:
+    """Stability, agreement and answer flips between a dense and a pruned model."""
+    from streamline.errors import ConfigError
+    from streamline.results.predictions import read_predictions
+    from streamline.stability import grouped, stability
+
+    before, after = read_predictions(dense, metric), read_predictions(pruned, metric)
+    common = [task for task in before.tasks if task in after.tasks]
+    if not common:
+        raise ConfigError(
+            f"{dense} and {pruned} have no data set in common: {', '.join(before.tasks) or 'none'} "
+            f"and {', '.join(after.tasks) or 'none'}."
+        )
+    mode = None if compat is None else compat.value
+    results = grouped(
+        [stability(before.tasks[task], after.tasks[task], ddof, mode) for task in common]
+    )
+    for line in _left_out(before, after):
+        typer.echo(line, err=True)
+    if as_json:
+        show_json([_row(result) for result in results])
+    else:
+        _show(results)
+
+
+def _row(result: Stability) -> dict[str, Any]:
+    """One data set's figures, shares to four decimals as in the table."""
+    return {
+        "task": result.task,
+        "stability": _rounded(result.value),
+        "stderr": _rounded(result.stderr),
+        "agreement": _rounded(result.agreement),
+        **result.counts(),
+        "n": result.n,
+        "accuracy_dense": _rounded(result.accuracy_dense),
+        "accuracy_pruned": _rounded(result.accuracy_pruned),
+        "metric": result.metric,
+        "nll": result.nll,
+        "ddof": result.ddof,
+        "compat": result.compat,
+        "subjects": result.subjects,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _left_out(before: Predictions, after: Predictions) -> list[str]:
+    """What is not in the table, and why."""
+    lines = [
+        f"left out: {task}: only in {side.source}"
+        for side, other in ((before, after), (after, before))
+        for task in side.tasks
+        if task not in other.tasks
+    ]
+    for side in (before, after):
+        lines += [f"left out: {side.source}: {name}: {why}" for name, why in side.skipped.items()]
+    return lines
+
+
+def _show(results: list[Stability]) -> None:
+    from streamline.results.render import terminal
+    from streamline.results.tables import MISSING, Table
+
+    def share(value: float | None) -> str:
+        return MISSING if value is None else f"{value:.4f}"
+
+    first = results[0]
+    kinds = "; ".join(dict.fromkeys(result.nll or "none" for result in results))
+    notes = [f"Options' mean NLL over: {kinds}. Std with ddof {first.ddof}."]
+    notes += [
+        f"{result.task}: unweighted mean over {result.subjects} subjects; counts added up"
+        for result in results
+        if result.subjects > 1
+    ]
+    if first.compat:
+        notes.append("As the released script: the figure depends on the order of the questions.")
+    table = Table(
+        name="stability",
+        title="Stability of the pruned model's answers",
+        columns=(
+            "data set",
+            "stability",
+            "stderr",
+            "agree-\nment",
+            "both\nright",
+            "lost",
+            "gained",
+            "both\nwrong",
+            "n",
+            "accuracy\ndense",
+            "accuracy\npruned",
+            "metric",
+        ),
+        rows=tuple(
+            (
+                result.task,
+                share(result.value),
+                share(result.stderr),
+                share(result.agreement),
+                *(str(count) for count in result.counts().values()),
+                str(result.n),
+                share(result.accuracy_dense),
+                share(result.accuracy_pruned),
+                result.metric,
+            )
+            for result in results
+        ),
+        notes=tuple(notes),
+    )
+    typer.echo(terminal(table), nl=False)

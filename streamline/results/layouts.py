@@ -1,0 +1,238 @@
+"""A paper's table with the measured figures below the printed ones.
+
+A suite's ``report`` block says which published table it regenerates::
+
+    report:
+      layout:
+        published: v1_table1_ppl
+        methods: {Ours: llm-streamline-ffn, "ShortGPT*": shortgpt}    # printed -> method here
+        columns: {CMNLI: streamline_cmnli}                            # printed -> task; optional
+        models: {Llama2-7B: llama2-7b}                                # printed -> alias; optional
+
+Each printed row is followed by what was measured for it and the difference; printed figures are
+never changed, and known slips are notes. A model that is not in the paper has rows of its own
+below, without a difference.
+
+Example::
+
+    table = layout_table(load("out"), {"published": "v1_table3_opt", "methods": {...}})
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamline.errors import ConfigError
+from streamline.results.frames import collapsed_tasks, sort_records
+from streamline.results.published import PublishedRow, published_rows, published_slips
+from streamline.results.record import Record
+from streamline.results.tables import MISSING, Table
+from streamline.stability import average
+
+__all__ = ["layout_table"]
+
+_KEYS = ("published", "methods", "columns", "models")
+_AVERAGE, _RELATIVE = "Ave.", "Per."
+_CLOSE = 0.04  # of sparsity: how far a cell may lie from a printed ratio to stand for it
+_ALIASES = {
+    "coqa": "commonsenseqa",
+    "hesw": "hellaswag",
+    "raceh": "racehigh",
+    "racem": "racemiddle",
+}
+
+
+def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
+    """The published table with measured rows.
+
+    Args:
+        records: Of any models.
+        layout: As in the module's description.
+
+    Returns:
+        The table; shares in percent, differences measured minus published.
+
+    Raises:
+        ConfigError: If the layout has an unknown key, or ``published`` is missing.
+        UnknownNameError: If there is no such published table.
+    """
+    unknown = sorted(set(layout) - set(_KEYS))
+    if unknown or "published" not in layout:
+        raise ConfigError(
+            f"A layout has the keys {', '.join(_KEYS)}, of which published is required; given are "
+            f"{', '.join(layout) or 'none'}."
+        )
+    name = str(layout["published"])
+    printed = published_rows(name)
+    heads = list(dict.fromkeys(head for row in printed for head in row.values))
+    tasks = _task_names(heads, records, layout.get("columns") or {})
+    finished = [record for record in sort_records(records) if record.status == "ok"]
+    dense = {(record.model, record.seed): record for record in finished if record.method == "dense"}
+    used: set[tuple[Any, ...]] = set()
+    rows: list[tuple[str, ...]] = []
+    sections: set[int] = set()
+    for row in printed:
+        if rows:
+            sections.add(len(rows))
+        rows.append(_printed_cells(row, heads))
+        record = _match(row, finished, layout)
+        if record is not None:
+            used.add(record.identity)
+            own = _measured(record, dense.get((record.model, record.seed)), heads, tasks)
+            rows.append(_cells("", "", "measured", _removed(record), own, heads))
+            rows.append(_cells("", "", "difference", *_difference(row, record, own), heads))
+    names = {_model_name(row.llm, layout) for row in printed}
+    for record in finished:
+        if _plain(record.model) in names or record.identity in used:
+            continue
+        sections.add(len(rows))
+        own = _measured(record, dense.get((record.model, record.seed)), heads, tasks)
+        rows.append(_cells(record.model, _name(record), "measured", _removed(record), own, heads))
+    lacking = [head for head in heads if head not in tasks and head not in (_AVERAGE, _RELATIVE)]
+    notes = [f"Not evaluated here: {', '.join(lacking)}."] if lacking else []
+    if tasks:
+        pairs = ", ".join(f"{head} = {task} ({metric})" for head, (task, metric) in tasks.items())
+        notes.append(f"Measured: {pairs}.")
+    return Table(
+        name=f"published-{name}",
+        title=f"{name}: published and measured, in percent",
+        columns=("LLM", "method", "figures", "ratio", *heads),
+        rows=tuple(rows),
+        keys=4,
+        sections=frozenset(sections),
+        notes=(*notes, *(f"As printed. {note}" for note in published_slips(name))),
+    )
+
+
+def _task_names(
+    heads: Sequence[str], records: Sequence[Record], given: Any
+) -> dict[str, tuple[str, str]]:
+    """Printed benchmark -> (task, metric), where a record has such a task."""
+    chosen = given if isinstance(given, Mapping) else {}
+    there = {
+        task: result.metric
+        for record in records
+        for task, result in collapsed_tasks(record).items()
+    }
+    found = {}
+    for head in heads:
+        wanted = _plain(head)
+        wanted = _ALIASES.get(wanted, wanted)
+        # The paper's own protocol before lm-eval's.
+        fitting = sorted(
+            (task for task in there if _plain(task.removeprefix("streamline_")) == wanted),
+            key=lambda task: not task.startswith("streamline_"),
+        )
+        task = chosen.get(head) or (fitting[0] if fitting else None)
+        if task in there:
+            found[head] = (task, there[task])
+    return found
+
+
+def _match(
+    row: PublishedRow, records: Sequence[Record], layout: Mapping[str, Any]
+) -> Record | None:
+    """The finished cell that stands for a printed row: same model and method, nearest sparsity."""
+    methods = layout.get("methods") or {}
+    method = _plain(methods.get(row.method, row.method))
+    model = _model_name(row.llm, layout)
+    wanted = None if row.ratio is None else row.ratio / 100
+    fitting = [
+        record
+        for record in records
+        if _plain(record.model) == model
+        and _plain(record.method) == method
+        and record.recovery == "none"
+        and (wanted is None or abs(_share(record) - wanted) <= _CLOSE)
+    ]
+    if wanted is None:
+        return fitting[0] if len(fitting) == 1 else None
+    return min(fitting, key=lambda record: abs(_share(record) - wanted), default=None)
+
+
+def _share(record: Record) -> float:
+    achieved = record.parameters.removed_fraction
+    return record.sparsity if achieved is None else achieved
+
+
+def _measured(
+    record: Record,
+    dense: Record | None,
+    heads: Sequence[str],
+    tasks: Mapping[str, tuple[str, str]],
+) -> dict[str, float | None]:
+    """A cell's figures in percent under the printed headings."""
+    values = _by_head(record, tasks)
+    whole = all(head in tasks for head in heads if head not in (_AVERAGE, _RELATIVE))
+    mean = average(values) if whole else None
+    base = average(_by_head(dense, tasks)) if whole and dense is not None else None
+    values[_AVERAGE] = mean
+    values[_RELATIVE] = mean / base if mean is not None and base else None
+    return {head: None if value is None else 100 * value for head, value in values.items()}
+
+
+def _by_head(record: Record, tasks: Mapping[str, tuple[str, str]]) -> dict[str, float | None]:
+    results = collapsed_tasks(record)
+    return {
+        head: results[task].value if task in results and results[task].metric == metric else None
+        for head, (task, metric) in tasks.items()
+    }
+
+
+def _difference(
+    row: PublishedRow, record: Record, own: Mapping[str, float | None]
+) -> tuple[str, dict[str, float | None]]:
+    """Measured minus published: the ratio as text, and the figures."""
+    removed = record.parameters.removed_fraction
+    ratio = MISSING
+    if removed is not None and row.ratio is not None:
+        ratio = f"{100 * removed - row.ratio:+.2f}"
+    values: dict[str, float | None] = {}
+    for head, printed in row.values.items():
+        mine = own.get(head)
+        values[head] = mine - printed if mine is not None and printed is not None else None
+    return ratio, values
+
+
+def _printed_cells(row: PublishedRow, heads: Sequence[str]) -> tuple[str, ...]:
+    ratio = MISSING if row.ratio is None else f"{row.ratio:.1f}"
+    values = (row.values.get(head) for head in heads)
+    shown = (MISSING if value is None else f"{value:.1f}" for value in values)
+    return (row.llm, row.method, "published", ratio, *shown)
+
+
+def _cells(
+    llm: str,
+    method: str,
+    kind: str,
+    ratio: str,
+    values: Mapping[str, float | None],
+    heads: Sequence[str],
+) -> tuple[str, ...]:
+    form = "+.1f" if kind == "difference" else ".1f"
+    found = (values.get(head) for head in heads)
+    shown = (MISSING if value is None else format(value, form) for value in found)
+    return (llm, method, kind, ratio, *shown)
+
+
+def _removed(record: Record) -> str:
+    removed = record.parameters.removed_fraction
+    return MISSING if removed is None else f"{100 * removed:.2f}"
+
+
+def _name(record: Record) -> str:
+    extra = "" if record.recovery == "none" else f" +{record.recovery}"
+    seed = f" seed {record.seed}" if record.seed else ""
+    return f"{record.method}@{record.sparsity:g}{extra}{seed}"
+
+
+def _model_name(llm: str, layout: Mapping[str, Any]) -> str:
+    models = layout.get("models") or {}
+    return _plain(models.get(llm, llm))
+
+
+def _plain(name: str) -> str:
+    """A name without case, punctuation and folder, for matching."""
+    return re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].lower())

@@ -1,0 +1,101 @@
+"""How a cell of a run is named on the command line: ``PATH[:METHOD[@SPARSITY]][,KEY=VALUE...]``.
+
+The keys are model, method, sparsity, seed and recovery; ``out:shortgpt@0.25,seed=1`` is one cell
+of the run in ``out``. A path that exists as it stands has no selector.
+
+Example::
+
+    path, selector = split("out:shortgpt@0.25")
+    record = select(load(path), selector, "out:shortgpt@0.25")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from streamline.errors import ConfigError
+from streamline.results.record import FILE_NAME, Record, label
+
+__all__ = ["matching", "run_folder", "select", "split"]
+
+_KEYS = ("model", "method", "sparsity", "seed", "recovery")
+
+
+def matching(records: Sequence[Record], selector: Mapping[str, str]) -> list[Record]:
+    """The finished cells that a selector fits; all of them if it is empty."""
+    return [
+        record
+        for record in records
+        if record.status == "ok" and all(_fits(record, key, selector[key]) for key in selector)
+    ]
+
+
+def run_folder(path: Path) -> Path | None:
+    """The folder of records that a path names, itself or by its results file."""
+    if path.name == FILE_NAME and path.is_file():
+        return path.parent
+    return path if (path / FILE_NAME).is_file() else None
+
+
+def select(records: Sequence[Record], selector: Mapping[str, str], source: str) -> Record:
+    """The one finished cell that a selector names.
+
+    An empty selector takes the only cell, or else the only one of method ``dense``.
+
+    Raises:
+        ConfigError: If no cell or several fit; the message lists them.
+    """
+    fitting = matching(records, selector)
+    if not selector and len(fitting) > 1:
+        fitting = [record for record in fitting if record.method == "dense"] or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    found = fitting or matching(records, {})
+    names = sorted({f"{label(record)},model={record.model}" for record in found})
+    raise ConfigError(
+        f"{source}: {len(fitting) or 'no'} finished cells fit. Choose one with "
+        f"PATH:METHOD@SPARSITY,KEY=VALUE (keys {', '.join(_KEYS)}). There are: "
+        f"{'; '.join(names) or 'none'}."
+    )
+
+
+def split(text: str) -> tuple[Path, dict[str, str]]:
+    """Path and selector of a source.
+
+    Args:
+        text: As given on the command line.
+
+    Returns:
+        The path, and what the selector says by key; nothing if there is none.
+
+    Raises:
+        ConfigError: If the selector is malformed.
+    """
+    if Path(text).exists() or (":" not in text and "," not in text):
+        return Path(text), {}
+    cuts = [text.index(mark) for mark in ":," if mark in text]
+    path, rest = text[: min(cuts)], text[min(cuts) + 1 :]
+    words = [word for word in rest.split(",") if word]
+    selector: dict[str, str] = {}
+    if words and "=" not in words[0]:
+        method, _, sparsity = words.pop(0).partition("@")
+        selector = {"method": method, **({"sparsity": sparsity} if sparsity else {})}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in _KEYS or not value:
+            raise ConfigError(f"{text}: {word!r} is no KEY=VALUE with a key of {', '.join(_KEYS)}.")
+        selector[key] = value
+    if "sparsity" in selector:
+        try:
+            float(selector["sparsity"])
+        except ValueError:
+            raise ConfigError(
+                f"{text}: sparsity {selector['sparsity']!r} is not a number; write METHOD@0.25."
+            ) from None
+    return Path(path), selector
+
+
+def _fits(record: Record, key: str, value: str) -> bool:
+    actual = getattr(record, key)
+    return float(value) == actual if key == "sparsity" else str(actual) == value
