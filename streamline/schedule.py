@@ -1,0 +1,140 @@
+"""When training does what: the order of the data, optimiser steps and their learning rates.
+
+Everything here is a pure function of a seed and a step number, so a run that was killed goes on
+exactly where it was, and two runs with one seed see the same batches whatever else is trained
+beside them.
+
+Example::
+
+    clock = Clock(n_sequences=1000, batch_sequences=64, epochs=2, evaluations=10)
+    schedule = Schedule(n_steps=clock.n_steps, peak=2e-4, final=5e-5, warmup_steps=1)
+    for step, indices in clock.batches(seed=0):
+        learning_rate = schedule.at(step)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from streamline.errors import ConfigError
+
+__all__ = ["Clock", "Schedule", "data_order"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate at each optimiser step.
+
+    Linear from 0 to the peak over the warm-up, then falling so that the last step has the final
+    learning rate exactly.
+
+    Attributes:
+        n_steps: Optimiser steps in all.
+        peak: Largest learning rate, reached at the last step of the warm-up.
+        final: Learning rate at step ``n_steps``.
+        warmup_steps: Steps of the warm-up; cut to ``n_steps - 1`` so that the end is reached.
+        shape: How it falls, ``"cosine"`` or ``"linear"``.
+    """
+
+    n_steps: int
+    peak: float
+    final: float = 0.0
+    warmup_steps: int = 0
+    shape: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.n_steps < 1 or self.warmup_steps < 0:
+            raise ConfigError(
+                f"a schedule needs n_steps >= 1 and warmup_steps >= 0, got {self.n_steps} and "
+                f"{self.warmup_steps}"
+            )
+        if self.shape not in ("cosine", "linear"):
+            raise ConfigError(f"schedule shape must be 'cosine' or 'linear', got {self.shape!r}")
+
+    def at(self, step: int) -> float:
+        """Learning rate of one optimiser step.
+
+        Args:
+            step: From 1 to ``n_steps``.
+
+        Raises:
+            ValueError: If the step lies outside the run.
+        """
+        if not 1 <= step <= self.n_steps:
+            raise ValueError(f"step {step} lies outside 1..{self.n_steps}")
+        warmup = min(self.warmup_steps, self.n_steps - 1)
+        if step <= warmup:
+            return self.peak * step / warmup
+        progress = (step - warmup) / (self.n_steps - warmup)
+        if self.shape == "linear":
+            share = 1.0 - progress
+        else:
+            share = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.final + (self.peak - self.final) * share
+
+
+def data_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of ``n`` sequences in one epoch: a permutation, [n], int64, on the CPU."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (2**63))
+    return torch.randperm(n, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """Optimiser batches over several epochs; the last batch of an epoch may be smaller.
+
+    Attributes:
+        n_sequences: Training sequences per epoch.
+        batch_sequences: Sequences per optimiser step.
+        epochs: Passes over the data.
+        evaluations: Validations during training, the one at the end included.
+    """
+
+    n_sequences: int
+    batch_sequences: int
+    epochs: int
+    evaluations: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one epoch."""
+        return math.ceil(self.n_sequences / self.batch_sequences)
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.steps_per_epoch * self.epochs
+
+    def batches(self, seed: int, first_step: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """The batches from some step on.
+
+        Args:
+            seed: Seed of the order.
+            first_step: Where to begin, from 1.
+
+        Yields:
+            ``(step, indices)``: the step's number and its sequences, [up to batch_sequences].
+        """
+        for epoch in range((first_step - 1) // self.steps_per_epoch, self.epochs):
+            order = data_order(self.n_sequences, seed, epoch)
+            for index, indices in enumerate(torch.split(order, self.batch_sequences)):
+                step = epoch * self.steps_per_epoch + index + 1
+                if step >= first_step:
+                    yield step, indices
+
+    def sequences_before(self, step: int) -> int:
+        """Sequences that were used in the steps before one."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        return epoch * self.n_sequences + index * self.batch_sequences
+
+    def due(self, step: int) -> bool:
+        """Whether the validation loss is to be measured after a step."""
+        before = (step - 1) * self.evaluations // self.n_steps
+        return step == self.n_steps or step * self.evaluations // self.n_steps > before
