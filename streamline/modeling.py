@@ -73,7 +73,7 @@ class _BaseModel:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         install(self, config)  # type: ignore[arg-type]
-        self._installed = True
+        declare_shared(self)  # type: ignore[arg-type]
         self.post_init()  # type: ignore[attr-defined]
 
     @classmethod
@@ -98,9 +98,7 @@ class _BaseModel:
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The base model's tied weights and those of layers that share another one's."""
         tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)  # type: ignore[misc]
-        if self.__dict__.get("_installed"):
-            tied |= shared_keys(self)  # type: ignore[arg-type]
-        return tied
+        return {**tied, **self.__dict__.get("_shared_keys", {})}
 
 
 def layer_list(model: nn.Module, config: Any) -> nn.ModuleList:
@@ -143,6 +141,14 @@ def shared_keys(model: nn.Module) -> dict[str, str]:
             for name, _ in layer_list(model, config)[index].named_parameters():
                 pairs[f"{path}.{index}.{name}"] = f"{path}.{spec['of']}.{name}"
     return pairs
+
+
+def declare_shared(model: PreTrainedModel) -> None:
+    """Let a model know which of its layers share weights, for tying, saving and loading."""
+    pairs = shared_keys(model)
+    model.__dict__["_shared_keys"] = pairs
+    model.__dict__["_tied_weights_keys"] = {**(type(model)._tied_weights_keys or {}), **pairs}
+    model.all_tied_weights_keys = {**model.all_tied_weights_keys, **pairs}
 
 
 @functools.cache
@@ -223,7 +229,6 @@ def with_layers(model: PreTrainedModel, streamline: dict[str, Any]) -> PreTraine
         "AutoModelForCausalLM": "modeling_streamline.StreamlineForCausalLM",
     }
     model.__class__ = model_class(base_type)
-    model.__dict__["_installed"] = True
-    model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared_keys(model)}
+    declare_shared(model)
     model.config.architectures = [type(model).__name__]
     return model

@@ -339,9 +339,7 @@ def _layer(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
 @builder("shared")
 def _shared(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
     """The layer at position ``spec["of"]`` once more: same weights, its own place in the cache."""
-    inner = build(spec["module"], config, layer)
-    inner.__dict__["streamline_spec"] = dict(spec)
-    return inner
+    return build(spec["module"], config, layer)
 
 
 @builder("no-attention")
