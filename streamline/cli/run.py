@@ -101,6 +101,12 @@ def command(
         ),
         suite=suite,
     )
+    if config.dry_run:
+        from streamline.cli.dry_run import show_plan
+
+        show_plan(config)
+        return
+
     from streamline import pipeline
     from streamline.cli.bar import Bar
     from streamline.results.record import label

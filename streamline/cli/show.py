@@ -6,25 +6,22 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["show_error", "show_failure", "show_json", "show_table"]
+__all__ = ["show_error", "show_failure", "show_json", "show_table", "show_warning"]
 
 
 def show_error(error: BaseException) -> None:
     """Write one message to standard error, without a traceback."""
-    from rich.console import Console
-    from rich.text import Text
-
-    message = Text.assemble(("error: ", "bold red"), str(error))
-    Console(stderr=True, soft_wrap=True).print(message)
+    _say("error", "bold red", str(error))
 
 
 def show_failure(what: str, reason: str | None) -> None:
     """Write to standard error that one piece of the work failed, and why."""
-    from rich.console import Console
-    from rich.text import Text
+    _say("failed", "bold red", f"{what}: {reason or 'no reason given'}")
 
-    message = Text.assemble(("failed: ", "bold red"), f"{what}: {reason or 'no reason given'}")
-    Console(stderr=True, soft_wrap=True).print(message)
+
+def show_warning(message: str) -> None:
+    """Write to standard error what the user should know before going on."""
+    _say("warning", "bold yellow", message)
 
 
 def show_json(value: Any) -> None:
@@ -53,3 +50,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)
+
+
+def _say(kind: str, style: str, message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble((f"{kind}: ", style), message))

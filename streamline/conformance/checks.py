@@ -163,7 +163,7 @@ def _check_checkpoint(subject: Subject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "checkpoint"
         checkpoint.save(subject.pruned, subject.decoder, tiny_tokenizer(), target, {})
-        loaded, _ = checkpoint.load(target)
+        loaded, _, _ = checkpoint.load(target)
         with torch.no_grad():
             logits = loaded(subject.ids).logits
         _close(
