@@ -22,6 +22,7 @@ from streamline.cli import (
     ls,
     new_method,
     prune,
+    report,
     run,
     stability,
     validate,
@@ -39,6 +40,7 @@ _VERBS = {
     "evaluate": evaluate,
     "stability": stability,
     "compare": compare,
+    "report": report,
     "validate": validate,
     "new-method": new_method,
 }
