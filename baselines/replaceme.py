@@ -1,0 +1,183 @@
+"""ReplaceMe: one linear map for a run of layers, folded into the MLP before it.
+
+The map takes the place of the run in closed form and is multiplied into the down projection of the
+layer before, so that the pruned model has no new parameter and no new code.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from streamline.budget import layers_to_remove, mean_layer_parameters
+from streamline.calibration import Calibration
+from streamline.decoder import Decoder, submodule
+from streamline.errors import ConfigError
+from streamline.method import Method, Pruned, Size
+from streamline.plan import Plan, Span, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaceMe(Method):
+    """Least squares for ``M T = h_stop - (h_start - M)``, with ``M`` the MLP output before the cut.
+
+    ``h_start = M + Y``, where ``Y`` is all that reaches the cut beside the MLP's output. With ``T``
+    folded into the projection that makes ``M``, that layer gives ``M T + Y``, the best guess at the
+    states after the run.
+
+    Attributes:
+        distance: What the run is chosen by: ``"cosine"`` of all tokens, or ``"angle"`` of the last.
+        ridge: Penalty on ``T``, as a share of the mean square of ``M``.
+
+    Reference:
+        ReplaceMe, arXiv:2505.02819, equations for the estimation of the linear transform (L2).
+
+    Differs from the released code:
+        It forms the normal equations with penalty 0 by default; the small relative penalty here
+        keeps them solvable with fewer tokens than dimensions. It chooses the run by the angle at
+        the last token, offered here as ``distance="angle"``. States behind the last layer are
+        taken before the final norm. One run is replaced; its cosine objective, solved by gradient,
+        and several runs at once are left out.
+    """
+
+    name: ClassVar[str] = "replaceme"
+    paper: ClassVar[str] = "arXiv:2505.02819"
+
+    distance: Literal["cosine", "angle"] = "cosine"
+    ridge: float = 1e-6
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        """Models that normalise the MLP's output before it is added cannot take a folded map."""
+        if decoder.family.extra_norms:
+            return (
+                f"{self.name} folds a map into the MLP's output projection, and "
+                f"{decoder.family.name} puts a norm between that projection and the residual"
+            )
+        if not getattr(decoder.config, "do_layer_norm_before", True):
+            return (
+                f"{self.name} needs the residual stream before the norm, and {decoder.name} "
+                "normalises behind the addition"
+            )
+        return super().unsupported(decoder)
+
+    def span(self, calibration: Calibration, n_remove: int) -> Span:
+        """The run to replace: the nearest in distance that leaves a layer before it.
+
+        Raises:
+            ConfigError: If all layers would go.
+        """
+        n = calibration.n_layers
+        if n_remove >= n:
+            raise ConfigError(
+                f"{self.name} keeps the layer before the run, so at most {n - 1} of {n} layers can "
+                f"go, not {n_remove}; ask for a lower sparsity"
+            )
+        values = calibration.angle if self.distance == "angle" else -calibration.cosine
+        start = 1 + int(torch.argmin(values.diagonal(n_remove)[1:]))
+        return Span(start, start + n_remove)
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Fit the map for the chosen run and fold it into a copy of the layer before."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        if n_remove == 0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        span = self.span(calibration, n_remove)
+        transform, error = fit(decoder, batches, span, self.ridge)
+        before = span.start - 1
+        steps = (
+            *(Step(i) for i in range(before)),
+            Step(before, "layer-copy"),
+            *(Step(i) for i in range(span.stop, decoder.n_layers)),
+        )
+        notes = {"span": [span.start, span.stop], **error}
+        plan = Plan(decoder.n_layers, steps, "folded-linear")
+        return Pruned(plan, {before: fold(decoder, before, transform)}, notes=notes)
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size:
+        """The count from the layers that would go; the map adds nothing."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        dense = decoder.n_parameters()
+        return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
+
+
+@torch.no_grad()
+def fit(
+    decoder: Decoder, batches: Tensor, span: Span, ridge: float, *, batch_tokens: int = 4096
+) -> tuple[Tensor, dict[str, Any]]:
+    """The map from the MLP output before a span to what is missing after it.
+
+    Args:
+        decoder: The dense model; left as it was.
+        batches: Token ids, [N, T].
+        span: The run of layers, starting at 1 or later.
+        ridge: Penalty as a share of the mean square of the MLP output.
+        batch_tokens: Tokens walked at once.
+
+    Returns:
+        ``T`` [D, D], float64 on the CPU, for row vectors (``M T``), and the relative squared error
+        of the states after the span with the map (``error``) and without it (``error_dropped``).
+    """
+    width = decoder.hidden_size
+    gram, moment = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
+    target_square = total_square = dropped_square = 0.0
+    caught: list[Tensor] = []
+    out = submodule(decoder.layers[span.start - 1], decoder.family.mlp_out)
+    hook = out.register_forward_hook(lambda module, args, output: caught.append(output))
+    rows = max(1, batch_tokens // batches.shape[1])
+    try:
+        for begin in range(0, len(batches), rows):
+            entry = decoder.enter(batches[begin : begin + rows])
+            caught.clear()
+            states = {}
+            for depth, hidden in decoder.trace(entry, span.stop):
+                if depth in (span.start, span.stop):
+                    states[depth] = hidden.reshape(-1, width).to("cpu", torch.float64)
+            mlp = caught[-1].reshape(-1, width).to("cpu", torch.float64)
+            step = states[span.stop] - states[span.start]
+            target = mlp + step
+            gram += mlp.T @ mlp
+            moment += mlp.T @ target
+            target_square += float(target.square().sum())
+            dropped_square += float(step.square().sum())
+            total_square += float(states[span.stop].square().sum())
+    finally:
+        hook.remove()
+    penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    transform = torch.linalg.solve(gram + penalty * torch.eye(width, dtype=gram.dtype), moment)
+    explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
+    error = max(0.0, target_square - float(explained)) / total_square
+    return transform, {"error": error, "error_dropped": dropped_square / total_square}
+
+
+@torch.no_grad()
+def fold(decoder: Decoder, index: int, transform: Tensor) -> nn.Module:
+    """A copy of a layer whose MLP output ``M`` becomes ``M T``.
+
+    Args:
+        decoder: The dense model; it is not changed.
+        index: The layer.
+        transform: ``T``, [D, D].
+
+    Returns:
+        A layer of the same class that shares no tensor with the model.
+    """
+    layer = copy.deepcopy(decoder.layers[index], {id(decoder.config): decoder.config})
+    out: Any = submodule(layer, decoder.family.mlp_out)
+    t = transform.to(out.weight.device)
+    weight = out.weight.double()
+    # A Linear keeps [D, inner], GPT-2's Conv1D the transpose.
+    out.weight.copy_(t.T @ weight if isinstance(out, nn.Linear) else weight @ t)
+    if out.bias is not None:
+        out.bias.copy_(out.bias.double() @ t)
+    return layer
