@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.results.answers import Answers, Bools, align
+from streamline.results.answers import Answers, Bools, align, group_of
 
 __all__ = [
     "POOLED",
@@ -105,6 +105,7 @@ def compare(
     seed: int = 0,
     resamples: int = _RESAMPLES,
     versions: Mapping[str, Mapping[str, object]] | None = None,
+    pooled_only: bool = False,
 ) -> Comparison:
     """Compare models with a reference and with the best of them.
 
@@ -115,6 +116,7 @@ def compare(
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
         versions: Name -> task -> version of the task, where known.
+        pooled_only: Whether to test only all questions together, and no single task.
 
     Returns:
         The table.
@@ -129,6 +131,8 @@ def compare(
             f"{', '.join(models) or 'none'} and the reference {reference}."
         )
     marks = _marks(models, reference, versions or {})
+    if pooled_only:
+        marks = {name: {POOLED: own[POOLED]} for name, own in marks.items()}
     others = [name for name in models if name != reference]
     pooled = {name: marks[name][POOLED] for name in models}
     best = max(others, key=lambda name: float(pooled[name].mean())) if len(others) > 1 else None
@@ -300,7 +304,10 @@ def _marks(
     reference: str,
     versions: Mapping[str, Mapping[str, object]],
 ) -> dict[str, dict[str, Bools]]:
-    """Right or wrong by model and task in the reference's order, and pooled over tasks."""
+    """Right or wrong by model and task in the reference's order, and pooled over tasks.
+
+    The subjects of MMLU and CMMLU are put together as one task each.
+    """
     first = models[reference]
     marks: dict[str, dict[str, Bools]] = {}
     for name, tasks in models.items():
@@ -326,8 +333,11 @@ def _marks(
             own[task] = align(first[task], answers).correct
         if not own:
             raise ConfigError(f"{name} has no task to compare. Evaluate it first.")
-        own[POOLED] = np.concatenate([own[task] for task in first])
-        marks[name] = {**{task: own[task] for task in first}, POOLED: own[POOLED]}
+        blocks: dict[str, list[Bools]] = {}
+        for task in first:
+            blocks.setdefault(group_of(task) or task, []).append(own[task])
+        marks[name] = {task: np.concatenate(block) for task, block in blocks.items()}
+        marks[name][POOLED] = np.concatenate([own[task] for task in first])
     return marks
 
 

@@ -81,7 +81,9 @@ def run_tables(records: Sequence[Record], stderr: bool = True) -> list[Table]:
 
 
 def results_table(records: Sequence[Record], stderr: bool = True) -> Table:
-    """Accuracy by task, the averages and perplexity of one model's cells.
+    """The averages, perplexity and accuracy by task of one model's cells.
+
+    The averages come first, so that they are in sight where the table is wider than the screen.
 
     Args:
         records: Of one model.
@@ -101,11 +103,11 @@ def results_table(records: Sequence[Record], stderr: bool = True) -> Table:
             (
                 *name,
                 _removed(record),
-                *(_task_cell(results.get(key), stderr) for key in tasks),
                 percent(record.summary.accuracy),
                 percent(record.summary.relative_accuracy),
                 percent(record.summary.stability),
                 *(figure(record.summary.perplexity.get(text)) for text in texts),
+                *(_task_cell(results.get(key), stderr) for key in tasks),
             )
         )
     return Table(
@@ -114,11 +116,11 @@ def results_table(records: Sequence[Record], stderr: bool = True) -> Table:
         columns=(
             *heads,
             "removed\n%",
-            *(f"{_short(task)}\n{metric}" for task, metric in tasks),
             "average",
             "relative\n%",
             "stability\n%",
             *(f"perplexity\n{text}" for text in texts),
+            *(f"{_short(task)}\n{metric}" for task, metric in tasks),
         ),
         rows=tuple(rows),
         keys=len(heads),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from streamline.evaluation.samples import samples_path, write_samples
 from streamline.results.predictions import from_samples
-from streamline.results.record import Record, upsert
+from streamline.results.record import Record, load, upsert
 from streamline.stability import average, relative_accuracy, stability
 
 TASKS = {
@@ -172,7 +173,10 @@ def make_run(directory: Path, n: int = 40, models=("smollm2-135m-instruct",)) ->
 def _write_losses(directory: Path) -> None:
     folder = directory / "losses"
     folder.mkdir(exist_ok=True)
-    for number, kind in enumerate(("ffn", "layer")):
+    for number, record in enumerate(load(directory)):
+        if record.plan is None or record.plan.replacement is None:
+            continue
+        number %= 2
         lines = [
             {
                 "step": step,
@@ -184,19 +188,20 @@ def _write_losses(directory: Path) -> None:
             }
             for step in range(0, 201, 20)
         ]
-        name = f"smollm2-135m-instruct--llm-streamline-{kind}--0.25"
+        name = samples_path("", record).stem
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
 
 
 def _write_calibration(directory: Path) -> None:
-    folder = directory / "calibration"
-    folder.mkdir(exist_ok=True)
+    folder = directory / "work" / "calibration" / "0123abcd"
+    folder.mkdir(parents=True, exist_ok=True)
     depth = np.arange(LAYERS + 1)
     distance = np.abs(depth[:, None] - depth[None, :])
     cosine = np.exp(-distance / (4 + 6 * np.sin(np.pi * depth / LAYERS))[:, None])
     cosine = (cosine + cosine.T) / 2
-    content = {"n_layers": LAYERS, "cosine": cosine.tolist(), "n_tokens": 16384}
-    (folder / "smollm2-135m-instruct.json").write_text(json.dumps(content))
+    save_file({"cosine": cosine}, folder / "calibration.safetensors")
+    facts = {"n_tokens": 16384, "n_samples": 32, "facts": {}}
+    (folder / "calibration.json").write_text(json.dumps(facts))
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""``streamline-bench report``: tables, figures and pages from a run's records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["EPILOG", "command"]
+
+EPILOG = """
+Writes report.md, report.html, tables/ (CSV and LaTeX) and figures/ (SVG) into the folder. No model
+is needed. Example:
+
+    streamline-bench report out
+"""
+
+
+def command(
+    directory: Annotated[Path, typer.Argument(help="A run's folder, with results.json.")],
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Follow this suite's table layout; by default that of the run."),
+    ] = None,
+) -> None:
+    """Make the report of a run from its records."""
+    from streamline.results.report import write_report
+
+    page = write_report(directory, suite)
+    typer.echo(f"wrote {page} and {page.with_suffix('.md')}")
