@@ -39,7 +39,7 @@ def read(reader: str, path: Path) -> list[Row]:
     """
     try:
         rows = READERS[reader](path)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
         raise AssetError(
             f"{path} is not in the form its authors publish ({type(error).__name__}: {error}); "
             f"tasks/README.md says which file is meant."
