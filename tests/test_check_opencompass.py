@@ -9,8 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from streamline.benchmarks import check_opencompass
 from streamline import wheels
+from streamline.benchmarks import check_opencompass
 from streamline.evaluation import data
 from streamline.evaluation.documents import documents, full_text_ids
 from streamline.testing import tiny_tokenizer
