@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamline import pipeline
+from streamline import pipeline, registry
 from streamline.cli import dry_run
 from streamline.cli.main import main
 from streamline.config import RunConfig
@@ -150,6 +151,20 @@ def test_ls_methods_tells_paper_families_and_training(capsys: pytest.CaptureFixt
     assert rows["dense"]["trains"] is False
     assert rows["shortgpt"]["paper"] == "arXiv:2403.03853"
     assert all(row["families"] and row["summary"] and row["source"] for row in rows.values())
+
+
+def test_a_broken_plugin_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = {
+        "broken": EntryPoint("broken", "no_such_package:X", METHODS),
+        "dense": available(METHODS)["dense"],
+    }
+    monkeypatch.setattr(registry, "available", lambda _: points)
+    assert _exit("ls methods --json") == 0
+    shown = capsys.readouterr()
+    assert [row["name"] for row in json.loads(shown.out)] == ["dense"]
+    assert "warning: 'broken' in streamline.methods points to 'no_such_package:X'" in shown.err
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,11 @@ def test_a_class_path_needs_no_entry_point() -> None:
     assert found is registry.load_method("shortgpt")
 
 
+@pytest.mark.parametrize("name", sorted(registry.available(METHODS)))
+def test_every_method_is_registered_under_its_own_name(name: str) -> None:
+    assert registry.load_method(name).name == name
+
+
 def test_a_class_path_may_lie_in_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

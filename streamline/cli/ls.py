@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.show import show_json, show_table
+from streamline.cli.show import show_json, show_table, show_warning
 
 __all__ = ["EPILOG", "command"]
 
@@ -50,11 +50,16 @@ def command(
 
 
 def _methods() -> list[dict[str, Any]]:
+    from streamline.errors import ConfigError
     from streamline.registry import METHODS, available, load_method
 
     rows = []
     for name, point in available(METHODS).items():
-        method = load_method(name)
+        try:
+            method = load_method(name)
+        except ConfigError as error:  # a broken plugin must not hide the others
+            show_warning(str(error))
+            continue
         rows.append(
             {
                 "name": name,
