@@ -189,4 +189,3 @@ def test_batches_come_task_by_task_with_progress() -> None:
         assert len(indices) == len(answers.loglikelihood)
     assert tasks == sorted(tasks) and len(tasks) == len(requests)
     assert seen[-1][0] == seen[-1][1] == sum(b.n_tokens for b in pack(requests, batch_tokens=64))
-

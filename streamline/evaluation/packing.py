@@ -198,7 +198,8 @@ def pack(
         tasks.setdefault(request.task, []).append(index)
     batches: list[Batch] = []
     for task, members in tasks.items():
-        forests, chains = [], []
+        forests: list[int] = []
+        chains: list[int] = []
         for index in members:
             length = len(requests[index].context) + len(requests[index].continuation) - 1
             fits = tree and (tree_length is None or length <= tree_length)

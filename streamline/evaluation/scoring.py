@@ -1,9 +1,9 @@
 """Log-probabilities of many continuations under many paths, each distinct computation done once.
 
 Requests come as token ids and are packed into prefix trees (:mod:`streamline.evaluation.packing`);
-all paths walk a batch together as a trie (:mod:`streamline.paths`), so a token is embedded once, a
-layer that several paths share runs once, and the final norm, head and softmax run only where a token
-is scored. The numbers are those of scoring each request by itself.
+all paths walk a batch together as a trie (:mod:`streamline.paths`), so a token is embedded once,
+a layer that several paths share runs once, and the final norm, head and softmax run only where a
+token is scored. The numbers are those of scoring each request by itself.
 
 Models that cannot take a tree mask (ALiBi, a sliding window shorter than the sequence) are given
 plain padded sequences instead; the log names them once.
@@ -135,17 +135,12 @@ def score_batches(
     Yields:
         ``(indices of the requests answered, one set of answers per path)``.
     """
-    decoders = {id(path.decoder): path.decoder for path in paths}
-    groups = [
-        (decoder, [i for i, path in enumerate(paths) if path.decoder is decoder])
-        for decoder in decoders.values()
-    ]
-    tries = [(PathTrie([paths[i] for i in members]), members) for _, members in groups]
-    first = groups[0][0]
+    tries = tries_of(paths)
+    first = tries[0][0].decoder
     budget = batch_tokens or default_batch_tokens(first.device)
-    limits = [tree_length(decoder) for decoder, _ in groups]
-    for (decoder, _), limit in zip(groups, limits, strict=True):
-        _announce(decoder, limit, requests)
+    limits = [tree_length(trie.decoder) for trie, _ in tries]
+    for (trie, _), limit in zip(tries, limits, strict=True):
+        _announce(trie.decoder, limit, requests)
     known = [limit for limit in limits if limit is not None]
     batches = pack(
         requests,
@@ -164,6 +159,14 @@ def score_batches(
         yield batch.requests, answers
         if progress is not None:
             progress(done, total)
+
+
+def tries_of(paths: Sequence[Path]) -> list[tuple[PathTrie, list[int]]]:
+    """Paths grouped by decoder: each group's trie and the places of its paths."""
+    groups: dict[int, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(id(path.decoder), []).append(index)
+    return [(PathTrie([paths[i] for i in members]), members) for members in groups.values()]
 
 
 _NOTHING = Answers(np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.int64))
@@ -255,7 +258,13 @@ def _modules(trie: PathTrie) -> list[nn.Module]:
 
 
 def token_logprobs(
-    decoder: Decoder, hidden: Tensor, where: Tensor, picks: Tensor, targets: Tensor
+    decoder: Decoder,
+    hidden: Tensor,
+    where: Tensor,
+    picks: Tensor,
+    targets: Tensor,
+    *,
+    greedy: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Log-probabilities of single tokens, the head run once for each distinct place.
 
@@ -265,9 +274,11 @@ def token_logprobs(
         where: Distinct rows of ``hidden`` that are needed, [P], rising.
         picks: For each scored token its index into ``where``, [S].
         targets: The scored tokens, [S].
+        greedy: Whether to look for the likeliest tokens.
 
     Returns:
-        Log-softmax in float32 at the targets, [S], and whether each is the likeliest token, [S].
+        Log-softmax in float32 at the targets, [S], and whether each is the likeliest token, [S];
+        all False without ``greedy``.
     """
     device = hidden.device
     by_place = torch.argsort(picks, stable=True)
@@ -282,7 +293,10 @@ def token_logprobs(
         wanted = targets[by_place[begin:end]].to(logits.device)
         chosen = logits[rows, wanted]
         values.append((chosen - torch.logsumexp(logits, dim=-1)[rows]).cpu())
-        tops.append((logits.argmax(dim=-1)[rows] == wanted).cpu())
+        if greedy:
+            tops.append((logits.argmax(dim=-1)[rows] == wanted).cpu())
+        else:
+            tops.append(torch.zeros(len(wanted), dtype=torch.bool))
     order = torch.empty_like(by_place)
     order[by_place] = torch.arange(len(by_place))
     return torch.cat(values)[order].numpy(), torch.cat(tops)[order].numpy()

@@ -4,8 +4,8 @@ A row holds many small trees one after the other (see :mod:`streamline.evaluatio
 [N, N] mask is almost empty. Inside :func:`block_attention` a model's attention runs once for each
 block of about a hundred tokens, against that block's own keys and those of the ancestors that all
 of its tokens share: a question's options behind a long passage, questions behind few-shot examples.
-The result is that of one masked attention over the whole row; each block is computed by the function
-the model itself would have used.
+The result is that of one masked attention over the whole row; each block is computed by the
+function the model itself would have used.
 
 It reaches every module that asks transformers' table of attention functions. A module that does not
 is still given the whole mask and stays right.
@@ -156,12 +156,11 @@ def block_attention(modules: Iterable[nn.Module], blocks: Sequence[Block]) -> It
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _forward)
-    configs = {
-        id(config): config
-        for module in modules
-        for part in module.modules()
-        if getattr(config := getattr(part, "config", None), "_attn_implementation", None)
-    }
+    configs: dict[int, Any] = {}
+    for part in (part for module in modules for part in module.modules()):
+        config = getattr(part, "config", None)
+        if getattr(config, "_attn_implementation", None):
+            configs[id(config)] = config
     original = {key: str(config._attn_implementation) for key, config in configs.items()}
     token = _state.set(_State(blocks, original))
     try:

@@ -1,0 +1,145 @@
+"""Perplexity of many paths on one text, in windows of a fixed length.
+
+The text is cut into windows that do not overlap; each token of a window but the first is predicted
+from the window's tokens before it. All paths walk each window together, so the layers they share
+run once.
+
+Example::
+
+    windows = text_windows(running_text("wikitext2").text, tokenizer, length=2048)
+    for path, result in zip(paths, perplexity(paths, windows)):
+        path.name, result.value
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamline.errors import ConfigError
+from streamline.evaluation.scoring import default_batch_tokens, token_logprobs, tries_of
+from streamline.paths import Path, PathTrie
+
+__all__ = ["Perplexity", "perplexity", "text_windows"]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The loss of one path on a text.
+
+    Attributes:
+        nll: Summed negative log-likelihood of the scored tokens, in nats.
+        n_tokens: Scored tokens.
+        n_words: Words of the text, for perplexity per word; None if not counted.
+    """
+
+    nll: float
+    n_tokens: int
+    n_words: int | None = None
+
+    @property
+    def mean_nll(self) -> float:
+        """Mean negative log-likelihood of a token, in nats."""
+        return self.nll / self.n_tokens
+
+    @property
+    def value(self) -> float:
+        """Perplexity per token; infinite where the loss is too large to tell."""
+        return _exp(self.mean_nll)
+
+    @property
+    def per_word(self) -> float | None:
+        """Perplexity per word, or None if words were not counted."""
+        return None if self.n_words is None else _exp(self.nll / self.n_words)
+
+
+def text_windows(text: str, tokenizer: Any, length: int = 2048) -> Tensor:
+    """Cut a text into windows of tokens.
+
+    Args:
+        text: The whole text.
+        tokenizer: The model's tokenizer; no special tokens are added.
+        length: Tokens of a window, at least 2.
+
+    Returns:
+        Token ids, [N, length], int64; what is left over at the end is dropped.
+
+    Raises:
+        ConfigError: If the text does not fill one window.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    n = len(ids) // length
+    if length < 2 or n == 0:
+        raise ConfigError(
+            f"a text of {len(ids)} tokens cannot be cut into windows of {length}; windows need at "
+            "least 2 tokens and the text at least one window"
+        )
+    return torch.tensor(ids[: n * length]).reshape(n, length)
+
+
+@torch.inference_mode()
+def perplexity(
+    paths: Sequence[Path],
+    windows: Tensor,
+    *,
+    batch_tokens: int | None = None,
+    n_words: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Perplexity]:
+    """Score a text for every path.
+
+    Args:
+        paths: What to evaluate.
+        windows: Token ids, [N, T], T at least 2.
+        batch_tokens: Most tokens of a batch; a window is never cut. None suits the device.
+        n_words: Words of the text, handed on.
+        progress: Told the windows done and in all after each batch.
+
+    Returns:
+        One result per path.
+
+    Raises:
+        ConfigError: If there is nothing to score.
+    """
+    if windows.dim() != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
+        raise ConfigError(
+            f"perplexity needs windows [N, T] with N >= 1 and T >= 2, got {list(windows.shape)}"
+        )
+    n, length = windows.shape
+    budget = batch_tokens or default_batch_tokens(paths[0].decoder.device)
+    step = max(1, budget // length)
+    totals = np.zeros(len(paths))
+    for start in range(0, n, step):
+        for trie, members in tries_of(paths):
+            totals[members] += _batch_nll(trie, windows[start : start + step])
+        if progress is not None:
+            progress(min(start + step, n), n)
+    n_tokens = n * (length - 1)
+    return [Perplexity(float(total), n_tokens, n_words) for total in totals]
+
+
+def _batch_nll(trie: PathTrie, batch: Tensor) -> NDArray[np.float64]:
+    """Summed NLL of some windows under each path of a trie."""
+    places = torch.arange(batch.numel()).reshape(batch.shape)[:, :-1].reshape(-1)
+    targets = batch[:, 1:].reshape(-1)
+    picks = torch.arange(len(places))
+    out = np.zeros(len(trie.paths))
+
+    def at_end(index: int, hidden: Tensor) -> None:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        values, _ = token_logprobs(trie.decoder, flat, places, picks, targets, greedy=False)
+        out[index] = -values.astype(np.float64).sum()
+
+    trie.walk(trie.decoder.enter(batch), at_end)
+    return out
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
