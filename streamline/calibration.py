@@ -1,9 +1,9 @@
 """Calibration: one streaming pass over a model that serves every depth criterion at every sparsity.
 
-Text becomes packed token batches; the dense path is walked once with a tap at every depth; what is kept is the
-mean token cosine between *every* pair of depths (so block influence and the score of every span of every
-length are entries of one matrix) and the mean angle at the last token. Memory does not grow with the number
-of samples.
+Text becomes packed token batches; the dense path is walked once with a tap at every depth; what is
+kept is the mean token cosine between *every* pair of depths (so block influence and the score of
+every span of every length are entries of one matrix) and the mean angle at the last token. Memory
+does not grow with the number of samples.
 
 Example:
     batches = token_batches(texts, tokenizer, n_samples=32, length=512, seed=0)
@@ -11,7 +11,8 @@ Example:
     calibration.cosine[i, i + n]        # mean cosine over the span [i, i + n)
     calibration.influence               # 1 - cosine of each layer's input and output
 
-Depth 0 is the input of layer 0 and depth i the raw output of layer i - 1, never after the final norm.
+Depth 0 is the input of layer 0 and depth i the raw output of layer i - 1, never after the final
+norm.
 """
 
 from __future__ import annotations
@@ -122,10 +123,10 @@ def token_batches(
 ) -> Tensor:
     """Pack texts into equal sequences of tokens.
 
-    Documents are tokenised without truncation and joined, each ended by the end-of-sequence token; the
-    stream is cut into pieces of ``length``, the remainder is left out, and pieces are drawn without
-    replacement by ``seed``. A tokenizer with a beginning-of-sequence token that it adds by itself
-    starts each document with it, as in training.
+    Documents are tokenised without truncation and joined, each ended by the end-of-sequence token;
+    the stream is cut into pieces of ``length``, the remainder is left out, and pieces are drawn
+    without replacement by ``seed``. A tokenizer with a beginning-of-sequence token that it adds by
+    itself starts each document with it, as in training.
 
     Args:
         texts: Documents.
@@ -200,7 +201,8 @@ def measure(
 def _token_cosines(states: list[Tensor]) -> Tensor:
     """Sum over tokens of the cosines between all depths, [L + 1, L + 1], float64.
 
-    For unit vectors the sum over tokens and features is one matrix product of each depth's states laid
+    For unit vectors the sum over tokens and features is one matrix product of each depth's states
+    laid
     out flat: no token-by-token similarity matrix is ever built.
 
     Args:

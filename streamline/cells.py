@@ -1,6 +1,7 @@
 """Cells: the units of a run, one record each.
 
-A run is models x methods x sparsities x seeds x recoveries. The dense model is one cell whatever the rest, and
+A run is models x methods x sparsities x seeds x recoveries. The dense model is one cell whatever
+the rest, and
 is always among them: stability and relative accuracy are measured against it.
 """
 
@@ -46,7 +47,9 @@ class Cell:
         if self.is_dense:
             return DENSE
         recovery = "" if self.recovery == "none" else f" +{self.recovery}"
-        return f"{self.method} {self.sparsity:g}{recovery}" + (f" s{self.seed}" if self.seed else "")
+        return f"{self.method} {self.sparsity:g}{recovery}" + (
+            f" s{self.seed}" if self.seed else ""
+        )
 
     def record(self, **values: Any) -> dict[str, Any]:
         """The keys of a record of this cell."""

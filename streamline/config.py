@@ -242,7 +242,7 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     values: dict[str, Any] = {}
     if suite is not None:
         found = load_suite(suite)
-        values = merge({"suite": found.name, "out": f"out/{found.name}"}, found.settings)
+        values = merge({"suite": suite, "out": f"out/{found.name}"}, found.settings)
     values = merge(values, flags)
     missing = [name for name in ("models", "methods") if not values.get(name)]
     if missing:

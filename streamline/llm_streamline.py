@@ -1,8 +1,9 @@
-"""LLM-Streamline: take out the most similar run of layers and put one trained network in its place.
+"""LLM-Streamline: drop the most similar run of layers, put one trained network in its place.
 
-The span is the one whose input and output hidden states have the highest mean token cosine among all spans of
-its length (:meth:`Calibration.ranked_spans`). What stands in its place is a field of the variants below; it is
-trained afterwards by :mod:`streamline.training`, together with the replacements of every other cell.
+The span is the one whose input and output hidden states have the highest mean token cosine among
+all spans of its length (:meth:`Calibration.ranked_spans`). What stands in its place is a field of
+the variants below; it is trained afterwards by :mod:`streamline.training`, together with the
+replacements of every other cell.
 
 Example:
     method = StreamlineLayer(init="first")
@@ -13,7 +14,8 @@ Reference:
     arXiv:2403.19135, sections 3.3 (layer pruning) and 3.4 (layer replacement).
 
 Differs from the released code: the last depth is the raw output of the last layer, not the state after the
-final norm; cosines are summed row by row instead of through a token-by-token matrix; sampling is seeded.
+final norm; cosines are summed row by row instead of through a token-by-token matrix; sampling is
+seeded.
 """
 
 from __future__ import annotations
@@ -107,7 +109,12 @@ class StreamlineReplacement(Method):
         return layers_to_remove(decoder, sparsity, lambda n: self._added(decoder, n))
 
     def prune(
-        self, decoder: Decoder, calibration: Calibration, sparsity: float, batches: Tensor, seed: int
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
     ) -> Pruned:
         """Choose the span, make the network, and leave its training to the training stage."""
         n_remove = self.n_remove(decoder, sparsity)
@@ -115,9 +122,7 @@ class StreamlineReplacement(Method):
             return Pruned(Plan.dense(decoder.n_layers))
         span, _ = calibration.ranked_spans(n_remove)[self.runner_up]
         plan = Plan.replace(decoder.n_layers, span, self.kind)
-        module = make(
-            self.kind, decoder, span, init=self.init, residual=self.residual, seed=seed
-        )
+        module = make(self.kind, decoder, span, init=self.init, residual=self.residual, seed=seed)
         return Pruned(
             plan,
             modules={span.start: module},

@@ -1,7 +1,8 @@
 """The contract of a pruning method, and what a method hands on.
 
-A method is a frozen keyword-only dataclass: its fields are its hyper-parameters with the paper's defaults, and
-its repr is the provenance of a run. Most methods are a scoring rule of a few lines on :class:`DepthMethod`.
+A method is a frozen keyword-only dataclass: its fields are its hyper-parameters with the paper's
+defaults, and its repr is the provenance of a run. Most methods are a scoring rule of a few lines on
+:class:`DepthMethod`.
 
 Example:
     @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,12 @@ class Method(ABC):
 
     @abstractmethod
     def prune(
-        self, decoder: Decoder, calibration: Calibration, sparsity: float, batches: Tensor, seed: int
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
     ) -> Pruned:
         """Decide what goes, for one sparsity.
 
@@ -191,7 +197,12 @@ class DepthMethod(Method):
         """
 
     def prune(
-        self, decoder: Decoder, calibration: Calibration, sparsity: float, batches: Tensor, seed: int
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
     ) -> Pruned:
         """Solve the number of layers for the sparsity, then :meth:`select`."""
         n_remove = layers_to_remove(decoder, sparsity)

@@ -1,7 +1,8 @@
 """Method specs: a method's name with some of its fields set, in one word of the command line.
 
-``llm-streamline-ffn+init=linear+runner_up=1`` is the registered method with two fields changed. The whole word
-is the method's label in records and tables, so an ablation is told apart from its parent.
+``llm-streamline-ffn+init=linear+runner_up=1`` is the registered method with two fields changed. The
+whole word is the method's label in records and tables, so an ablation is told apart from its
+parent.
 """
 
 from __future__ import annotations

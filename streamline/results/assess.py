@@ -1,7 +1,7 @@
-"""From one cell's answers to the figures of its record: accuracy, stability, agreement, relative accuracy.
+"""From one cell's answers to its figures: accuracy, stability, agreement, relative accuracy.
 
-Both sides were evaluated on the same questions; the dense model's answers weigh them. Nothing here needs a
-model, so the figures can be made again from the sample files alone.
+Both sides were evaluated on the same questions; the dense model's answers weigh them. Nothing here
+needs a model, so the figures can be made again from the sample files alone.
 """
 
 from __future__ import annotations

@@ -1,0 +1,82 @@
+"""What a run stands on: device, memory, versions. Facts for provenance, asked in one place."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from streamline.errors import ConfigError
+
+_PACKAGES = (
+    "streamline-bench",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "peft",
+)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a name stands for.
+
+    Args:
+        name: ``auto`` (an accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        ConfigError: If that device is not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise ConfigError(
+            f"device {name!r} is not on this machine; use --device cpu, or auto to take the best"
+        )
+    return device
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: the device's own on CUDA, else the process's resident set."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on, and the machine."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    cuda = torch.cuda.is_available()
+    found["device"] = torch.cuda.get_device_name() if cuda else _processor()
+    return found
+
+
+def _processor() -> str:
+    """A name for the processor, as the system gives it."""
+    try:
+        with open("/proc/cpuinfo") as lines:  # noqa: PTH123 - a kernel file, not a path of ours
+            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.machine()} x {torch.get_num_threads()} threads"

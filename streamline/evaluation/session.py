@@ -1,0 +1,216 @@
+"""Evaluate many paths on many tasks, keeping every answer as soon as it is there.
+
+Questions are built once and scored for all paths in one walk, task by task. Each path's answers to
+a task go to ``DIR/work/answers/KEY`` at once, so a killed run asks only what is missing; the
+numbers do not depend on what was asked together.
+
+Example:
+    session = Session(config, tokenizer, materials, out / "work", progress)
+    results = session.run({key: path, dense_key: dense_path(decoder)})
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from streamline.cells import Cell
+from streamline.config import RunConfig
+from streamline.evaluation.harness import Part, build, combine, finish, generate, max_length
+from streamline.evaluation.perplexity import perplexity, text_windows
+from streamline.evaluation.running_text import running_text
+from streamline.evaluation.samples import read_samples, write_samples
+from streamline.evaluation.scoring import score
+from streamline.evaluation.tasks import TaskEntry, resolve
+from streamline.files import write_json_atomic
+from streamline.materials import Materials
+from streamline.paths import Path as LayerPath
+from streamline.progress import Progress
+from streamline.results.assess import CellResult
+from streamline.surgery import assemble
+
+__all__ = ["Session"]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text whose perplexity is asked for, cut into windows [N, T]."""
+
+    name: str
+    windows: Tensor
+    provenance: dict[str, Any]
+
+
+class Session:
+    """The evaluation of all cells of one model.
+
+    Args:
+        config: The run.
+        tokenizer: The model's tokenizer.
+        materials: Token batches, for the held-out text.
+        work_dir: Where answers are kept.
+        progress: Where to say what is being done.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Any,
+        materials: Materials,
+        work_dir: Path,
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.materials = materials
+        self.folder = work_dir / "answers"
+        self.progress = progress
+        self.entries: list[TaskEntry] = resolve(config.tasks)
+        self._parts: list[Part] | None = None
+
+    def run(self, paths: Mapping[str, LayerPath]) -> dict[str, CellResult]:
+        """Answer everything for every path that has no answer yet.
+
+        Args:
+            paths: Cell key to path; all paths enter the same decoder.
+
+        Returns:
+            Each cell's results, read back from disk.
+        """
+        decoder = next(iter(paths.values())).decoder
+        parts = self._questions(max_length(decoder.config, self.tokenizer))
+        for part in parts:
+            missing = {k: p for k, p in paths.items() if not self._file(k, part.name).is_file()}
+            if missing:
+                self._answer(part, missing)
+        for text in self._texts:
+            missing = {k: p for k, p in paths.items() if not self._file(k, text.name).is_file()}
+            if missing:
+                self._perplexity(text, missing)
+        return {key: self.stored(key) for key in paths}
+
+    def stored(self, key: str) -> CellResult:
+        """A cell's results as they lie on disk; all its answers must be there."""
+        parts = self._parts or []
+        blocks = {part.name: self._read(key, part.name) for part in parts}
+        tasks: dict[str, dict[str, Any]] = {}
+        for entry in self.entries:
+            names = [part.name for part in parts if part.entry.name == entry.name]
+            if names:
+                row = combine(entry, [blocks[name]["block"] for name in names])
+                tasks[entry.name] = row | {"subtasks": names, "protocol": entry.protocol}
+        frames = [read_samples(self._samples(key, part.name)) for part in parts]
+        texts = {text.name: self._read(key, text.name) for text in self._texts}
+        seconds = sum(b["seconds"] for b in (*blocks.values(), *texts.values()))
+        perplexity = {name: found["block"] for name, found in texts.items()}
+        samples = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        return CellResult(tasks, samples, perplexity, seconds)
+
+    def write_samples(self, cell: Cell, result: CellResult) -> None:
+        """Write a cell's rows where reports look for them."""
+        if len(result.samples):
+            folder = self.config.out / "samples"
+            write_samples(folder / f"{cell.slug}.parquet", result.samples)
+
+    def facts(self) -> dict[str, Any]:
+        """Content hashes of the questions and texts, for the record."""
+        return {
+            "questions": {part.name: part.data_hash for part in self._parts or []},
+            "source": self.config.data,
+            "texts": {text.name: text.provenance for text in self._texts},
+            "batches": self.materials.facts(),
+        }
+
+    def _questions(self, longest: int) -> list[Part]:
+        if self._parts is None:
+            self.progress.stage("questions")
+            self._parts = build(
+                self.entries,
+                self.tokenizer,
+                max_length=longest,
+                limit=self.config.limit,
+                source=self.config.data,
+                data_dir=self.config.data_dir,
+            )
+        return self._parts
+
+    @cached_property
+    def _texts(self) -> list[_Text]:
+        """Texts whose perplexity is asked for: the run's own, then those among the tasks."""
+        texts = []
+        if self.config.perplexity.n_tokens:
+            held = self.materials.heldout()
+            name = self.config.perplexity.texts.replace("packaged:", "")
+            texts.append(_Text(name, held, {"window": held.shape[1]}))
+        for entry in self.entries:
+            if entry.protocol == "perplexity":
+                running = running_text(
+                    entry.name, source=self.config.data, data_dir=self.config.data_dir
+                )
+                tokens = text_windows(running.text, self.tokenizer, entry.window or 2048)
+                tokens = tokens[: self.config.limit] if self.config.limit else tokens
+                texts.append(_Text(entry.name, tokens, running.to_json()))
+        return texts
+
+    def _answer(self, part: Part, paths: Mapping[str, LayerPath]) -> None:
+        self.progress.stage(f"{part.name}: {part.n_docs} questions, {len(paths)} models")
+        start = time.perf_counter()
+        answers: list[Any]
+        if part.generates:
+            answers = []
+            for index, path in enumerate(paths.values()):
+                self.progress.step(index, len(paths), path.name)
+                answers.append(generate(assemble(path), part, self.tokenizer))
+        else:
+            answers = score(
+                list(paths.values()),
+                part.requests,
+                batch_tokens=self.config.batch_tokens,
+                progress=self.progress.step,
+            )
+        seconds = (time.perf_counter() - start) / len(paths)
+        for key, answer in zip(paths, answers, strict=True):
+            block, rows = finish(part, answer)
+            write_samples(self._samples(key, part.name), rows)
+            self._write(key, part.name, block, seconds)
+
+    def _perplexity(self, text: _Text, paths: Mapping[str, LayerPath]) -> None:
+        self.progress.stage(f"perplexity of {text.name}: {len(paths)} models")
+        start = time.perf_counter()
+        found = perplexity(
+            list(paths.values()),
+            text.windows,
+            batch_tokens=self.config.batch_tokens,
+            progress=self.progress.step,
+        )
+        seconds = (time.perf_counter() - start) / len(paths)
+        for key, result in zip(paths, found, strict=True):
+            block = {
+                "value": result.value if math.isfinite(result.value) else None,
+                "mean_nll": result.mean_nll,
+                "n_tokens": result.n_tokens,
+                "window": text.windows.shape[1],
+            }
+            self._write(key, text.name, block, seconds)
+
+    def _file(self, key: str, name: str) -> Path:
+        return self.folder / key[:16] / f"{name}.json"
+
+    def _samples(self, key: str, name: str) -> Path:
+        return self._file(key, name).with_suffix(".parquet")
+
+    def _write(self, key: str, name: str, block: dict[str, Any], seconds: float) -> None:
+        write_json_atomic(self._file(key, name), {"block": block, "seconds": seconds})
+
+    def _read(self, key: str, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._file(key, name).read_text(encoding="utf-8"))
+        return found

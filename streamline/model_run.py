@@ -1,0 +1,409 @@
+"""The work on one model: calibrate once, prune each cell, train and evaluate them together.
+
+Cells are worked side by side because they share almost everything: the calibration pass, the
+teacher of the training, and the layers before the first difference in evaluation. What is dear is
+kept in ``DIR/work`` under a content key as soon as it is done (calibrations, training states,
+answers task by task), so a killed run goes on where it stopped, and a cell whose record is there
+with the same key is never touched again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from streamline.assets import load_config, load_model, model_fingerprint
+from streamline.budget import removed_fraction
+from streamline.calibration import Calibration, batches_fingerprint
+from streamline.cells import Cell, cell_key, expand
+from streamline.config import RunConfig
+from streamline.decoder import Decoder
+from streamline.environment import peak_memory_bytes, pick_device, versions
+from streamline.errors import StreamlineError, UnsupportedModelError
+from streamline.evaluation.session import Session
+from streamline.files import content_key, write_json_atomic
+from streamline.materials import Materials
+from streamline.method import Method, Pruned
+from streamline.paths import Path as LayerPath
+from streamline.paths import dense_path
+from streamline.plan import Plan
+from streamline.progress import Progress
+from streamline.results.assess import Assessment, assess
+from streamline.results.record import Record, find, load, upsert
+from streamline.specs import build_method
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Built:
+    """One pruned and trained model, not evaluated."""
+
+    pruned: Pruned
+    decoder: Decoder
+    tokenizer: Any
+    provenance: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Work:
+    """A cell under way."""
+
+    cell: Cell
+    method: Method
+    key: str
+    pruned: Pruned | None = None
+    cost: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def built(self) -> Pruned:
+        """The pruned model, which must be there by now."""
+        assert self.pruned is not None, self.cell
+        return self.pruned
+
+
+class ModelRun:
+    """All cells of one model.
+
+    Args:
+        config: The run.
+        name: One of its models.
+        progress: Where to say what is being done.
+    """
+
+    def __init__(self, config: RunConfig, name: str, progress: Progress) -> None:
+        self.config = config
+        self.name = name
+        self.progress = progress
+        self.work_dir = config.out / "work"
+        self.fingerprint = model_fingerprint(name)
+
+    def run(self) -> list[Record]:
+        """Work every cell that has no record yet.
+
+        Returns:
+            The records of all cells of this model, in the order of :func:`streamline.cells.expand`.
+        """
+        cells = expand(self.config, self.name)
+        works = [self._work(cell) for cell in cells]
+        missing = [work for work in works if not self._done(work)]
+        if missing:
+            self._compute(missing, dense=works[0])
+        else:
+            self.progress.say(f"{self.name}: all {len(cells)} cells are done already")
+        records = load(self.config.out)
+        found = [find(records, c.model, c.method, c.sparsity, c.seed, c.recovery) for c in cells]
+        return [record for record in found if record is not None]
+
+    def build(self, method: str, sparsity: float) -> Built:
+        """Prune and train one cell, without evaluating it.
+
+        Args:
+            method: Method spec.
+            sparsity: Share of parameters to remove.
+
+        Returns:
+            The pruned model, the dense one, and how it was made.
+
+        Raises:
+            UnsupportedModelError: If the method cannot work on this model.
+        """
+        seed = self.config.seeds[0]
+        work = self._work(Cell(self.name, method, sparsity, seed))
+        decoder, tokenizer = self._load()
+        reason = work.method.unsupported(decoder)
+        if reason is not None:
+            raise UnsupportedModelError(reason)
+        materials = Materials(self.config, tokenizer)
+        self.progress.stage(f"{self.name}: prune")
+        self._prune_one(work, decoder, materials)
+        self._fit([work], decoder, materials, seed)
+        provenance = {
+            "cell": work.cell.record(),
+            "key": work.key,
+            "method": repr(work.method),
+            "notes": work.built.notes,
+            "training": work.trained,
+            "versions": versions(),
+            "model_sha256": self.fingerprint,
+            "texts": materials.facts(),
+        }
+        return Built(work.built, decoder, tokenizer, provenance)
+
+    def _load(self) -> tuple[Decoder, Any]:
+        """The dense model and its tokenizer on the run's device."""
+        self.progress.stage(f"{self.name}: load")
+        model, tokenizer = load_model(
+            self.name,
+            device=pick_device(self.config.device),
+            dtype=self.config.dtype,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        return Decoder(model), tokenizer
+
+    def _work(self, cell: Cell) -> Work:
+        method = build_method(cell.method)
+        return Work(cell, method, cell_key(cell, self.config, repr(method), self.fingerprint))
+
+    def _done(self, work: Work) -> bool:
+        """Whether the cell's record is there, for these very inputs, and not a failure."""
+        try:
+            records = load(self.config.out)
+        except StreamlineError:
+            return False
+        c = work.cell
+        record = find(records, c.model, c.method, c.sparsity, c.seed, c.recovery)
+        return record is not None and record.key == work.key and record.status != "failed"
+
+    def _compute(self, works: list[Work], dense: Work) -> None:
+        decoder, tokenizer = self._load()
+        materials = Materials(self.config, tokenizer)
+        evaluation = Session(self.config, tokenizer, materials, self.work_dir, self.progress)
+        works = self._prune(works, decoder, materials)
+        works = self._train(works, decoder, materials)
+        shared = [w for w in works if w.built.model is None and w.cell.recovery == "none"]
+        self._evaluate(shared, decoder, evaluation, dense)
+        for work in works:
+            if work not in shared:
+                self._alone(work, decoder, materials, evaluation, dense)
+
+    def _guard(self, work: Work, action: Callable[[], None]) -> bool:
+        """Run one cell's step; a failure becomes its record and the others go on."""
+        try:
+            action()
+        except Exception as error:  # any fault of one method must not lose the other cells
+            log.debug("%s failed", work.cell.label, exc_info=True)
+            self._record_failure(work, error)
+            return False
+        return True
+
+    def _record_failure(self, work: Work, error: Exception) -> None:
+        reason = str(error) if isinstance(error, StreamlineError) else repr(error)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        notes = {"where": f"{Path(where.filename).name}:{where.lineno}"}
+        self.progress.say(f"failed: {work.cell.label}: {reason}")
+        self._write(work, status="failed", reason=reason, notes=notes)
+
+    def _prune(self, works: list[Work], decoder: Decoder, materials: Materials) -> list[Work]:
+        """Calibrate once for each key, then let every method decide."""
+        self.progress.stage(f"{self.name}: prune", len(works))
+        kept = []
+        for index, work in enumerate(works):
+            self.progress.step(index, len(works), work.cell.label)
+            reason = work.method.unsupported(decoder)
+            if reason is not None:
+                self.progress.say(f"skipped: {work.cell.label}: {reason}")
+                self._write(work, status="skipped", reason=reason)
+                continue
+
+            def action(work: Work = work) -> None:
+                self._prune_one(work, decoder, materials)
+
+            if self._guard(work, action):
+                kept.append(work)
+        self.progress.step(len(works), len(works))
+        return kept
+
+    def _prune_one(self, work: Work, decoder: Decoder, materials: Materials) -> None:
+        cell = work.cell
+        if cell.sparsity == 0.0:
+            work.pruned = Pruned(Plan.dense(decoder.n_layers))
+            return
+        batches = materials.calibration(cell.seed)
+        start = time.perf_counter()
+        calibration = self._calibration(work.method, decoder, batches)
+        work.pruned = work.method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)
+        seconds = calibration.facts.get("seconds", 0.0)
+        work.cost["calibrate_s"] = time.perf_counter() - start + seconds
+        notes = {"cell": cell.record(), "method": repr(work.method), **work.pruned.notes}
+        plan = work.pruned.plan.to_json() | {"notes": notes}
+        write_json_atomic(self.config.out / "plans" / f"{cell.slug}.json", plan)
+
+    def _calibration(self, method: Method, decoder: Decoder, batches: torch.Tensor) -> Calibration:
+        """The method's calibration from disk, or measured now and kept."""
+        key = content_key(
+            [
+                self.fingerprint,
+                self.config.dtype,
+                batches_fingerprint(batches),
+                method.calibration_key(),
+            ]
+        )
+        folder = self.work_dir / "calibration" / key[:16]
+        if (folder / "calibration.json").is_file():
+            return Calibration.load(folder)
+        start = time.perf_counter()
+        found = method.calibrate(decoder, batches)
+        seconds = time.perf_counter() - start
+        replace(found, facts=found.facts | {"seconds": seconds}).save(folder)
+        return replace(found, facts=found.facts | {"seconds": 0.0})
+
+    def _train(self, works: list[Work], decoder: Decoder, materials: Materials) -> list[Work]:
+        """Fit the replacements of all cells of a seed in one pass of the teacher."""
+        for seed in self.config.seeds:
+            owners = [w for w in works if w.cell.seed == seed and w.built.students]
+            try:
+                self._fit(owners, decoder, materials, seed)
+            except Exception as error:  # one training for all of them: they fail together
+                log.debug("training failed", exc_info=True)
+                for work in owners:
+                    self._record_failure(work, error)
+                works = [work for work in works if work not in owners]
+        return works
+
+    def _fit(self, works: list[Work], decoder: Decoder, materials: Materials, seed: int) -> None:
+        """Train the replacements of some cells together, in place."""
+        from streamline.training import fit
+
+        owners = [(work, student) for work in works for student in work.built.students]
+        if not owners:
+            return
+        recipe = self.config.training.recipe()
+        train, validation = materials.training(seed)
+        labels = []
+        for work, student in owners:
+            student.recipe = replace(recipe, **student.overrides)
+            several = f"-{student.span.start}" if len(work.built.students) > 1 else ""
+            labels.append(work.cell.slug + several)
+        self.progress.stage(f"{self.name}: train {len(owners)} replacements")
+        results = fit(
+            decoder,
+            [student for _, student in owners],
+            train,
+            validation,
+            labels=labels,
+            directory=self.work_dir / "training",
+            losses=self.config.out / "losses",
+            fingerprint=self.fingerprint,
+            seed=seed,
+            progress=self.progress.step,
+        )
+        for (work, _), result in zip(owners, results, strict=True):
+            work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
+            work.cost["train_tokens"] = result.tokens
+            work.trained[result.label] = result.summary()
+
+    def _alone(
+        self,
+        work: Work,
+        decoder: Decoder,
+        materials: Materials,
+        evaluation: Session,
+        dense: Work,
+    ) -> None:
+        """Heal and evaluate a cell that is a model of its own, and let it go afterwards."""
+
+        def action() -> None:
+            pruned = work.built
+            if work.cell.recovery == "lora":
+                work.pruned = pruned = self._heal(work, decoder, materials)
+            own = Decoder(pruned.model) if pruned.model is not None else decoder
+            self._evaluate([work], own, evaluation, dense)
+
+        self._guard(work, action)
+        work.pruned = None
+
+    def _heal(self, work: Work, decoder: Decoder, materials: Materials) -> Pruned:
+        from streamline.healing import heal
+        from streamline.surgery import assemble
+
+        self.progress.stage(f"{self.name}: LoRA {work.cell.label}")
+        pruned = work.built
+        model: PreTrainedModel = pruned.model or assemble(pruned.path(decoder))
+        result = heal(
+            model,
+            materials.recovery(work.cell.seed),
+            preset=self.config.healing.preset,
+            seed=work.cell.seed,
+            directory=self.work_dir / "healing" / work.key[:16],
+            progress=self.progress.step,
+        )
+        work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
+        work.cost["train_tokens"] = work.cost.get("train_tokens", 0) + result.tokens
+        work.trained["lora"] = result.summary()
+        return replace(pruned, model=result.model)
+
+    def _evaluate(
+        self, works: list[Work], decoder: Decoder, evaluation: Session, dense: Work
+    ) -> None:
+        """Answer all questions for all cells at once and write each cell's record."""
+        if not works:
+            return
+        paths: list[LayerPath] = [
+            dense_path(decoder, w.cell.label)
+            if w.built.model is not None
+            else w.built.path(decoder, w.cell.label)
+            for w in works
+        ]
+        results = evaluation.run({w.key: path for w, path in zip(works, paths, strict=True)})
+        reference = evaluation.stored(dense.key)
+        for work, path in zip(works, paths, strict=True):
+            result = results[work.key]
+            work.cost["eval_s"] = result.seconds
+            work.cost["peak_memory_bytes"] = peak_memory_bytes(decoder.device)
+            assessment = assess(result, reference)
+            evaluation.write_samples(work.cell, result)
+            self._write_ok(work, path, decoder, evaluation, assessment)
+
+    def _write_ok(
+        self,
+        work: Work,
+        path: LayerPath,
+        decoder: Decoder,
+        evaluation: Session,
+        assessment: Assessment,
+    ) -> None:
+        dense_decoder = Decoder.from_config(
+            load_config(self.name, trust_remote_code=self.config.trust_remote_code)
+        )
+        dense, pruned = dense_decoder.n_parameters(), path.n_parameters()
+        achieved = removed_fraction(dense, pruned)
+        notes: dict[str, Any] = dict(work.built.notes)
+        half = 0.5 * dense_decoder.layer_parameters(0) / dense
+        if abs(achieved - work.cell.sparsity) > half + 1e-12:
+            notes["flag"] = (
+                f"asked {work.cell.sparsity:.4f}, achieved {achieved:.4f}: "
+                f"more than half a layer ({half:.4f}) apart"
+            )
+        if work.trained:
+            notes["training"] = work.trained
+        plan = work.built.plan
+        self._write(
+            work,
+            status="ok",
+            plan={
+                "removed_layers": plan.removed_layers,
+                "kept_layers": plan.kept_layers,
+                "replacement": plan.replacement,
+            },
+            parameters={"dense": dense, "pruned": pruned, "removed_fraction": achieved},
+            tasks=assessment.tasks,
+            summary=assessment.summary,
+            notes=notes | {"data": evaluation.facts()},
+        )
+
+    def _write(self, work: Work, *, status: str, **values: Any) -> None:
+        cost = {
+            name: work.cost.get(name)
+            for name in ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens")
+        }
+        upsert(
+            self.config.out,
+            work.cell.record(
+                status=status,
+                key=work.key,
+                method_repr=repr(work.method),
+                cost=cost,
+                versions=versions() | {"model_sha256": self.fingerprint},
+                **values,
+            ),
+        )

@@ -1,0 +1,99 @@
+"""The verbs that need a model, as functions: run, prune to a checkpoint, evaluate one model.
+
+Example:
+    config = build_config({"models": "smollm2-135m-instruct", "methods": "shortgpt"})
+    records = run(config)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from streamline.config import RunConfig
+from streamline.files import write_json_atomic
+from streamline.progress import Progress, Silent
+from streamline.results.record import Record
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
+    """Work all cells of a run and write its report.
+
+    What is finished stays finished: cells whose record is there for the same inputs are left
+    alone, and the others go on from the last artefact on disk.
+
+    Args:
+        config: The run.
+        progress: Where to say what is being done.
+
+    Returns:
+        One record for each cell, failed and skipped ones included.
+
+    Raises:
+        StreamlineError: If a model, a text or a set of questions cannot be had at all.
+    """
+    from streamline.executors import executor
+    from streamline.results.report import write_report
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    settings = config.model_dump(mode="json", exclude={"dry_run", "executor", "device"})
+    write_json_atomic(config.out / "run.json", settings)
+    records = executor(config.executor).run(config, progress or Silent())
+    write_report(config.out)
+    return records
+
+
+def prune_to_checkpoint(
+    model: str,
+    *,
+    method: str,
+    sparsity: float,
+    out: Path,
+    config: RunConfig,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Prune one model, train what has to be trained, and save a checkpoint.
+
+    Args:
+        model: Alias, hub id or folder.
+        method: Method spec.
+        sparsity: Share of parameters to remove.
+        out: Folder of the checkpoint; must not exist or be empty.
+        config: Calibration, training and device settings.
+        progress: Where to say what is being done.
+
+    Returns:
+        The provenance as saved beside the weights.
+    """
+    from streamline.checkpoint import save
+    from streamline.model_run import ModelRun
+
+    work = ModelRun(config, model, progress or Silent())
+    built = work.build(method, sparsity)
+    save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
+    return built.provenance
+
+
+def evaluate_model(
+    model: str, *, out: Path, config: RunConfig, progress: Progress | None = None
+) -> Record:
+    """Evaluate one model or checkpoint as it is and write its record.
+
+    Args:
+        model: Alias, hub id, local model or checkpoint folder.
+        out: File that receives the record.
+        config: Tasks, limits and device settings.
+        progress: Where to say what is being done.
+
+    Returns:
+        The record; its ``method`` is ``dense`` because the model itself is what was evaluated.
+    """
+    from streamline.model_run import ModelRun
+
+    config = config.model_copy(
+        update={"models": (model,), "methods": ("dense",), "out": out.parent / f".{out.stem}-run"}
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    record = ModelRun(config, model, progress or Silent()).run()[0]
+    write_json_atomic(out, record.to_json())
+    return record
