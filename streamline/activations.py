@@ -46,7 +46,7 @@ def stream(decoder: Decoder, entry: Entry, depths: Collection[int], at: At) -> N
     with torch.no_grad():
         for depth, hidden in decoder.trace(entry, max(depths)):
             if depth in depths:
-                at(depth, hidden)
+                at(depth, hidden.detach())
 
 
 class Shelf:

@@ -97,16 +97,22 @@ class NextToken:
         return hidden
 
 
-def next_token_loss(decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Cross-entropy of every next token, summed, float32.
+def next_token_loss(
+    decoder: Decoder, hidden: Tensor, ids: Tensor, scored: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the next tokens, summed, float32.
 
     Args:
         decoder: Whose final norm and head are used.
         hidden: Hidden states after the last layer, [B, T, D].
         ids: The tokens, [B, T].
+        scored: Which tokens count, [B, T], bool; the first of a row never does. None for all.
     """
     rows = hidden[:, :-1].flatten(0, 1)
     labels = ids[:, 1:].flatten().to(hidden.device)
+    if scored is not None:
+        chosen = scored[:, 1:].flatten().to(hidden.device)
+        rows, labels = rows[chosen], labels[chosen]
 
     def piece(rows: Tensor, labels: Tensor) -> Tensor:
         logits = decoder.leave(rows).float()

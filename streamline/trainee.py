@@ -236,7 +236,8 @@ class Trainee:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"weights/{name}"] = parameter
-            tensors[f"best/{name}"] = self.best[name]
+            if name in self.best:
+                tensors[f"best/{name}"] = self.best[name]
             for part, value in self.optimiser.state[parameter].items():
                 tensors[f"adam.{part}/{name}"] = value
         self.write_rows()
@@ -264,7 +265,8 @@ class Trainee:
         tensors = _load(path)
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"weights/{name}"])
-            self.best[name] = tensors.get(f"best/{name}", parameter.detach()).to(parameter.device)
+            if f"best/{name}" in tensors:
+                self.best[name] = tensors[f"best/{name}"].to(parameter.device)
             prefix = "adam."
             state = {
                 full[len(prefix) : -len(name) - 1]: value
@@ -283,9 +285,9 @@ class Trainee:
         self.rows = facts["rows"]
 
     def finish(self) -> None:
-        """Put the best weights back and leave the marker that says this is done."""
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(self.best[name])
+        """Put the best weights back, if any were kept, and leave the marker of what is done."""
+        for name, value in self.best.items():
+            self.parameters[name].data.copy_(value)
         self.write_rows()
         if self.directory is None:
             return

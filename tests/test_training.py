@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -299,22 +300,32 @@ def test_teacher_stops_at_the_last_tap_and_serves_all_students(decoder: Decoder)
 
 
 def test_memory_is_flat_in_the_number_of_samples(decoder: Decoder) -> None:
-    import gc
+    """Every hidden state that a layer returned is gone again, but for those of one batch."""
 
-    def live(n: int) -> int:
+    def kept(n: int) -> int:
+        alive: list[weakref.ref[Tensor]] = []
+        hooks = [
+            layer.register_forward_hook(
+                lambda _m, _a, out: alive.append(
+                    weakref.ref(out[0] if isinstance(out, tuple) else out)
+                )
+            )
+            for layer in decoder.layers
+        ]
         peak = 0
 
         def look(*_: object) -> None:
             nonlocal peak
-            objects = (o for o in gc.get_objects() if issubclass(type(o), Tensor))
-            states = [o for o in objects if o.shape[-1:] == (32,) and o.dim() == 3]
-            peak = max(peak, sum(o.numel() for o in states))
+            peak = max(peak, sum(ref() is not None for ref in alive))
 
         one = student(decoder, 1, 3, epochs=1, evaluations=1)
         fit(decoder, [one], tokens(n), VALIDATION, micro_batch=64, progress=look)
+        for hook in hooks:
+            hook.remove()
+        assert len(alive) > n // 2
         return peak
 
-    assert live(8) == live(40)
+    assert kept(8) == kept(40) <= 2
 
 
 def test_decoder_is_left_as_it_was(decoder: Decoder) -> None:

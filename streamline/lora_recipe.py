@@ -1,0 +1,83 @@
+"""How a pruned model is post-trained with LoRA: the numbers, and the papers' settings by name.
+
+Example::
+
+    replace(PRESETS["llm-pruner"], rank=16)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from streamline.errors import ConfigError
+
+__all__ = ["PRESETS", "LoraRecipe", "Targets"]
+
+Targets = Literal["all", "attention", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    """How a pruned model is post-trained.
+
+    Attributes:
+        rank: Rank of every adapter.
+        alpha: Scale of the adapters, divided by the rank.
+        dropout: Dropout on the adapters' input.
+        targets: Which linear maps of the layers get one: ``"all"``, ``"attention"`` or ``"mlp"``
+            (everything that is not attention, replacements included).
+        learning_rate: Peak learning rate.
+        final_learning_rate: Learning rate at the last step.
+        shape: ``"linear"`` or ``"cosine"``.
+        warmup_steps: Steps of the warm-up, at most a tenth of the run.
+        batch: Sequences of ``length`` per optimiser step; longer or shorter token batches are
+            counted by their tokens.
+        length: Longest example in tokens.
+        epochs: Passes over the data.
+        max_steps: Largest number of optimiser steps.
+        weight_decay: AdamW's weight decay.
+        clip: Largest gradient norm.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: Targets = "all"
+    learning_rate: float = 2e-4
+    final_learning_rate: float = 0.0
+    shape: Literal["cosine", "linear"] = "cosine"
+    warmup_steps: int = 100
+    batch: int = 4
+    length: int = 512
+    epochs: int = 1
+    max_steps: int | None = None
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.targets not in ("all", "attention", "mlp"):
+            raise ConfigError(
+                f"LoRA targets must be 'all', 'attention' or 'mlp', got {self.targets!r}"
+            )
+        for name in ("rank", "batch", "length", "epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"LoRA {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
+
+
+#: Recipes of the papers by name, ``default`` for a small budget, ``matched`` for the rank that
+#: trains a given number of parameters.
+PRESETS: dict[str, LoraRecipe] = {
+    "default": LoraRecipe(),
+    "llm-pruner": LoraRecipe(learning_rate=1e-4, shape="linear", batch=64, length=256, epochs=2),
+    "matched": LoraRecipe(dropout=0.0),
+    "slicegpt": LoraRecipe(
+        rank=32, alpha=10, shape="linear", warmup_steps=400, batch=3, length=1024
+    ),
+    "uidl": LoraRecipe(
+        rank=64, alpha=64, targets="mlp", learning_rate=3e-4, batch=16, length=2048, max_steps=5000
+    ),
+}
