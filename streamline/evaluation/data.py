@@ -37,6 +37,7 @@ __all__ = [
     "origin",
     "overrides",
     "parse_data",
+    "provenance",
     "question_set",
     "unavailable",
 ]
@@ -259,6 +260,27 @@ def unavailable(
     if where.source == "folder" and wants_shots and where.shots_place is None:
         return f"{where.place} has no file of few-shot examples beside it: {known.shot_files[0]}."
     return None
+
+
+def provenance(
+    task: str,
+    *,
+    source: str = "auto",
+    data_dir: str | Path | None = None,
+    revision: str | None = None,
+) -> dict[str, str | None]:
+    """What `overrides` with the same arguments read, for the record.
+
+    Returns:
+        `Origin.to_json`; for a task that only lm-eval knows its ``task``, ``source`` ``hub`` and
+        the revision that was asked for.
+
+    Raises:
+        AssetError: If the asked source does not have the questions.
+    """
+    if question_set(task) is None:
+        return {"task": task, "source": "hub", "revision": revision}
+    return origin(task, source=source, data_dir=data_dir, revision=revision).to_json()
 
 
 def _pinned(where: Origin) -> bool:
