@@ -112,7 +112,7 @@ def _left_out(before: Predictions, after: Predictions) -> list[str]:
 
 
 def _show(results: list[Stability]) -> None:
-    from streamline.results.render import terminal
+    from streamline.results.render import screen_width, terminal
     from streamline.results.tables import MISSING, Table
 
     def share(value: float | None) -> str:
@@ -161,4 +161,4 @@ def _show(results: list[Stability]) -> None:
         ),
         notes=tuple(notes),
     )
-    typer.echo(terminal(table), nl=False)
+    typer.echo(terminal(table, screen_width()), nl=False)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 from collections.abc import Iterable
 
 from streamline.results.tables import Table
 
-__all__ = ["blocks", "csv_text", "latex", "markdown", "terminal"]
+__all__ = ["blocks", "csv_text", "latex", "markdown", "screen_width", "terminal"]
 
 _GAP = 2
 _LATEX = {
@@ -104,6 +105,11 @@ def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = Fal
         if table.notes:
             console.print()
     return "\n".join(line.rstrip() for line in sink.getvalue().split("\n"))
+
+
+def screen_width() -> int:
+    """Characters to a line where the output goes: at least 80, and 200 where it is no screen."""
+    return max(80, shutil.get_terminal_size(fallback=(200, 24)).columns)
 
 
 def markdown(table: Table) -> str:

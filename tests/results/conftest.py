@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -204,13 +204,13 @@ def _write_calibration(directory: Path) -> None:
     (folder / "calibration.json").write_text(json.dumps(facts))
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """A fabricated run of one model."""
-    return make_run(tmp_path / "out")
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fabricated run of one model, shared by the tests: only to be read."""
+    return make_run(tmp_path_factory.mktemp("run") / "out")
 
 
 @pytest.fixture
-def build_run() -> Callable[..., Path]:
-    """``make_run``, for tests that need another shape."""
-    return make_run
+def run_copy(run_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be written to."""
+    return Path(shutil.copytree(run_folder, tmp_path / "out"))

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+from typer.testing import CliRunner
+
+from streamline.cli.main import app
+from streamline.errors import ConfigError
+from streamline.results.answers import Answers
+from streamline.results.compare import (
+    POOLED,
+    compact_letters,
+    compare,
+    difference_interval,
+    holm,
+    mcnemar,
+    noise_floor,
+)
+
+
+def answers(correct, task="t", metric="acc", hashes=None):
+    n = len(correct)
+    return Answers(
+        task=task,
+        ids=tuple(map(str, range(n))),
+        hashes=tuple(hashes or [None] * n),
+        correct=np.asarray(correct, dtype=bool),
+        nll=None,
+        nll_name=None,
+        metric=metric,
+    )
+
+
+def marks(*counts):
+    """Two models with (both right, only first, only second, both wrong) questions."""
+    both, first, second, neither = counts
+    a = [True] * (both + first) + [False] * (second + neither)
+    b = [True] * both + [False] * first + [True] * second + [False] * neither
+    return np.array(a), np.array(b)
+
+
+def test_mcnemar_is_the_binomial_test_of_the_differing_questions():
+    a, b = marks(50, 9, 2, 39)
+    assert mcnemar(a, b) == pytest.approx(2 * binom.cdf(2, 11, 0.5))
+    assert mcnemar(a, b) == mcnemar(b, a)
+    assert mcnemar(a, a) == 1.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_interval_covers_the_difference_and_is_seeded():
+    a, b = marks(300, 80, 30, 90)
+    low, high = difference_interval(a, b, np.random.default_rng(0))
+    assert (low, high) == difference_interval(a, b, np.random.default_rng(0))
+    assert low < 0.1 < high
+    # The paired difference has the std of (first - second), not of two independent models.
+    std = np.std(a.astype(float) - b.astype(float)) / math.sqrt(500)
+    assert high - low == pytest.approx(2 * 1.96 * std, rel=0.1)
+    assert difference_interval(a, a, np.random.default_rng(0)) == (0.0, 0.0)
+
+
+def test_the_noise_floor_is_the_smallest_significant_difference():
+    assert noise_floor(100) == 0.06  # 2 * 0.5^6 < 0.05 < 2 * 0.5^5
+    assert noise_floor(5) == math.inf
+    floor = noise_floor(100, 20)
+    lead = round(100 * floor)
+    a, b = marks(40, (20 + lead) // 2, (20 - lead) // 2, 40)
+    assert mcnemar(a, b) < 0.05
+    a, b = marks(40, (20 + lead) // 2 - 1, (20 - lead) // 2 + 1, 40)
+    assert mcnemar(a, b) >= 0.05
+    assert noise_floor(100, 5) == math.inf
+    with pytest.raises(ConfigError, match="noise floor of 0 questions"):
+        noise_floor(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.data())
+def test_names_share_a_letter_exactly_if_they_are_not_told_apart(n, data):
+    names = [f"m{i}" for i in range(n)]
+    pairs = [frozenset(pair) for pair in itertools.combinations(names, 2)]
+    apart = {pair for pair in pairs if data.draw(st.booleans())}
+    letters = compact_letters(names, apart)
+    assert all(letters.values())
+    for pair in pairs:
+        first, second = pair
+        assert bool(set(letters[first]) & set(letters[second])) == (pair not in apart)
+
+
+def test_letters_begin_with_the_best():
+    apart = {frozenset(("a", "c"))}
+    assert compact_letters(["a", "b", "c"], apart) == {"a": "a", "b": "ab", "c": "b"}
+
+
+def models():
+    dense, pruned = marks(200, 60, 10, 130)
+    other = pruned.copy()
+    other[:3] = ~other[:3]
+    return {
+        "dense": {"t": answers(dense)},
+        "x": {"t": answers(pruned)},
+        "y": {"t": answers(other)},
+    }
+
+
+def test_a_table_of_three_models():
+    result = compare(models(), "dense", resamples=999)
+    assert result.best == "x"
+    assert result.letters == {"dense": "a", "x": "b", "y": "b"}
+    row = next(r for r in result.rows if (r.task, r.model, r.against) == ("t", "x", "dense"))
+    assert (row.gained, row.lost, row.n) == (10, 60, 400)
+    assert row.difference == -0.125
+    assert row.low < -0.125 < row.high < 0
+    same = [r.p for r in result.rows if r.against == "dense"]
+    assert row.p_holm == holm(same)[0]
+    against = [r.against for r in result.rows]
+    assert against == ["dense"] * 4 + ["x"] * 2
+    pooled = compare(models(), "dense", resamples=99, pooled_only=True)
+    assert {r.task for r in pooled.rows} == {POOLED}
+
+
+def test_subjects_are_compared_as_one_task():
+    both = {f"mmlu_{s}": answers([True, False], f"mmlu_{s}") for s in ("law", "art")}
+    result = compare({"a": both, "b": both}, "a", resamples=99)
+    assert [(row.task, row.n) for row in result.rows] == [("mmlu", 4), (POOLED, 4)]
+
+
+def test_unequal_evaluations_are_refused_with_the_difference():
+    good = answers([True, False], hashes=["a", "b"])
+    with pytest.raises(ConfigError, match="piqa is on one side only"):
+        compare({"a": {"t": good}, "b": {"t": good, "piqa": good}}, "a")
+    with pytest.raises(ConfigError, match=r"1 question \(1\) with another doc_hash"):
+        other = answers([True, False], hashes=["a", "c"])
+        compare({"a": {"t": good}, "b": {"t": other}}, "a")
+    with pytest.raises(ConfigError, match="version 1 in a and 2 in b"):
+        versions = {"a": {"t": 1}, "b": {"t": 2}}
+        compare({"a": {"t": good}, "b": {"t": good}}, "a", versions=versions)
+    with pytest.raises(ConfigError, match="scored by acc in a and by acc_norm in b"):
+        other = answers([True, False], metric="acc_norm")
+        compare({"a": {"t": good}, "b": {"t": other}}, "a")
+    with pytest.raises(ConfigError, match="two models or more"):
+        compare({"a": {"t": good}}, "a")
+    with pytest.raises(ConfigError, match="the reference c"):
+        compare({"a": {"t": good}, "b": {"t": good}}, "c")
+    with pytest.raises(ConfigError, match="a has no task"):
+        compare({"a": {}, "b": {}}, "a")
+
+
+def test_the_verb_compares_cells_of_a_run(run_folder):
+    sources = [f"{run_folder}:dense", f"{run_folder}:shortgpt@0.25", f"{run_folder}:shortgpt@0.1"]
+    result = CliRunner().invoke(app, ["compare", *sources, "--no-tasks", "--json"])
+    content = json.loads(result.stdout)
+    assert content["reference"] == "dense@0"
+    pairs = [{row["model"], row["against"]} for row in content["rows"]]
+    assert pairs == [
+        {"shortgpt@0.25", "dense@0"},
+        {"shortgpt@0.1", "dense@0"},
+        {"shortgpt@0.25", "shortgpt@0.1"},
+    ]
+    table = CliRunner().invoke(app, ["compare", *sources, "--no-tasks"])
+    assert "Models that share a letter cannot be told apart" in table.stdout
+    assert "240 questions" in table.stdout
+
+
+def test_the_verb_refuses_task_versions_that_differ(run_copy):
+    path = run_copy / "results.json"
+    content = json.loads(path.read_text())
+    content["records"][1]["tasks"]["piqa"]["version"] = 2
+    path.write_text(json.dumps(content))
+    name = content["records"][1]["method"]
+    sources = [f"{run_copy}:dense", f"{run_copy}:{name}@0.1,seed=0"]
+    with pytest.raises(ConfigError, match="Task piqa has version 1"):
+        CliRunner().invoke(app, ["compare", *sources], catch_exceptions=False)
+
+
+def test_a_record_given_twice_is_refused(run_folder):
+    source = f"{run_folder}:dense"
+    with pytest.raises(ConfigError, match="given twice"):
+        CliRunner().invoke(app, ["compare", source, source, source], catch_exceptions=False)

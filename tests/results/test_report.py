@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from streamline.cli.main import app
+from streamline.errors import ConfigError
+from streamline.results.artifacts import calibrations, loss_curves, run_settings
+from streamline.results.provenance import provenance
+from streamline.results.record import load, upsert
+from streamline.results.report import write_report
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects ids and outside addresses, and checks that tags are closed in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href") and not value.startswith(("#", "data:")):
+                self.outside.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    made = [folder / "report.md", folder / "report.html"]
+    made += [path for name in ("tables", "figures") for path in (folder / name).iterdir()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in made}
+
+
+def test_the_report_is_whole_and_the_same_again(run_copy):
+    result = CliRunner().invoke(app, ["report", str(run_copy)])
+    assert result.exit_code == 0, result.output
+    first = files(run_copy)
+    assert {
+        "report.md",
+        "report.html",
+        "tables/results.csv",
+        "tables/stability.csv",
+        "tables/cost.csv",
+        "tables/results-smollm2-135m-instruct.tex",
+        "figures/accuracy-smollm2-135m-instruct.svg",
+        "figures/loss-smollm2-135m-instruct-0.25.svg",
+        "figures/cosine-0123abcd.svg",
+    } <= set(first)
+    write_report(run_copy)
+    assert files(run_copy) == first
+
+
+def test_the_page_stands_alone(run_copy):
+    page = write_report(run_copy).read_text()
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.outside == []
+    assert len(checker.ids) == len(set(checker.ids))
+    targets = set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert targets <= set(checker.ids)
+    assert "prefers-color-scheme: dark" in page
+    assert "currentColor" in page
+    assert "needs a model with gated MLPs | none here" in page
+
+
+def test_the_report_says_what_its_figures_stand_on(run_copy):
+    (run_copy / "run.json").write_text(json.dumps({"data": "packaged", "limit": 40}))
+    write_report(run_copy)
+    text = (run_copy / "report.md").read_text()
+    assert "**Validation splits:**" in text
+    assert "| hellaswag | acc_norm | 40 | validation | 0 | 1 |" in text
+    assert "- torch: `2.13.0`" in text
+    assert "- shortgpt: `shortgpt()`" in text
+    assert "--methods dense,random-layers" in text
+    assert "--limit 40" in text
+    assert "Models that share a letter cannot be told apart" in text
+    assert "![smollm2-135m-instruct: stability by sparsity](figures/stability-" in text
+
+
+def test_the_layout_of_a_suite_is_followed(run_copy):
+    suite = run_copy / "mine.yaml"
+    suite.write_text("title: T\nreport: {layout: {published: v1_table3_opt}}\n")
+    write_report(run_copy, str(suite))
+    text = (run_copy / "report.md").read_text()
+    assert "## Published and measured" in text
+    assert "| smollm2-135m-instruct | shortgpt@0.25 | measured |" in text
+
+
+def test_records_alone_are_enough(tmp_path):
+    upsert(tmp_path, {"model": "m", "method": "dense", "sparsity": 0, "status": "ok"})
+    upsert(
+        tmp_path,
+        {"model": "m", "method": "x", "sparsity": 0.1, "status": "failed", "reason": "a <b> & c"},
+    )
+    page = write_report(tmp_path).read_text()
+    assert "a &lt;b&gt; &amp; c" in page
+    assert "no samples beside the record" in page
+
+
+def test_an_empty_run_is_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 1, "records": []}')
+    with pytest.raises(ConfigError, match="holds no record yet"):
+        write_report(tmp_path)
+
+
+def test_no_model_library_is_needed(run_copy):
+    code = (
+        "import sys\n"
+        "from streamline.results.report import write_report\n"
+        "write_report(sys.argv[1])\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run_copy)], check=True, timeout=120)
+
+
+def test_curves_are_named_after_their_cells(run_folder, tmp_path):
+    curves = loss_curves(run_folder, load(run_folder))
+    assert set(curves[("smollm2-135m-instruct", 0.25)]) == {
+        "llm-streamline-ffn",
+        "llm-streamline-layer",
+    }
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "mine.json").write_text('[{"step": 0, "validation_loss": 1.0}]')
+    assert set(loss_curves(tmp_path, [])[("", None)]) == {"mine"}
+    (tmp_path / "losses" / "bad.jsonl").write_text("[1]\n")
+    with pytest.raises(ConfigError, match="is no loss curve"):
+        loss_curves(tmp_path, [])
+
+
+def test_calibrations_are_read_once_each(tmp_path):
+    cosine = np.eye(4)
+    for name in ("a", "b"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        save_file({"cosine": cosine}, tmp_path / "work" / name / "calibration.safetensors")
+    assert list(calibrations(tmp_path)) == ["a"]
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration" / "m.json").write_text('{"cosine": [[1.0, 0.5]]}')
+    with pytest.raises(ConfigError, match=r"cosine has shape \[1, 2\]"):
+        calibrations(tmp_path)
+
+
+def test_settings_are_optional_but_not_malformed(tmp_path):
+    assert run_settings(tmp_path) == {}
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json is not JSON"):
+        run_settings(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ConfigError, match="no object of settings"):
+        run_settings(tmp_path)
+
+
+def test_what_is_not_recorded_is_said_to_be_so(run_folder):
+    facts = provenance(load(run_folder), {})
+    assert {task.split for task in facts.tasks} == {"not recorded"}
+    assert facts.states == {"ok": 13, "failed": 1, "skipped": 1}
+    assert facts.seeds == [0, 1]
+    assert provenance(load(run_folder), {"suite": "embedded"}).command == (
+        "streamline-bench --suite embedded"
+    )
