@@ -1,0 +1,114 @@
+"""Taylor importance of coupled groups, from gradients taken one parameter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamline.baselines._groups import group_sums, layer_groups, rows
+from streamline.decoder import Decoder, submodule
+
+
+def each_gradient(
+    decoder: Decoder,
+    tokens: Tensor,
+    parameters: Iterable[nn.Parameter],
+    take: Callable[[nn.Parameter, Tensor], None],
+) -> None:
+    """Run one backward pass of the mean next-token loss and hand over each gradient.
+
+    A gradient is thrown away as soon as it was handed over, so that memory never holds a second
+    copy of the model. Requires-grad states, gradients and hooks are as before afterwards.
+
+    Args:
+        decoder: The dense model.
+        tokens: Token ids, [N, T]; one batch.
+        parameters: Those whose gradients are wanted.
+        take: Called once per wanted parameter with it and its gradient.
+    """
+    everything = list(decoder.model.parameters())
+    before = [(p.requires_grad, p.grad) for p in everything]
+    hooks = []
+
+    def hand_over(parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
+        take(parameter, parameter.grad)
+        parameter.grad = None
+
+    try:
+        for parameter in everything:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+            register: Any = parameter.register_post_accumulate_grad_hook
+            hooks.append(register(hand_over))
+        with torch.enable_grad():
+            logits = decoder.logits(tokens)[:, :-1].float()
+            targets = tokens[:, 1:].to(logits.device)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter, (requires_grad, grad) in zip(everything, before, strict=True):
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+
+def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str, Tensor]:
+    """Taylor importance of every head and channel of every layer.
+
+    Args:
+        decoder: The dense model; left as it was.
+        tokens: Token ids, [N, T]; one batch.
+        importance: ``"param_first"``, ``"param_mix"`` or ``"vectorize"``; see
+            :class:`streamline.baselines.llm_pruner.LLMPruner`.
+
+    Returns:
+        ``"attention"`` [L, heads] and ``"mlp"`` [L, channels], float64, on the CPU.
+    """
+    couplings = [layer_groups(decoder, i) for i in range(decoder.n_layers)]
+    owners: dict[int, tuple[int, str, str, nn.Module]] = {}
+    parameters = []
+    for index, layer in enumerate(decoder.layers):
+        for member in (m for coupling in couplings[index] for m in coupling.members):
+            linear = submodule(layer, member.path)
+            for parameter in linear.parameters(recurse=False):
+                if parameter.dim() > 1 or member.side == "out":
+                    owners[id(parameter)] = index, member.path, member.side, linear
+                    parameters.append(parameter)
+    fisher: dict[int, Tensor] = {}
+    if importance == "param_mix":
+
+        def square(parameter: nn.Parameter, gradient: Tensor) -> None:
+            part = gradient.float().square() / len(tokens)
+            fisher[id(parameter)] = (
+                fisher[id(parameter)] + part if id(parameter) in fisher else part
+            )
+
+        for sequence in tokens.split(1):
+            each_gradient(decoder, sequence, parameters, square)
+    sums: list[dict[tuple[str, str], Tensor]] = [{} for _ in couplings]
+
+    def take(parameter: nn.Parameter, gradient: Tensor) -> None:
+        index, path, side, linear = owners[id(parameter)]
+        weight = parameter.detach().float()
+        change = weight * gradient.float()
+        if importance == "param_mix":
+            change = change - 0.5 * weight * fisher[id(parameter)] * weight
+        if change.dim() > 1:
+            table = rows(linear, change)
+            table = table if side == "out" else table.T
+            change = table.sum(1) if importance == "vectorize" else table.abs().sum(1)
+        values = change.abs().double().cpu()
+        sums[index][path, side] = sums[index].get((path, side), 0.0) + values
+
+    each_gradient(decoder, tokens, parameters, take)
+    return {
+        kind: torch.stack([group_sums(pair[place], sums[i]) for i, pair in enumerate(couplings)])
+        for place, kind in enumerate(("attention", "mlp"))
+    }

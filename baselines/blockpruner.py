@@ -1,0 +1,172 @@
+"""BlockPruner: take out attentions and MLPs one by one, each time the one that is missed least.
+
+The unit is half a layer. A layer that has lost both halves is gone from the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from streamline.budget import check_sparsity
+from streamline.calibration import Calibration, measure
+from streamline.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.files import content_key
+from streamline.halves import PARTS, Halves, Unit
+from streamline.losses import loss_sample, score_paths
+from streamline.method import Method, Pruned
+from streamline.plan import Plan
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the search: what it removed, at what loss, at what cost."""
+
+    unit: Unit
+    loss: float
+    layer_runs: int
+    naive_layer_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPruner(Method):
+    """Greedy by loss over attentions and MLPs, until the count of parameters is nearest.
+
+    Rounds go on while the unit that would go next brings the count nearer to the target; halves
+    differ in size, so the count is solved in parameters and not in units. The rounds up to
+    ``search_share`` are searched at calibration and serve every sparsity below it.
+
+    Attributes:
+        n_samples: Calibration sequences per trial; None for all.
+        length: Tokens of each; None for all.
+        width: Try only this many units per round, those with the lowest losses when they were
+            last tried; None tries all, as the paper does.
+        search_share: Sparsity up to which calibration searches beforehand.
+
+    Reference:
+        BlockPruner, arXiv:2406.10594, algorithm 1.
+
+    Differs from the released code:
+        Trials of a round are walked as one trie. Sequences come from the run's calibration texts,
+        by default as many tokens as Shortened LLaMA looks at instead of 128 Alpaca samples of up to
+        2048 tokens, because the search is quadratic in the number of units.
+    """
+
+    name: ClassVar[str] = "blockpruner"
+    paper: ClassVar[str] = "arXiv:2406.10594"
+
+    n_samples: int | None = 10
+    length: int | None = 128
+    width: int | None = None
+    search_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_sparsity(self.search_share)
+        if self.width is not None and self.width < 1:
+            raise ConfigError(f"width must be at least 1, or None for all units, got {self.width}")
+
+    def calibration_key(self) -> str:
+        """One search per setting of the fields."""
+        fields = [self.n_samples, self.length, self.width, self.search_share]
+        return f"{self.name}-{content_key(fields)[:12]}"
+
+    def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
+        """Search the first rounds, and measure the shared statistics on the same tokens."""
+        tokens = loss_sample(batches, self.n_samples, self.length)
+        target = self.search_share * decoder.n_parameters()
+        rounds, last_losses = self.search(Halves(decoder), tokens, target)
+        units = [[r.unit[0], PARTS.index(r.unit[1])] for r in rounds]
+        runs = [[r.layer_runs, r.naive_layer_runs] for r in rounds]
+        extras = {
+            "units": torch.tensor(units, dtype=torch.int64).reshape(-1, 2),
+            "losses": torch.tensor([r.loss for r in rounds], dtype=torch.float64),
+            "runs": torch.tensor(runs, dtype=torch.int64).reshape(-1, 2),
+            "last_losses": torch.tensor(last_losses, dtype=torch.float64),
+        }
+        return replace(measure(decoder, tokens), extras=extras)
+
+    def search(
+        self,
+        halves: Halves,
+        tokens: Tensor,
+        target: float,
+        done: Sequence[Round] = (),
+        last_losses: Sequence[float] | None = None,
+    ) -> tuple[list[Round], list[float]]:
+        """Run the greedy rounds.
+
+        Args:
+            halves: The model.
+            tokens: Token ids of every trial, [N, T].
+            target: Parameters to remove.
+            done: Rounds that were run before, with the same tokens; as many of them are taken as
+                the target allows.
+            last_losses: The loss of each unit when it was last tried, from the search that ``done``
+                comes from.
+
+        Returns:
+            The rounds, and each unit's loss when it was last tried (infinite before that).
+        """
+        rounds: list[Round] = []
+        gone: list[Unit] = []
+        untried = [float("-inf")] * len(halves.units)
+        last = untried if last_losses is None else list(last_losses)
+        for earlier in done:
+            if not halves.nearer(gone, earlier.unit, target):
+                return rounds, last
+            rounds.append(earlier)
+            gone.append(earlier.unit)
+        while len(gone) < len(halves.units):
+            alive = [i for i, unit in enumerate(halves.units) if unit not in gone]
+            tried = sorted(alive, key=lambda i: last[i])
+            if self.width is not None and rounds:
+                tried = tried[: self.width]
+            tried.sort()
+            scores = score_paths([halves.path([*gone, halves.units[i]]) for i in tried], tokens)
+            for i, loss in zip(tried, scores.losses, strict=True):
+                last[i] = loss
+            best = min(tried, key=lambda i: last[i])
+            if not halves.nearer(gone, halves.units[best], target):
+                break
+            gone.append(halves.units[best])
+            rounds.append(Round(gone[-1], last[best], scores.layer_runs, scores.naive_layer_runs))
+        return rounds, last
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Take the first rounds of the search, going on with it where calibration stopped."""
+        if check_sparsity(sparsity) == 0.0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        extras = calibration.extras
+        done = [
+            Round((layer, PARTS[part]), loss, *runs)
+            for (layer, part), loss, runs in zip(
+                extras["units"].tolist(),
+                extras["losses"].tolist(),
+                extras["runs"].tolist(),
+                strict=True,
+            )
+        ]
+        halves = Halves(decoder)
+        tokens = loss_sample(batches, self.n_samples, self.length)
+        target = sparsity * decoder.n_parameters()
+        rounds, _ = self.search(halves, tokens, target, done, extras["last_losses"].tolist())
+        notes = {
+            "order": [list(r.unit) for r in rounds],
+            "losses": [r.loss for r in rounds],
+            "layer_runs": sum(r.layer_runs for r in rounds),
+            "naive_layer_runs": sum(r.naive_layer_runs for r in rounds),
+        }
+        return halves.pruned([r.unit for r in rounds], notes)

@@ -1,0 +1,188 @@
+"""LinearPatch: drop a run of layers and rescale the states at the cut, channel by channel, rotated.
+
+Massive values in a few channels of a few tokens would spoil channel-wise scales, so the channels
+are mixed by an orthogonal rotation first, scaled there, and rotated back: one symmetric matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from streamline.budget import layers_to_remove, mean_layer_parameters
+from streamline.calibration import Calibration
+from streamline.decoder import Decoder
+from streamline.method import Method, Pruned, Size
+from streamline.modeling_layers import LinearMap
+from streamline.plan import Plan, Span
+from streamline.replacement import seeded
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearPatch(Method):
+    """``H diag(s) H^T`` at the cut, ``s`` the ratios of mean magnitudes behind and before the run.
+
+    ``s_k`` is the mean over sequences of ``mean_t |x_stop H|_k / mean_t |x_start H|_k``. The run is
+    the one of highest cosine. The matrix counts as parameters of the pruned model.
+
+    Attributes:
+        rotation: ``"hadamard"``, or ``"none"`` for scales without rotation.
+
+    Reference:
+        LinearPatch, arXiv:2505.24680, section 3; its optional distillation is left out.
+
+    Differs from the released code:
+        Hidden sizes for which no Hadamard matrix is built here are rotated by the orthonormal
+        cosine transform; see :func:`orthogonal_rotation`. The run is chosen by cosines of tokens;
+        the released script's ``cosine_similarity`` runs over its default dimension, the tokens of
+        a sequence, channel by channel, and leaves out runs that start at layer 0 or reach the last
+        layer. Ratios are computed in float64 instead of float16.
+    """
+
+    name: ClassVar[str] = "linearpatch"
+    paper: ClassVar[str] = "arXiv:2505.24680"
+
+    rotation: Literal["hadamard", "none"] = "hadamard"
+
+    def n_remove(self, decoder: Decoder, sparsity: float) -> int:
+        """How many layers go, the matrix counted against them."""
+        return layers_to_remove(decoder, sparsity, lambda n: decoder.hidden_size**2)
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Measure the scales of the chosen run and put the matrix in its place."""
+        n_remove = self.n_remove(decoder, sparsity)
+        if n_remove == 0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        span, cosine = calibration.ranked_spans(n_remove)[0]
+        width = decoder.hidden_size
+        turn, kind = torch.eye(width, dtype=torch.float64), "none"
+        if self.rotation == "hadamard":
+            turn, kind = orthogonal_rotation(width)
+        scales = magnitude_ratios(decoder, batches, span, turn)
+        with seeded(seed):
+            patch = LinearMap(width, bias=False)
+        patch.tuple_output = decoder.family.tuple_output
+        with torch.no_grad():
+            patch.map.weight.copy_((turn * scales) @ turn.T)
+        home = next(decoder.layers[span.start].parameters())
+        patch = patch.to(device=home.device, dtype=home.dtype)
+        notes: dict[str, Any] = {
+            "span": [span.start, span.stop],
+            "cosine": cosine,
+            "rotation": kind,
+            "scales": {"least": float(scales.min()), "most": float(scales.max())},
+        }
+        plan = Plan.replace(decoder.n_layers, span, "linear-patch")
+        return Pruned(plan, {span.start: patch}, notes=notes)
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size:
+        """Layers that go, less the matrix that comes."""
+        n_remove = self.n_remove(decoder, sparsity)
+        dense = decoder.n_parameters()
+        gone = round(n_remove * mean_layer_parameters(decoder))
+        added = decoder.hidden_size**2 if n_remove else 0
+        return Size(dense, dense - gone + added, n_remove)
+
+
+@torch.no_grad()
+def magnitude_ratios(
+    decoder: Decoder, batches: Tensor, span: Span, turn: Tensor, *, batch_tokens: int = 4096
+) -> Tensor:
+    """Mean magnitude behind a run over that before it, per rotated channel.
+
+    Args:
+        decoder: The dense model; left as it was.
+        batches: Token ids, [N, T].
+        span: The run of layers.
+        turn: The rotation, [D, D], float64.
+        batch_tokens: Tokens walked at once.
+
+    Returns:
+        The mean over sequences of each sequence's ratio, [D], float64. Channels that are silent
+        before the run keep the scale 1.
+    """
+    total = torch.zeros(decoder.hidden_size, dtype=torch.float64)
+    rows = max(1, batch_tokens // batches.shape[1])
+    for start in range(0, len(batches), rows):
+        ends = []
+        for depth, hidden in decoder.trace(decoder.enter(batches[start : start + rows]), span.stop):
+            if depth in (span.start, span.stop):
+                ends.append((hidden.to("cpu", torch.float64) @ turn).abs().mean(1))
+        before, after = ends
+        total += torch.where(before > 0, after / before, 1.0).sum(0)
+    return total / len(batches)
+
+
+def orthogonal_rotation(d: int) -> tuple[Tensor, str]:
+    """An orthogonal matrix that spreads every channel over all others.
+
+    A Hadamard matrix over ``sqrt(d)`` where one is built: ``d = 2^m k`` with ``k`` 1 or the order
+    of a Paley matrix (``p + 1`` for primes ``p = 3 mod 4``, ``2 (p + 1)`` for ``p = 1 mod 4``);
+    that covers the hidden sizes of common models, 576 = 16 * 36 and 2560 = 128 * 20 among them.
+    Elsewhere the orthonormal cosine transform (DCT-II), which is deterministic as well but does not
+    weigh all channels alike.
+
+    Args:
+        d: The order, at least 1.
+
+    Returns:
+        The matrix [d, d], float64, and ``"hadamard"`` or ``"cosine"``.
+    """
+    twos = (d & -d).bit_length() - 1
+    for power in range(twos, -1, -1):
+        core = _paley(d >> power)
+        if core is not None:
+            sylvester = torch.ones(1, 1, dtype=torch.float64)
+            for _ in range(power):
+                sylvester = torch.kron(
+                    torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), sylvester
+                )
+            return torch.kron(sylvester, core) / math.sqrt(d), "hadamard"
+    place = torch.arange(d, dtype=torch.float64)
+    matrix = torch.cos(math.pi / d * torch.outer(place + 0.5, place)) * math.sqrt(2.0 / d)
+    matrix[:, 0] /= math.sqrt(2.0)
+    return matrix, "cosine"
+
+
+def _paley(order: int) -> Tensor | None:
+    """A Hadamard matrix of order 1, 2, or by Paley's constructions over a prime field."""
+    if order == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    first, second = order - 1, order // 2 - 1
+    if order % 4 == 0 and first % 4 == 3 and _is_prime(first):
+        skew = _bordered(first, -1.0)
+        return skew + torch.eye(order, dtype=torch.float64)
+    if order % 4 == 0 and second % 4 == 1 and _is_prime(second):
+        conference = _bordered(second, 1.0)
+        plus = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+        minus = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+        eye = torch.eye(order // 2, dtype=torch.float64)
+        return torch.kron(conference, plus) + torch.kron(eye, minus)
+    return None
+
+
+def _bordered(p: int, sign: float) -> Tensor:
+    """Jacobsthal's matrix of quadratic characters over a prime p, with a border, [p + 1, p + 1]."""
+    squares = {(x * x) % p for x in range(1, p)}
+    character = torch.tensor([0.0] + [1.0 if x in squares else -1.0 for x in range(1, p)])
+    index = torch.arange(p)
+    matrix = torch.zeros(p + 1, p + 1, dtype=torch.float64)
+    matrix[1:, 1:] = character[(index[:, None] - index[None, :]) % p].double()
+    matrix[0, 1:] = 1.0
+    matrix[1:, 0] = sign
+    return matrix
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % k for k in range(2, math.isqrt(n) + 1))

@@ -1,0 +1,139 @@
+"""LLM-Drop: take out the attentions and MLPs that turn the residual stream least, all at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from streamline.budget import check_sparsity
+from streamline.calibration import Calibration, measure
+from streamline.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.halves import PARTS, Halves, Unit
+from streamline.method import Method, Pruned
+from streamline.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMDrop(Method):
+    """Rank half layers by ``1 - cos(x, x + f(x))`` and remove the lowest.
+
+    ``x`` is the residual stream before the half's norm and ``x + f(x)`` the stream behind it.
+    Scores are measured once; units go in their order while the next one brings the parameters
+    removed nearer to the asked.
+
+    Attributes:
+        target: ``"all"`` ranks attentions and MLPs together ("joint layer drop"), ``"attention"``
+            or ``"mlp"`` one kind alone. Attentions alone cannot meet high sparsities.
+
+    Reference:
+        What Matters in Transformers? Not All Attention is Needed, arXiv:2406.15786, section 3.
+
+    Differs from the paper:
+        The run's calibration texts in place of C4. The default is the joint form, because the
+        attentions of many models hold too few parameters for the sparsities asked. The number of
+        units is solved from counted parameters; it is an argument of the released code.
+    """
+
+    name: ClassVar[str] = "llm-drop"
+    paper: ClassVar[str] = "arXiv:2406.15786"
+
+    target: Literal["all", "attention", "mlp"] = "all"
+
+    def calibration_key(self) -> str:
+        """Similarities of all units serve every field."""
+        return self.name
+
+    def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
+        """Measure the cosine across each half, beside the shared statistics."""
+        extras = {"cosines": half_cosines(decoder, batches)}
+        return replace(measure(decoder, batches), extras=extras)
+
+    def order(self, calibration: Calibration) -> list[Unit]:
+        """Every unit of the targeted kind, most similar first."""
+        cosines = calibration.extras["cosines"].tolist()
+        units: list[Unit] = [
+            (index, part)
+            for part in PARTS
+            for index in range(len(cosines))
+            if self.target in ("all", part)
+        ]
+        return sorted(units, key=lambda unit: -cosines[unit[0]][PARTS.index(unit[1])])
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Take out units in their order.
+
+        Raises:
+            ConfigError: If all units of the kind together hold too few parameters.
+        """
+        if check_sparsity(sparsity) == 0.0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        halves = Halves(decoder)
+        dense = decoder.n_parameters()
+        order, gone = self.order(calibration), list[Unit]()
+        most = halves.n_removed(order) / dense
+        if sparsity > most + 0.5 / (decoder.n_layers * 2) * most:
+            raise ConfigError(
+                f"{self.name} with target={self.target!r} removes at most {most:.1%} of the "
+                f"parameters of {decoder.name}, not {sparsity:.1%}; ask for less, or use "
+                "target='all'"
+            )
+        for unit in order:
+            if not halves.nearer(gone, unit, sparsity * dense):
+                break
+            gone.append(unit)
+        notes: dict[str, Any] = {
+            "order": [list(unit) for unit in order],
+            "cosines": calibration.extras["cosines"].tolist(),
+        }
+        return halves.pruned(gone, notes)
+
+
+@torch.no_grad()
+def half_cosines(decoder: Decoder, batches: Tensor, *, batch_tokens: int = 4096) -> Tensor:
+    """Mean token cosine of the residual stream before and behind each half layer.
+
+    What a half adds is read off the layer without its other half, so no family's internals are
+    touched. Where both halves read the layer's input (parallel residual), both are compared with
+    it.
+
+    Args:
+        decoder: The dense model; left as it was.
+        batches: Token ids, [N, T].
+        batch_tokens: Tokens walked at once.
+
+    Returns:
+        Cosines, [L, 2] (attention, MLP), float64.
+    """
+    halves = Halves(decoder)
+    total = torch.zeros(decoder.n_layers, 2, dtype=torch.float64)
+    rows = max(1, batch_tokens // batches.shape[1])
+    for start in range(0, len(batches), rows):
+        entry = decoder.enter(batches[start : start + rows])
+        hidden = entry.hidden
+        for index, layer in enumerate(decoder.layers):
+            between = decoder.run(halves.left((index, "mlp")), hidden, entry, index)
+            behind = decoder.run(layer, hidden, entry, index)
+            total[index, 0] += _summed_cosine(hidden, between)
+            if decoder.family.parallel:
+                alone = decoder.run(halves.left((index, "attention")), hidden, entry, index)
+                total[index, 1] += _summed_cosine(hidden, alone)
+            else:
+                total[index, 1] += _summed_cosine(between, behind)
+            hidden = behind
+    return total / batches.numel()
+
+
+def _summed_cosine(x: Tensor, y: Tensor) -> float:
+    cosine = torch.cosine_similarity(x.float(), y.float().to(x.device), dim=-1)
+    return float(cosine.sum(dtype=torch.float64))

@@ -1,0 +1,142 @@
+"""The comparison set of LLM-Streamline's first version: what to put in the place of the span.
+
+Five methods that differ in the network alone: an MLP d-2d-d or a decoder layer, once or applied
+once per removed layer with shared parameters, or one MLP for each removed layer. The sixth of the
+set, nothing with LoRA of as many trained parameters, is the recovery stage crossed with
+``llm-streamline-none``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from streamline.calibration import Calibration
+from streamline.decoder import Decoder
+from streamline.llm_streamline import StreamlineReplacement
+from streamline.method import Pruned
+from streamline.modeling_layers import Stack
+from streamline.plan import Span
+from streamline.recipe import Recipe
+
+#: Tokens of a training sequence; the first version counts samples and does not give their length.
+_LENGTH = 2048
+
+
+def v1_recipe() -> Recipe:
+    """20,000 samples in batches of 2,048 at 1e-3 for five epochs, as for Llama-2-7B.
+
+    For OPT-1.3B and 2.7B the first version takes 3,000 samples in batches of 512 at 4e-4. What it
+    leaves open (schedule, weight decay, clipping) is as in the later release.
+    """
+    return Recipe(
+        n_tokens=20_000 * _LENGTH,
+        length=_LENGTH,
+        batch_tokens=2_048 * _LENGTH,
+        epochs=5,
+        learning_rate=1e-3,
+        final_learning_rate=2.5e-4,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineV1MLP(StreamlineReplacement):
+    """One MLP d-2d-d with ReLU in the place of the span.
+
+    Reference:
+        arXiv:2403.19135, first version, sections 4.3 and 5, appendix B; its counts fit 4 d^2.
+
+    Differs from the paper:
+        Activation, bias and residual are not stated there; they are as in the later release (ReLU,
+        bias, no residual). The post-training of the inserted MLP alone, which it does for OPT-1.3B
+        and 2.7B, is ``recipe`` with ``objective="lm"``.
+    """
+
+    name: ClassVar[str] = "streamline-v1-mlp"
+    kind: ClassVar[str] = "mlp"
+
+    recipe: Recipe = field(default_factory=v1_recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineV1MLPShared(StreamlineReplacement):
+    """One MLP d-2d-d, applied once for each removed layer with the same parameters.
+
+    Reference:
+        arXiv:2403.19135, first version, Table 5 (MLP with parameter sharing).
+    """
+
+    name: ClassVar[str] = "streamline-v1-mlp-shared"
+    kind: ClassVar[str] = "shared-mlp"
+
+    recipe: Recipe = field(default_factory=v1_recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineV1MultipleMLP(StreamlineReplacement):
+    """One MLP d-2d-d for each removed layer, each fitted to its own layer ("multiple MLP").
+
+    Reference:
+        arXiv:2403.19135, first version, section 5 and Table 6.
+    """
+
+    name: ClassVar[str] = "streamline-v1-multiple-mlp"
+    kind: ClassVar[str] = "multiple-mlp"
+
+    recipe: Recipe = field(default_factory=v1_recipe)
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Choose the span and make one student for each of its layers."""
+        pruned = super().prune(decoder, calibration, sparsity, batches, seed)
+        students = []
+        for whole in pruned.students:
+            assert isinstance(whole.module, Stack)
+            for layer, part in zip(whole.span.layers, whole.module.sequence(), strict=True):
+                students.append(replace(whole, span=Span(layer, layer + 1), module=part))
+        return replace(pruned, students=students)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineV1Layer(StreamlineReplacement):
+    """One decoder layer, started at random, in the place of the span.
+
+    Attributes:
+        init: ``"random"`` as for the MLP it is compared with (the first version does not say how
+            the layer starts); ``"first"``, ``"last"`` and ``"mean"`` start from the span's layers.
+
+    Reference:
+        arXiv:2403.19135, first version, Table 5 (transformer layer).
+    """
+
+    name: ClassVar[str] = "streamline-v1-layer"
+    kind: ClassVar[str] = "layer"
+
+    init: Literal["first", "last", "mean", "random"] = "random"
+    recipe: Recipe = field(default_factory=v1_recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineV1LayerShared(StreamlineReplacement):
+    """One decoder layer, applied once for each removed layer with the same parameters.
+
+    Attributes:
+        init: As for :class:`StreamlineV1Layer`.
+
+    Reference:
+        arXiv:2403.19135, first version, Table 5 (transformer layer with sharing).
+    """
+
+    name: ClassVar[str] = "streamline-v1-layer-shared"
+    kind: ClassVar[str] = "shared-layer"
+
+    init: Literal["first", "last", "mean", "random"] = "random"
+    recipe: Recipe = field(default_factory=v1_recipe)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamline.baselines.linearpatch import LinearPatch, magnitude_ratios, orthogonal_rotation
+from streamline.calibration import measure
+from streamline.decoder import Decoder
+from streamline.method import Pruned
+from streamline.plan import Span
+
+TOKENS = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(6))
+
+
+def prune(decoder: Decoder, method: LinearPatch, sparsity: float) -> Pruned:
+    return method.prune(decoder, measure(decoder, TOKENS), sparsity, TOKENS, 0)
+
+
+@pytest.mark.parametrize(
+    ("order", "kind"),
+    [
+        (1, "hadamard"),
+        (2, "hadamard"),
+        (32, "hadamard"),
+        (12, "hadamard"),
+        (20, "hadamard"),
+        (28, "hadamard"),
+        (36, "hadamard"),
+        (40, "hadamard"),
+        (576, "hadamard"),
+        (960, "hadamard"),
+        (33, "cosine"),
+        (18, "cosine"),
+    ],
+)
+def test_rotations_are_orthogonal_and_hadamard_where_one_is_built(order, kind):
+    matrix, found = orthogonal_rotation(order)
+    assert found == kind
+    assert torch.allclose(matrix @ matrix.T, torch.eye(order).double(), atol=1e-10)
+    if kind == "hadamard":
+        assert torch.allclose(matrix.abs() * order**0.5, torch.ones(order, order).double())
+
+
+@pytest.mark.parametrize("width", [768, 2048, 2560, 3072, 3584, 4096, 5120, 8192])
+def test_common_hidden_sizes_have_a_hadamard_matrix(width):
+    from streamline.baselines import linearpatch
+
+    twos = (width & -width).bit_length() - 1
+    assert any(linearpatch._paley(width >> power) is not None for power in range(twos, -1, -1))
+
+
+def test_patch_is_symmetric_and_counted(tiny_llama, tiny_opt):
+    for factory in (tiny_llama, tiny_opt):
+        decoder = Decoder(factory(n_layers=6))
+        pruned = prune(decoder, LinearPatch(), 0.25)
+        (weight,) = [m.map.weight for m in pruned.modules.values()]
+        assert torch.allclose(weight, weight.T, atol=1e-6)
+        n = len(pruned.plan.removed_layers)
+        expected = decoder.n_parameters() - n * decoder.layer_parameters(0) + 32**2
+        assert pruned.n_parameters(decoder) == expected
+        assert LinearPatch().size(decoder, 0.25).pruned == expected
+
+
+def test_no_gap_gives_the_identity(tiny_llama):
+    decoder = Decoder(tiny_llama(n_layers=6))
+    with torch.no_grad():
+        for index in (2, 3):
+            for parameter in decoder.layers[index].parameters():
+                parameter.zero_()
+    pruned = prune(decoder, LinearPatch(), 0.16)
+    assert pruned.notes["span"] in ([2, 3], [2, 4], [3, 4])
+    (patch,) = pruned.modules.values()
+    assert torch.allclose(patch.map.weight, torch.eye(32), atol=1e-6)
+
+
+def test_ratios_against_a_naive_count(tiny_opt):
+    decoder = Decoder(tiny_opt(n_layers=4))
+    turn, _ = orthogonal_rotation(32)
+    with torch.no_grad():
+        states = [h.double() for _, h in decoder.trace(decoder.enter(TOKENS))]
+    ratios = []
+    for row in range(len(TOKENS)):
+        before, after = (states[depth][row] @ turn for depth in (1, 3))
+        ratios.append(after.abs().mean(0) / before.abs().mean(0))
+    found = magnitude_ratios(decoder, TOKENS, Span(1, 3), turn, batch_tokens=30)
+    assert torch.allclose(found, torch.stack(ratios).mean(0))
+
+
+def test_a_gap_in_one_scale_is_closed(tiny_llama):
+    decoder = Decoder(tiny_llama(n_layers=4))
+
+    class Double(torch.nn.Module):
+        def forward(self, hidden, *args, **kwargs):
+            return 2.0 * hidden
+
+    turn, _ = orthogonal_rotation(32)
+    decoder.layers[1] = Double()
+    found = magnitude_ratios(decoder, TOKENS, Span(1, 2), turn)
+    assert torch.allclose(found, torch.full((32,), 2.0).double())
+
+
+def test_without_rotation_the_patch_is_diagonal(tiny_llama):
+    decoder = Decoder(tiny_llama(n_layers=6))
+    (patch,) = prune(decoder, LinearPatch(rotation="none"), 0.25).modules.values()
+    weight = patch.map.weight.detach()
+    assert torch.equal(weight, torch.diag(weight.diagonal()))
+    assert (weight.diagonal() > 0).all()
