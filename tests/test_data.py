@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from streamline import wheels
 from streamline.errors import AssetError, ConfigError, UnknownNameError
-from streamline.evaluation import data, origin
+from streamline.evaluation import data, loading, origin
+from streamline.evaluation.questions import QUESTION_SETS
 from streamline.evaluation.tasks import include_paths, resolve
 from streamline.testing import tiny_tokenizer
 
@@ -253,7 +254,7 @@ def test_c3_of_the_hub_is_flattened(nested):
     if nested:
         names = ("question", "choice", "answer")
         row["questions"] = {name: [q[name] for q in asked] for name in names}
-    rows = data._adapt(data.QUESTION_SETS["c3"], Dataset.from_list([row]))
+    rows = loading._adapt(QUESTION_SETS["c3"], Dataset.from_list([row]))
     assert list(rows) == [{"context": ["x", "y"]} | q for q in asked]
 
 
