@@ -1,7 +1,7 @@
 """Per-question predictions of any supported kind, read as answers by task.
 
 Three kinds of source are told apart by what lies there: samples of this package (a parquet file,
-a ``samples`` folder or a run's folder), lm-eval's ``--log_samples`` files, and OpenCompass
+a record's file or a run's folder), lm-eval's ``--log_samples`` files, and OpenCompass
 prediction folders. A source may carry a selector after its path::
 
     PATH[:METHOD[@SPARSITY]][,KEY=VALUE...]      KEY: model, method, sparsity, seed, recovery
@@ -26,8 +26,8 @@ import numpy as np
 from streamline.errors import ConfigError
 from streamline.results import lm_eval_logs, opencompass
 from streamline.results.answers import Answers
-from streamline.results.record import FILE_NAME, Record, label, load
-from streamline.results.select import matching, run_folder, select, split
+from streamline.results.record import FILE_NAME, Record, label
+from streamline.results.select import matching, run_records, select, split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,13 +75,9 @@ def read_predictions(source: str | Path, metric: str | None = None) -> Predictio
             f"{path} does not exist. Give a samples parquet, a run's folder, a folder of lm-eval "
             "sample logs or an OpenCompass prediction folder."
         )
-    run = run_folder(path)
+    run = run_records(path)
     if run is not None:
-        from streamline.evaluation.samples import read_samples, samples_path
-
-        record = select(load(run), selector, text)
-        frame = read_samples(samples_path(run, record))
-        return Predictions(source=text, kind="samples", tasks=from_samples(frame), record=record)
+        return _of_record(text, run[1], select(run[0], selector, text))
     if selector:
         raise ConfigError(
             f"{text}: only a folder with {FILE_NAME} takes a selector, and {path} is none."
@@ -118,19 +114,14 @@ def read_cells(source: str | Path, metric: str | None = None) -> dict[str, Predi
     """
     text = str(source)
     path, selector = split(text)
-    run = run_folder(path)
-    if run is None:
+    run = run_records(path)
+    if run is None or path.is_file():
         return {text: read_predictions(source, metric)}
-    from streamline.evaluation.samples import read_samples, samples_path
-
-    records = matching(load(run), selector) or [select(load(run), selector, text)]
+    records = matching(run[0], selector) or [select(run[0], selector, text)]
     several = len({record.model for record in records}) > 1
     return {
-        f"{record.model} {label(record)}" if several else label(record): Predictions(
-            source=text,
-            kind="samples",
-            tasks=from_samples(read_samples(samples_path(run, record))),
-            record=record,
+        f"{record.model} {label(record)}" if several else label(record): _of_record(
+            text, run[1], record
         )
         for record in records
     }
@@ -159,6 +150,14 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
         str(task): _task_answers(str(task), rows)
         for task, rows in whole.groupby("task", sort=False)
     }
+
+
+def _of_record(text: str, folder: Path, record: Record) -> Predictions:
+    """The samples of one cell."""
+    from streamline.evaluation.samples import read_samples, samples_path
+
+    tasks = from_samples(read_samples(samples_path(folder, record)))
+    return Predictions(source=text, kind="samples", tasks=tasks, record=record)
 
 
 def _from_parquet(text: str, path: Path) -> Predictions:

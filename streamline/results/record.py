@@ -176,7 +176,8 @@ def load(directory: str | Path) -> list[Record]:
     """Read all records of a run, in the order in which their cells were first finished.
 
     Args:
-        directory: The folder that holds ``results.json``, or that file.
+        directory: The folder that holds ``results.json``, that file, or a file of one record as
+            ``streamline-bench evaluate`` writes it.
 
     Returns:
         The records.
@@ -264,6 +265,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(
             f"{path} is not JSON ({error}). It is written whole by a run; restore it or remove it."
         ) from None
+    if isinstance(content, dict) and {"model", "method", "status"} <= set(content):
+        return [content]
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA_VERSION or not isinstance(content.get("records"), list):
         raise ConfigError(

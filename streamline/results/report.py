@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnknownNameError
 from streamline.files import write_text_atomic
 from streamline.results.artifacts import calibrations, loss_curves, run_settings
 from streamline.results.compare import compare
@@ -87,8 +87,7 @@ def write_report(directory: str | Path, suite: str | None = None) -> Path:
     if not records:
         raise ConfigError(f"{root} holds no record yet; let the run finish a cell first.")
     settings = run_settings(root)
-    layout = _layout(suite or settings.get("suite"))
-    sections = _sections(root, records, layout)
+    sections = _sections(root, records, _layout(suite, settings.get("suite")))
     facts = provenance(records, settings)
     _write_tables(root / "tables", records, sections)
     for section in sections:
@@ -102,11 +101,13 @@ def write_report(directory: str | Path, suite: str | None = None) -> Path:
 
 
 def _sections(
-    root: Path, records: Sequence[Record], layout: Mapping[str, Any] | None
+    root: Path, records: Sequence[Record], layout: Mapping[str, Any] | str | None
 ) -> list[Section]:
     """The report's body: the paper's table, then each model, then what belongs to no model."""
     sections = []
-    if layout is not None:
+    if isinstance(layout, str):
+        sections.append(Section(title="Published and measured", notes=[layout]))
+    elif layout is not None:
         sections.append(
             Section(title="Published and measured", tables=[layout_table(records, layout)])
         )
@@ -202,7 +203,11 @@ def _statistics(root: Path, records: Sequence[Record]) -> tuple[list[Table], lis
             for record in first.values()
             if record.sparsity == sparsity and record is not dense
         }
-        result = compare(models, "dense", pooled_only=True)
+        try:
+            result = compare(models, "dense", pooled_only=True)
+        except ConfigError as error:
+            notes.append(f"Asked {sparsity:g}: not compared. {error}")
+            continue
         tables += [
             Table(
                 name=f"{table.name}-{_slug(records[0].model)}-{sparsity:g}",
@@ -218,15 +223,23 @@ def _statistics(root: Path, records: Sequence[Record]) -> tuple[list[Table], lis
     return tables, notes
 
 
-def _layout(suite: Any) -> Mapping[str, Any] | None:
-    """The layout that a suite asks for."""
-    if suite is None:
-        return None
+def _layout(asked: str | None, recorded: Any) -> Mapping[str, Any] | str | None:
+    """The layout that a suite asks for; a note if the suite of the run is not at hand."""
     from streamline.suites import load_suite
 
-    layout = load_suite(str(suite)).report.get("layout")
+    if asked is None and recorded is None:
+        return None
+    try:
+        layout = load_suite(str(asked or recorded)).report.get("layout")
+    except UnknownNameError as error:
+        if asked is not None:
+            raise
+        return f"{error} For its table in the paper's layout, give --suite FILE."
     if layout is not None and not isinstance(layout, Mapping):
-        raise ConfigError(f"Suite {suite}: report.layout is no mapping (see results/layouts.py).")
+        raise ConfigError(
+            f"Suite {asked or recorded}: report.layout is no mapping; its form is described in "
+            "streamline/results/layouts.py."
+        )
     return layout
 
 

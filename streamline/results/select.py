@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamline.errors import ConfigError
-from streamline.results.record import FILE_NAME, Record, label
+from streamline.results.record import FILE_NAME, Record, label, load
 
-__all__ = ["matching", "run_folder", "select", "split"]
+__all__ = ["matching", "run_records", "select", "split"]
 
 _KEYS = ("model", "method", "sparsity", "seed", "recovery")
 
@@ -31,11 +31,22 @@ def matching(records: Sequence[Record], selector: Mapping[str, str]) -> list[Rec
     ]
 
 
-def run_folder(path: Path) -> Path | None:
-    """The folder of records that a path names, itself or by its results file."""
-    if path.name == FILE_NAME and path.is_file():
-        return path.parent
-    return path if (path / FILE_NAME).is_file() else None
+def run_records(path: Path) -> tuple[list[Record], Path] | None:
+    """The records that a path names, and the folder that their samples lie in.
+
+    Args:
+        path: A run's folder, its ``results.json``, or a file of one record, as ``streamline-bench
+            evaluate`` writes it with its samples under ``.NAME-run`` beside it.
+
+    Returns:
+        Records and folder, or None if the path is none of these.
+    """
+    if path.is_dir():
+        return (load(path), path) if (path / FILE_NAME).is_file() else None
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    beside = path.parent / f".{path.stem}-run"
+    return load(path), beside if beside.is_dir() else path.parent
 
 
 def select(records: Sequence[Record], selector: Mapping[str, str], source: str) -> Record:

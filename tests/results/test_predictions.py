@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -105,6 +106,16 @@ def test_folders_without_predictions_are_refused(run_folder, tmp_path):
         read_predictions(run_folder / "samples")
     with pytest.raises(ConfigError, match=r"only a folder with results\.json takes a selector"):
         read_predictions(f"{run_folder / 'samples'}:dense")
+
+
+def test_a_file_of_one_record_brings_the_samples_beside_it(run_folder, tmp_path):
+    record = load(run_folder)[0]
+    (tmp_path / "short.json").write_text(json.dumps(record.to_json()))
+    beside = tmp_path / ".short-run"
+    shutil.copytree(run_folder / "samples", beside / "samples")
+    source = tmp_path / "short.json"
+    assert read_predictions(source).tasks["piqa"].accuracy == record.tasks["piqa"].value
+    assert list(read_cells(source)) == [str(source)]
 
 
 def test_all_cells_of_a_run_are_read_by_name(run_folder):

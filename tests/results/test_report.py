@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,11 +14,12 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from streamline.cli.main import app
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnknownNameError
+from streamline.evaluation.samples import read_samples, samples_path, write_samples
 from streamline.results.artifacts import calibrations, loss_curves, run_settings
 from streamline.results.provenance import provenance
 from streamline.results.record import load, upsert
-from streamline.results.report import write_report
+from streamline.results.report import _statistics, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -55,10 +57,17 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in made}
 
 
-def test_the_report_is_whole_and_the_same_again(run_copy):
-    result = CliRunner().invoke(app, ["report", str(run_copy)])
+@pytest.fixture(scope="module")
+def made(run_folder, tmp_path_factory):
+    """A run's folder with its report, shared by the tests: only to be read."""
+    folder = Path(shutil.copytree(run_folder, tmp_path_factory.mktemp("made") / "out"))
+    (folder / "run.json").write_text(json.dumps({"data": "packaged", "limit": 40}))
+    result = CliRunner().invoke(app, ["report", str(folder)])
     assert result.exit_code == 0, result.output
-    first = files(run_copy)
+    return folder
+
+
+def test_the_report_is_whole(made):
     assert {
         "report.md",
         "report.html",
@@ -69,13 +78,29 @@ def test_the_report_is_whole_and_the_same_again(run_copy):
         "figures/accuracy-smollm2-135m-instruct.svg",
         "figures/loss-smollm2-135m-instruct-0.25.svg",
         "figures/cosine-0123abcd.svg",
-    } <= set(first)
-    write_report(run_copy)
-    assert files(run_copy) == first
+    } <= set(files(made))
 
 
-def test_the_page_stands_alone(run_copy):
-    page = write_report(run_copy).read_text()
+NO_MODEL = """
+import sys
+from streamline.results.report import write_report
+write_report(sys.argv[1])
+heavy = {"torch", "transformers", "lm_eval", "datasets"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def test_another_process_makes_the_same_bytes_without_a_model_library(made, tmp_path):
+    again = Path(shutil.copytree(made, tmp_path / "out"))
+    for path in again.rglob("report.*"):
+        path.unlink()
+    command = [sys.executable, "-c", NO_MODEL, str(again)]
+    subprocess.run(command, check=True, timeout=120)
+    assert files(again) == files(made)
+
+
+def test_the_page_stands_alone(made):
+    page = (made / "report.html").read_text()
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
@@ -88,10 +113,8 @@ def test_the_page_stands_alone(run_copy):
     assert "needs a model with gated MLPs | none here" in page
 
 
-def test_the_report_says_what_its_figures_stand_on(run_copy):
-    (run_copy / "run.json").write_text(json.dumps({"data": "packaged", "limit": 40}))
-    write_report(run_copy)
-    text = (run_copy / "report.md").read_text()
+def test_the_report_says_what_its_figures_stand_on(made):
+    text = (made / "report.md").read_text()
     assert "**Validation splits:**" in text
     assert "| hellaswag | acc_norm | 40 | validation | 0 | 1 |" in text
     assert "- torch: `2.13.0`" in text
@@ -102,13 +125,46 @@ def test_the_report_says_what_its_figures_stand_on(run_copy):
     assert "![smollm2-135m-instruct: stability by sparsity](figures/stability-" in text
 
 
-def test_the_layout_of_a_suite_is_followed(run_copy):
-    suite = run_copy / "mine.yaml"
-    suite.write_text("title: T\nreport: {layout: {published: v1_table3_opt}}\n")
-    write_report(run_copy, str(suite))
-    text = (run_copy / "report.md").read_text()
+SUITE = "title: T\nreport: {layout: {published: v1_table3_opt}}\n"
+
+
+def small_run(folder):
+    task = {"piqa": {"metric": "acc", "value": 0.5}}
+    for method, sparsity in (("dense", 0), ("shortgpt", 0.25)):
+        cell = {"model": "m", "method": method, "sparsity": sparsity, "status": "ok"}
+        upsert(folder, cell | {"tasks": task})
+
+
+def test_the_layout_of_a_suite_is_followed(tmp_path):
+    small_run(tmp_path)
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(SUITE)
+    write_report(tmp_path, str(suite))
+    text = (tmp_path / "report.md").read_text()
     assert "## Published and measured" in text
-    assert "| smollm2-135m-instruct | shortgpt@0.25 | measured |" in text
+    assert "| m | shortgpt@0.25 | measured |" in text
+
+
+def test_a_recorded_suite_that_is_not_at_hand_is_noted(tmp_path):
+    small_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"suite": "gone"}')
+    write_report(tmp_path)
+    assert "give --suite FILE" in (tmp_path / "report.md").read_text()
+    with pytest.raises(UnknownNameError, match="gone"):
+        write_report(tmp_path, "gone")
+    (tmp_path / "mine.yaml").write_text("title: T\nreport: {layout: 3}\n")
+    with pytest.raises(ConfigError, match="layout is no mapping"):
+        write_report(tmp_path, str(tmp_path / "mine.yaml"))
+
+
+def test_cells_on_other_questions_are_noted_as_not_compared(run_copy):
+    record = next(item for item in load(run_copy) if item.method == "shortgpt")
+    path = samples_path(run_copy, record)
+    frame = read_samples(path)
+    write_samples(path, frame[frame["doc_id"] < 9])
+    tables, notes = _statistics(run_copy, load(run_copy))
+    assert any("Asked 0.1: not compared. Task piqa: the two sets" in note for note in notes)
+    assert all("Asked 0.25" in table.title for table in tables)
 
 
 def test_records_alone_are_enough(tmp_path):
@@ -126,17 +182,6 @@ def test_an_empty_run_is_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 1, "records": []}')
     with pytest.raises(ConfigError, match="holds no record yet"):
         write_report(tmp_path)
-
-
-def test_no_model_library_is_needed(run_copy):
-    code = (
-        "import sys\n"
-        "from streamline.results.report import write_report\n"
-        "write_report(sys.argv[1])\n"
-        "heavy = {'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(run_copy)], check=True, timeout=120)
 
 
 def test_curves_are_named_after_their_cells(run_folder, tmp_path):
