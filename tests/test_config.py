@@ -30,7 +30,7 @@ def test_defaults_then_suite_then_flags(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     config = build_config({"limit": 3, "calibration": {"texts": "wikitext2"}}, suite=str(suite))
-    assert (config.suite, config.limit, config.sparsities) == ("mine", 3, (0.5,))
+    assert (config.suite, config.limit, config.sparsities) == (str(suite), 3, (0.5,))
     assert (config.calibration.n_samples, config.calibration.texts) == (9, "wikitext2")
     assert config.out == Path("out/mine")
     assert config.calibration.length == RunConfig(**_LEAST).calibration.length
