@@ -102,6 +102,7 @@ def _differences(result: Comparison, against: str, rows: list[Row]) -> Table:
             for row in rows
         ),
         keys=2,
+        words=2,
         sections=frozenset(starts[1:]),
         notes=(
             f"Paired bootstrap interval (percentile, seed {result.seed}); McNemar's exact test; "

@@ -101,6 +101,7 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
         columns=("LLM", "method", "figures", "ratio", *heads),
         rows=tuple(rows),
         keys=4,
+        words=3,
         sections=frozenset(sections),
         notes=(*notes, *(f"As printed. {note}" for note in published_slips(name))),
     )

@@ -93,7 +93,9 @@ def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = Fal
                 box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
             )
             for place, head in enumerate(block.columns):
-                grid.add_column(Text(head), justify="left" if place == 0 else "right", no_wrap=True)
+                grid.add_column(
+                    Text(head), justify="left" if place < table.words else "right", no_wrap=True
+                )
             for place, row in enumerate(block.rows):
                 if place in block.sections:
                     grid.add_section()
@@ -115,7 +117,7 @@ def screen_width() -> int:
 def markdown(table: Table) -> str:
     """A table as GitHub Markdown, without its title, its notes as a list below."""
     heads = [_escape_markdown(_one_line(head)) for head in table.columns]
-    marks = [":--" if place == 0 else "--:" for place in range(len(heads))]
+    marks = [":--" if place < table.words else "--:" for place in range(len(heads))]
     lines = ["| " + " | ".join(heads) + " |", "|" + "|".join(marks) + "|"]
     for row in table.rows:
         lines.append("| " + " | ".join(_escape_markdown(cell) for cell in row) + " |")
@@ -141,7 +143,7 @@ def latex(table: Table) -> str:
         stack = r" \\ ".join(lines)
         heads.append(stack if len(lines) == 1 else rf"\shortstack{{{stack}}}")
     comments = [f"% {note}" for line in (table.title, *table.notes) for note in line.split("\n")]
-    spec = "l" + "r" * (len(heads) - 1)
+    spec = "l" * table.words + "r" * (len(heads) - table.words)
     body = [
         ("\\midrule\n" if place in table.sections else "")
         + " & ".join(_escape_latex(cell) for cell in row)
@@ -176,6 +178,7 @@ def _columns(table: Table, places: list[int]) -> Table:
         columns=tuple(table.columns[place] for place in places),
         rows=tuple(tuple(row[place] for place in places) for row in table.rows),
         keys=table.keys,
+        words=table.words,
         sections=table.sections,
         notes=table.notes,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -209,14 +209,10 @@ def _statistics(root: Path, records: Sequence[Record]) -> tuple[list[Table], lis
             notes.append(f"Asked {sparsity:g}: not compared. {error}")
             continue
         tables += [
-            Table(
+            replace(
+                table,
                 name=f"{table.name}-{_slug(records[0].model)}-{sparsity:g}",
                 title=f"Asked {sparsity:g}: {table.title}",
-                columns=table.columns,
-                rows=table.rows,
-                keys=table.keys,
-                sections=table.sections,
-                notes=table.notes,
             )
             for table in comparison_tables(result)
         ]

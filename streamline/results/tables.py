@@ -44,6 +44,7 @@ class Table:
         columns: Headings; a newline separates a task from its metric.
         rows: As many cells each as there are columns.
         keys: How many columns name the row; a block of a wide table repeats them.
+        words: How many leading columns hold words and stand at the left.
         sections: Places of the rows that begin a group.
         notes: Lines below the table.
     """
@@ -53,6 +54,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     keys: int = 1
+    words: int = 1
     sections: frozenset[int] = frozenset()
     notes: tuple[str, ...] = field(default=())
 
