@@ -181,3 +181,20 @@ def test_load_serves_lm_evals_command_line(folder, tmp_path):
     assert [max(d["n_tokens"]) <= 30 for d in docs] == [True] * 3
     assert docs[0]["texts"][1].endswith("no way")
     assert len(load(**task, data_dir=str(folder))["test"]) == 3
+
+
+def test_yaml_loads_through_lm_eval_alone(folder, tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    _with_bos().save_pretrained(tmp_path / "model")
+    manager = TaskManager(
+        include_path=str(Path(__file__).parents[1] / "tasks"),
+        include_defaults=False,
+        metadata={"pretrained": str(tmp_path / "model"), "data": str(folder)},
+    )
+    task = manager.load(["streamline_cmmlu_agronomy"])["tasks"]["streamline_cmmlu_agronomy"]
+    task.build_all_requests()
+    assert len(task.instances) == 8
+    assert task.instances[2].arguments[0] == ""
+    assert task.instances[2].arguments[1].endswith("答案是: C")
+    assert task.VERSION == 1
