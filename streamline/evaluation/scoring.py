@@ -28,7 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder
+from streamline.decoder import Decoder, submodule
+from streamline.evaluation.cpu_linear import FastLinears
 from streamline.evaluation.packing import Batch, Request, pack
 from streamline.evaluation.tree_attention import block_attention, blocks_of, split, tree_mask
 from streamline.paths import Path, PathTrie
@@ -149,11 +150,14 @@ def score_batches(
         tree_length=min(known) if known else None,
         tree=0 not in limits,
     )
+    fast = FastLinears(module for trie, _ in tries for module in modules_of(trie))
     total, done = sum(batch.n_tokens for batch in batches), 0
     for batch in batches:
         answers: list[Answers] = [_NOTHING] * len(paths)
         for trie, members in tries:
-            for index, part in zip(members, _answer(trie, batch), strict=True):
+            with fast.active():
+                parts = _answer(trie, batch)
+            for index, part in zip(members, parts, strict=True):
                 answers[index] = part
         done += batch.n_tokens
         yield batch.requests, answers
@@ -244,17 +248,18 @@ def _walk(trie: PathTrie, batch: Batch) -> list[Answers]:
     entry = decoder.enter(tokens, mask, positions)
     if len(batch.rows) == 1 and decoder.device.type == "cpu":
         blocks = blocks_of(split(ends[0], _BLOCK), ends[0], entry.hidden)
-        with block_attention(_modules(trie), blocks):
+        with block_attention(modules_of(trie), blocks):
             trie.walk(entry, at_end)
     else:
         trie.walk(entry, at_end)
     return out
 
 
-def _modules(trie: PathTrie) -> list[nn.Module]:
-    """Every distinct module of a trie's paths."""
-    nodes = (node for path in trie.paths for node in path.nodes)
-    return list({id(node.module): node.module for node in nodes}.values())
+def modules_of(trie: PathTrie) -> list[nn.Module]:
+    """Every distinct module of a trie's paths, the head first."""
+    head = submodule(trie.decoder.model, trie.decoder.family.head)
+    nodes = (node.module for path in trie.paths for node in path.nodes)
+    return list({id(module): module for module in (head, *nodes)}.values())
 
 
 def token_logprobs(
@@ -287,16 +292,19 @@ def token_logprobs(
     step = max(1, _LOGITS // vocabulary)
     values, tops = [], []
     for low in range(0, len(where), step):
-        logits = decoder.leave(hidden[where[low : low + step].to(device)]).float()
+        logits = decoder.leave(hidden[where[low : low + step].to(device)])
+        logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         begin, end = torch.searchsorted(ordered, torch.tensor([low, low + step])).tolist()
-        rows = (ordered[begin:end] - low).to(logits.device)
-        wanted = targets[by_place[begin:end]].to(logits.device)
-        chosen = logits[rows, wanted]
-        values.append((chosen - torch.logsumexp(logits, dim=-1)[rows]).cpu())
+        rows = (ordered[begin:end] - low).to(device)
+        wanted = targets[by_place[begin:end]].to(device)
+        chosen = logprobs[rows, wanted]
+        best = torch.zeros_like(wanted, dtype=torch.bool)
         if greedy:
-            tops.append((logits.argmax(dim=-1)[rows] == wanted).cpu())
-        else:
-            tops.append(torch.zeros(len(wanted), dtype=torch.bool))
+            best = chosen == logprobs.amax(dim=-1)[rows]
+            # Looking for the place of the maximum is slow; it only matters where values are equal.
+            best[best.clone()] = logprobs[rows[best]].argmax(dim=-1) == wanted[best]
+        values.append(chosen.cpu())
+        tops.append(best.cpu())
     order = torch.empty_like(by_place)
     order[by_place] = torch.arange(len(by_place))
     return torch.cat(values)[order].numpy(), torch.cat(tops)[order].numpy()
