@@ -13,7 +13,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ def group_sums(coupling: Coupling, sums: dict[tuple[str, str], Tensor]) -> Tenso
     return total
 
 
-def shrink(decoder: Decoder, layer: int, keep: dict[str, Sequence[int]]) -> nn.Module:
+def shrink(decoder: Decoder, layer: int, keep: Mapping[str, Sequence[int]]) -> nn.Module:
     """A layer of which only some groups are left.
 
     Args:
@@ -206,7 +206,7 @@ def shrink(decoder: Decoder, layer: int, keep: dict[str, Sequence[int]]) -> nn.M
 
 
 def _selected(
-    couplings: Sequence[Coupling], keep: dict[str, Sequence[int]]
+    couplings: Sequence[Coupling], keep: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """For each projection the outputs or inputs that stay, in rising order."""
     for coupling in couplings:

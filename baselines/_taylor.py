@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.baselines._groups import group_sums, layer_groups, rows
 from streamline.decoder import Decoder, submodule
+
+from ._groups import group_sums, layer_groups, rows
 
 
 def each_gradient(
@@ -90,7 +91,7 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
                 fisher[id(parameter)] + part if id(parameter) in fisher else part
             )
 
-        for sequence in tokens.split(1):
+        for sequence in torch.split(tokens, 1):
             each_gradient(decoder, sequence, parameters, square)
     sums: list[dict[tuple[str, str], Tensor]] = [{} for _ in couplings]
 

@@ -14,8 +14,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from streamline.baselines._groups import Coupling, layer_groups, reason_against, shrink
-from streamline.baselines._taylor import taylor_scores
 from streamline.budget import check_sparsity, mean_layer_parameters
 from streamline.calibration import Calibration, measure
 from streamline.decoder import Decoder
@@ -26,6 +24,9 @@ from streamline.method import Method, Pruned, Size
 from streamline.paths import Node, Path
 from streamline.plan import Plan
 from streamline.surgery import assemble
+
+from ._groups import Coupling, layer_groups, reason_against, shrink
+from ._taylor import taylor_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,9 @@ class LLMPruner(Method):
         Raises:
             ConfigError: If there is none.
         """
-        start = math.ceil(self.start * n_layers) if _share(self.start) else int(self.start)
-        stop = math.floor(self.stop * n_layers) if _share(self.stop) else int(self.stop)
+        start, stop = self.start, self.stop
+        start = math.ceil(start * n_layers) if isinstance(start, float) else start
+        stop = math.floor(stop * n_layers) if isinstance(stop, float) else stop
         if not 0 <= start < stop <= n_layers:
             raise ConfigError(
                 f"{self.name} prunes layers [{start}, {stop}) of {n_layers}: give start and stop "
@@ -182,10 +184,6 @@ class LLMPruner(Method):
         dense = decoder.n_parameters()
         ratio = self.ratio(decoder, sparsity)
         return Size(dense, dense - removed_parameters(self.couplings(decoder), ratio))
-
-
-def _share(value: int | float) -> bool:
-    return isinstance(value, float)
 
 
 def n_removed(coupling: Coupling, ratio: float) -> int:

@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -53,6 +51,7 @@ PLAN, PROVENANCE = "plan.json", "provenance.json"
 MODELING_FILES = {
     "modeling.py": "modeling_streamline.py",
     "modeling_layers.py": "modeling_layers.py",
+    "modeling_narrow.py": "modeling_narrow.py",
 }
 
 
@@ -114,6 +113,7 @@ def save(
                 "layers": specs,
                 "layers_path": decoder.family.layers,
                 "tuple_output": decoder.family.tuple_output,
+                **({"shell": shell} if (shell := model.__dict__.get("streamline_shell")) else {}),
             },
         )
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -128,7 +128,7 @@ def save(
             tokenizer.save_pretrained(temporary)
         write_json_atomic(temporary / PLAN, pruned.plan.to_json())
         write_json_atomic(temporary / PROVENANCE, _provenance(model, provenance, plain))
-        check_tensors(temporary)
+        read_model(temporary, device_map="meta")
         write_self_test(model, temporary / SELF_TEST, trust_remote_code=not plain)
         temporary.replace(target)
     except BaseException:
@@ -159,18 +159,7 @@ def load(
     """
     path = Path(folder)
     info = read_info(path)
-    modeling.register()
-    loader: Any = AutoModelForCausalLM
-    try:
-        with quiet():
-            model, report = loader.from_pretrained(
-                path, dtype=dtype, device_map=device_map, output_loading_info=True
-            )
-    except ValueError as error:
-        raise AssetError(f"checkpoint {path} cannot be loaded: {error}") from error
-    wrong = {key: sorted(map(str, keys)) for key, keys in report.items() if keys}
-    if wrong:
-        raise AssetError(f"the tensors in {path} are not those of its config: {wrong}")
+    model = read_model(path, dtype=dtype, device_map=device_map)
     if device_map is None:
         model.to(device)
     tokenizer: Any = None
@@ -199,12 +188,15 @@ def read_info(folder: str | Path) -> CheckpointInfo:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers, which are then as they were before."""
+    """Without progress bars and reports of transformers, which are then as they were before."""
     shown = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -227,32 +219,31 @@ def layer_specs(model: PreTrainedModel, layers_path: str) -> list[Spec]:
     return specs
 
 
-def check_tensors(folder: Path) -> None:
-    """Compare the names and shapes of a folder's tensors with what its config asks for.
+def read_model(path: Path, **options: Any) -> Any:
+    """Load a folder's model and account for every tensor.
 
     Args:
-        folder: A saved model.
+        path: A saved model.
+        **options: Handed to ``from_pretrained``.
+
+    Returns:
+        The model.
 
     Raises:
         AssetError: If a tensor is missing, left over or of another shape.
     """
-    found: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            found |= {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
     modeling.register()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
-    wanted = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
-    wrong = {
-        "missing": sorted(wanted.keys() - found.keys() - tied),
-        "left over": sorted(found.keys() - wanted.keys()),
-        "misshapen": sorted(k for k in wanted.keys() & found.keys() if wanted[k] != found[k]),
-    }
-    if any(wrong.values()):
-        listed = {key: names for key, names in wrong.items() if names}
-        raise AssetError(f"the saved tensors are not those that the config asks for: {listed}")
+    loader: Any = AutoModelForCausalLM
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with quiet():
+            model, report = loader.from_pretrained(path, **options)
+    except ValueError as error:
+        raise AssetError(f"checkpoint {path} cannot be loaded: {error}") from error
+    wrong = {key: sorted(map(str, keys)) for key, keys in report.items() if keys}
+    if wrong:
+        raise AssetError(f"the tensors in {path} are not those of its config: {wrong}")
+    return model
 
 
 def _check_dtypes(model: nn.Module, dtype: torch.dtype) -> None:

@@ -32,6 +32,8 @@ class Family:
         k: Path to the key projection.
         v: Path to the value projection.
         qkv: Path to the fused projection; empty where they are separate.
+        qkv_layout: Order of its outputs: ``"blocks"`` for all queries, all keys, all values,
+            ``"heads"`` for q, k and v of each head in turn, empty where it is another.
         o: Path to the attention's output projection.
         mlp_in: Paths to the projections into the MLP (gate before up).
         mlp_out: Path to the projection out of the MLP.
@@ -58,6 +60,7 @@ class Family:
     k: str = "self_attn.k_proj"
     v: str = "self_attn.v_proj"
     qkv: str = ""
+    qkv_layout: str = ""
     o: str = "self_attn.o_proj"
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     mlp_out: str = "mlp.down_proj"
@@ -107,6 +110,7 @@ FAMILIES: tuple[Family, ...] = (
         k="",
         v="",
         qkv="self_attn.qkv_proj",
+        qkv_layout="blocks",
         mlp_in=("mlp.gate_up_proj",),
     ),
     Family(
@@ -137,6 +141,7 @@ FAMILIES: tuple[Family, ...] = (
         k="",
         v="",
         qkv="attn.c_attn",
+        qkv_layout="blocks",
         o="attn.c_proj",
         mlp_in=("mlp.c_fc",),
         mlp_out="mlp.c_proj",
@@ -154,6 +159,7 @@ FAMILIES: tuple[Family, ...] = (
         k="",
         v="",
         qkv="attention.query_key_value",
+        qkv_layout="heads",
         o="attention.dense",
         mlp_in=("mlp.dense_h_to_4h",),
         mlp_out="mlp.dense_4h_to_h",

@@ -1,6 +1,7 @@
 """The model class of checkpoints whose layers are not all the base model's own.
 
-This file and :mod:`streamline.modeling_layers` stand alone and are copied into such checkpoints.
+This file, :mod:`streamline.modeling_layers` and :mod:`streamline.modeling_narrow` stand alone and are
+copied into such checkpoints.
 Their ``config.json`` keeps every field of the base model, with ``model_type`` ``"streamline"``, the
 true type in ``base_model_type``, and under ``streamline`` one spec per layer. Loading gives an
 object of the base model's class (``LlamaForCausalLM``, ...) with its layers exchanged as the specs
@@ -28,8 +29,11 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .modeling_layers import LayerModule, Spec, build, number_caches
+from .modeling_narrow import SlicedLayer, build_shell
 
 MODEL_TYPE = "streamline"
+#: Classes of layers that stay on one device.
+UNSPLIT = ("FFN", "SwiGLU", "LinearMap", SlicedLayer.__name__)
 
 
 class StreamlineConfig(PretrainedConfig):
@@ -100,6 +104,11 @@ class _BaseModel:
         tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)  # type: ignore[misc]
         return {**tied, **self.__dict__.get("_shared_keys", {})}
 
+    def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Any) -> None:
+        """Fit the head's bias to a tied embedding; shared layers have no head to fit."""
+        if output_embeddings is self.get_output_embeddings():  # type: ignore[attr-defined]
+            super()._adjust_bias(output_embeddings, input_embeddings)  # type: ignore[misc]
+
 
 def layer_list(model: nn.Module, config: Any) -> nn.ModuleList:
     """The list of layers of a model, found by the path in its config."""
@@ -129,6 +138,8 @@ def install(model: nn.Module, config: Any) -> None:
                 module.tuple_output = config.streamline["tuple_output"]
         layers[index] = layer
     number_caches(list(layers), config)
+    if "shell" in config.streamline:
+        build_shell(model, config.streamline["shell"])
 
 
 def shared_keys(model: nn.Module) -> dict[str, str]:
@@ -177,7 +188,7 @@ def model_class(base_type: str) -> type[PreTrainedModel]:
         "__module__": __name__,
         "__doc__": base.__doc__,
         "config_class": config_class(base_type),
-        "_no_split_modules": [*(base._no_split_modules or ()), "FFN", "SwiGLU", "LinearMap"],
+        "_no_split_modules": [*(base._no_split_modules or ()), *UNSPLIT],
     }
     made = type(name, (_BaseModel, base), fields)
     globals()[name] = made
@@ -215,8 +226,9 @@ def with_layers(model: PreTrainedModel, streamline: dict[str, Any]) -> PreTraine
 
     Args:
         model: A model of a class of transformers; its class and its config's class are changed.
-        streamline: The config's field: ``layers`` (one spec per layer), ``layers_path`` and
-            ``tuple_output``.
+        streamline: The config's field: ``layers`` (one spec per layer), ``layers_path``,
+            ``tuple_output``, and ``shell`` where embeddings, final norm and head are not the base
+            model's own.
 
     Returns:
         The same model.

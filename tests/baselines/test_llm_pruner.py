@@ -72,13 +72,13 @@ def test_zeroed_groups_go_first_and_nothing_changes(family, criterion):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_count_is_exact_and_the_model_generates(family, tmp_path):
-    model = tiny_model(family, n_layers=4)
+    model = tiny_model(family, n_layers=5)
     before = snapshot(model)
-    result = pruned(model, 0.3)
+    result = pruned(model, 0.2)
     assert not differences(before, snapshot(model))
     held = sum(p.numel() for p in result.model.parameters())
-    meta = Decoder.from_config(tiny_config(family, n_layers=4))
-    assert LLMPruner().size(meta, 0.3).pruned == held < Decoder(model).n_parameters()
+    meta = Decoder.from_config(tiny_config(family, n_layers=5))
+    assert LLMPruner().size(meta, 0.2).pruned == held < Decoder(model).n_parameters()
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     mask = torch.ones_like(IDS)
     cached, plain = (
@@ -96,8 +96,7 @@ def test_count_on_llama2_7b():
     """A share of 0.2 on layers 4 to 29 removes 15.30 % of all parameters, 6 of 32 heads."""
     decoder = Decoder.from_config(LlamaConfig(intermediate_size=11008))
     assert decoder.n_parameters() == 6_738_415_616
-    couplings = LLMPruner(start=4, stop=30).couplings(decoder)
-    assert couplings == LLMPruner().couplings(decoder) or len(couplings) == 52
+    couplings = LLMPruner().couplings(decoder)
     heads, channels = 6 * 128 * 4 * 4096, 2202 * 3 * 4096
     assert removed_parameters(couplings, 0.2) == 26 * (heads + channels) == 1_030_668_288
     size = LLMPruner().size(decoder, 0.25)
@@ -105,7 +104,7 @@ def test_count_on_llama2_7b():
 
 
 def test_first_order_score_is_the_derivative_of_the_loss():
-    """``sum |w g|`` of a head whose weights all pull one way is what scaling it does to the loss."""
+    """A channel with one weight in use: ``|w g|`` is what scaling it does to the loss."""
     model = tiny_model("opt", n_layers=2).double()
     decoder = Decoder(model)
     layer = decoder.layers[1]
