@@ -244,8 +244,9 @@ class ModelRun:
         start = time.perf_counter()
         found = method.calibrate(decoder, batches)
         seconds = time.perf_counter() - start
-        replace(found, facts=found.facts | {"seconds": seconds}).save(folder)
-        return replace(found, facts=found.facts | {"seconds": 0.0})
+        facts = found.facts | {"seconds": seconds, "model": self.name}
+        replace(found, facts=facts).save(folder)
+        return replace(found, facts=facts | {"seconds": 0.0})
 
     def _train(self, works: list[Work], decoder: Decoder, materials: Materials) -> list[Work]:
         """Fit the replacements of all cells of a seed in one pass of the teacher."""
@@ -323,6 +324,7 @@ class ModelRun:
             model,
             materials.recovery(work.cell.seed),
             preset=self.config.healing.preset,
+            token_budget=self._recovery_tokens(),
             seed=work.cell.seed,
             directory=self.work_dir / "healing" / work.key[:16],
             progress=self.progress.step,
@@ -331,6 +333,11 @@ class ModelRun:
         work.cost["train_tokens"] = work.cost.get("train_tokens", 0) + result.tokens
         work.trained["lora"] = result.summary()
         return replace(pruned, model=result.model)
+
+    def _recovery_tokens(self) -> int:
+        """Tokens of recovery, the same for every method: as many as the replacements see."""
+        training = self.config.training
+        return self.config.healing.n_tokens or training.n_tokens * training.epochs
 
     def _evaluate(
         self, works: list[Work], decoder: Decoder, evaluation: Session, dense: Work

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,8 +150,9 @@ class Session:
         texts = []
         if self.config.perplexity.n_tokens:
             held = self.materials.heldout()
-            name = self.config.perplexity.texts.replace("packaged:", "")
-            texts.append(_Text(name, held, {"window": held.shape[1]}))
+            texts.append(
+                _Text(_label(self.config.perplexity.texts), held, {"window": held.shape[1]})
+            )
         for entry in self.entries:
             if entry.protocol == "perplexity":
                 running = running_text(
@@ -214,3 +216,10 @@ class Session:
     def _read(self, key: str, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._file(key, name).read_text(encoding="utf-8"))
         return found
+
+
+def _label(texts: str) -> str:
+    """A short name for the run's own held-out text, apart from the names of the tasks."""
+    if texts.startswith("packaged"):
+        return "heldout"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(texts).stem) + "-heldout"

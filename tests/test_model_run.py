@@ -1,0 +1,288 @@
+"""The runner on a tiny model of its own: records, resumption, failures, skips."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from torch import Tensor
+
+from streamline import model_run
+from streamline.calibration import Calibration
+from streamline.config import RunConfig, build_config
+from streamline.decoder import Decoder
+from streamline.evaluation.samples import read_samples
+from streamline.evaluation.session import Session
+from streamline.method import DepthMethod
+from streamline.model_run import ModelRun
+from streamline.pipeline import evaluate_model, prune_to_checkpoint, run
+from streamline.plan import Plan
+from streamline.progress import Silent
+from streamline.results.record import Record
+from streamline.testing import tiny_model, tiny_tokenizer
+
+METHODS = "random-layers,shortgpt,llm-streamline-layer,llm-streamline-ffn"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a text and questions in their original form."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    words = "the quick brown fox jumps over a lazy dog while nobody looks".split()
+    lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    questions = folder / "data" / "piqa"
+    questions.mkdir(parents=True)
+    rows = [
+        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
+        for i in range(8)
+    ]
+    (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def config(place: Path, out: Path, **changes: Any) -> RunConfig:
+    text = str(place / "text.jsonl")
+    return build_config(
+        {
+            "models": str(place / "model"),
+            "methods": METHODS,
+            "sparsities": "0.3",
+            "tasks": "piqa",
+            "out": out,
+            "device": "cpu",
+            "data_dir": place / "data",
+            "calibration": {"texts": text, "n_samples": 4, "length": 16},
+            "training": {
+                "texts": text,
+                "n_tokens": 256,
+                "length": 16,
+                "batch_tokens": 64,
+                "validation_tokens": 64,
+                "evaluations": 1,
+            },
+            "perplexity": {"texts": text, "n_tokens": 64, "length": 16},
+            **changes,
+        }
+    )
+
+
+def numbers(records: list[Record]) -> list[Any]:
+    """Everything measured but the times and the memory."""
+    return [(r.identity, r.status, r.plan, r.parameters, r.tasks, r.summary) for r in records]
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+    """One uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, run(config(place, out))
+
+
+def test_every_cell_has_a_record_the_dense_one_first(whole):
+    _, records = whole
+    assert [r.method for r in records] == ["dense", *METHODS.split(",")]
+    assert {r.status for r in records} == {"ok"}
+    dense, *others = records
+    assert dense.parameters.removed_fraction == 0.0
+    assert dense.summary.stability == 1.0
+    assert dense.summary.relative_accuracy == 1.0
+    for record in others:
+        assert record.plan.removed_layers
+        assert record.parameters.dense - record.parameters.pruned > 0
+        assert record.tasks["piqa"].n == 8
+        assert record.tasks["piqa"].metric == "acc"
+        assert record.summary.perplexity and all(record.summary.perplexity.values())
+        assert record.cost.eval_s > 0
+    assert others[2].cost.train_tokens == 512
+    assert others[0].cost.train_tokens is None
+
+
+def test_a_run_leaves_what_the_records_were_made_of(whole):
+    out, records = whole
+    assert len(list((out / "samples").glob("*.parquet"))) == len(records)
+    assert len(list((out / "plans").glob("*.json"))) == len(records) - 1
+    assert len(list((out / "losses").glob("*.jsonl"))) == 2
+    rows = read_samples(next((out / "samples").glob("*--shortgpt--*.parquet")))
+    share = rows.groupby("doc_id")["correct"].first().mean()
+    assert share == records[2].tasks["piqa"].value
+    assert (out / "report.md").is_file()
+    assert (out / "report.html").is_file()
+
+
+def test_the_same_run_again_computes_nothing(whole, place, monkeypatch):
+    out, records = whole
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished run must not load a model")
+
+    monkeypatch.setattr(model_run, "load_model", never)
+    assert numbers(run(config(place, out))) == numbers(records)
+
+
+@pytest.mark.parametrize("stop_after", ["train", "answer"])
+def test_an_interrupted_run_goes_on_and_ends_equal(whole, place, tmp_path, monkeypatch, stop_after):
+    """Stopped behind the training, or in the middle of evaluation, then run again."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    name = "_perplexity" if stop_after == "answer" else "_answer"
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, name, die)
+        with pytest.raises(Killed):
+            run(config(place, tmp_path))
+    from streamline import training
+
+    trained: list[int] = []
+    original = training.Trainee.update
+
+    def counted(self: Any, *args: Any) -> None:
+        trained.append(1)
+        original(self, *args)
+
+    monkeypatch.setattr(training.Trainee, "update", counted)
+    again = run(config(place, tmp_path))
+    assert trained == [], "a finished training must only be loaded"
+    assert numbers(again) == numbers(whole[1])
+
+
+def test_a_new_method_leaves_finished_cells_alone(whole, place, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "more"
+    shutil.copytree(whole[0], out)
+    asked: list[set[str]] = []
+    original = Session.run
+
+    def watched(self: Session, paths: Any) -> Any:
+        asked.append({path.name for path in paths.values()})
+        return original(self, paths)
+
+    monkeypatch.setattr(Session, "run", watched)
+    records = run(config(place, out, methods=f"{METHODS},last-layers"))
+    assert asked == [{"last-layers 0.3"}]
+    assert numbers(records)[:-1] == numbers(whole[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(DepthMethod):
+    """Fails while it chooses."""
+
+    name: ClassVar[str] = "broken"
+    paper: ClassVar[str] = "a fault"
+
+    def select(self, calibration: Calibration, n_remove: int) -> Plan:
+        raise ZeroDivisionError("no scores")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusing(Broken):
+    """Never works."""
+
+    name: ClassVar[str] = "refusing"
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        return "needs another model"
+
+
+def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(place, tmp_path):
+    methods = f"{__name__}:Broken,{__name__}:Refusing,shortgpt"
+    _, broken, refusing, good = run(config(place, tmp_path, methods=methods))
+    assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError('no scores')")
+    assert broken.notes["where"].startswith("test_model_run.py:")
+    assert broken.summary.accuracy is None
+    assert (refusing.status, refusing.reason) == ("skipped", "needs another model")
+    assert good.status == "ok"
+
+
+def test_a_failed_training_fails_its_cells_only(place, tmp_path, monkeypatch):
+    from streamline import training
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("diverged")
+
+    monkeypatch.setattr(training, "fit", fail)
+    _, shortgpt, layer = run(config(place, tmp_path, methods="shortgpt,llm-streamline-layer"))
+    assert shortgpt.status == "ok"
+    assert (layer.status, layer.reason) == ("failed", "RuntimeError('diverged')")
+
+
+def test_healing_is_a_cell_of_its_own(place, tmp_path):
+    records = run(
+        config(
+            place,
+            tmp_path,
+            methods="shortgpt",
+            recovery="none,lora",
+            healing={"preset": "llm-pruner", "n_tokens": 128},
+        )
+    )
+    assert [(r.method, r.recovery, r.status) for r in records] == [
+        ("dense", "none", "ok"),
+        ("shortgpt", "none", "ok"),
+        ("shortgpt", "lora", "ok"),
+    ]
+    none, lora = records[1:]
+    assert lora.parameters.pruned == none.parameters.pruned
+    assert lora.cost.train_tokens == 128
+    assert lora.notes["training"]["lora"]["trained_parameters"] > 0
+
+
+def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path):
+    folder = tmp_path / "pruned"
+    settings = config(place, tmp_path / "run", methods="llm-streamline-layer")
+    facts = prune_to_checkpoint(
+        str(place / "model"),
+        method="llm-streamline-layer",
+        sparsity=0.3,
+        out=folder,
+        config=settings,
+        progress=Silent(),
+    )
+    assert facts["cell"]["method"] == "llm-streamline-layer"
+    record = evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
+    assert record.status == "ok"
+    written = json.loads((tmp_path / "record.json").read_text())
+    assert written["tasks"]["piqa"]["value"] == record.tasks["piqa"].value
+
+
+def test_seeds_are_cells_of_their_own(place, tmp_path):
+    records = run(config(place, tmp_path, methods="random-layers", seeds="0,1,2"))
+    assert [r.seed for r in records] == [0, 0, 1, 2]
+    assert len({tuple(r.plan.removed_layers) for r in records[1:]}) > 1
+
+
+def test_cells_keep_their_key_and_change_it_with_the_inputs(place, tmp_path):
+    def keys(**changes: Any) -> list[str]:
+        settings = config(place, tmp_path, methods="shortgpt", **changes)
+        model = ModelRun(settings, settings.models[0], Silent())
+        return [model._work(cell).key for cell in model_run.expand(settings, settings.models[0])]
+
+    assert keys() == keys()
+    assert keys()[0] == keys(training={"n_tokens": 99})[0], "dense does not depend on training"
+    assert keys()[1] != keys(training={"n_tokens": 99})[1]
+    assert keys()[0] != keys(limit=3)[0]
+
+
+def test_calibration_is_measured_once_for_all_methods(place, tmp_path, monkeypatch):
+    from streamline import method
+
+    calls: list[Tensor] = []
+    original = method.measure
+
+    def counted(decoder: Decoder, batches: Tensor) -> Calibration:
+        calls.append(batches)
+        return original(decoder, batches)
+
+    monkeypatch.setattr(method, "measure", counted)
+    run(config(place, tmp_path, methods="shortgpt,llm-streamline-none", sparsities="0.2,0.4"))
+    assert len(calls) == 1
