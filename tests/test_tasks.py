@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from streamline import registry
 from streamline.errors import ConfigError, UnknownNameError
+from streamline.evaluation import tasks
 from streamline.evaluation.questions import QUESTION_SETS, find
 from streamline.evaluation.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 from streamline.evaluation.tasks import GROUPS, TASKS, include_paths, listing, resolve
@@ -73,6 +75,18 @@ def test_resolve_passes_names_of_lm_eval_through():
     (entry,) = resolve(["lambada_openai"])
     assert entry.tasks == ("lambada_openai",)
     assert include_paths([entry])[1]
+
+
+def test_resolve_finds_tasks_of_other_packages(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("task: somebodys_task\noutput_type: multiple_choice\n")
+    folders = registry.folders
+    monkeypatch.setattr(registry, "folders", lambda group: folders(group) | {"x": tmp_path})
+    tasks._names_elsewhere.cache_clear()
+    try:
+        (entry,) = resolve(["somebodys_task"])
+        assert include_paths([entry]) == ([str(tmp_path), str(FOLDER)], False)
+    finally:
+        tasks._names_elsewhere.cache_clear()
 
 
 def test_resolve_knows_window_lengths():

@@ -48,8 +48,9 @@ class TaskEntry:
         questions: Name of its question set, or None for a name only lm-eval knows.
         chance: Expected value of guessing, in [0, 1], or None where there is none.
         shots: Few-shot examples in the prompt.
-        folder: Folder of lm-eval that defines it, relative to ``lm_eval/tasks``; None if it is
-            ours or unknown. Indexing that folder alone takes lm-eval far less time than all.
+        folder: Folder that defines it: relative to ``lm_eval/tasks``, or another package's whole
+            path; None if it is ours or anywhere in lm-eval. Indexing that folder alone takes lm-eval
+            far less time than all.
         window: Tokens of a window (perplexity only).
     """
 
@@ -241,26 +242,39 @@ def _entry(name: str) -> TaskEntry:
                 shots=entry.shots,
                 folder=entry.folder,
             )
-    if name in _names_elsewhere():
-        return TaskEntry(name=name, tasks=(name,), protocol="lm-eval", metric="acc")
+    elsewhere = _names_elsewhere()
+    if name in elsewhere:
+        return TaskEntry(
+            name=name, tasks=(name,), protocol="lm-eval", metric="acc", folder=elsewhere[name]
+        )
     raise registry.unknown_name("task or group", name, [*GROUPS, *TASKS])
 
 
 @lru_cache(maxsize=1)
-def _names_elsewhere() -> frozenset[str]:
-    """Every task, group and tag that lm-eval's YAML and installed task folders declare.
+def _names_elsewhere() -> dict[str, str | None]:
+    """Every task and group that lm-eval's YAML and installed task folders declare.
 
     Read as text: building lm-eval's own index takes ten times as long.
+
+    Returns:
+        Name to the installed folder that declares it, or None for lm-eval's own.
     """
-    spec = importlib.util.find_spec("lm_eval")
-    roots = [Path(place) / "tasks" for place in (spec and spec.submodule_search_locations) or ()]
-    roots += registry.folders(registry.TASKS).values()
+    roots: list[tuple[Path, str | None]] = [(_lm_eval_tasks(), None)]
+    roots += [(path, str(path)) for path in registry.folders(registry.TASKS).values()]
     pattern = re.compile(r"^\"?(?:task|group)\"?\s*:\s*[\"']?([\w.:+-]+)[\"']?\s*$", re.MULTILINE)
-    found: set[str] = set()
-    for root in roots:
+    found: dict[str, str | None] = {}
+    for root, folder in roots:
         for path in root.rglob("*.yaml"):
-            found.update(pattern.findall(path.read_text(encoding="utf-8")))
-    return frozenset(found)
+            for name in pattern.findall(path.read_text(encoding="utf-8")):
+                found[name] = folder
+    return found
+
+
+def _lm_eval_tasks() -> Path:
+    """Where lm-eval keeps its tasks, without importing it."""
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
 def include_paths(entries: Iterable[TaskEntry]) -> tuple[list[str], bool]:
@@ -273,9 +287,7 @@ def include_paths(entries: Iterable[TaskEntry]) -> tuple[list[str], bool]:
         ``(include_path, include_defaults)``: folders to index, and whether lm-eval's whole
         collection (many seconds) is needed because a name is not in our table.
     """
-    spec = importlib.util.find_spec("lm_eval")
-    assert spec is not None and spec.submodule_search_locations
-    root = Path(next(iter(spec.submodule_search_locations))) / "tasks"
+    root = _lm_eval_tasks()
     folders: dict[str, None] = {}
     defaults = False
     for entry in entries:
@@ -285,8 +297,9 @@ def include_paths(entries: Iterable[TaskEntry]) -> tuple[list[str], bool]:
             folders[str(root / entry.folder)] = None
         elif not entry.name.startswith("streamline_"):
             defaults = True
-    own = [str(path) for path in registry.folders(registry.TASKS).values()]
-    return [*folders, *own], defaults
+    for path in registry.folders(registry.TASKS).values():
+        folders[str(path)] = None
+    return list(folders), defaults
 
 
 def listing() -> list[dict[str, Any]]:
