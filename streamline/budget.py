@@ -1,7 +1,7 @@
 """From an asked sparsity to each method's own knob, by exact parameter count.
 
-``removed fraction = 1 - parameters(pruned) / parameters(dense)``: embeddings included, tied weights once,
-whatever a replacement adds counted against what was removed.
+``removed fraction = 1 - parameters(pruned) / parameters(dense)``: embeddings included, tied weights
+once, whatever a replacement adds counted against what was removed.
 
 Example:
     n = layers_to_remove(decoder, 0.25)                       # Llama-2-7B: 8, i.e. 24.03 %

@@ -1,8 +1,9 @@
 """The architecture seam: enter a model, run its layers one by one, leave it.
 
-Everything above this file sees a causal language model as *enter, a list of layers, leave*. How a family
-builds masks and positions is left to the model itself: on entering, its own forward runs with every layer
-replaced by a recorder, so each layer's arguments are exactly those that the model would have passed.
+Everything above this file sees a causal language model as *enter, a list of layers, leave*. How a
+family builds masks and positions is left to the model itself: on entering, its own forward runs
+with every layer replaced by a recorder, so each layer's arguments are exactly those that the model
+would have passed.
 
 Example:
     decoder = Decoder(model)
@@ -89,7 +90,7 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Device of the input embeddings: where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        return next(self.model.get_input_embeddings().parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,7 +149,8 @@ class Decoder:
                 hidden = hidden.to(device)
                 args, kwargs = _to_device(args, device), _to_device(kwargs, device)
         output = module(hidden, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
 
     def leave(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection.

@@ -1,7 +1,7 @@
 """The table of model families: where each architecture keeps its layers, norms and projections.
 
-This is the only place that knows an architecture by name. A row says where the parts lie; what to do
-with them is the business of :mod:`streamline.decoder` and of the methods.
+This is the only place that knows an architecture by name. A row says where the parts lie; what to
+do with them is the business of :mod:`streamline.decoder` and of the methods.
 """
 
 from __future__ import annotations

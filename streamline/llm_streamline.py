@@ -13,9 +13,9 @@ Example:
 Reference:
     arXiv:2403.19135, sections 3.3 (layer pruning) and 3.4 (layer replacement).
 
-Differs from the released code: the last depth is the raw output of the last layer, not the state after the
-final norm; cosines are summed row by row instead of through a token-by-token matrix; sampling is
-seeded.
+Differs from the released code: the last depth is the raw output of the last layer, not the state
+after the final norm; cosines are summed row by row instead of through a token-by-token matrix; sampling
+is seeded.
 """
 
 from __future__ import annotations
@@ -180,4 +180,4 @@ class StreamlineLayer(StreamlineReplacement):
     name: ClassVar[str] = "llm-streamline-layer"
     kind: ClassVar[str] = "layer"
 
-    init: Literal["first", "last", "mean", "random"] = "first"  # type: ignore[assignment]
+    init: Literal["first", "last", "mean", "random"] = "first"

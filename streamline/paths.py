@@ -1,13 +1,14 @@
 """The engine: many paths through one model's layers, walked at once as a trie.
 
-A depth-pruned model is a path through the dense model's own layer modules, with some left out, merged or
-replaced. The dense model and its variants share a prefix, so each shared module runs once per batch, and
-memory is bounded by the number of branchings on one path, not by the number of paths.
+A depth-pruned model is a path through the dense model's own layer modules, with some left out,
+merged or replaced. The dense model and its variants share a prefix, so each shared module runs once
+per batch, and memory is bounded by the number of branchings on one path, not by the number of
+paths.
 
 Example:
     trie = PathTrie([dense_path(decoder), *(pruned.path(decoder) for pruned in variants)])
     trie.walk(decoder.enter(input_ids), at_end=lambda i, hidden: store(i, decoder.leave(hidden)))
-    trie.n_runs, trie.n_naive_runs            # layer evaluations per batch, with and without sharing
+    trie.n_runs, trie.n_naive_runs      # layer evaluations per batch, with and without sharing
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What long work says while it runs; who shows it is not its business.
 
-The library calls a :class:`Progress`; the command line shows it as a bar with time left, and scripts may
-leave it silent.
+The library calls a :class:`Progress`; the command line shows it as a bar with time left, and
+scripts may leave it silent.
 """
 
 from __future__ import annotations

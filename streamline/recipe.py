@@ -1,7 +1,7 @@
 """How a replacement is trained: the numbers, and nothing that needs a model.
 
-Defaults are those of the released training script for hidden-state MSE (AdamW, cosine to a quarter of the
-peak, 1 % warm-up), with a schedule that really ends where it says.
+Defaults are those of the released training script for hidden-state MSE (AdamW, cosine to a quarter
+of the peak, 1 % warm-up), with a schedule that really ends where it says.
 """
 
 from __future__ import annotations
