@@ -11,11 +11,11 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -24,7 +24,7 @@ from streamline.decoder import Decoder, Entry
 from streamline.objectives import Consume, Pupil, as_dtype, mixed
 from streamline.paths import Node, Path, PathTrie
 
-__all__ = ["NextToken", "next_token_loss"]
+__all__ = ["NextToken", "holds", "next_token_loss"]
 
 #: Rows of logits that are made at once.
 HEAD_ROWS = 1024
@@ -70,8 +70,8 @@ class NextToken:
 
     def _split(self, pupil: Pupil) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
         """The nodes before the first trained one, and the rest."""
-        nodes, trained = self._nodes(pupil), {id(module) for module in pupil.modules}
-        first = next(i for i, node in enumerate(nodes) if id(node.module) in trained)
+        nodes = self._nodes(pupil)
+        first = next(i for i, node in enumerate(nodes) if holds(node, pupil.modules))
         return nodes[:first], nodes[first:]
 
     def _nodes(self, pupil: Pupil) -> tuple[Node, ...]:
@@ -87,14 +87,20 @@ class NextToken:
     def _suffix(
         self, pupil: Pupil, nodes: tuple[Node, ...], hidden: Tensor, entry: Entry
     ) -> Tensor:
-        trained, dtype = {id(module) for module in pupil.modules}, self.decoder.dtype
+        dtype = self.decoder.dtype
         for node in nodes:
-            if id(node.module) in trained:
+            if holds(node, pupil.modules):
                 call = as_dtype(entry, node.layer, torch.float32)
                 hidden = self.decoder.run(node.module, hidden.float(), call, node.layer).to(dtype)
             else:
                 hidden = self.decoder.run(node.module, hidden, entry, node.layer)
         return hidden
+
+
+def holds(node: Node, modules: Iterable[nn.Module]) -> bool:
+    """Whether one of some modules is a node's module or a part of it."""
+    wanted = {id(module) for module in modules}
+    return any(id(module) in wanted for module in node.module.modules())
 
 
 def next_token_loss(

@@ -30,9 +30,10 @@ from streamline.activations import ActivationCache
 from streamline.decoder import Decoder, module_device
 from streamline.errors import ConfigError
 from streamline.files import content_key
+from streamline.lm_training import holds
 from streamline.method import Student
 from streamline.objectives import Pupil
-from streamline.paths import Path
+from streamline.paths import Node, Path
 from streamline.schedule import Clock, Schedule
 from streamline.trainee import Losses, Trainee, digest
 from streamline.training_loop import Setting
@@ -256,13 +257,24 @@ def _pupil(setting: Setting, members: list[Student], path: Path | None, label: s
 
 
 def _describe(path: Path, members: list[Student]) -> list[list[Any]]:
-    """A path as JSON: for each node its layer and, unless it is trained or dense, its weights."""
-    known = {id(layer): "dense" for layer in path.decoder.layers}
-    known |= {id(student.module): "student" for student in members}
-    return [
-        [node.layer, known.get(id(node.module)) or digest(node.module.parameters())]
-        for node in path.nodes
-    ]
+    """A path as JSON: for each node its layer and, unless it is trained or dense, its weights.
+
+    Raises:
+        ConfigError: If a student does not lie on the path.
+    """
+    modules = [student.module for student in members]
+    on_path = {id(part) for node in path.nodes for part in node.module.modules()}
+    for student in members:
+        if id(student.module) not in on_path:
+            raise ConfigError(f"the student of {student.span} does not lie on its path {path.name}")
+    dense = {id(layer) for layer in path.decoder.layers}
+
+    def what(node: Node) -> str:
+        if id(node.module) in dense:
+            return "dense"
+        return "student" if holds(node, modules) else digest(node.module.parameters())
+
+    return [[node.layer, what(node)] for node in path.nodes]
 
 
 def _runs(pupils: list[Pupil]) -> list[list[Pupil]]:

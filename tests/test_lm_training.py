@@ -140,6 +140,24 @@ def test_students_of_one_path_are_trained_together(decoder: Decoder) -> None:
         fit(decoder, [students[0], other], TRAIN, TRAIN, paths=[path, path])
 
 
+def test_parts_of_one_module_are_trained_together(decoder: Decoder) -> None:
+    span = Span(1, 3)
+    stack = make("multiple-ffn", decoder, span)
+    path = path_of(decoder, Student(span, stack, RECIPE))
+    parts = [
+        Student(Span(layer, layer + 1), part, RECIPE)
+        for layer, part in zip(span.layers, stack.sequence(), strict=True)
+    ]
+    start = path_losses([path], TRAIN)[0]
+    first, _ = fit(decoder, parts, TRAIN, TRAIN, paths=[path, path])
+    assert first.before == pytest.approx(start, rel=1e-5)
+    assert first.best == pytest.approx(path_losses([path], TRAIN)[0], rel=1e-5)
+    assert first.best < first.before
+    stranger = student(decoder, 1, 3)
+    with pytest.raises(ConfigError, match="does not lie on its path"):
+        fit(decoder, [stranger], TRAIN, TRAIN, paths=[path])
+
+
 def test_post_training_goes_on_from_the_hidden_state_loss(decoder: Decoder) -> None:
     one = student(decoder, 1, 3)
     mse = Student(one.span, one.module, replace(RECIPE, objective="mse"))
@@ -163,4 +181,6 @@ def test_head_in_pieces_gives_the_same_loss_and_gradient(
         results.append((loss.detach(), gradient))
     torch.testing.assert_close(results[0], results[1])
     logp = decoder.leave(hidden).log_softmax(-1)[:, :-1].gather(2, TRAIN[:4, 1:, None])[..., 0]
-    assert float(results[0][0]) == pytest.approx(-float(logp[scored[:, 1:]].detach().sum()), rel=1e-5)
+    assert float(results[0][0]) == pytest.approx(
+        -float(logp[scored[:, 1:]].detach().sum()), rel=1e-5
+    )
