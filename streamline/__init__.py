@@ -28,6 +28,18 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedModelError",
     "__version__",
+    "register",
 ]
 
 __version__ = version("streamline-bench")
+
+
+def register() -> None:
+    """Let ``AutoModelForCausalLM.from_pretrained`` load every checkpoint of this package.
+
+    Needed only for those whose layers are not all plain (FFN, SwiGLU, ...); with it they load
+    without ``trust_remote_code``. Imports torch and transformers.
+    """
+    from streamline.modeling import register as register_classes
+
+    register_classes()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from streamline import register
 from streamline.errors import AssetError
 from streamline.files import content_key, write_json_atomic
 from streamline.hub import accepted_names, check_access, commit, explained
@@ -131,6 +132,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         config: PretrainedConfig = CONFIG_MAPPING[row.model_type](**row.shape)
         return config
     source = resolve_model(name)
+    register()
     with explained(source.name, source.location, hub=source.kind == "hub"):
         if source.kind == "hub":
             check_access(source.location)
@@ -149,6 +151,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     source = resolve_model(name)
+    register()
     with explained(source.name, source.location, hub=source.kind == "hub"):
         if source.kind == "hub":
             check_access(source.location)
@@ -187,6 +190,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     source = resolve_model(name)
+    register()
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     with explained(source.name, source.location, hub=source.kind == "hub"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

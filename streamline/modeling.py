@@ -1,12 +1,11 @@
 """The model class of checkpoints whose layers are not all the base model's own.
 
-This file, :mod:`streamline.modeling_layers` and :mod:`streamline.modeling_narrow` stand alone and are
-copied into such checkpoints.
-Their ``config.json`` keeps every field of the base model, with ``model_type`` ``"streamline"``, the
-true type in ``base_model_type``, and under ``streamline`` one spec per layer. Loading gives an
-object of the base model's class (``LlamaForCausalLM``, ...) with its layers exchanged as the specs
-say, so tying, generation, ``device_map`` and ``dtype`` work as for the base model; in memory its
-config has the base model's type.
+This file, :mod:`streamline.modeling_layers` and :mod:`streamline.modeling_narrow` stand alone and
+are copied into such checkpoints. Their ``config.json`` keeps every field of the base model, with
+``model_type`` ``"streamline"``, the true type in ``base_model_type``, and under ``streamline`` one
+spec per layer. Loading gives an object of the base model's class (``LlamaForCausalLM``, ...) with
+its layers exchanged as the specs say, so tying, generation, ``device_map`` and ``dtype`` work as
+for the base model; in memory its config has the base model's type.
 
 Example:
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)      # without the package

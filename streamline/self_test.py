@@ -103,6 +103,15 @@ def verify(*folders: str | Path) -> list[dict[str, Any]]:
         AssetError: If a folder has no self-test, does not load, lacks or has spare tensors, or its
             logits or continuation differ.
     """
+    return [check_report(report) for report in fresh_reports(*folders)]
+
+
+def fresh_reports(*folders: str | Path) -> list[dict[str, Any]]:
+    """What a fresh process finds in each folder, not yet judged.
+
+    Raises:
+        AssetError: If a folder has no self-test or cannot be loaded.
+    """
     names = [str(Path(folder).resolve()) for folder in folders]
     for name in names:
         if not (Path(name) / SELF_TEST).is_file():
@@ -117,17 +126,24 @@ def verify(*folders: str | Path) -> list[dict[str, Any]]:
         last = child.stderr.strip().splitlines()[-1:] or ["no message"]
         raise AssetError(f"a fresh process cannot load {', '.join(names)}: {last[0]}")
     lines = child.stdout.strip().splitlines()[-len(names) :]
-    reports: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    for report in reports:
-        share = 1e-4 if report["dtype"] == "float32" else 3e-2
-        if report["keys"]:
-            raise AssetError(f"{report['folder']} loads with wrong tensors: {report['keys']}")
-        allowed = share * max(1.0, report["largest_logit"])
-        if not report["max_logit_difference"] <= allowed:
-            raise AssetError(
-                f"{report['folder']} loads as another model: logits differ by "
-                f"{report['max_logit_difference']:.2g}, more than {allowed:.2g}"
-            )
-        if not report["same_continuation"]:
-            raise AssetError(f"{report['folder']} continues a text differently after loading")
-    return reports
+    return [json.loads(line) for line in lines]
+
+
+def check_report(report: dict[str, Any]) -> dict[str, Any]:
+    """Give a report back if the folder holds the model that was in memory.
+
+    Raises:
+        AssetError: If tensors are missing or left over, or logits or continuation differ.
+    """
+    if report["keys"]:
+        raise AssetError(f"{report['folder']} loads with wrong tensors: {report['keys']}")
+    share = 1e-4 if report["dtype"] == "float32" else 3e-2
+    allowed = share * max(1.0, report["largest_logit"])
+    if not report["max_logit_difference"] <= allowed:
+        raise AssetError(
+            f"{report['folder']} loads as another model: logits differ by "
+            f"{report['max_logit_difference']:.2g}, more than {allowed:.2g}"
+        )
+    if not report["same_continuation"]:
+        raise AssetError(f"{report['folder']} continues a text differently after loading")
+    return report
