@@ -49,8 +49,8 @@ class TaskEntry:
         chance: Expected value of guessing, in [0, 1], or None where there is none.
         shots: Few-shot examples in the prompt.
         folder: Folder that defines it: relative to ``lm_eval/tasks``, or another package's whole
-            path; None if it is ours or anywhere in lm-eval. Indexing that folder alone takes lm-eval
-            far less time than all.
+            path; None if it is ours or anywhere in lm-eval. Indexing one folder takes lm-eval far
+            less time than all of them.
         window: Tokens of a window (perplexity only).
     """
 
