@@ -127,16 +127,17 @@ def resize(layer: nn.Module, spec: Spec) -> nn.Module:
 class SlicedLayer(LayerModule):
     """A decoder layer on a residual stream of less width.
 
-    ``x <- x Q_1 + attention(norm(x))``, ``x <- x Q_2 + mlp(norm(x))`` with norms without scale.
-    The attention and the MLP are the family's own, their projections resized; they keep their
-    names. Dropout between a half and the residual, if the family has it there, is kept.
+    ``x <- x Q_1 + attention(norm(x))``, ``x <- x Q_2 + mlp(norm(x))`` with norms without scale; in
+    a parallel layer both halves read the same ``x`` and there is one Q. The attention and the MLP
+    are the family's own, their projections resized; they keep their names. Dropout between a half
+    and the residual, if the family has it there, is kept.
 
     Args:
         layer: A fresh decoder layer of the family; its parts are taken.
-        spec: ``d`` (widths before, between and after the halves), ``linear`` (shapes, see
-            :func:`resize`), ``attention`` (its name), ``mlp`` (names of the modules that are
-            applied in turn), ``norms`` (their two names), ``width`` and ``eps`` of the norms, and
-            ``dropout``.
+        spec: ``d`` (widths before, between and after the halves; before and after in a parallel
+            layer), ``linear`` (shapes, see :func:`resize`), ``attention`` (its name), ``mlp``
+            (names of the modules that are applied in turn), ``norms`` (their two names), ``width``
+            and ``eps`` of the norms, and ``dropout``.
 
     Reference:
         SliceGPT, arXiv:2401.15024, section 3.3.
@@ -152,10 +153,12 @@ class SlicedLayer(LayerModule):
             self.add_module(name, layer.get_submodule(name))
         for name in spec["norms"]:
             self.add_module(name, UnitNorm(spec["width"], spec["eps"]))
-        before, between, after = spec["d"]
         weight = next(self.parameters())
-        self.attn_shortcut = nn.Parameter(weight.new_empty(before, between))
-        self.mlp_shortcut = nn.Parameter(weight.new_empty(between, after))
+        widths = spec["d"]
+        self.parallel = len(widths) == 2
+        self.attn_shortcut = nn.Parameter(weight.new_empty(widths[0], widths[1]))
+        if not self.parallel:
+            self.mlp_shortcut = nn.Parameter(weight.new_empty(widths[1], widths[2]))
 
     def attend(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Norm and attention, [B, T, d] to the width of its output projection."""
@@ -180,7 +183,10 @@ class SlicedLayer(LayerModule):
     def transform(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Both halves."""
         attended = self.attend(hidden_states, *args, **kwargs)
-        hidden_states = hidden_states @ self.attn_shortcut + attended
+        attended = hidden_states @ self.attn_shortcut + attended
+        if self.parallel:
+            return attended + self.feed_forward(hidden_states)
+        hidden_states = attended
         return hidden_states @ self.mlp_shortcut + self.feed_forward(hidden_states)
 
     def spec(self) -> Spec:
