@@ -24,7 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamline.errors import ConfigError
-from streamline.evaluation.scoring import default_batch_tokens, token_logprobs, tries_of
+from streamline.evaluation.cpu_linear import FastLinears
+from streamline.evaluation.scoring import (
+    default_batch_tokens,
+    modules_of,
+    token_logprobs,
+    tries_of,
+)
 from streamline.paths import Path, PathTrie
 
 __all__ = ["Perplexity", "perplexity", "text_windows"]
@@ -116,9 +122,12 @@ def perplexity(
     budget = batch_tokens or default_batch_tokens(paths[0].decoder.device)
     step = max(1, budget // length)
     totals = np.zeros(len(paths))
+    tries = tries_of(paths)
+    fast = [FastLinears(modules_of(trie), trie.decoder.model) for trie, _ in tries]
     for start in range(0, n, step):
-        for trie, members in tries_of(paths):
-            totals[members] += _batch_nll(trie, windows[start : start + step])
+        for (trie, members), linears in zip(tries, fast, strict=True):
+            with linears.active():
+                totals[members] += _batch_nll(trie, windows[start : start + step])
         if progress is not None:
             progress(min(start + step, n), n)
     n_tokens = n * (length - 1)

@@ -150,12 +150,12 @@ def score_batches(
         tree_length=min(known) if known else None,
         tree=0 not in limits,
     )
-    fast = FastLinears(module for trie, _ in tries for module in modules_of(trie))
+    fast = [FastLinears(modules_of(trie), trie.decoder.model) for trie, _ in tries]
     total, done = sum(batch.n_tokens for batch in batches), 0
     for batch in batches:
         answers: list[Answers] = [_NOTHING] * len(paths)
-        for trie, members in tries:
-            with fast.active():
+        for (trie, members), linears in zip(tries, fast, strict=True):
+            with linears.active():
                 parts = _answer(trie, batch)
             for index, part in zip(members, parts, strict=True):
                 answers[index] = part
