@@ -1,8 +1,7 @@
 """Cells: the units of a run, one record each.
 
 A run is models x methods x sparsities x seeds x recoveries. The dense model is one cell whatever
-the rest, and
-is always among them: stability and relative accuracy are measured against it.
+the rest, and is always among them: stability and relative accuracy are measured against it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamline import __version__
-from streamline.config import RunConfig
+from streamline.config import MethodConfig, RunConfig
 from streamline.files import content_key
 from streamline.results.record import Record
 
@@ -74,7 +73,7 @@ def expand(config: RunConfig, model: str) -> list[Cell]:
     """The cells of one model, the dense one first.
 
     Args:
-        config: The run.
+        config: The run, as the model has it (:meth:`RunConfig.for_model`).
         model: One of its models.
 
     Returns:
@@ -84,11 +83,12 @@ def expand(config: RunConfig, model: str) -> list[Cell]:
     for method in config.methods:
         if method == DENSE:
             continue
+        own = config.per_method.get(method, MethodConfig())
         cells += [
             Cell(model, method, sparsity, seed, recovery)
-            for sparsity in config.sparsities
+            for sparsity in own.sparsities or config.sparsities
             for seed in config.seeds
-            for recovery in config.recovery
+            for recovery in own.recovery or config.recovery
         ]
     return cells
 

@@ -24,6 +24,7 @@ from streamline.recipe import Recipe
 __all__ = [
     "CalibrationConfig",
     "HealingConfig",
+    "MethodConfig",
     "PerplexityConfig",
     "RunConfig",
     "TrainingConfig",
@@ -53,7 +54,21 @@ def _distinct(value: Any) -> Any:
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_distinct)]
 Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Sparsities = Annotated[tuple[Sparsity, ...], BeforeValidator(_distinct)]
+Recoveries = Annotated[tuple[Literal["none", "lora"], ...], BeforeValidator(_distinct)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+#: Fields that may differ from model to model.
+_PER_MODEL = (
+    "sparsities",
+    "dtype",
+    "batch_tokens",
+    "calibration",
+    "training",
+    "healing",
+    "perplexity",
+)
 
 
 class _Strict(BaseModel):
@@ -88,6 +103,8 @@ class TrainingConfig(_Strict):
         texts: Where the text comes from; None for the calibration's.
         objective: ``mse`` on hidden states (the paper), or ``lm``: the language-modelling loss of
             the whole pruned model with only the replacement trainable.
+        normalize: Whether each token's squared error is divided by its target's mean square;
+            beyond the paper, see :class:`streamline.recipe.Recipe`.
         n_tokens: Distinct training tokens.
         length: Tokens of each sequence.
         epochs: Passes over the training tokens.
@@ -103,6 +120,7 @@ class TrainingConfig(_Strict):
 
     texts: str | None = None
     objective: Literal["mse", "lm"] = "mse"
+    normalize: bool = False
     n_tokens: Positive = 100_000
     length: Annotated[int, Field(ge=2)] = 512
     epochs: Positive = 2
@@ -127,11 +145,14 @@ class HealingConfig(_Strict):
         preset: Name of a recipe (rank, rate, target projections).
         texts: Where the text comes from; None for the training's.
         n_tokens: Tokens to train on; None for as many as the replacements get.
+        trained_parameters: Solve the rank so that about as many parameters are trained; None for
+            the preset's own rank.
     """
 
     preset: str = "default"
     texts: str | None = None
     n_tokens: Positive | None = None
+    trained_parameters: Positive | None = None
 
 
 class PerplexityConfig(_Strict):
@@ -146,6 +167,21 @@ class PerplexityConfig(_Strict):
     texts: str = "packaged:heldout"
     n_tokens: Annotated[int, Field(ge=0)] = 16_384
     length: Annotated[int, Field(ge=2)] = 512
+
+
+class MethodConfig(_Strict):
+    """What a run asks of one method in place of what it asks of all.
+
+    A table that compares replacements at one number of layers needs it: what a replacement adds
+    decides which sparsity that number is.
+
+    Attributes:
+        sparsities: Its own sparsities; None for the run's.
+        recovery: Its own stages after pruning; None for the run's.
+    """
+
+    sparsities: Sparsities | None = None
+    recovery: Recoveries | None = None
 
 
 class RunConfig(_Strict):
@@ -176,15 +212,19 @@ class RunConfig(_Strict):
         training: How replacements are fitted.
         healing: The recovery stage.
         perplexity: Held-out text.
+        per_method: Method spec -> its own sparsities or recovery. Flags win over it.
+        per_model: Model -> what differs for it alone among ``sparsities``, ``dtype``,
+            ``batch_tokens``, ``calibration``, ``training``, ``healing`` and ``perplexity``; other
+            models take the run's. Flags win over it.
     """
 
     models: Names
     methods: Names
-    sparsities: Annotated[tuple[Sparsity, ...], BeforeValidator(_distinct)] = (0.25,)
+    sparsities: Sparsities = (0.25,)
     tasks: Names = ("commonsense",)
     limit: Positive | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_distinct)] = (0,)
-    recovery: Annotated[tuple[Literal["none", "lora"], ...], BeforeValidator(_distinct)] = ("none",)
+    recovery: Recoveries = ("none",)
     suite: str | None = None
     out: Path = Path("out/run")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
@@ -199,6 +239,35 @@ class RunConfig(_Strict):
     training: TrainingConfig = TrainingConfig()
     healing: HealingConfig = HealingConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
+    per_method: dict[str, MethodConfig] = {}
+    per_model: dict[str, dict[str, Any]] = {}
+
+    def for_model(self, name: str) -> RunConfig:
+        """The run as one model has it.
+
+        Args:
+            name: A model of the run.
+
+        Returns:
+            The same values with those of ``per_model`` for this model, and no ``per_model``.
+        """
+        values = self.model_dump(exclude={"per_model"})
+        return RunConfig.model_validate(merge(values, self.per_model.get(name, {})))
+
+    @model_validator(mode="after")
+    def _check_per_model(self) -> RunConfig:
+        for name, changes in self.per_model.items():
+            unknown = sorted(set(changes) - set(_PER_MODEL))
+            if unknown:
+                raise ValueError(
+                    f"per_model: {', '.join(unknown)} cannot differ for {name}; only "
+                    f"{', '.join(_PER_MODEL)} can"
+                )
+            try:
+                self.for_model(name)
+            except ValidationError as error:
+                raise ValueError(f"per_model, {name}: {_faults(error)}") from error
+        return self
 
     @model_validator(mode="after")
     def _check_data_dir(self) -> RunConfig:
@@ -243,7 +312,7 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     if suite is not None:
         found = load_suite(suite)
         values = merge({"suite": suite, "out": f"out/{found.name}"}, found.settings)
-    values = merge(values, flags)
+    values = merge(values, flags) | _yielding(values, flags)
     missing = [name for name in ("models", "methods") if not values.get(name)]
     if missing:
         options = " and ".join(f"--{name}" for name in missing)
@@ -258,8 +327,30 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     return config.model_copy(update={"methods": method_names(config.methods)})
 
 
+def _yielding(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite's settings for single methods and models, without what flags set for all."""
+    found: dict[str, Any] = {}
+    methods, models = values.get("per_method"), values.get("per_model")
+    if isinstance(methods, Mapping) and all(isinstance(own, Mapping) for own in methods.values()):
+        found["per_method"] = {
+            name: {field: value for field, value in own.items() if field not in flags}
+            for name, own in methods.items()
+        }
+    if isinstance(models, Mapping) and all(isinstance(own, Mapping) for own in models.values()):
+        found["per_model"] = {
+            name: merge(own, {field: flags[field] for field in own if field in flags})
+            for name, own in models.items()
+        }
+    return found
+
+
 def _explain(error: ValidationError, suite: str | None) -> str:
     """All faults of a configuration in one text, with the values that were given."""
+    source = f" in suite {suite!r} or on the command line" if suite else ""
+    return f"bad settings{source}: {_faults(error)}"
+
+
+def _faults(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
         place = [part for part in fault["loc"] if isinstance(part, str)]
@@ -271,8 +362,7 @@ def _explain(error: ValidationError, suite: str | None) -> str:
         reason = reason[:1].lower() + reason[1:]
         given = f" (given: {fault['input']!r})" if name else ""
         lines.append(f"{name}: {reason}{given}" if name else reason)
-    source = f" in suite {suite!r} or on the command line" if suite else ""
-    return f"bad settings{source}: " + "; ".join(lines)
+    return "; ".join(lines)
 
 
 def _nearest(place: list[str]) -> str:

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from streamline.activations import linear_maps
 from streamline.budget import layers_to_remove, mean_layer_parameters
 from streamline.calibration import Calibration
 from streamline.decoder import Decoder
@@ -89,6 +90,7 @@ class StreamlineReplacement(Method):
         residual: Whether the network learns the span's increment instead of its output. The
             released networks learn the output.
         runner_up: 0 takes the span of highest cosine, 1 the next best, and so on.
+        share: Share of the run's training tokens that it is trained on, in (0, 1].
         recipe: How it is trained.
     """
 
@@ -99,7 +101,13 @@ class StreamlineReplacement(Method):
     init: str = "random"
     residual: bool = False
     runner_up: int = 0
+    share: float = 1.0
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
 
     def _added(self, decoder: Decoder, n_remove: int) -> int:
         return added_parameters(self.kind, decoder, n_remove)
@@ -122,11 +130,20 @@ class StreamlineReplacement(Method):
             return Pruned(Plan.dense(decoder.n_layers))
         span, _ = calibration.ranked_spans(n_remove)[self.runner_up]
         plan = Plan.replace(decoder.n_layers, span, self.kind)
-        module = make(self.kind, decoder, span, init=self.init, residual=self.residual, seed=seed)
+        linear = linear_maps(decoder, [span], batches)[span] if self.init == "linear" else None
+        module = make(
+            self.kind,
+            decoder,
+            span,
+            init=self.init,
+            residual=self.residual,
+            seed=seed,
+            linear=linear,
+        )
         return Pruned(
             plan,
             modules={span.start: module},
-            students=[Student(span, module, self.recipe)],
+            students=[Student(span, module, self.recipe, share=self.share)],
             notes=span_notes(calibration, n_remove),
         )
 

@@ -41,12 +41,14 @@ class Student:
         module: The network, called like a layer; trained in place.
         recipe: How it is to be trained.
         overrides: Fields of the recipe that the method insists on, whatever the run sets.
+        share: Share of the run's training tokens that it sees.
     """
 
     span: Span
     module: nn.Module
     recipe: Recipe
     overrides: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
 
 
 @dataclass

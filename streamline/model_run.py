@@ -81,7 +81,7 @@ class ModelRun:
     """
 
     def __init__(self, config: RunConfig, name: str, progress: Progress) -> None:
-        self.config = config
+        self.config = config.for_model(name)
         self.name = name
         self.progress = progress
         self.work_dir = config.out / "work"
@@ -263,6 +263,7 @@ class ModelRun:
 
     def _fit(self, works: list[Work], decoder: Decoder, materials: Materials, seed: int) -> None:
         """Train the replacements of some cells together, in place."""
+        from streamline.activations import ActivationCache
         from streamline.training import fit
 
         owners = [(work, student) for work in works for student in work.built.students]
@@ -272,10 +273,14 @@ class ModelRun:
         train, validation = materials.training(seed)
         labels = []
         for work, student in owners:
-            student.recipe = replace(recipe, **student.overrides)
+            n_tokens = max(1, round(recipe.n_tokens * student.share))
+            student.recipe = replace(recipe, **{"n_tokens": n_tokens, **student.overrides})
             several = f"-{student.span.start}" if len(work.built.students) > 1 else ""
             labels.append(work.cell.slug + several)
         self.progress.stage(f"{self.name}: train {len(owners)} replacements")
+        cache_bytes = self.config.training.cache_bytes
+        # One path object per cell: replacements of one path are trained as one under the LM loss.
+        paths = {work.key: work.built.path(decoder) for work, _ in owners}
         results = fit(
             decoder,
             [student for _, student in owners],
@@ -287,6 +292,11 @@ class ModelRun:
             fingerprint=self.fingerprint,
             seed=seed,
             progress=self.progress.step,
+            autocast=None if self.config.dtype == "float32" else torch.bfloat16,
+            cache=ActivationCache(self.work_dir / "activations", cache_bytes)
+            if cache_bytes
+            else None,
+            paths=[paths[work.key] for work, _ in owners] if recipe.objective == "lm" else None,
         )
         for (work, _), result in zip(owners, results, strict=True):
             work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
@@ -325,6 +335,7 @@ class ModelRun:
             materials.recovery(work.cell.seed),
             preset=self.config.healing.preset,
             token_budget=self._recovery_tokens(),
+            trained_parameters=self.config.healing.trained_parameters,
             seed=work.cell.seed,
             directory=self.work_dir / "healing" / work.key[:16],
             progress=self.progress.step,

@@ -5,7 +5,8 @@ A suite's ``report`` block says which published table it regenerates::
     report:
       layout:
         published: v1_table1_ppl
-        methods: {Ours: llm-streamline-ffn, "ShortGPT*": shortgpt}    # printed -> method here
+        methods: {Ours: llm-streamline-ffn, "ShortGPT*": shortgpt}    # printed -> method here,
+                                                # "METHOD +lora" for the cell after that recovery
         columns: {CMNLI: streamline_cmnli}                            # printed -> task; optional
         models: {Llama2-7B: llama2-7b}                                # printed -> alias; optional
 
@@ -31,7 +32,7 @@ from streamline.results.record import Record
 from streamline.results.tables import MISSING, Table
 from streamline.stability import average
 
-__all__ = ["layout_table"]
+__all__ = ["layout_table", "model_name", "plain"]
 
 _KEYS = ("published", "methods", "columns", "models")
 _AVERAGE, _RELATIVE = "Ave.", "Per."
@@ -83,9 +84,9 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
             own = _measured(record, dense.get((record.model, record.seed)), heads, tasks)
             rows.append(_cells("", "", "measured", _removed(record), own, heads))
             rows.append(_cells("", "", "difference", *_difference(row, record, own), heads))
-    names = {_model_name(row.llm, layout) for row in printed}
+    names = {model_name(row.llm, layout) for row in printed}
     for record in finished:
-        if _plain(record.model) in names or record.identity in used:
+        if plain(record.model) in names or record.identity in used:
             continue
         sections.add(len(rows))
         own = _measured(record, dense.get((record.model, record.seed)), heads, tasks)
@@ -119,11 +120,11 @@ def _task_names(
     }
     found = {}
     for head in heads:
-        wanted = _plain(head)
+        wanted = plain(head)
         wanted = _ALIASES.get(wanted, wanted)
         # The paper's own protocol before lm-eval's.
         fitting = sorted(
-            (task for task in there if _plain(task.removeprefix("streamline_")) == wanted),
+            (task for task in there if plain(task.removeprefix("streamline_")) == wanted),
             key=lambda task: not task.startswith("streamline_"),
         )
         task = chosen.get(head) or (fitting[0] if fitting else None)
@@ -137,20 +138,24 @@ def _match(
 ) -> Record | None:
     """The finished cell that stands for a printed row: same model and method, nearest sparsity."""
     methods = layout.get("methods") or {}
-    method = _plain(methods.get(row.method, row.method))
-    model = _model_name(row.llm, layout)
+    method = plain(methods.get(row.method, row.method))
+    model = model_name(row.llm, layout)
     wanted = None if row.ratio is None else row.ratio / 100
     fitting = [
         record
         for record in records
-        if _plain(record.model) == model
-        and _plain(record.method) == method
-        and record.recovery == "none"
+        if plain(record.model) == model
+        and plain(_recovered(record)) == method
         and (wanted is None or abs(_share(record) - wanted) <= _CLOSE)
     ]
     if wanted is None:
         return fitting[0] if len(fitting) == 1 else None
     return min(fitting, key=lambda record: abs(_share(record) - wanted), default=None)
+
+
+def _recovered(record: Record) -> str:
+    """A record's method, with the stage after it if there was one."""
+    return record.method + ("" if record.recovery == "none" else f" +{record.recovery}")
 
 
 def _share(record: Record) -> float:
@@ -229,11 +234,12 @@ def _name(record: Record) -> str:
     return f"{record.method}@{record.sparsity:g}{extra}{seed}"
 
 
-def _model_name(llm: str, layout: Mapping[str, Any]) -> str:
+def model_name(llm: str, layout: Mapping[str, Any]) -> str:
+    """The alias of a printed model in a layout, for matching."""
     models = layout.get("models") or {}
-    return _plain(models.get(llm, llm))
+    return plain(models.get(llm, llm))
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name without case, punctuation and folder, for matching."""
     return re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].lower())
