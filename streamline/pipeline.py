@@ -30,11 +30,14 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
         One record for each cell, failed and skipped ones included.
 
     Raises:
+        ConfigError: If the run cannot fit into the memory or on the disk of this machine.
         StreamlineError: If a model, a text or a set of questions cannot be had at all.
     """
     from streamline.executors import executor
     from streamline.results.report import write_report
+    from streamline.sizing import require_fit
 
+    require_fit(config)
     config.out.mkdir(parents=True, exist_ok=True)
     settings = config.model_dump(mode="json", exclude={"dry_run", "executor", "device"})
     write_json_atomic(config.out / "run.json", settings)

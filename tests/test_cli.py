@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from streamline import pipeline, registry
-from streamline.cli import dry_run
 from streamline.cli.main import main
 from streamline.config import RunConfig
 from streamline.errors import AssetError
@@ -186,24 +185,25 @@ def test_a_dry_run_counts_the_papers_shares_from_the_config_alone(
     methods = "llm-streamline-none,llm-streamline-ffn,llm-streamline-layer"
     flags = f"--models llama2-7b --methods {methods} --sparsities 0.25 --dry-run"
     assert _exit(f"{flags} --device cuda --out no-such-folder-is-made") == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:6]]
-    assert [(row[1], row[5], row[8]) for row in rows] == [
-        ("dense", "0", "0.00%"),
-        ("llm-streamline-none", "8", "24.03%"),
-        ("llm-streamline-ffn", "9", "25.04%"),
-        ("llm-streamline-layer", "9", "24.03%"),
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:7]]
+    assert [(row[0], row[2], row[4]) for row in rows] == [
+        ("dense", "0", "0.00"),
+        ("llm-streamline-none", "8", "24.03"),
+        ("llm-streamline-ffn", "9", "25.04"),
+        ("llm-streamline-layer", "9", "24.03"),
     ]
     assert not Path("no-such-folder-is-made").exists()
 
 
-def test_a_dry_run_warns_of_what_cannot_fit(
+def test_a_dry_run_refuses_what_cannot_fit_after_showing_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dry_run, "_device_memory", lambda _: 2**30)
+    monkeypatch.setattr(sizing, "device_memory", lambda _: 2**30)
     flags = "--models llama2-7b --methods dense --dry-run --dtype bfloat16"
-    assert _exit(flags) == 0
-    error = capsys.readouterr().err
-    assert "warning: needs about 12.6 GiB of device memory, and there are 1.0 GiB" in error
+    assert _exit(flags) == 2
+    shown = capsys.readouterr()
+    assert "needs at least 12.6 GiB of device memory, and there are 1.0 GiB" in shown.err
+    assert "6,738,415,616" in shown.out
 
 
 def test_prune_and_evaluate_hand_over_checked_values(
