@@ -145,11 +145,32 @@ class HiddenStates:
         call = as_dtype(entry, layer, torch.float32)
         with mixed(start.device, self.autocast):
             output = self.decoder.run(pupil.modules[0], start, call, layer)
-        error = (output.float() - stop.to(output.device)).square().sum()
+        normalize = pupil.recipe.normalize
+        error = squared_error(output.float(), stop.to(output.device), normalize)
         dropped = (
-            None if torch.is_grad_enabled() else (start - stop.to(start.device)).square().sum()
+            None
+            if torch.is_grad_enabled()
+            else squared_error(start, stop.to(start.device), normalize)
         )
         consume(pupil, error, dropped)
+
+
+def squared_error(output: Tensor, target: Tensor, normalize: bool) -> Tensor:
+    """Squared error summed over tokens and features.
+
+    Args:
+        output: What the network gave, [..., D], float32.
+        target: What the span gave, of the same shape.
+        normalize: Divide each token's error by the mean square of its target.
+
+    Returns:
+        A scalar, float32.
+    """
+    error = (output - target).square()
+    if normalize:
+        scale = target.square().mean(-1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
+        error = error / scale
+    return error.sum()
 
 
 def mixed(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -21,6 +21,9 @@ class Recipe:
     Attributes:
         objective: ``"mse"`` on hidden states (the paper) or ``"lm"``, the language-model loss of
             the whole pruned model with only the replacement trainable.
+        normalize: Whether the squared error of each token is divided by the mean square of its
+            target. A few tokens have hidden states hundreds of times as large as the others; they
+            own the plain error and the network then learns nothing else on a small budget.
         n_tokens: Distinct training tokens.
         length: Tokens per sequence.
         epochs: Passes over the training tokens.
@@ -35,10 +38,11 @@ class Recipe:
         evaluations: How often validation loss is measured during training, beside before and after.
 
     Reference:
-        arXiv:2403.19135, section 3.4 (layer replacement).
+        arXiv:2403.19135, section 3.4 (layer replacement); ``normalize`` goes beyond it.
     """
 
     objective: Objective = "mse"
+    normalize: bool = False
     n_tokens: int = 60_000_000
     length: int = 2048
     epochs: int = 1
