@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from streamline.evaluation import cpu_linear
-from streamline.evaluation.cpu_linear import FastLinears
+from streamline.cpu_linear import FastLinears
 
 
 def model_of(*, bias: bool = True) -> nn.Sequential:

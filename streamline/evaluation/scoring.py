@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from streamline.decoder import Decoder, submodule
-from streamline.evaluation.cpu_linear import FastLinears
+from streamline.cpu_linear import FastLinears
 from streamline.evaluation.packing import Batch, Request, pack
 from streamline.evaluation.tree_attention import block_attention, blocks_of, split, tree_mask
 from streamline.paths import Path, PathTrie
@@ -64,7 +64,7 @@ class Answers:
 
 def default_batch_tokens(device: torch.device) -> int:
     """Tokens of a batch that keep a kind of device busy."""
-    return 1024 if device.type == "cpu" else 16384
+    return 2048 if device.type == "cpu" else 16384
 
 
 def tree_length(decoder: Decoder) -> int | None:
