@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamline import pipeline, registry
+from streamline import pipeline, registry, sizing
 from streamline.cli.main import main
 from streamline.config import RunConfig
 from streamline.errors import AssetError

@@ -39,7 +39,8 @@ def show_plan(config: RunConfig) -> None:
     paper = _Paper(config.suite)
     for model in config.models:
         _show_model([row for row in estimate.rows if row.cell.model == model], paper)
-    for line in (*paper.lines(), *_costs(estimate)):
+    paper.show()
+    for line in _costs(estimate):
         print(line)
     memory = None if config.executor == "ray" else device_memory(config.device)
     problems = check_fits(estimate, config.out, memory)
@@ -99,9 +100,7 @@ class _Paper:
         if self.layout and self.rule:
             self.rows = published_rows(str(self.layout["published"]))
         self.decoders: dict[str, Any] = {}
-        self.explained: dict[str, None] = {}
-        self.found: set[int] = set()
-        self.models: set[str] = set()
+        self.explained: list[dict[str, Any]] = []
 
     def ratios(self, row: Row) -> tuple[float | None, float | None]:
         """A cell's ratio as the paper counts it, and the printed one in percent."""
@@ -113,7 +112,6 @@ class _Paper:
         known = {model_name(printed.llm, self.layout) for printed in self.rows}
         if self.rule is None or not cell.sparsity or plain(cell.model) not in known:
             return None, None
-        self.models.add(plain(cell.model))
         decoder = self._decoder(cell.model)
         found = paper_ratio(
             self.rule, cell.model, decoder, build_method(cell.method), row.n_removed
@@ -122,22 +120,45 @@ class _Paper:
         ratio = cell.sparsity if found is None else found.ratio
         printed = printed_for(self.layout, self.rows, cell.model, label, ratio)
         if found is not None:
-            self.explained[f"{cell.model} {label}, {row.n_removed} layers: {found.explain()}"] = None
+            self.explained.append(
+                {
+                    "model": cell.model,
+                    "method": cell.method,
+                    "layers": row.n_removed,
+                    "net": f"{found.removed - found.added:,}",
+                    "as paper": _percent(found.ratio, 2),
+                    "counting": f"{100 * found.by_counting:+.2f}",
+                    "total": f"{100 * found.by_total:+.2f}",
+                    "removed": _percent(found.counted, 2),
+                }
+            )
         return (None if found is None else found.ratio), (printed.ratio if printed else None)
 
-    def lines(self) -> list[str]:
-        """How each figure comes about, and why some do not."""
-        from streamline.results.layouts import model_name
+    def show(self) -> None:
+        """Print how each figure comes about, what makes it differ, and why some do not."""
+        from streamline.results.layouts import model_name, plain
 
-        if self.rule is None or not self.models:
-            return []
+        if self.rule is None or not self.explained:
+            return
         what = "weight matrices" if self.rule.counts == "matrices" else "parameters"
-        lines = [f"as paper: removed less added {what} over the total that the paper divides by"]
-        lines += self.explained
+        models = list(dict.fromkeys(str(row["model"]) for row in self.explained))
+        totals = ", ".join(f"{self.rule.over[m]:,} for {m}" for m in models if m in self.rule.over)
+        columns = ("method", "layers", "net", "as paper", "counting", "total", "removed")
+        _say(
+            f"As the paper counts: removed less added {what} (net), over "
+            f"{totals or 'the exact total'}{'; else the exact total' if totals else ''}. "
+            "Counting biases and norms too, and dividing by the exact total, give what is removed:"
+        )
+        for model in models:
+            if len(models) > 1:
+                print(model)
+            show_table([row for row in self.explained if row["model"] == model], columns)
         for llm, reasons in self.rule.open.items():
-            if model_name(llm, self.layout) in self.models:
-                lines += [f"{llm} {method}: {reason}" for method, reason in reasons.items()]
-        return [*(part for line in lines for part in _wrapped(line)), ""]
+            if model_name(llm, self.layout) in map(plain, models):
+                for reason in dict.fromkeys(reasons.values()):
+                    names = ", ".join(name for name, why in reasons.items() if why == reason)
+                    _say(f"Not recomputed, {llm} {names}: {reason}")
+        print()
 
     def _decoder(self, model: str) -> Any:
         from streamline.assets import load_config
@@ -148,8 +169,9 @@ class _Paper:
         return self.decoders[model]
 
 
-def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, _WIDTH, subsequent_indent="    ", break_long_words=False)
+def _say(line: str) -> None:
+    for part in textwrap.wrap(line, _WIDTH, subsequent_indent="  ", break_long_words=False):
+        print(part)
 
 
 def _percent(value: float | None, digits: int) -> str | None:

@@ -30,7 +30,7 @@ from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import DepthMethod, Method
 from streamline.plan import Span
-from streamline.replacement import make
+from streamline.replacement import make, split_kind
 from streamline.results.layouts import model_name, plain
 from streamline.results.published import PublishedRow
 
@@ -84,17 +84,15 @@ class PaperRatio:
         """Share that is gone, as we count."""
         return self.gone / self.exact
 
-    def explain(self) -> str:
-        """One line from the paper's figure to ours."""
-        net = self.removed - self.added
-        steps = [f"{100 * self.ratio:.2f} % = {net:,} / {self.total:,}"]
-        if self.gone != net:
-            step = 100 * (self.gone - net) / self.total
-            steps.append(f"biases and norms {step:+.2f}")
-        if self.total != self.exact:
-            step = 100 * self.gone * (1 / self.exact - 1 / self.total)
-            steps.append(f"exact total {step:+.2f}")
-        return "; ".join(steps) + f"; counted {100 * self.counted:.2f} %"
+    @property
+    def by_counting(self) -> float:
+        """What our counting biases and norms too adds to the paper's share."""
+        return (self.gone - (self.removed - self.added)) / self.total
+
+    @property
+    def by_total(self) -> float:
+        """What our dividing by the exact total adds then; with it the sum is :attr:`counted`."""
+        return self.gone / self.exact - self.gone / self.total
 
 
 def ratio_rule(report: Mapping[str, Any]) -> RatioRule | None:
@@ -137,9 +135,13 @@ def paper_ratio(
     removed, everything = _count(layers, rule), _count(layers, RatioRule())
     added = added_all = 0
     if isinstance(kind, str) and n_removed:
-        with torch.device("meta"):
-            network = [make(kind, decoder, Span(0, n_removed))]
-        added, added_all = _count(network, rule), _count(network, RatioRule())
+        prefix, base = split_kind(kind)
+        network = decoder.layers[0]
+        if base != "layer":
+            with torch.device("meta"):
+                network = make(base, decoder, Span(0, 1))
+        copies = n_removed if prefix == "multiple-" else 1
+        added, added_all = (copies * _count([network], count) for count in (rule, RatioRule()))
     exact = decoder.n_parameters()
     return PaperRatio(
         removed=removed,
