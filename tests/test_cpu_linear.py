@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from streamline.evaluation import cpu_linear
+from streamline import cpu_linear
 from streamline.cpu_linear import FastLinears
 
 

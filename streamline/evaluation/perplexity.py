@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamline.cpu_linear import FastLinears
 from streamline.errors import ConfigError
-from streamline.evaluation.cpu_linear import FastLinears
 from streamline.evaluation.scoring import (
     default_batch_tokens,
     modules_of,

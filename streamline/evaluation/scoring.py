@@ -28,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder, submodule
 from streamline.cpu_linear import FastLinears
+from streamline.decoder import Decoder, submodule
 from streamline.evaluation.packing import Batch, Request, pack
 from streamline.evaluation.tree_attention import block_attention, blocks_of, split, tree_mask
 from streamline.paths import Path, PathTrie
