@@ -20,7 +20,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from streamline.errors import ConfigError
 from streamline.evaluation.data import fingerprint, overrides
 from streamline.evaluation.documents import full_text_ids
 from streamline.evaluation.packing import Request
+from streamline.evaluation.parts import BatchTokenizer, Part, combine, option_rows
 from streamline.evaluation.tasks import TaskEntry, include_paths
 
 if TYPE_CHECKING:
@@ -43,34 +43,6 @@ __all__ = ["Part", "build", "combine", "finish", "generate", "max_length", "task
 FULL_TEXT_TOKENS = 2048
 """Longest text of the mean-NLL protocol, as in the papers' runs."""
 _BOOTSTRAP = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """The questions of one lm-eval task.
-
-    Attributes:
-        name: lm-eval's name of the task.
-        entry: The row of the report it belongs to.
-        task: lm-eval's task object.
-        instances: lm-eval's requests, question after question, option after option.
-        requests: The same as token ids; empty for tasks that generate text.
-        n_docs: Number of questions.
-        data_hash: Fingerprint of the questions.
-    """
-
-    name: str
-    entry: TaskEntry
-    task: Any
-    instances: tuple[Any, ...]
-    requests: tuple[Request, ...]
-    n_docs: int
-    data_hash: str
-
-    @property
-    def generates(self) -> bool:
-        """Whether answers are texts (:func:`generate`) and not log-probabilities."""
-        return bool(self.task.OUTPUT_TYPE == "generate_until")
 
 
 def max_length(config: PretrainedConfig, tokenizer: Any = None) -> int:
@@ -244,7 +216,7 @@ def finish(part: Part, answers: Answers | Sequence[str]) -> tuple[dict[str, Any]
             if texts:
                 rows.append(common | {"option": 0})
             else:
-                rows += _option_rows(part, doc, asked, places, answers, common)  # type: ignore[arg-type]
+                rows += option_rows(part, doc, asked, places, answers, common)  # type: ignore[arg-type]
         result = _aggregate(task, values)
     import pandas as pd
 
@@ -260,22 +232,6 @@ def finish(part: Part, answers: Answers | Sequence[str]) -> tuple[dict[str, Any]
         "metrics": {name: number for name, (number, _) in result.items() if number is not None},
     }
     return block, pd.DataFrame(rows)
-
-
-def combine(entry: TaskEntry, blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of a report from its tasks: their unweighted mean (MMLU's subjects)."""
-    if len(blocks) == 1 and len(entry.tasks) == 1:
-        return dict(blocks[0])
-    errors = [block["stderr"] for block in blocks]
-    whole = all(error is not None for error in errors)
-    return {
-        "metric": blocks[0]["metric"],
-        "value": float(np.mean([block["value"] for block in blocks])),
-        "stderr": float(np.sqrt(np.sum(np.square(errors)))) / len(blocks) if whole else None,
-        "n": sum(block["n"] for block in blocks),
-        "version": blocks[0]["version"],
-        "subjects": len(blocks),
-    }
 
 
 def generate(
@@ -305,56 +261,6 @@ def generate(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
         )
         return list(lm.generate_until(list(part.instances), disable_tqdm=True))
-
-
-def _option_rows(
-    part: Part,
-    doc: Any,
-    asked: list[Any],
-    places: list[int],
-    answers: Answers,
-    common: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """The rows of one question of a task with log-probabilities."""
-    places = sorted(places, key=lambda place: part.instances[place].idx)
-    sums = answers.loglikelihood[places]
-    lengths: list[int] | None = None
-    if part.entry.protocol == "opencompass-ppl":
-        lengths = list(doc["n_tokens"])
-        means = -sums / np.array(lengths)
-        chosen, gold = int(np.argmin(means)), int(doc["gold"])
-    elif part.task.OUTPUT_TYPE == "loglikelihood":
-        chosen, gold = 0, 0
-    else:
-        choices = part.task.doc_to_choice(doc)
-        sums = sums[: len(choices)]
-        norm = {
-            "acc_norm": np.array([float(len(choice)) for choice in choices]),
-            "acc_bytes": np.array([float(len(choice.encode())) for choice in choices]),
-        }.get(common["metric"], np.ones(len(choices)))
-        chosen, gold = int(np.argmax(sums / norm)), _gold(part.task, doc, choices)
-    return [
-        common
-        | {
-            "option": option,
-            "loglikelihood": float(sums[option]),
-            "n_tokens": int(answers.n_tokens[place]),
-            "n_bytes": len(asked[option].args[1].encode("utf-8")),
-            "prompt_nll": None if lengths is None else float(means[option]),
-            "prompt_tokens": None if lengths is None else int(lengths[option]),
-            "gold": gold,
-            "chosen": chosen,
-        }
-        for option, place in enumerate(places[: len(sums)])
-    ]
-
-
-def _gold(task: Any, doc: Any, choices: Sequence[str]) -> int:
-    """Index of the right option as lm-eval reads it; the first where several are right."""
-    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    if isinstance(gold, list):
-        gold = gold[0]
-    return choices.index(gold) if isinstance(gold, str) else int(gold)
 
 
 def _doc_hash(doc: Any) -> str:
@@ -397,7 +303,7 @@ def _token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[in
     class Encoding(HFLM):  # type: ignore[misc]
         """lm-eval's model without a model: it only hands back the token ids."""
 
-        def __init__(self, shim: _Memo) -> None:
+        def __init__(self, shim: BatchTokenizer) -> None:
             self.tokenizer = shim
             self.backend = "causal"
             self.add_bos_token = None
@@ -407,39 +313,11 @@ def _token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[in
         def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[Any]:
             return [(context, continuation) for _, context, continuation in requests]
 
-    memo = _Memo(tokenizer)
+    memo = BatchTokenizer(tokenizer)
     encoder = Encoding(memo)
     encoder.loglikelihood(list(instances), disable_tqdm=True)
     memo.fill()
     return list(encoder.loglikelihood(list(instances), disable_tqdm=True))
-
-
-class _Memo:
-    """A tokenizer that first collects what it is to encode and then remembers it."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._ids: dict[tuple[bool | None, str], list[int]] = {}
-        self._filled = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
-        if self._filled:
-            return self._ids[add_special_tokens, text]
-        self._ids[add_special_tokens, text] = []
-        return [0, 0]
-
-    def fill(self) -> None:
-        """Encode everything collected, in one call for each way of adding special tokens."""
-        for special in {key[0] for key in self._ids}:
-            texts = [text for kind, text in self._ids if kind == special]
-            options = {} if special is None else {"add_special_tokens": special}
-            batch = self._tokenizer(texts, verbose=False, **options)["input_ids"]
-            for text, ids in zip(texts, batch, strict=True):
-                self._ids[special, text] = list(ids)
-        self._filled = True
 
 
 @contextlib.contextmanager
