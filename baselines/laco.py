@@ -210,9 +210,9 @@ def collapse(
 class LaCo(Method):
     """Collapse layers by the paper's rule, with the threshold that meets the sparsity.
 
-    The highest threshold is searched at which enough layers go. Where the wanted C and I cannot
-    reach the count even with every merge accepted, smaller ones are tried (I = 1, then C - 1, ...);
-    what was taken stands in the notes.
+    For the wanted C and I, and for every smaller C with I = 1, the highest threshold is searched at
+    which enough layers go. Of these models the one most similar to the dense model is taken (or,
+    by ``choose``, the first that reaches the count); its C, I and T stand in the notes.
 
     Attributes:
         layers_per_merge: C, layers that become one.
@@ -222,6 +222,8 @@ class LaCo(Method):
         n_samples: Calibration sequences.
         length: Tokens of each.
         rule: ``"paper"`` or ``"release"``; see :func:`merge_layers`.
+        choose: ``"similar"`` tries all settings and takes the most similar model; ``"wanted"``
+            takes the wanted C and I, and smaller ones only if those cannot reach the count.
 
     Reference:
         LaCo, arXiv:2402.11187, algorithm 1; C, I and L as reported for 7B models.
@@ -243,6 +245,7 @@ class LaCo(Method):
     n_samples: int = 5
     length: int = 20
     rule: Rule = "paper"
+    choose: Literal["similar", "wanted"] = "similar"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -282,27 +285,23 @@ class LaCo(Method):
         return Pruned(plan, modules, notes=_notes(outcome, trials))
 
     def search(self, trials: Collapse, n_remove: int) -> Outcome:
-        """The highest threshold at which ``n_remove`` layers go.
+        """The setting of C, I and T by which ``n_remove`` layers go.
 
         Raises:
             ConfigError: If no merging can remove as many layers.
         """
         n_layers = trials.decoder.n_layers
         highest = n_layers - 1 if self.highest is None else min(self.highest, n_layers)
+        found: list[Outcome] = []
         for c, interval, lowest, top in self._settings(highest, n_layers):
+            if found and (self.choose == "wanted" or (lowest, top) != (self.lowest, highest)):
+                break
             bounds = {"layers_per_merge": c, "interval": interval, "lowest": lowest, "highest": top}
-            best = collapse(trials, n_remove, threshold=-1.0, **bounds)
-            if best.n_removed < n_remove:
-                continue
-            low, high = -1.0, 1.0
-            for _ in range(_BISECTIONS):
-                middle = (low + high) / 2
-                outcome = collapse(trials, n_remove, threshold=middle, **bounds)
-                if outcome.n_removed == n_remove:
-                    low, best = middle, outcome
-                else:
-                    high = middle
-            return best
+            outcome = _highest_threshold(trials, n_remove, bounds)
+            if outcome is not None:
+                found.append(outcome)
+        if found:
+            return max(found, key=lambda outcome: outcome.similarities[-1])
         raise ConfigError(
             f"{self.name} with layers_per_merge={self.layers_per_merge} cannot take {n_remove} of "
             f"{n_layers} layers out of {trials.decoder.name}: ask for a lower sparsity, or raise "
@@ -337,6 +336,22 @@ class LaCoRelease(LaCo):
     name: ClassVar[str] = "laco-release"
 
     rule: Rule = "release"
+
+
+def _highest_threshold(trials: Collapse, n_remove: int, bounds: dict[str, int]) -> Outcome | None:
+    """Bisect the threshold; None if not even accepting every merge removes enough layers."""
+    best = collapse(trials, n_remove, threshold=-1.0, **bounds)
+    if best.n_removed < n_remove:
+        return None
+    low, high = -1.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        outcome = collapse(trials, n_remove, threshold=middle, **bounds)
+        if outcome.n_removed == n_remove:
+            low, best = middle, outcome
+        else:
+            high = middle
+    return best
 
 
 def _notes(outcome: Outcome, trials: Collapse) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
@@ -179,12 +180,14 @@ def measure(
     cosine = torch.zeros(depths, depths, dtype=torch.float64)
     angle = torch.zeros(depths, depths, dtype=torch.float64)
     rows = max(1, batch_tokens // batches.shape[1])
+    fast = FastLinears(decoder.layers, decoder.model)
     for start in range(0, len(batches), rows):
         tokens = batches[start : start + rows]
-        states = [
-            torch.nn.functional.normalize(hidden.float(), dim=-1)
-            for _, hidden in decoder.trace(decoder.enter(tokens))
-        ]
+        with fast.active():
+            states = [
+                torch.nn.functional.normalize(hidden.float(), dim=-1)
+                for _, hidden in decoder.trace(decoder.enter(tokens))
+            ]
         cosine += _token_cosines(states)
         last = torch.stack([state[:, -1].to(states[0].device) for state in states], 1).double()
         pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)

@@ -62,6 +62,7 @@ Positive = Annotated[int, Field(ge=1)]
 #: Fields that may differ from model to model.
 _PER_MODEL = (
     "sparsities",
+    "per_method",
     "dtype",
     "batch_tokens",
     "calibration",
@@ -213,9 +214,9 @@ class RunConfig(_Strict):
         healing: The recovery stage.
         perplexity: Held-out text.
         per_method: Method spec -> its own sparsities or recovery. Flags win over it.
-        per_model: Model -> what differs for it alone among ``sparsities``, ``dtype``,
-            ``batch_tokens``, ``calibration``, ``training``, ``healing`` and ``perplexity``; other
-            models take the run's. Flags win over it.
+        per_model: Model -> what differs for it alone among ``sparsities``,
+            ``per_method``, ``dtype``, ``batch_tokens``, ``calibration``, ``training``, ``healing``
+            and ``perplexity``; other models take the run's. Flags win over it.
     """
 
     models: Names
@@ -339,6 +340,7 @@ def _yielding(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, 
     if isinstance(models, Mapping) and all(isinstance(own, Mapping) for own in models.values()):
         found["per_model"] = {
             name: merge(own, {field: flags[field] for field in own if field in flags})
+            | _yielding({"per_method": own.get("per_method")}, flags)
             for name, own in models.items()
         }
     return found

@@ -14,8 +14,8 @@ Reference:
     arXiv:2403.19135, sections 3.3 (layer pruning) and 3.4 (layer replacement).
 
 Differs from the released code: the last depth is the raw output of the last layer, not the state
-after the final norm; cosines are summed row by row instead of through a token-by-token matrix; sampling
-is seeded.
+after the final norm; cosines are summed row by row instead of through a token-by-token matrix;
+sampling is seeded.
 """
 
 from __future__ import annotations

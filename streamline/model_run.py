@@ -188,6 +188,10 @@ class ModelRun:
 
     def _record_failure(self, work: Work, error: Exception) -> None:
         reason = str(error) if isinstance(error, StreamlineError) else repr(error)
+        if isinstance(error, UnsupportedModelError):  # a cell that the method cannot meet
+            self.progress.say(f"skipped: {work.cell.label}: {reason}")
+            self._write(work, status="skipped", reason=reason)
+            return
         where = traceback.extract_tb(error.__traceback__)[-1]
         notes = {"where": f"{Path(where.filename).name}:{where.lineno}"}
         self.progress.say(f"failed: {work.cell.label}: {reason}")

@@ -80,9 +80,10 @@ class Estimate:
 
     Attributes:
         rows: One for each cell.
-        tokens: Tokens by use (calibration, training, held-out text), of all models together.
+        tokens: Tokens by use (calibration, training, recovery of all recovered cells, held-out
+            text), of all models together.
         flops: Estimated floating-point operations by stage, 2 per parameter and token forward and
-            4 more backward; the evaluation's are per 1,000 tokens of questions, since only the
+            4 more backward, 2 where the weights are frozen; the evaluation's are per 1,000 tokens of questions, since only the
             questions tell their length.
         memory_bytes: Least device memory: the largest model's weights and what training adds.
         download_bytes: Weights that are not on this machine yet.
@@ -152,14 +153,18 @@ def _add_costs(
     pruned = [row for row in working if row.cell.sparsity]
     trained = [row for row in pruned if methods[row.cell.method].trains]
     added = sum(_added(row, decoder) for row in trained)
+    healed = [row for row in working if row.cell.recovery != "none"]
+    each = config.healing.n_tokens or training.n_tokens * training.epochs
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
         "training": training.n_tokens * training.epochs * bool(trained),
+        "recovery": each * len(healed),
         "heldout": config.perplexity.n_tokens,
     }
     flops = {
         "calibration": 2.0 * body * tokens["calibration"],
         "training": (2.0 * body + 6.0 * added) * tokens["training"],
+        "recovery": 4.0 * each * sum(row.pruned or row.dense for row in healed),
         "evaluation_per_1000_tokens": 2.0 * 1000 * sum(row.pruned or row.dense for row in working),
     }
     for name, count in tokens.items():

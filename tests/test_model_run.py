@@ -33,7 +33,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    words = "the quick brown fox jumps over a lazy dog while nobody looks".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "nobody",
+        "looks",
+    ]
     lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     questions = folder / "data" / "piqa"

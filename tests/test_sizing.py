@@ -30,7 +30,8 @@ def test_counts_and_costs_follow_from_the_config() -> None:
     layer, added = 202_383_360, 134_238_208
     assert (dense.n_removed, dense.pruned) == (0, 6_738_415_616)
     assert (ffn.n_removed, ffn.pruned) == (9, 6_738_415_616 - 9 * layer + added)
-    assert estimate.tokens == {"calibration": 64 * 512, "training": 3000, "heldout": 16_384}
+    tokens = {"calibration": 64 * 512, "training": 3000, "recovery": 0, "heldout": 16_384}
+    assert estimate.tokens == tokens
     assert estimate.flops["calibration"] == 2 * 32 * layer * 64 * 512
     assert estimate.flops["training"] == (2 * 32 * layer + 6 * added) * 3000
     assert estimate.memory_bytes == 2 * 6_738_415_616 + 20 * added
@@ -40,8 +41,21 @@ def test_counts_and_costs_follow_from_the_config() -> None:
 
 def test_dense_alone_needs_no_calibration_and_no_training() -> None:
     estimate = plan_run(_config(methods="dense"))
-    assert estimate.tokens == {"calibration": 0, "training": 0, "heldout": 16_384}
+    tokens = {"calibration": 0, "training": 0, "recovery": 0, "heldout": 16_384}
+    assert estimate.tokens == tokens
     assert (estimate.memory_bytes, estimate.work_bytes) == (4 * 6_738_415_616, 0)
+
+
+def test_recovery_costs_every_cell_that_has_it() -> None:
+    config = _config(
+        methods="llm-streamline-none,shortgpt",
+        healing={"n_tokens": 700},
+        per_method={"shortgpt": {"recovery": "none,lora"}},
+    )
+    estimate = plan_run(config)
+    assert [row.cell.recovery for row in estimate.rows] == ["none", "none", "none", "lora"]
+    assert estimate.tokens["recovery"] == 700
+    assert estimate.flops["recovery"] == 4 * 700 * (6_738_415_616 - 8 * 202_383_360)
 
 
 def test_each_model_is_planned_with_its_own_settings() -> None:

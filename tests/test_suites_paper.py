@@ -87,7 +87,7 @@ def test_a_layout_names_printed_methods_and_cells_of_its_suite(name: str) -> Non
         assert name in ("paper-figure2", "paper-figure3", "paper-figure4", "paper-lora")
         return
     printed = published_rows(layout["published"])
-    cells = [cell for model in config.models for cell in expand(config, model)]
+    cells = [c for model in config.models for c in expand(config.for_model(model), model)]
     labels = {c.method + ("" if c.recovery == "none" else f" +{c.recovery}") for c in cells}
     assert set(layout["methods"]) <= {row.method for row in printed}
     assert set(layout["methods"].values()) <= labels
@@ -174,6 +174,19 @@ def test_a_malformed_rule_is_refused() -> None:
     with pytest.raises(ConfigError, match="report.ratio must have counts, over and open"):
         ratio_rule({"ratio": {"counts": "weights"}})
     assert ratio_rule({}) is None
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_no_cell_is_out_of_reach(name: str) -> None:
+    for flags in ({}, {"models": "smollm2-135m-instruct"}):
+        reasons = [row.reason for row in plan_run(build_config(flags, suite=name)).rows]
+        assert set(reasons) == {None}
+
+
+def test_a_flag_reaches_what_a_model_sets_for_a_method() -> None:
+    config = build_config({"sparsities": "0.2"}, suite="paper-table1")
+    cells = expand(config.for_model("llama2-7b"), "llama2-7b")
+    assert {cell.sparsity for cell in cells} == {0.0, 0.2}
 
 
 def test_flags_win_over_what_a_suite_sets_for_single_models_and_methods() -> None:

@@ -63,8 +63,8 @@ def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
         for name in ("as paper", "printed", "note")
     }
     show_table(shown, [name for name in columns if name in always or optional[name]])
-    for number, reason in enumerate(dict.fromkeys(row.reason for row in rows if row.reason), 1):
-        print(f"  ({number}) {reason}")
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
+        _say(f"  skipped: {reason}")
     print()
 
 
@@ -180,9 +180,11 @@ def _percent(value: float | None, digits: int) -> str | None:
 
 def _costs(estimate: Estimate) -> list[str]:
     """Tokens, compute, memory and disk, one line each."""
-    tokens = ", ".join(f"{name} {count:,}" for name, count in estimate.tokens.items())
+    tokens = ", ".join(f"{name} {count:,}" for name, count in estimate.tokens.items() if count)
     compute = ", ".join(
-        f"{name.replace('_', ' ')} {value / 1e12:,.2f}" for name, value in estimate.flops.items()
+        f"{name.replace('_', ' ')} {value / 1e12:,.2f}"
+        for name, value in estimate.flops.items()
+        if value
     )
     return [
         f"tokens:  {tokens}",

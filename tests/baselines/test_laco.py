@@ -106,11 +106,23 @@ def test_every_count_is_met_exactly(tiny_llama):
 def test_threshold_is_the_highest_that_meets_the_count(tiny_opt):
     decoder = Decoder(tiny_opt(n_layers=8))
     trials = Collapse(decoder, TOKENS, "paper")
-    outcome = LaCo(layers_per_merge=3, interval=1).search(trials, 3)
+    outcome = LaCo(layers_per_merge=3, interval=1, choose="wanted").search(trials, 3)
     bounds = {"layers_per_merge": 3, "interval": 1, "lowest": 1, "highest": 7}
     above = collapse(trials, 3, threshold=outcome.threshold + 1e-5, **bounds)
     assert outcome.n_removed == 3 and above.n_removed < 3
     assert min(outcome.similarities) > outcome.threshold
+
+
+def test_the_most_similar_of_the_settings_is_taken(tiny_llama):
+    decoder = Decoder(tiny_llama(n_layers=8))
+    trials = Collapse(decoder, TOKENS, "paper")
+    best = LaCo().search(trials, 3)
+    alone = [
+        LaCo(layers_per_merge=c, interval=i, choose="wanted").search(trials, 3)
+        for c, i in ((4, 2), (4, 1), (3, 1), (2, 1))
+    ]
+    assert best.similarities[-1] == max(outcome.similarities[-1] for outcome in alone)
+    assert best in alone
 
 
 def test_no_op_layers_are_folded_at_full_similarity(tiny_llama):
@@ -132,8 +144,8 @@ def test_trials_cost_less_than_running_both_models(tiny_llama):
 
 def test_the_release_rule_gives_another_model_under_its_own_name(tiny_llama):
     decoder = Decoder(tiny_llama(n_layers=8))
-    bounds = {"n_samples": 5, "layers_per_merge": 4}
-    paper, release = (prune(decoder, m(**bounds), 0.3) for m in (LaCo, LaCoRelease))
+    fields = {"layers_per_merge": 4, "choose": "wanted"}
+    paper, release = (prune(decoder, m(**fields), 0.3) for m in (LaCo, LaCoRelease))
     logits = [assemble(p.path(decoder))(TOKENS).logits for p in (paper, release)]
     assert not torch.allclose(*logits, atol=1e-2)
     assert LaCoRelease().name == "laco-release" and LaCoRelease().rule == "release"
