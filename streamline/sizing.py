@@ -83,8 +83,8 @@ class Estimate:
         tokens: Tokens by use (calibration, training, recovery of all recovered cells, held-out
             text), of all models together.
         flops: Estimated floating-point operations by stage, 2 per parameter and token forward and
-            4 more backward, 2 where the weights are frozen; the evaluation's are per 1,000 tokens of questions, since only the
-            questions tell their length.
+            4 more backward, 2 where the weights are frozen; the evaluation's are per 1,000 tokens
+            of questions, since only the questions tell their length.
         memory_bytes: Least device memory: the largest model's weights and what training adds.
         download_bytes: Weights that are not on this machine yet.
         work_bytes: What the run writes into its folder: training states and cached activations.

@@ -204,7 +204,7 @@ def test_flags_win_over_what_a_suite_sets_for_single_models_and_methods() -> Non
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"m": {"tasks": "piqa"}}, "per_model: tasks cannot differ for m; only sparsities, dtype"),
+        ({"m": {"tasks": "piqa"}}, "per_model: tasks cannot differ for m; only sparsities,"),
         ({"m": {"training": {"epochs": 0}}}, "per_model, m: training.epochs: input should be"),
         ({"m": 3}, "per_model"),
     ],
