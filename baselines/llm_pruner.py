@@ -56,7 +56,8 @@ class LLMPruner(Method):
         attend to it; the released folding of longer rows pairs head ``i`` with ``i`` modulo the
         number of key-value heads. At least one head and one channel of a layer stay. Sequences
         come from the run's calibration texts instead of BookCorpus. Its default share is 0.2
-        whatever that removes; here the asked share of all parameters decides.
+        whatever that removes; here the asked share of all parameters decides. It cannot be wrapped:
+        it is scripts with model classes of their own for Llama and a few more.
     """
 
     name: ClassVar[str] = "llm-pruner"

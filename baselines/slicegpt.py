@@ -44,7 +44,7 @@ class SliceGPT(Method):
         changes RMSNorm models). Norms keep the model's own eps (released: 1e-5). The random
         rotation is seeded. Calibration text is the run's, not WikiText-2. Residual dropout is that
         of the family. A block with parallel halves has one basis.
-        The released package cannot be wrapped: it pins an older transformers whose layer classes it
+        The released package cannot be wrapped: it pins transformers 4.42.4, whose layer classes it
         subclasses, and covers only Llama, OPT and Phi.
     """
 

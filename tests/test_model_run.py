@@ -14,6 +14,7 @@ from streamline import model_run
 from streamline.calibration import Calibration
 from streamline.config import RunConfig, build_config
 from streamline.decoder import Decoder
+from streamline.errors import UnsupportedModelError
 from streamline.evaluation.samples import read_samples
 from streamline.evaluation.session import Session
 from streamline.method import DepthMethod
@@ -205,6 +206,21 @@ class Refusing(Broken):
 
     def unsupported(self, decoder: Decoder) -> str | None:
         return "needs another model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfReach(Broken):
+    """Works on the model, but not at this sparsity."""
+
+    name: ClassVar[str] = "out-of-reach"
+
+    def select(self, calibration: Calibration, n_remove: int) -> Plan:
+        raise UnsupportedModelError("would grow by 3 parameters")
+
+
+def test_a_cell_that_cannot_be_met_is_skipped_with_its_reason(place, tmp_path):
+    _, record = run(config(place, tmp_path, methods=f"{__name__}:OutOfReach"))
+    assert (record.status, record.reason) == ("skipped", "would grow by 3 parameters")
 
 
 def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(place, tmp_path):
