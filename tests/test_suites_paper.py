@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from streamline.config import build_config
 from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.evaluation.tasks import resolve
+from streamline.model_run import ModelRun
+from streamline.progress import Silent
 from streamline.registry import load_method
 from streamline.results.layouts import model_name, plain
 from streamline.results.paper_ratio import PaperRatio, RatioRule, paper_ratio, ratio_rule
@@ -21,6 +24,7 @@ from streamline.results.published import published_rows
 from streamline.sizing import plan_run
 from streamline.specs import base_name, build_method
 from streamline.suites import load_suite, suite_files
+from streamline.testing import tiny_model, tiny_tokenizer
 
 PAPER = sorted(name for name in suite_files() if name.startswith("paper-"))
 #: Printed ratios that no count of layers over any total gives; each has its reason in the suite.
@@ -232,3 +236,24 @@ def test_a_dry_run_shows_printed_recomputed_and_counted_side_by_side(
     net = ["9", "1,754,267,648", "26.18", "%", "+0.00", "-0.15", "26.03", "%"]
     assert rows[2][1:] == net
     assert any(line.startswith("Not recomputed, Llama2-7B LaCo, ShortGPT,") for line in lines)
+
+
+def test_a_share_and_a_models_own_training_reach_the_training(tmp_path: Path) -> None:
+    tiny_model("llama", n_layers=4).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    text, model = tmp_path / "text.txt", str(tmp_path / "model")
+    text.write_text("\n\n".join(f"line {i} of some text that is long enough" for i in range(999)))
+    config = build_config(
+        {
+            "models": model,
+            "methods": "streamline-v1-mlp+share=0.25",
+            "device": "cpu",
+            "out": tmp_path / "out",
+            "calibration": {"texts": str(text), "n_samples": 2, "length": 16},
+            "training": {"length": 16, "batch_tokens": 64, "validation_tokens": 32},
+            "per_model": {model: {"training": {"n_tokens": 512, "epochs": 3}}},
+        }
+    )
+    built = ModelRun(config, model, Silent()).build(config.methods[0], 0.4)
+    (training,) = built.provenance["training"].values()
+    assert training["tokens"] == 512 // 4 * 3
