@@ -1,0 +1,129 @@
+"""lm-eval's own ``hf`` model as the peer of the scoring rows, and the comparison of answers.
+
+Example::
+
+    size, seconds = best_batch_size(model, tokenizer, questions.instances)
+    peer = LmEval([model], tokenizer, size)
+    (answers,) = peer.answer(questions)
+    same_answers(questions, ours, [answers])        # raises Disagreement, or returns facts
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from streamline.benchmarks.speed.common import require_close, require_equal
+from streamline.benchmarks.speed.questions import Questions, encode
+from streamline.evaluation.scoring import Answers, score
+from streamline.paths import Path
+
+__all__ = ["BATCH_SIZES", "TOLERANCE", "LmEval", "answer", "best_batch_size", "same_answers"]
+
+BATCH_SIZES = (8, 16, 32)
+TOLERANCE = 1e-3
+"""Largest allowed difference of a summed log-probability."""
+_SAMPLE = 64  # distinct inputs that the batch size is chosen on
+
+
+class LmEval:
+    """A loop of lm-eval's ``hf`` model over some models.
+
+    Args:
+        models: Whole models; put together beforehand, outside the timing.
+        tokenizer: Their tokenizer.
+        batch_size: Requests at once.
+    """
+
+    def __init__(self, models: Sequence[Any], tokenizer: Any, batch_size: int) -> None:
+        from lm_eval.models.huggingface import HFLM
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self._lms = [
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size) for model in models
+        ]
+
+    def answer(self, questions: Questions) -> list[Answers]:
+        """Every model's answers, one after the other."""
+        counts = np.array([len(r.continuation) for r in questions.requests], dtype=np.int64)
+        out = []
+        for lm in self._lms:
+            replies = lm.loglikelihood(list(questions.instances), disable_tqdm=True)
+            sums, greedy = zip(*replies, strict=True)
+            out.append(Answers(np.array(sums, dtype=np.float64), np.array(greedy, bool), counts))
+        return out
+
+
+def answer(paths: Sequence[Path], questions: Questions, tokenizer: Any) -> list[Answers]:
+    """Our answers: the requests are encoded, as the peer does in its own time, and scored."""
+    pairs = encode(questions.instances, tokenizer)
+    known = [(list(r.context), list(r.continuation)) for r in questions.requests]
+    require_equal("token ids", [(list(a), list(b)) for a, b in pairs], known)
+    return score(paths, questions.requests)
+
+
+def best_batch_size(
+    model: Any, tokenizer: Any, questions: Questions, sizes: Sequence[int] = BATCH_SIZES
+) -> tuple[int, dict[str, float]]:
+    """The batch size with which lm-eval is fastest on a sample of the questions.
+
+    Returns:
+        The size, and the seconds of each; the first requests are run beforehand to warm up.
+    """
+    by_doc: dict[tuple[str, int], list[int]] = {}
+    for place, request in enumerate(questions.requests):
+        by_doc.setdefault((request.task, request.doc_id), []).append(place)
+    n = len({request.inputs for request in questions.requests})
+    step = max(1, n // _SAMPLE)
+    chosen = [place for group in list(by_doc.values())[::step] for place in group]
+    sample = Questions(
+        tuple(questions.instances[i] for i in chosen),
+        tuple(questions.requests[i] for i in chosen),
+        questions.grade,
+    )
+    warm = Questions(sample.instances[:4], sample.requests[:4], questions.grade)
+    LmEval([model], tokenizer, sizes[0]).answer(warm)
+    seconds = {}
+    for size in sizes:
+        peer = LmEval([model], tokenizer, size)
+        started = time.perf_counter()
+        peer.answer(sample)
+        seconds[str(size)] = time.perf_counter() - started
+    return int(min(seconds, key=seconds.__getitem__)), seconds
+
+
+def same_answers(
+    questions: Questions, ours: Sequence[Answers], theirs: Sequence[Answers]
+) -> dict[str, Any]:
+    """Compare answers of every model, question by question.
+
+    Returns:
+        The largest difference of a summed log-probability, and the accuracies of the first model.
+
+    Raises:
+        Disagreement: If a sum differs by more than `TOLERANCE`, or a question is graded otherwise.
+    """
+    require_equal("numbers of models", len(ours), len(theirs))
+    worst, first = 0.0, None
+    for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        gap = require_close(
+            f"summed log-probabilities of model {index}",
+            mine.loglikelihood.tolist(),
+            other.loglikelihood.tolist(),
+            TOLERANCE,
+        )
+        worst = max(worst, gap)
+        grades = questions.grade(mine)
+        for task, right in questions.grade(other).items():
+            require_equal(f"grades of model {index} on {task}", grades[task], right)
+        first = first or grades
+    return {
+        "max_difference": worst,
+        "n_models": len(ours),
+        "n_requests": len(questions.requests),
+        "right": {task: [sum(g), len(g)] for task, g in (first or {}).items()},
+    }
