@@ -58,6 +58,15 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def hush() -> None:
+    """Keep the progress bars of the libraries below from writing between our own."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str | None]:
     """Versions of what the numbers depend on, and the machine."""

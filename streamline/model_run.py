@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from streamline.assets import load_config, load_model, model_fingerprint
-from streamline.budget import removed_fraction
+from streamline.assets import load_model, model_fingerprint
 from streamline.calibration import Calibration, batches_fingerprint
 from streamline.cells import Cell, cell_key, expand
 from streamline.config import RunConfig
@@ -36,39 +33,13 @@ from streamline.paths import Path as LayerPath
 from streamline.paths import dense_path
 from streamline.plan import Plan
 from streamline.progress import Progress
-from streamline.results.assess import Assessment, assess
-from streamline.results.record import Record, find, load, upsert
+from streamline.recorder import Recorder
+from streamline.results.assess import assess
+from streamline.results.record import Record, find, load
 from streamline.specs import build_method
+from streamline.work import Built, Work
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Built:
-    """One pruned and trained model, not evaluated."""
-
-    pruned: Pruned
-    decoder: Decoder
-    tokenizer: Any
-    provenance: dict[str, Any]
-
-
-@dataclass(eq=False)
-class Work:
-    """A cell under way."""
-
-    cell: Cell
-    method: Method
-    key: str
-    pruned: Pruned | None = None
-    cost: dict[str, Any] = field(default_factory=dict)
-    trained: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def built(self) -> Pruned:
-        """The pruned model, which must be there by now."""
-        assert self.pruned is not None, self.cell
-        return self.pruned
 
 
 class ModelRun:
@@ -86,6 +57,7 @@ class ModelRun:
         self.progress = progress
         self.work_dir = config.out / "work"
         self.fingerprint = model_fingerprint(name)
+        self.recorder = Recorder(self.config, name, self.fingerprint, progress)
 
     def run(self) -> list[Record]:
         """Work every cell that has no record yet.
@@ -171,7 +143,10 @@ class ModelRun:
         works = self._prune(works, decoder, materials)
         works = self._train(works, decoder, materials)
         shared = [w for w in works if w.built.model is None and w.cell.recovery == "none"]
-        self._evaluate(shared, decoder, evaluation, dense)
+        if shared and dense not in shared and not evaluation.answered(dense.key, decoder):
+            shared.insert(0, dense)  # finished before, but its answers are gone
+            dense.pruned = Pruned(Plan.dense(decoder.n_layers))
+        self._together(shared, decoder, evaluation, dense)
         for work in works:
             if work not in shared:
                 self._alone(work, decoder, materials, evaluation, dense)
@@ -182,20 +157,9 @@ class ModelRun:
             action()
         except Exception as error:  # any fault of one method must not lose the other cells
             log.debug("%s failed", work.cell.label, exc_info=True)
-            self._record_failure(work, error)
+            self.recorder.failed(work, error)
             return False
         return True
-
-    def _record_failure(self, work: Work, error: Exception) -> None:
-        reason = str(error) if isinstance(error, StreamlineError) else repr(error)
-        if isinstance(error, UnsupportedModelError):  # a cell that the method cannot meet
-            self.progress.say(f"skipped: {work.cell.label}: {reason}")
-            self._write(work, status="skipped", reason=reason)
-            return
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        notes = {"where": f"{Path(where.filename).name}:{where.lineno}"}
-        self.progress.say(f"failed: {work.cell.label}: {reason}")
-        self._write(work, status="failed", reason=reason, notes=notes)
 
     def _prune(self, works: list[Work], decoder: Decoder, materials: Materials) -> list[Work]:
         """Calibrate once for each key, then let every method decide."""
@@ -205,8 +169,7 @@ class ModelRun:
             self.progress.step(index, len(works), work.cell.label)
             reason = work.method.unsupported(decoder)
             if reason is not None:
-                self.progress.say(f"skipped: {work.cell.label}: {reason}")
-                self._write(work, status="skipped", reason=reason)
+                self.recorder.skipped(work, reason)
                 continue
 
             def action(work: Work = work) -> None:
@@ -261,7 +224,7 @@ class ModelRun:
             except Exception as error:  # one training for all of them: they fail together
                 log.debug("training failed", exc_info=True)
                 for work in owners:
-                    self._record_failure(work, error)
+                    self.recorder.failed(work, error)
                 works = [work for work in works if work not in owners]
         return works
 
@@ -306,6 +269,25 @@ class ModelRun:
             work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
             work.cost["train_tokens"] = result.tokens
             work.trained[result.label] = result.summary()
+
+    def _together(
+        self, works: list[Work], decoder: Decoder, evaluation: Session, dense: Work
+    ) -> None:
+        """Evaluate cells that share the dense model's layers in one walk.
+
+        If that fails they are evaluated one by one, so that a fault stays with its cell; what was
+        answered before is not asked again.
+        """
+        try:
+            self._evaluate(works, decoder, evaluation, dense)
+        except Exception:  # whose fault it is shows when each is alone
+            log.debug("evaluating together failed", exc_info=True)
+            for work in works:
+
+                def action(work: Work = work) -> None:
+                    self._evaluate([work], decoder, evaluation, dense)
+
+                self._guard(work, action)
 
     def _alone(
         self,
@@ -374,58 +356,4 @@ class ModelRun:
             work.cost["peak_memory_bytes"] = peak_memory_bytes(decoder.device)
             assessment = assess(result, reference)
             evaluation.write_samples(work.cell, result)
-            self._write_ok(work, path, decoder, evaluation, assessment)
-
-    def _write_ok(
-        self,
-        work: Work,
-        path: LayerPath,
-        decoder: Decoder,
-        evaluation: Session,
-        assessment: Assessment,
-    ) -> None:
-        dense_decoder = Decoder.from_config(
-            load_config(self.name, trust_remote_code=self.config.trust_remote_code)
-        )
-        dense, pruned = dense_decoder.n_parameters(), path.n_parameters()
-        achieved = removed_fraction(dense, pruned)
-        notes: dict[str, Any] = dict(work.built.notes)
-        half = 0.5 * dense_decoder.layer_parameters(0) / dense
-        if abs(achieved - work.cell.sparsity) > half + 1e-12:
-            notes["flag"] = (
-                f"asked {work.cell.sparsity:.4f}, achieved {achieved:.4f}: "
-                f"more than half a layer ({half:.4f}) apart"
-            )
-        if work.trained:
-            notes["training"] = work.trained
-        plan = work.built.plan
-        self._write(
-            work,
-            status="ok",
-            plan={
-                "removed_layers": plan.removed_layers,
-                "kept_layers": plan.kept_layers,
-                "replacement": plan.replacement,
-            },
-            parameters={"dense": dense, "pruned": pruned, "removed_fraction": achieved},
-            tasks=assessment.tasks,
-            summary=assessment.summary,
-            notes=notes | {"data": evaluation.facts()},
-        )
-
-    def _write(self, work: Work, *, status: str, **values: Any) -> None:
-        cost = {
-            name: work.cost.get(name)
-            for name in ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens")
-        }
-        upsert(
-            self.config.out,
-            work.cell.record(
-                status=status,
-                key=work.key,
-                method_repr=repr(work.method),
-                cost=cost,
-                versions=versions() | {"model_sha256": self.fingerprint},
-                **values,
-            ),
-        )
+            self.recorder.done(work, path, assessment, evaluation.facts())

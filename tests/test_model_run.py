@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -170,8 +171,6 @@ def test_an_interrupted_run_goes_on_and_ends_equal(whole, place, tmp_path, monke
 
 
 def test_a_new_method_leaves_finished_cells_alone(whole, place, tmp_path, monkeypatch):
-    import shutil
-
     out = tmp_path / "more"
     shutil.copytree(whole[0], out)
     asked: list[set[str]] = []
@@ -185,6 +184,36 @@ def test_a_new_method_leaves_finished_cells_alone(whole, place, tmp_path, monkey
     records = run(config(place, out, methods=f"{METHODS},last-layers"))
     assert asked == [{"last-layers 0.3"}]
     assert numbers(records)[:-1] == numbers(whole[1])
+
+
+def test_lost_answers_of_the_dense_model_are_asked_again(whole, place, tmp_path):
+    out = tmp_path / "lost"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / "work")
+    records = run(config(place, out, methods=f"{METHODS},last-layers"))
+    assert [r.status for r in records] == ["ok"] * 6
+    assert numbers(records)[:-1] == numbers(whole[1])
+
+
+def test_a_fault_in_the_common_evaluation_stays_with_its_cell(place, tmp_path, monkeypatch):
+    original = Session.run
+
+    def faulty(self: Session, paths: Any) -> Any:
+        if any(path.name.startswith("shortgpt") for path in paths.values()):
+            raise RuntimeError("no kernel")
+        return original(self, paths)
+
+    monkeypatch.setattr(Session, "run", faulty)
+    dense, shortgpt, last = run(config(place, tmp_path, methods="shortgpt,last-layers"))
+    assert (dense.status, last.status) == ("ok", "ok")
+    assert (shortgpt.status, shortgpt.reason) == ("failed", "RuntimeError('no kernel')")
+
+
+def test_tasks_without_questions_are_left_out_and_named(place, tmp_path):
+    settings = config(place, tmp_path, methods="dense", tasks="piqa,streamline_xsum")
+    [dense] = run(settings.model_copy(update={"data": "packaged"}))
+    assert list(dense.tasks) == ["piqa"]
+    assert "streamline_xsum" in dense.notes["data"]["unavailable"]
 
 
 @dataclass(frozen=True, kw_only=True)

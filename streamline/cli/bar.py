@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -17,12 +18,14 @@ from rich.progress import (
 
 __all__ = ["Bar"]
 
+_LOG_SECONDS = 20.0
+
 
 class Bar:
     """Shows a :class:`streamline.progress.Progress` on standard error; a context manager.
 
-    Where standard error is no terminal, each stage and remark is one line, so that a log shows
-    how far a run has come.
+    Where standard error is no terminal, each stage and remark is one line, and a long stage says
+    every 20 seconds how far it has come.
     """
 
     def __init__(self) -> None:
@@ -39,9 +42,14 @@ class Bar:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._stage = ""
+        self._began = self._told = time.monotonic()
 
     def __enter__(self) -> Bar:
         """Start to draw."""
+        from streamline.environment import hush
+
+        hush()
         self._progress.start()
         return self
 
@@ -59,6 +67,8 @@ class Bar:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(name, total=total, message="")
+        self._stage = name
+        self._began = self._told = time.monotonic()
         if not self._console.is_terminal:
             self.say(name)
 
@@ -66,6 +76,11 @@ class Bar:
         """Move the bar."""
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total, message=message)
+        if not self._console.is_terminal and time.monotonic() - self._told >= _LOG_SECONDS:
+            self._told = time.monotonic()
+            left = (self._told - self._began) * (total - done) / done if done else 0.0
+            share = f"{done / total:.0%}" if total else "-"
+            self.say(f"{self._stage}: {share}, about {left:.0f} s left {message}".rstrip())
 
     def say(self, message: str) -> None:
         """Print a remark above the bar, taken literally."""

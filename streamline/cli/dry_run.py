@@ -10,8 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamline.cli.show import show_table
-from streamline.errors import ConfigError
+from streamline.cli.show import show_table, show_warning
 
 if TYPE_CHECKING:
     from streamline.config import RunConfig
@@ -24,13 +23,15 @@ _WIDTH = 96
 
 
 def show_plan(config: RunConfig) -> None:
-    """Print what a run would do, and refuse what does not fit on this machine.
+    """Print what a run would do, and warn of what does not fit on this machine.
+
+    Planning is often done on another machine than the run's, so this is no error here; the run
+    itself is refused before anything is loaded.
 
     Args:
         config: The run.
 
     Raises:
-        ConfigError: If memory or disk of this machine are too small; the plan is printed first.
         StreamlineError: If a model's config or a method cannot be had.
     """
     from streamline.sizing import check_fits, device_memory, plan_run
@@ -43,9 +44,8 @@ def show_plan(config: RunConfig) -> None:
     for line in _costs(estimate):
         print(line)
     memory = None if config.executor == "ray" else device_memory(config.device)
-    problems = check_fits(estimate, config.out, memory)
-    if problems:
-        raise ConfigError("; ".join(problems))
+    for problem in check_fits(estimate, config.out, memory):
+        show_warning(f"this machine cannot run it: {problem}")
 
 
 def _show_model(rows: Sequence[Row], paper: _Paper) -> None:

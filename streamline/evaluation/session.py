@@ -26,6 +26,9 @@ from torch import Tensor
 
 from streamline.cells import Cell
 from streamline.config import RunConfig
+from streamline.decoder import Decoder
+from streamline.errors import AssetError
+from streamline.evaluation.data import provenance, unavailable
 from streamline.evaluation.harness import Part, build, combine, finish, generate, max_length
 from streamline.evaluation.perplexity import perplexity, text_windows
 from streamline.evaluation.running_text import running_text
@@ -75,8 +78,12 @@ class Session:
         self.materials = materials
         self.folder = work_dir / "answers"
         self.progress = progress
-        self.entries: list[TaskEntry] = resolve(config.tasks)
+        self.unavailable: dict[str, str] = {}
+        self.entries = [entry for entry in resolve(config.tasks) if self._available(entry)]
         self._parts: list[Part] | None = None
+        if not self.entries and not config.perplexity.n_tokens:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.unavailable.items())
+            raise AssetError(f"none of the asked tasks has questions here: {reasons}")
 
     def run(self, paths: Mapping[str, LayerPath]) -> dict[str, CellResult]:
         """Answer everything for every path that has no answer yet.
@@ -116,6 +123,12 @@ class Session:
         samples = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         return CellResult(tasks, samples, perplexity, seconds)
 
+    def answered(self, key: str, decoder: Decoder) -> bool:
+        """Whether all of a cell's answers lie on disk."""
+        parts = self._questions(max_length(decoder.config, self.tokenizer))
+        names = [part.name for part in parts] + [text.name for text in self._texts]
+        return all(self._file(key, name).is_file() for name in names)
+
     def write_samples(self, cell: Cell, result: CellResult) -> None:
         """Write a cell's rows where reports look for them."""
         if len(result.samples):
@@ -126,10 +139,26 @@ class Session:
         """Content hashes of the questions and texts, for the record."""
         return {
             "questions": {part.name: part.data_hash for part in self._parts or []},
-            "source": self.config.data,
+            "sources": {
+                part.name: provenance(
+                    part.name, source=self.config.data, data_dir=self.config.data_dir
+                )
+                for part in self._parts or []
+            },
+            "unavailable": self.unavailable,
             "texts": {text.name: text.provenance for text in self._texts},
             "batches": self.materials.facts(),
         }
+
+    def _available(self, entry: TaskEntry) -> bool:
+        """Whether a row's questions can be had; if not, its reason is kept and said."""
+        for name in entry.tasks:
+            reason = unavailable(name, source=self.config.data, data_dir=self.config.data_dir)
+            if reason is not None:
+                self.unavailable[entry.name] = reason
+                self.progress.say(f"left out: {entry.name}: {reason}")
+                return False
+        return True
 
     def _questions(self, longest: int) -> list[Part]:
         if self._parts is None:
@@ -154,7 +183,7 @@ class Session:
                 _Text(_label(self.config.perplexity.texts), held, {"window": held.shape[1]})
             )
         for entry in self.entries:
-            if entry.protocol == "perplexity":
+            if entry.protocol == "perplexity" and entry.name not in {t.name for t in texts}:
                 running = running_text(
                     entry.name, source=self.config.data, data_dir=self.config.data_dir
                 )
