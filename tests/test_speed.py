@@ -1,4 +1,4 @@
-"""Every row's machinery on tiny models, and that a planted difference is found. No time is judged."""
+"""Every row's machinery on tiny models; a planted difference is found. No time is judged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,27 @@ from streamline.plan import Span
 from streamline.testing import tiny_config, tiny_model, tiny_tokenizer
 
 OPTIONS = Options(size="quick", repeats=2, model="tiny", memory=False)
-WORDS = "the cat sat on a warm mat while the old garden of rue grew near a wall of stone".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "warm",
+    "mat",
+    "while",
+    "the",
+    "old",
+    "garden",
+    "of",
+    "rue",
+    "grew",
+    "near",
+    "a",
+    "wall",
+    "of",
+    "stone",
+]
 
 
 def asked(n: int) -> list[tuple[str, list[str], int]]:
@@ -261,16 +281,13 @@ def test_deep_row(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_passages_row(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(passages, n_layers=2)
+    text = [" ".join(WORDS[k : k + 8]) for k in range(9)]
     documents = [
-        Document(
-            " ".join(f"T{chr(97 + d)}is {' '.join(WORDS[k : k + 8])} of {k} and more." for k in range(9))
-            * 5,
-            "made up",
-        )
-        for d in range(5)
-    ]  # fmt: skip
+        Document(" ".join(f"T{name}is {part} of it and more." for part in text * 2), "made up")
+        for name in "abcde"
+    ]
     monkeypatch.setattr(questions, "load_texts", lambda *_, **__: documents)
-    monkeypatch.setattr(questions, "_PASSAGE_CHARS", 480)
+    monkeypatch.setattr(questions, "_PASSAGE_CHARS", 360)
     outcome = passages.run(OPTIONS)
     shared = outcome.facts["sharing"][0]
     assert shared["tokens_unshared"] > 5 * shared["tokens"]
@@ -312,7 +329,8 @@ def test_planted_span_scores_are_found() -> None:
     planted = ours | {"cosine": {2: [s + 2e-4 * (i == worst) for i, s in enumerate(scores)]}}
     with pytest.raises(Disagreement, match="cosine scores of 2 layers differ"):
         spans.same({"ours": planted, "theirs": theirs})
-    other = theirs | {"cosine": {2: [*theirs["cosine"][2][:-1], 2.0]}}
+    *inner, last = theirs["cosine"][2]
+    other = theirs | {"cosine": {2: [*inner, -2.0 if last == max(*inner, last) else 2.0]}}
     with pytest.raises(Disagreement, match="chosen spans differ"):
         spans.same({"ours": ours, "theirs": other})
 
