@@ -14,7 +14,7 @@ from streamline.calibration import Calibration, measure
 from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.files import content_key
-from streamline.losses import loss_sample, score_paths
+from streamline.losses import fast_linears, loss_sample, score_paths
 from streamline.method import Method, Pruned, Size
 from streamline.paths import Path, dense_path
 from streamline.plan import Plan
@@ -106,10 +106,12 @@ class SLEB(Method):
         nodes = list(dense_path(decoder).nodes)
         for earlier in rounds:
             nodes = [node for node in nodes if node.layer != earlier.layer]
+        fast = fast_linears(decoder, [dense_path(decoder)])
         while len(rounds) < n_remove:
             places = self._candidates(len(nodes))
             paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in places]
-            scores = score_paths(paths, tokens)
+            with fast.active():
+                scores = score_paths(paths, tokens)
             best = min(range(len(places)), key=lambda i: scores.losses[i])
             removed = nodes.pop(places[best])
             rounds.append(

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamline.decoder import Decoder
+from streamline.cpu_linear import FastLinears
+from streamline.decoder import Decoder, submodule
 from streamline.errors import ConfigError
 from streamline.paths import Path, PathTrie
 
@@ -79,11 +80,12 @@ def score_paths(
     for index, path in enumerate(paths):
         groups.setdefault(id(path.decoder), []).append(index)
     tries = [(members, PathTrie([paths[i] for i in members])) for members in groups.values()]
+    fast = [fast_linears(trie.decoder, trie.paths) for _, trie in tries]
     totals = [0.0] * len(paths)
     rows = max(1, batch_tokens // batches.shape[1])
     for start in range(0, len(batches), rows):
         tokens = batches[start : start + rows]
-        for members, trie in tries:
+        for (members, trie), linears in zip(tries, fast, strict=True):
 
             def at_end(
                 index: int,
@@ -94,7 +96,8 @@ def score_paths(
             ) -> None:
                 totals[members[index]] += summed_loss(decoder, hidden, tokens)
 
-            trie.walk(trie.decoder.enter(tokens), at_end)
+            with linears.active():
+                trie.walk(trie.decoder.enter(tokens), at_end)
         if progress is not None:
             progress(min(start + rows, len(batches)), len(batches))
     n_tokens = len(batches) * (batches.shape[1] - 1)
@@ -104,6 +107,17 @@ def score_paths(
         layer_runs=len(batches) * sum(trie.n_runs for _, trie in tries),
         naive_layer_runs=len(batches) * sum(trie.n_naive_runs for _, trie in tries),
     )
+
+
+def fast_linears(decoder: Decoder, paths: Sequence[Path]) -> FastLinears:
+    """Faster products for the head and for every module on some paths of a decoder.
+
+    Nothing is laid out a second time inside an active set, so a search over many calls of
+    :func:`score_paths` can hold one set for all.
+    """
+    head = submodule(decoder.model, decoder.family.head)
+    modules = [head, *(node.module for path in paths for node in path.nodes)]
+    return FastLinears(modules, decoder.model)
 
 
 @torch.no_grad()
