@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from streamline.results.frames import collapsed_tasks, sort_records
 from streamline.results.metrics import METRICS
-from streamline.results.record import Record, TaskResult
+from streamline.results.record import Record, Summary, TaskResult
 
 __all__ = [
     "MISSING",
@@ -134,6 +134,8 @@ def results_table(records: Sequence[Record], stderr: bool = True) -> Table:
 def stability_table(records: Sequence[Record], stderr: bool = True) -> Table:
     """Stability by task with the answers lost and gained, of one model's finished cells.
 
+    Beside the average stands the average agreement: the same share without the weights.
+
     Args:
         records: Of one model.
         stderr: Whether cells show their standard error.
@@ -157,11 +159,17 @@ def stability_table(records: Sequence[Record], stderr: bool = True) -> Table:
     for record, name in zip(ordered, names, strict=True):
         results = {(task, item.metric): item for task, item in collapsed_tasks(record).items()}
         cells = tuple(_stability_cell(results.get(key), stderr) for key in tasks)
-        rows.append((*name, *cells, percent(record.summary.stability)))
+        averages = (record.summary.stability, _extra(record.summary, "agreement"))
+        rows.append((*name, *map(percent, averages), *cells))
     return Table(
         name=f"stability-{_slug(records)}",
         title=f"{_model(records)}: stability in percent (answers lost, gained against dense)",
-        columns=(*heads, *(f"{_short(task)}\n{metric}" for task, metric in tasks), "average"),
+        columns=(
+            *heads,
+            "average",
+            "agreement",
+            *(f"{_short(task)}\n{metric}" for task, metric in tasks),
+        ),
         rows=tuple(rows),
         keys=len(heads),
         sections=_sections(ordered),
@@ -250,6 +258,12 @@ def figure(value: float | None, stderr: float | None = None) -> str:
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
     error = "" if stderr is None else f" ±{stderr:,.{digits}f}"
     return f"{value:,.{digits}f}{error}"
+
+
+def _extra(summary: Summary, name: str) -> float | None:
+    """A further figure of a record's summary, or None if it was not measured."""
+    value = (summary.model_extra or {}).get(name)
+    return None if value is None else float(value)
 
 
 def _task_cell(result: TaskResult | None, stderr: bool) -> str:
