@@ -185,6 +185,19 @@ def test_the_ratio_is_the_median_of_pairs() -> None:
     assert Outcome(name="x", work="w", against="a", target=2.0).ratio is None
 
 
+def test_a_missed_target_is_profiled(tiny: Callable[..., Any], tmp_path: Any) -> None:
+    tiny(spans, n_layers=4)
+    outcome = spans.run(dataclasses.replace(OPTIONS, repeats=1))
+    assert outcome.again is not None
+    rows = common.profile(outcome.again)
+    assert sum(row["share"] for row in rows) > 0.3 and rows[0]["share"] >= rows[1]["share"]
+    outcome.facts["profile"] = rows
+    outcome.target = 1e9
+    assert outcome.missed
+    report.save(outcome, tmp_path, "quick")
+    assert "profile (own time): " in (tmp_path / "README.md").read_text()
+
+
 # Scoring rows --------------------------------------------------------------------------------
 
 

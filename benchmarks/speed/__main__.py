@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import torch
 
-    from streamline.benchmarks.speed.common import Options
+    from streamline.benchmarks.speed.common import Options, profile
     from streamline.errors import StreamlineError
 
     if given.threads:
@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(name)
             print(f"{name}: FAILED: {error}", flush=True)
             continue
+        if outcome.missed and outcome.again is not None:
+            outcome.facts["profile"] = profile(outcome.again)
         save(outcome, given.out, size)
         value = outcome.ratio if outcome.value is None else outcome.value
         shown = "-" if value is None else f"{value:.2f}"

@@ -13,8 +13,10 @@ Example::
 
 from __future__ import annotations
 
+import cProfile
 import json
 import platform
+import pstats
 import statistics
 import subprocess
 import sys
@@ -32,7 +34,7 @@ from streamline.errors import StreamlineError
 
 __all__ = [
     "Disagreement", "Options", "Outcome", "Race", "contest", "loaded", "machine", "peak_bytes",
-    "require_close", "require_equal",
+    "profile", "require_close", "require_equal",
 ]  # fmt: skip
 
 Size = Literal["quick", "default", "full"]
@@ -90,6 +92,7 @@ class Outcome:
         facts: Further findings, JSON.
         notes: Sentences for the reader: subsets, what the peer was spared, what bounds the row.
         memory: Peak bytes by contestant and size, or None if not measured.
+        again: Our work once more, for a profile where the target is missed.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     memory: dict[str, Any] | None = None
+    again: Callable[[], Any] | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -112,6 +116,12 @@ class Outcome:
         times = [race.wall_s if clock == "wall" else race.cpu_s for race in self.races]
         ratios = [time["theirs"] / time[contestant] for time in times if "theirs" in time]
         return statistics.median(ratios) if ratios else None
+
+    @property
+    def missed(self) -> bool:
+        """Whether there is a target and it was not reached."""
+        reached = self.ratio if self.value is None else self.value
+        return self.target is not None and reached is not None and reached < self.target
 
     def to_json(self) -> dict[str, Any]:
         """The outcome with its machine and versions."""
@@ -164,6 +174,24 @@ def contest(
         facts = compare(results)
         races.append(Race(wall, cpu, facts))
     return races
+
+
+def profile(work: Callable[[], Any], n: int = 14) -> list[dict[str, Any]]:
+    """Where the time of some work goes: the functions with most time of their own."""
+    profiler = cProfile.Profile()
+    profiler.runcall(work)
+    stats: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    total = sum(row[2] for row in stats.values())
+    rows = sorted(stats.items(), key=lambda item: -item[1][2])[:n]
+    return [
+        {
+            "function": f"{name[0].rsplit('/', 1)[-1]}:{name[2]}",
+            "calls": row[1],
+            "seconds": round(row[2], 3),
+            "share": round(row[2] / total, 3),
+        }
+        for name, row in rows
+    ]
 
 
 def require_equal(what: str, ours: Any, theirs: Any) -> None:

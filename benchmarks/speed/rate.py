@@ -7,18 +7,15 @@ is scored. Norms, softmax, rotations, padding and repeated tokens count for noth
 
 from __future__ import annotations
 
-import cProfile
 import math
-import pstats
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from streamline.benchmarks.speed.common import Options, Outcome, loaded
+from streamline.benchmarks.speed.common import Options, Outcome, loaded, profile
 from streamline.benchmarks.speed.questions import slices, task_parts
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
@@ -151,24 +148,6 @@ def run(options: Options) -> Outcome:
         against="this machine's fastest measured float32 matrix product (right before and after)",
         target=0.6,
         value=statistics.median(fractions),
-        facts={"runs": runs, "profile": profile(paths, cuts[0].requests)},
+        facts={"runs": runs, "profile": profile(lambda: score(paths, cuts[0].requests))},
         notes=["Useful operations only; the value is a fraction, not a ratio of times."],
     )
-
-
-def profile(paths: Any, requests: Sequence[Request], n: int = 14) -> list[dict[str, Any]]:
-    """Where the time goes: the functions with most time of their own."""
-    profiler = cProfile.Profile()
-    profiler.runcall(score, paths, requests)
-    stats: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    total = sum(row[2] for row in stats.values())
-    rows = sorted(stats.items(), key=lambda item: -item[1][2])[:n]
-    return [
-        {
-            "function": f"{name[0].rsplit('/', 1)[-1]}:{name[2]}",
-            "calls": row[1],
-            "seconds": round(row[2], 3),
-            "share": round(row[2] / total, 3),
-        }
-        for name, row in rows
-    ]

@@ -103,6 +103,7 @@ def race_scoring(
         "theirs": lambda i: peer.answer(parts[i]),
         **(extra or {}),
     }
+    outcome.again = lambda: answer(paths, parts[0], tokenizer)
     outcome.races = contest(len(parts), runs, compare)
     outcome.facts |= {
         "batch_size": size,

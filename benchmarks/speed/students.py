@@ -199,6 +199,7 @@ def run(options: Options) -> Outcome:
     )
     if options.size != "full":
         outcome.notes.append("--full takes 100,000 tokens in each repetition.")
+    outcome.again = lambda: ours(decoder, start, cuts[0], validation, how, seed=0)
     outcome.races = contest(
         options.repeats,
         {
