@@ -2,7 +2,7 @@
 
 Cells are worked side by side because they share almost everything: the calibration pass, the
 teacher of the training, and the layers before the first difference in evaluation. What is dear is
-kept in ``DIR/work`` under a content key as soon as it is done (calibrations, training states,
+kept in ``DIR/cache`` under a content key as soon as it is done (calibrations, training states,
 answers task by task), so a killed run goes on where it stopped, and a cell whose record is there
 with the same key is never touched again.
 """
@@ -55,7 +55,7 @@ class ModelRun:
         self.config = config.for_model(name)
         self.name = name
         self.progress = progress
-        self.work_dir = config.out / "work"
+        self.cache_dir = config.out / "cache"
         self.fingerprint = model_fingerprint(name)
         self.recorder = Recorder(self.config, name, self.fingerprint, progress)
 
@@ -139,7 +139,7 @@ class ModelRun:
     def _compute(self, works: list[Work], dense: Work) -> None:
         decoder, tokenizer = self._load()
         materials = Materials(self.config, tokenizer)
-        evaluation = Session(self.config, tokenizer, materials, self.work_dir, self.progress)
+        evaluation = Session(self.config, tokenizer, materials, self.cache_dir, self.progress)
         works = self._prune(works, decoder, materials)
         works = self._train(works, decoder, materials)
         shared = [w for w in works if w.built.model is None and w.cell.recovery == "none"]
@@ -205,7 +205,7 @@ class ModelRun:
                 method.calibration_key(),
             ]
         )
-        folder = self.work_dir / "calibration" / key[:16]
+        folder = self.cache_dir / "calibration" / key[:16]
         if (folder / "calibration.json").is_file():
             return Calibration.load(folder)
         start = time.perf_counter()
@@ -254,13 +254,13 @@ class ModelRun:
             train,
             validation,
             labels=labels,
-            directory=self.work_dir / "training",
+            directory=self.cache_dir / "training",
             losses=self.config.out / "losses",
             fingerprint=self.fingerprint,
             seed=seed,
             progress=self.progress.step,
             autocast=None if self.config.dtype == "float32" else torch.bfloat16,
-            cache=ActivationCache(self.work_dir / "activations", cache_bytes)
+            cache=ActivationCache(self.cache_dir / "activations", cache_bytes)
             if cache_bytes
             else None,
             paths=[paths[work.key] for work, _ in owners] if recipe.objective == "lm" else None,
@@ -323,7 +323,7 @@ class ModelRun:
             token_budget=self._recovery_tokens(),
             trained_parameters=self.config.healing.trained_parameters,
             seed=work.cell.seed,
-            directory=self.work_dir / "healing" / work.key[:16],
+            directory=self.cache_dir / "healing" / work.key[:16],
             progress=self.progress.step,
         )
         work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds

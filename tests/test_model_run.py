@@ -189,7 +189,7 @@ def test_a_new_method_leaves_finished_cells_alone(whole, place, tmp_path, monkey
 def test_lost_answers_of_the_dense_model_are_asked_again(whole, place, tmp_path):
     out = tmp_path / "lost"
     shutil.copytree(whole[0], out)
-    shutil.rmtree(out / "work")
+    shutil.rmtree(out / "cache")
     records = run(config(place, out, methods=f"{METHODS},last-layers"))
     assert [r.status for r in records] == ["ok"] * 6
     assert numbers(records)[:-1] == numbers(whole[1])

@@ -1,11 +1,11 @@
 """Evaluate many paths on many tasks, keeping every answer as soon as it is there.
 
 Questions are built once and scored for all paths in one walk, task by task. Each path's answers to
-a task go to ``DIR/work/answers/KEY`` at once, so a killed run asks only what is missing; the
+a task go to ``DIR/cache/answers/KEY`` at once, so a killed run asks only what is missing; the
 numbers do not depend on what was asked together.
 
 Example:
-    session = Session(config, tokenizer, materials, out / "work", progress)
+    session = Session(config, tokenizer, materials, out / "cache", progress)
     results = session.run({key: path, dense_key: dense_path(decoder)})
 """
 
@@ -61,7 +61,7 @@ class Session:
         config: The run.
         tokenizer: The model's tokenizer.
         materials: Token batches, for the held-out text.
-        work_dir: Where answers are kept.
+        cache_dir: Where answers are kept.
         progress: Where to say what is being done.
     """
 
@@ -70,13 +70,13 @@ class Session:
         config: RunConfig,
         tokenizer: Any,
         materials: Materials,
-        work_dir: Path,
+        cache_dir: Path,
         progress: Progress,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.materials = materials
-        self.folder = work_dir / "answers"
+        self.folder = cache_dir / "answers"
         self.progress = progress
         self.unavailable: dict[str, str] = {}
         self.entries = [entry for entry in resolve(config.tasks) if self._available(entry)]

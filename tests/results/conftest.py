@@ -193,7 +193,7 @@ def _write_losses(directory: Path) -> None:
 
 
 def _write_calibration(directory: Path) -> None:
-    folder = directory / "work" / "calibration" / "0123abcd"
+    folder = directory / "cache" / "calibration" / "0123abcd"
     folder.mkdir(parents=True, exist_ok=True)
     depth = np.arange(LAYERS + 1)
     distance = np.abs(depth[:, None] - depth[None, :])

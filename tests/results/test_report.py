@@ -201,8 +201,8 @@ def test_curves_are_named_after_their_cells(run_folder, tmp_path):
 def test_calibrations_are_read_once_each(tmp_path):
     cosine = np.eye(4)
     for name in ("a", "b"):
-        (tmp_path / "work" / name).mkdir(parents=True)
-        save_file({"cosine": cosine}, tmp_path / "work" / name / "calibration.safetensors")
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        save_file({"cosine": cosine}, tmp_path / "cache" / name / "calibration.safetensors")
     assert list(calibrations(tmp_path)) == ["a"]
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / "m.json").write_text('{"cosine": [[1.0, 0.5]]}')
