@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from streamline.cli.options import given
-from streamline.cli.show import show_failure
+from streamline.cli.show import show_failure, show_results
 
 __all__ = ["EPILOG", "command"]
 
@@ -113,6 +113,8 @@ def command(
 
     with Bar() as bar:
         records = pipeline.run(config, progress=bar)
+    show_results(records)
+    typer.echo(f"report: {config.out / 'report.html'}")
     failed = [record for record in records if record.status == "failed"]
     for record in failed:
         show_failure(f"{record.model} {label(record)}", record.reason)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["show_error", "show_failure", "show_json", "show_table", "show_warning"]
+if TYPE_CHECKING:
+    from streamline.results.record import Record
+
+__all__ = [
+    "show_error",
+    "show_failure",
+    "show_json",
+    "show_results",
+    "show_table",
+    "show_warning",
+]
 
 
 def show_error(error: BaseException) -> None:
@@ -22,6 +32,16 @@ def show_failure(what: str, reason: str | None) -> None:
 def show_warning(message: str) -> None:
     """Write to standard error what the user should know before going on."""
     _say("warning", "bold yellow", message)
+
+
+def show_results(records: Sequence[Record]) -> None:
+    """Write a run's accuracy table to standard output, cut to the width of the screen."""
+    from streamline.results.render import screen_width, terminal
+    from streamline.results.tables import results_table
+
+    for model in dict.fromkeys(record.model for record in records):
+        mine = [record for record in records if record.model == model]
+        print(terminal(results_table(mine, stderr=False), width=screen_width()))
 
 
 def show_json(value: Any) -> None:
