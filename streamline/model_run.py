@@ -90,7 +90,8 @@ class ModelRun:
             UnsupportedModelError: If the method cannot work on this model.
         """
         seed = self.config.seeds[0]
-        work = self._work(Cell(self.name, method, sparsity, seed))
+        recovery = self.config.recovery[0]
+        work = self._work(Cell(self.name, method, sparsity, seed, recovery))
         decoder, tokenizer = self._load()
         reason = work.method.unsupported(decoder)
         if reason is not None:
@@ -99,6 +100,8 @@ class ModelRun:
         self.progress.stage(f"{self.name}: prune")
         self._prune_one(work, decoder, materials)
         self._fit([work], decoder, materials, seed)
+        if recovery == "lora":
+            work.pruned = self._heal(work, decoder, materials)
         provenance = {
             "cell": work.cell.record(),
             "key": work.key,

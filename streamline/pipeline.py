@@ -7,11 +7,13 @@ Example:
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from streamline.config import RunConfig
-from streamline.files import write_json_atomic
+from streamline.errors import ConfigError
+from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
 
@@ -67,13 +69,21 @@ def prune_to_checkpoint(
 
     Returns:
         The provenance as saved beside the weights.
+
+    Raises:
+        ConfigError: If the folder is not empty.
+        UnsupportedModelError: If the method cannot work on this model.
     """
     from streamline.checkpoint import save
     from streamline.model_run import ModelRun
 
-    work = ModelRun(config, model, progress or Silent())
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
+    cache = out.with_name(f".{out.name}.unfinished")
+    work = ModelRun(config.model_copy(update={"out": cache}), model, progress or Silent())
     built = work.build(method, sparsity)
     save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
+    shutil.rmtree(cache, ignore_errors=True)
     return built.provenance
 
 
@@ -89,7 +99,8 @@ def evaluate_model(
         progress: Where to say what is being done.
 
     Returns:
-        The record; its ``method`` is ``dense`` because the model itself is what was evaluated.
+        The record; its ``method`` is ``dense`` because the model itself is what was evaluated. Its
+        per-question rows lie beside it, in a file of the same name ending in ``.parquet``.
     """
     from streamline.model_run import ModelRun
 
@@ -98,5 +109,7 @@ def evaluate_model(
     )
     config.out.mkdir(parents=True, exist_ok=True)
     record = ModelRun(config, model, progress or Silent()).run()[0]
+    for rows in (config.out / "samples").glob("*.parquet"):
+        write_bytes_atomic(out.with_suffix(".parquet"), rows.read_bytes())
     write_json_atomic(out, record.to_json())
     return record

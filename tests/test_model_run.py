@@ -15,7 +15,7 @@ from streamline import model_run
 from streamline.calibration import Calibration
 from streamline.config import RunConfig, build_config
 from streamline.decoder import Decoder
-from streamline.errors import UnsupportedModelError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.evaluation.samples import read_samples
 from streamline.evaluation.session import Session
 from streamline.method import DepthMethod
@@ -295,9 +295,10 @@ def test_healing_is_a_cell_of_its_own(place, tmp_path):
     assert lora.notes["training"]["lora"]["trained_parameters"] > 0
 
 
-def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path):
+@pytest.mark.parametrize("recovery", ["none", "lora"])
+def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery):
     folder = tmp_path / "pruned"
-    settings = config(place, tmp_path / "run", methods="llm-streamline-layer")
+    settings = config(place, folder, methods="llm-streamline-layer", recovery=recovery)
     facts = prune_to_checkpoint(
         str(place / "model"),
         method="llm-streamline-layer",
@@ -307,9 +308,14 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path):
         progress=Silent(),
     )
     assert facts["cell"]["method"] == "llm-streamline-layer"
+    assert ("lora" in facts["training"]) == (recovery == "lora")
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+    with pytest.raises(ConfigError, match="is there already and not empty"):
+        prune_to_checkpoint("x", method="dense", sparsity=0.3, out=folder, config=settings)
     record = evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
     assert record.status == "ok"
     written = json.loads((tmp_path / "record.json").read_text())
+    assert len(read_samples(tmp_path / "record.parquet")) == 16
     assert written["tasks"]["piqa"]["value"] == record.tasks["piqa"].value
 
 

@@ -36,6 +36,9 @@ def command(
     objective: Annotated[
         str | None, typer.Option(help="What replacements are trained on: mse or lm.")
     ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Take calibration and training from this suite.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let a model's own code run.")
     ] = False,
@@ -56,7 +59,8 @@ def command(
             calibration=calibration and {"texts": calibration},
             training=objective and {"objective": objective},
             trust_remote_code=trust_remote_code,
-        )
+        ),
+        suite=suite,
     )
     from streamline import pipeline
     from streamline.cli.bar import Bar
