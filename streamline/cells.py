@@ -108,7 +108,17 @@ def cell_key(cell: Cell, config: RunConfig, method_repr: str, fingerprint: str) 
     values = config.model_dump(mode="json")
     inputs = {
         name: values[name]
-        for name in ("calibration", "training", "tasks", "limit", "perplexity", "dtype", "data_dir")
+        for name in (
+            "calibration",
+            "training",
+            "tasks",
+            "limit",
+            "perplexity",
+            "dtype",
+            "data",
+            "data_dir",
+            "batch_tokens",
+        )
     }
     if cell.recovery != "none":
         inputs["healing"] = values["healing"]

@@ -335,6 +335,7 @@ def test_cells_keep_their_key_and_change_it_with_the_inputs(place, tmp_path):
     assert keys()[0] == keys(training={"n_tokens": 99})[0], "dense does not depend on training"
     assert keys()[1] != keys(training={"n_tokens": 99})[1]
     assert keys()[0] != keys(limit=3)[0]
+    assert keys()[0] != keys(data="packaged")[0]
 
 
 def test_calibration_is_measured_once_for_all_methods(place, tmp_path, monkeypatch):
