@@ -24,7 +24,7 @@ from streamline.cells import Cell, cell_key, expand
 from streamline.config import RunConfig
 from streamline.decoder import Decoder
 from streamline.environment import peak_memory_bytes, pick_device, versions
-from streamline.errors import StreamlineError, UnsupportedModelError
+from streamline.errors import UnsupportedModelError
 from streamline.evaluation.session import Session
 from streamline.files import content_key, write_json_atomic
 from streamline.materials import Materials
@@ -35,7 +35,7 @@ from streamline.plan import Plan
 from streamline.progress import Progress
 from streamline.recorder import Recorder
 from streamline.results.assess import assess
-from streamline.results.record import Record, find, load
+from streamline.results.record import FILE_NAME, Record, find, load
 from streamline.specs import build_method
 from streamline.work import Built, Work
 
@@ -67,14 +67,16 @@ class ModelRun:
         """
         cells = expand(self.config, self.name)
         works = [self._work(cell) for cell in cells]
-        missing = [work for work in works if not self._done(work)]
+        missing = [
+            work
+            for work, record in zip(works, self._records(cells), strict=True)
+            if record is None or record.key != work.key or record.status == "failed"
+        ]
         if missing:
             self._compute(missing, dense=works[0])
         else:
             self.progress.say(f"{self.name}: all {len(cells)} cells are done already")
-        records = load(self.config.out)
-        found = [find(records, c.model, c.method, c.sparsity, c.seed, c.recovery) for c in cells]
-        return [record for record in found if record is not None]
+        return [record for record in self._records(cells) if record is not None]
 
     def build(self, method: str, sparsity: float) -> Built:
         """Prune and train one cell, without evaluating it.
@@ -129,15 +131,11 @@ class ModelRun:
         method = build_method(cell.method)
         return Work(cell, method, cell_key(cell, self.config, repr(method), self.fingerprint))
 
-    def _done(self, work: Work) -> bool:
-        """Whether the cell's record is there, for these very inputs, and not a failure."""
-        try:
-            records = load(self.config.out)
-        except StreamlineError:
-            return False
-        c = work.cell
-        record = find(records, c.model, c.method, c.sparsity, c.seed, c.recovery)
-        return record is not None and record.key == work.key and record.status != "failed"
+    def _records(self, cells: list[Cell]) -> list[Record | None]:
+        """The cells' records as they lie in the folder, read once; None where there is none."""
+        out = self.config.out
+        records = load(out) if (out / FILE_NAME).is_file() else []
+        return [find(records, c.model, c.method, c.sparsity, c.seed, c.recovery) for c in cells]
 
     def _compute(self, works: list[Work], dense: Work) -> None:
         decoder, tokenizer = self._load()
