@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,9 +76,14 @@ class _Boasts(_Good):
 
 
 class _Random(_Good):
+    """A plan that is another one each time, and leaves torch's random state alone."""
+
+    calls: ClassVar[itertools.count[int]] = itertools.count()
+
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        order = torch.randperm(calibration.n_layers)[:n_remove]
-        return Plan.drop(calibration.n_layers, order.tolist())
+        first = next(self.calls)
+        order = [(first + i) % calibration.n_layers for i in range(n_remove)]
+        return Plan.drop(calibration.n_layers, order)
 
 
 class _Untrained(_Good):
