@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamline.cli.options import AsJson
 from streamline.cli.show import show_json
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def command(
         float, typer.Option(min=0.0001, max=0.5, help="Level of significance.")
     ] = 0.05,
     tasks: Annotated[bool, typer.Option(help="Show each task, not only all questions.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Which differences in accuracy are more than chance, question by question."""
     from streamline.errors import ConfigError

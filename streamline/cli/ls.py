@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from streamline.cli.options import AsJson
 from streamline.cli.show import show_json, show_table, show_warning
 
 __all__ = ["EPILOG", "command"]
@@ -39,7 +40,7 @@ _COLUMNS = {
 
 def command(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List methods, models, tasks or suites."""
     rows = _LISTINGS[kind]()

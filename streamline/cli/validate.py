@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from streamline.cli.options import AsJson
 from streamline.cli.show import show_json, show_table
 
 __all__ = ["EPILOG", "command"]
@@ -24,7 +25,7 @@ def command(
     families: Annotated[
         str, typer.Option(help="Families of the tiny models, with commas between.")
     ] = "opt,llama,qwen3",
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of objects.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check that a method keeps every promise of the plugin contract; exit code 1 if not."""
     from streamline.registry import method_names, unknown_name
