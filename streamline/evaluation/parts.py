@@ -52,15 +52,25 @@ class Part:
 
 
 def combine(entry: TaskEntry, blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of a report from its tasks: their unweighted mean (MMLU's subjects)."""
+    """The row of a report from its tasks: their unweighted mean (MMLU's subjects).
+
+    Its standard error comes from those of the subjects; where a limit leaves one question to a
+    subject, which has none, from how the subjects' values spread about their mean (too wide, if
+    anything, since subjects differ in difficulty).
+    """
     if len(blocks) == 1 and len(entry.tasks) == 1:
         return dict(blocks[0])
+    values = [block["value"] for block in blocks]
     errors = [block["stderr"] for block in blocks]
-    whole = all(error is not None for error in errors)
+    stderr: float | None = None
+    if all(error is not None for error in errors):
+        stderr = float(np.sqrt(np.sum(np.square(errors)))) / len(blocks)
+    elif len(blocks) > 1:
+        stderr = float(np.std(values, ddof=1)) / len(blocks) ** 0.5
     return {
         "metric": blocks[0]["metric"],
-        "value": float(np.mean([block["value"] for block in blocks])),
-        "stderr": float(np.sqrt(np.sum(np.square(errors)))) / len(blocks) if whole else None,
+        "value": float(np.mean(values)),
+        "stderr": stderr,
         "n": sum(block["n"] for block in blocks),
         "version": blocks[0]["version"],
         "subjects": len(blocks),

@@ -64,6 +64,17 @@ class TaskEntry:
     folder: str | None = None
     window: int | None = None
 
+    def limit_each(self, limit: int | None) -> int | None:
+        """Questions of each of `tasks` that a limit on the row means.
+
+        A row of many subjects shares the limit evenly among them, rounded up: 50 of MMLU are one
+        question of each of its 57 subjects, 100 are two.
+
+        Args:
+            limit: Questions of the row; None for all.
+        """
+        return None if limit is None else -(-limit // max(1, len(self.tasks)))
+
     def n_items(self, source: str = "hub") -> int | None:
         """Questions of the evaluated split at a source (``hub`` or ``packaged``), if known."""
         if self.questions is None or self.protocol == "perplexity":
