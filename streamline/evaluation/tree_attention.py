@@ -33,7 +33,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Block", "block_attention", "blocks_of", "split", "tree_mask"]
+__all__ = [
+    "Block",
+    "block_attention",
+    "blocks_of",
+    "own_attention",
+    "replaced_attention",
+    "split",
+    "tree_mask",
+]
 
 _NAME = "streamline_tree"
 Span = tuple[int, int, tuple[tuple[int, int], ...]]
@@ -153,24 +161,44 @@ def block_attention(modules: Iterable[nn.Module], blocks: Sequence[Block]) -> It
         modules: Layers that will be run on one row ([1, N, D]).
         blocks: From :func:`blocks_of`, covering the row.
     """
+    with replaced_attention(modules, _NAME, _forward) as original:
+        token = _state.set(_State(blocks, original))
+        try:
+            yield
+        finally:
+            _state.reset(token)
+
+
+@contextmanager
+def replaced_attention(
+    modules: Iterable[nn.Module], name: str, function: Callable[..., Any]
+) -> Iterator[dict[int, str]]:
+    """Let the attention of some modules be computed by another function; undone on leaving.
+
+    Args:
+        modules: Whose attention, that of their parts included.
+        name: Under which transformers' table of attention functions is to know the function.
+        function: Called as the functions of that table are.
+
+    Yields:
+        The name of the function each config had before, by the config's ``id``.
+    """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_NAME, _forward)
+    AttentionInterface.register(name, function)
     configs: dict[int, Any] = {}
     for part in (part for module in modules for part in module.modules()):
         config = getattr(part, "config", None)
         if getattr(config, "_attn_implementation", None):
             configs[id(config)] = config
     original = {key: str(config._attn_implementation) for key, config in configs.items()}
-    token = _state.set(_State(blocks, original))
     try:
         for config in configs.values():
-            config._attn_implementation = _NAME
-        yield
+            config._attn_implementation = name
+        yield original
     finally:
         for key, config in configs.items():
             config._attn_implementation = original[key]
-        _state.reset(token)
 
 
 def _forward(
@@ -184,7 +212,7 @@ def _forward(
     """Attention of one layer: query [1, H, N, d], key and value [1, G, N, d] -> [1, N, H, d]."""
     state = _state.get()
     assert state is not None
-    attend = _function(module, state.original[id(module.config)], kwargs)
+    attend = own_attention(module, state.original[id(module.config)], kwargs)
     shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[3])
     out = query.new_empty(shape)
     for block in state.blocks:
@@ -204,8 +232,18 @@ def _keys(states: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _function(module: nn.Module, name: str, kwargs: dict[str, Any]) -> Callable[..., Tensor]:
-    """The model's own attention as ``(query, key, value, mask) -> [1, n, H, d]``."""
+def own_attention(module: nn.Module, name: str, kwargs: dict[str, Any]) -> Callable[..., Tensor]:
+    """A model's own attention as a function of states and mask alone.
+
+    Args:
+        module: The attention module that is being run.
+        name: The model's own attention function in transformers' table.
+        kwargs: What the module gave besides states and mask.
+
+    Returns:
+        ``(query [B, H, n, d], key [B, G, N, d], value, mask) -> [B, n, H, d]``; without a mask
+        attention is causal.
+    """
     if name == "sdpa" and all(kwargs.get(k) is None for k in ("softcap", "position_bias", "cache")):
         scale = kwargs.get("scaling")
 
