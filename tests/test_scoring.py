@@ -13,10 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from streamline.decoder import Decoder
+from streamline.errors import StreamlineError
 from streamline.evaluation import scoring
-from streamline.evaluation.packing import Request, pack
-from streamline.evaluation.scoring import score, score_batches
-from streamline.paths import Node, Path, dense_path
+from streamline.evaluation.packing import Batch, Request, pack
+from streamline.evaluation.scoring import TokenBudget, score, score_batches
+from streamline.paths import Node, Path, PathTrie, dense_path
 from streamline.surgery import assemble
 from streamline.testing import FAMILIES, tiny_model
 
@@ -148,21 +149,46 @@ def test_bfloat16_is_near_float32() -> None:
     np.testing.assert_allclose(answers.loglikelihood, wanted, rtol=0.05, atol=0.3)
 
 
-def test_running_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("bloom", n_layers=2)
-    requests = questions(8)
-    walk, refused = scoring._walk, []
+@pytest.mark.parametrize("family", ["bloom", "llama"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_loses_no_answer(
+    family: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family, n_layers=2)
+    requests = [*questions(8), *questions(8, task="u", seed=1)]
+    walk, sizes = scoring._walk, []
 
-    def scarce(trie: object, batch: object) -> object:
-        if len(batch.rows) > 3:  # type: ignore[attr-defined]
-            refused.append(batch)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return walk(trie, batch)  # type: ignore[arg-type]
+    def scarce(trie: PathTrie, batch: Batch) -> list[scoring.Answers]:
+        sizes.append(batch.cost)
+        if batch.cost > 150:
+            raise error
+        return walk(trie, batch)
 
     monkeypatch.setattr(scoring, "_walk", scarce)
-    (answers,) = score([dense_path(Decoder(model))], requests, batch_tokens=4096)
+    budget = TokenBudget(4096)
+    (answers,) = score([dense_path(Decoder(model))], requests, batch_tokens=budget)
     close(answers.loglikelihood, one_at_a_time(model, requests))
-    assert refused
+    failed = [size for size in sizes if size > 150]
+    assert failed == sorted(failed, reverse=True)
+    assert sizes.index(failed[-1]) == len(failed) - 1  # nothing as large is tried again
+    assert max(budget.facts().values()) <= 150
+
+
+def test_a_request_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(trie: PathTrie, batch: Batch) -> list[scoring.Answers]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(scoring, "_walk", never)
+    path = dense_path(Decoder(tiny_model("llama", n_layers=1)))
+    requests = [Request("t", 5, 1, (1, 2, 3), (4, 5)), Request("t", 6, 0, (1, 7), (4,))]
+    with pytest.raises(StreamlineError, match="4 tokens .option 1 of question 5 of t. alone"):
+        score([path], requests)
 
 
 def test_the_numbers_do_not_depend_on_the_other_paths() -> None:

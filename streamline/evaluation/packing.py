@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "Request", "Row", "pack"]
+__all__ = ["Batch", "Request", "Row", "halved", "pack"]
 
 Ints = NDArray[np.int64]
 
@@ -120,6 +120,11 @@ class Batch:
         return sum(len(row) for row in self.rows)
 
     @property
+    def cost(self) -> int:
+        """Tokens computed, padding counted: B * T."""
+        return len(self.rows) * self.width
+
+    @property
     def n_naive_tokens(self) -> int:
         """Tokens that the same requests would cost one at a time."""
         return sum(row.n_naive_tokens for row in self.rows)
@@ -208,6 +213,28 @@ def pack(
             rows = list(_rows(requests, part, limit if kind else 0))
             batches += [Batch(task, group, kind) for group in _grouped(rows, batch_tokens)]
     return batches
+
+
+def halved(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
+    """A batch in smaller ones that answer the same requests.
+
+    Several rows are dealt out in two halves; a single row of trees is cut again, to half its
+    length where the requests allow it.
+
+    Args:
+        batch: From :func:`pack`.
+        requests: What was packed.
+
+    Returns:
+        At least two batches, or none if the batch is a single sequence.
+    """
+    if len(batch.rows) > 1:
+        return batch.halves()
+    (row,) = batch.rows
+    if not batch.tree or len(row) == max(len(requests[i].inputs) for i in row.requests):
+        return ()
+    parts = _rows(requests, [int(i) for i in row.requests], max(1, len(row) // 2))
+    return tuple(Batch(batch.task, (part,), batch.tree) for part in parts)
 
 
 def _rows(requests: Sequence[Request], members: list[int], limit: int) -> Iterator[Row]:

@@ -25,12 +25,10 @@ from torch import Tensor
 
 from streamline.cpu_linear import FastLinears
 from streamline.errors import ConfigError
-from streamline.evaluation.scoring import (
-    default_batch_tokens,
-    modules_of,
-    token_logprobs,
-    tries_of,
-)
+from streamline.evaluation.packing import Batch
+from streamline.evaluation.room import Room
+from streamline.evaluation.scoring import modules_of, token_logprobs, tries_of
+from streamline.evaluation.token_budget import TokenBudget
 from streamline.paths import Path, PathTrie
 
 __all__ = ["Perplexity", "perplexity", "text_windows"]
@@ -95,7 +93,7 @@ def perplexity(
     paths: Sequence[Path],
     windows: Tensor,
     *,
-    batch_tokens: int | None = None,
+    batch_tokens: int | TokenBudget | None = None,
     n_words: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Perplexity]:
@@ -104,7 +102,8 @@ def perplexity(
     Args:
         paths: What to evaluate.
         windows: Token ids, [N, T], T at least 2.
-        batch_tokens: Most tokens of a batch; a window is never cut. None suits the device.
+        batch_tokens: Most tokens of a batch; a window is never cut. None takes the default of
+            the device, a budget finds what suits it.
         n_words: Words of the text, handed on.
         progress: Told the windows done and in all after each batch.
 
@@ -119,17 +118,35 @@ def perplexity(
             f"perplexity needs windows [N, T] with N >= 1 and T >= 2, got {list(windows.shape)}"
         )
     n, length = windows.shape
-    budget = batch_tokens or default_batch_tokens(paths[0].decoder.device)
-    step = max(1, budget // length)
     totals = np.zeros(len(paths))
     tries = tries_of(paths)
     fast = [FastLinears(modules_of(trie), trie.decoder.model) for trie, _ in tries]
-    for start in range(0, n, step):
+
+    def answer(batch: Tensor) -> NDArray[np.float64]:
+        found = np.zeros(len(paths))
         for (trie, members), linears in zip(tries, fast, strict=True):
             with linears.active():
-                totals[members] += _batch_nll(trie, windows[start : start + step])
+                found[members] = _batch_nll(trie, batch)
+        return found
+
+    def attempt(batch: Batch) -> object:
+        return answer(torch.from_numpy(batch.padded("tokens")))
+
+    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
+    walked = [trie for trie, _ in tries]
+    tokens = budget.tokens(walked, work=windows.numel(), width=length, attempt=attempt)
+    step = max(1, tokens // length)
+    room = Room(
+        size=lambda batch: batch.numel(),
+        halves=lambda batch: batch.chunk(2) if len(batch) > 1 else (),
+        describe=lambda batch: f"a window of {batch.shape[1]} tokens",
+    )
+    for start in range(0, n, step):
+        for _, found in room.work(windows[start : start + step], answer):
+            totals += found
         if progress is not None:
             progress(min(start + step, n), n)
+    budget.shrink(walked, length, room.limit)
     n_tokens = n * (length - 1)
     return [Perplexity(float(total), n_tokens, n_words) for total in totals]
 

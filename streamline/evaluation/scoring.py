@@ -30,11 +30,13 @@ from torch import Tensor, nn
 
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder, submodule
-from streamline.evaluation.packing import Batch, Request, pack
+from streamline.evaluation.packing import Batch, Request, halved, pack
+from streamline.evaluation.room import Room
+from streamline.evaluation.token_budget import TokenBudget
 from streamline.evaluation.tree_attention import block_attention, blocks_of, split, tree_mask
 from streamline.paths import Path, PathTrie
 
-__all__ = ["Answers", "Progress", "Request", "default_batch_tokens", "score", "score_batches"]
+__all__ = ["Answers", "Progress", "Request", "TokenBudget", "score", "score_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +62,6 @@ class Answers:
     loglikelihood: NDArray[np.float64]
     greedy: NDArray[np.bool_]
     n_tokens: NDArray[np.int64]
-
-
-def default_batch_tokens(device: torch.device) -> int:
-    """Tokens of a batch that keep a kind of device busy."""
-    return 2048 if device.type == "cpu" else 16384
 
 
 def tree_length(decoder: Decoder) -> int | None:
@@ -95,7 +92,7 @@ def score(
     paths: Sequence[Path],
     requests: Sequence[Request],
     *,
-    batch_tokens: int | None = None,
+    batch_tokens: int | TokenBudget | None = None,
     progress: Progress | None = None,
 ) -> list[Answers]:
     """Answer every request for every path.
@@ -103,7 +100,8 @@ def score(
     Args:
         paths: What to evaluate; paths of one decoder share what they have in common.
         requests: What to score, in any order and of any number of tasks.
-        batch_tokens: Most tokens of a batch; None takes a value that suits the device.
+        batch_tokens: Most tokens of a batch; None takes the default of the device, a budget
+            finds what suits it.
         progress: Told the tokens done and in all after each batch.
 
     Returns:
@@ -128,7 +126,7 @@ def score_batches(
     paths: Sequence[Path],
     requests: Sequence[Request],
     *,
-    batch_tokens: int | None = None,
+    batch_tokens: int | TokenBudget | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], list[Answers]]]:
     """The same as they come, task after task, for whoever stores them on the way.
@@ -137,32 +135,55 @@ def score_batches(
         ``(indices of the requests answered, one set of answers per path)``.
     """
     tries = tries_of(paths)
-    first = tries[0][0].decoder
-    budget = batch_tokens or default_batch_tokens(first.device)
+    fast = [FastLinears(modules_of(trie), trie.decoder.model) for trie, _ in tries]
+
+    def answer(batch: Batch) -> list[Answers]:
+        answers: list[Answers] = [_NOTHING] * len(paths)
+        for (trie, members), linears in zip(tries, fast, strict=True):
+            with linears.active():
+                parts = _walk(trie, batch)
+            for index, part in zip(members, parts, strict=True):
+                answers[index] = part
+        return answers
+
     limits = [tree_length(trie.decoder) for trie, _ in tries]
     for (trie, _), limit in zip(tries, limits, strict=True):
         _announce(trie.decoder, limit, requests)
     known = [limit for limit in limits if limit is not None]
+    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
+    lengths = [len(request.context) + len(request.continuation) - 1 for request in requests]
+    walked, width = [trie for trie, _ in tries], max(lengths, default=1)
+    tree = 0 not in limits
+    tokens = budget.tokens(walked, work=sum(lengths), width=width, attempt=answer, tree=tree)
     batches = pack(
         requests,
-        batch_tokens=budget,
-        row_tokens=None if first.device.type == "cpu" else min(budget, 512),
+        batch_tokens=tokens,
+        row_tokens=None if walked[0].decoder.device.type == "cpu" else min(tokens, 512),
         tree_length=min(known) if known else None,
-        tree=0 not in limits,
+        tree=tree,
     )
-    fast = [FastLinears(modules_of(trie), trie.decoder.model) for trie, _ in tries]
+    room = Room(
+        size=lambda batch: batch.cost,
+        halves=lambda batch: halved(batch, requests),
+        describe=lambda batch: _described(requests[int(batch.requests[0])]),
+    )
     total, done = sum(batch.n_tokens for batch in batches), 0
     for batch in batches:
-        answers: list[Answers] = [_NOTHING] * len(paths)
-        for (trie, members), linears in zip(tries, fast, strict=True):
-            with linears.active():
-                parts = _answer(trie, batch)
-            for index, part in zip(members, parts, strict=True):
-                answers[index] = part
+        for part, answers in room.work(batch, answer):
+            yield part.requests, answers
         done += batch.n_tokens
-        yield batch.requests, answers
         if progress is not None:
             progress(done, total)
+    budget.shrink(walked, width, room.limit)
+
+
+def _described(request: Request) -> str:
+    """A request in words, for errors."""
+    n_tokens = len(request.context) + len(request.continuation) - 1
+    return (
+        f"a request of {n_tokens} tokens (option {request.option} of question {request.doc_id} of "
+        f"{request.task})"
+    )
 
 
 def tries_of(paths: Sequence[Path]) -> list[tuple[PathTrie, list[int]]]:
@@ -190,28 +211,6 @@ def _announce(decoder: Decoder, limit: int | None, requests: Sequence[Request]) 
             decoder.family.name,
             which,
         )
-
-
-def _answer(trie: PathTrie, batch: Batch) -> list[Answers]:
-    """Answers of a trie's paths to a batch; halves the batch while memory runs out."""
-    try:
-        return _walk(trie, batch)
-    except torch.OutOfMemoryError:
-        halves = batch.halves()
-        if len(halves) < 2:
-            raise
-    # Outside the handler, so that the failed attempt's tensors are free.
-    torch.cuda.empty_cache()
-    logger.warning("out of memory with %d tokens in a batch; halving it", batch.n_tokens)
-    parts = [_answer(trie, half) for half in halves]
-    return [
-        Answers(
-            np.concatenate([answers.loglikelihood for answers in each]),
-            np.concatenate([answers.greedy for answers in each]),
-            np.concatenate([answers.n_tokens for answers in each]),
-        )
-        for each in zip(*parts, strict=True)
-    ]
 
 
 @torch.inference_mode()

@@ -35,6 +35,7 @@ from streamline.evaluation.running_text import running_text
 from streamline.evaluation.samples import read_samples, write_samples
 from streamline.evaluation.scoring import score
 from streamline.evaluation.tasks import TaskEntry, resolve
+from streamline.evaluation.token_budget import TokenBudget
 from streamline.files import write_json_atomic
 from streamline.materials import Materials
 from streamline.paths import Path as LayerPath
@@ -77,6 +78,7 @@ class Session:
         self.tokenizer = tokenizer
         self.materials = materials
         self.folder = cache_dir / "answers"
+        self.budget = TokenBudget(config.batch_tokens, cache_dir / "batch_tokens")
         self.progress = progress
         self.unavailable: dict[str, str] = {}
         self.entries = [entry for entry in resolve(config.tasks) if self._available(entry)]
@@ -148,6 +150,7 @@ class Session:
             "unavailable": self.unavailable,
             "texts": {text.name: text.provenance for text in self._texts},
             "batches": self.materials.facts(),
+            "scoring": {"batch_tokens": self.budget.facts()},
         }
 
     def _available(self, entry: TaskEntry) -> bool:
@@ -205,7 +208,7 @@ class Session:
             answers = score(
                 list(paths.values()),
                 part.requests,
-                batch_tokens=self.config.batch_tokens,
+                batch_tokens=self.budget,
                 progress=self.progress.step,
             )
         seconds = (time.perf_counter() - start) / len(paths)
@@ -220,7 +223,7 @@ class Session:
         found = perplexity(
             list(paths.values()),
             text.windows,
-            batch_tokens=self.config.batch_tokens,
+            batch_tokens=self.budget,
             progress=self.progress.step,
         )
         seconds = (time.perf_counter() - start) / len(paths)
