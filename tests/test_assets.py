@@ -24,7 +24,10 @@ from streamline.errors import AssetError
 
 PARAMETERS = {
     "smollm2-135m-instruct": 134_515_008,
+    "smollm2-360m-instruct": 361_821_120,
+    "smollm2-1.7b-instruct": 1_711_376_384,
     "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
     "opt-1.3b": 1_315_758_080,
     "opt-2.7b": 2_651_596_800,
     "opt-6.7b": 6_658_473_984,
@@ -33,8 +36,16 @@ PARAMETERS = {
     "llama2-13b": 13_015_864_320,
     "llama3-8b": 8_030_261_248,
     "llama3.1-8b": 8_030_261_248,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
     "mistral-7b": 7_241_732_096,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
     "qwen2.5-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
     "pythia-70m": 70_426_624,
     "pythia-160m": 162_322_944,
@@ -74,6 +85,11 @@ def test_short_names_resolve_without_network():
     assert (source.kind, source.location) == ("hub", "meta-llama/Llama-2-7b-hf")
     assert resolve_model("smollm2-135m-instruct").kind == "wheel"
     assert resolve_model("some-org/some-model").location == "some-org/some-model"
+
+
+def test_a_config_knows_its_model():
+    assert load_config("opt-1.3b").name_or_path == "facebook/opt-1.3b"
+    assert load_config("smollm2-135m-instruct").name_or_path == "smollm2-135m-instruct"
 
 
 def test_folder_loads_in_eval_mode(checkpoint: Path):
@@ -206,6 +222,7 @@ def test_packaged_model_loads_and_has_the_packaged_shape():
     model, tokenizer = load_model("smollm2-135m-instruct")
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS["smollm2-135m-instruct"]
     assert not hasattr(model.config, "quantization_config")
+    assert model.config.name_or_path == "smollm2-135m-instruct"
     shape = load_config("smollm2-135m-instruct")
     for field in ("hidden_size", "num_key_value_heads", "rope_parameters", "tie_word_embeddings"):
         assert getattr(shape, field) == getattr(model.config, field)

@@ -252,6 +252,23 @@ def test_a_cell_that_cannot_be_met_is_skipped_with_its_reason(place, tmp_path):
     assert (record.status, record.reason) == ("skipped", "would grow by 3 parameters")
 
 
+def test_another_model_can_stand_in_a_row(place, tmp_path):
+    """Asked and achieved stand beside each other, and what is far off is flagged."""
+    small = tmp_path / "small"
+    tiny_model("llama", n_layers=2, seed=1).save_pretrained(small)
+    tiny_tokenizer().save_pretrained(small)
+    methods = f"smaller-dense,smaller-dense+model={small},last-layers"
+    _, unknown, row, last = run(config(place, tmp_path / "out", methods=methods))
+    assert unknown.status == "skipped" and "has no known family" in str(unknown.reason)
+    assert (row.status, last.status) == ("ok", "ok")
+    assert row.sparsity == 0.3
+    assert row.parameters.removed_fraction > 0.4
+    assert row.plan.kept_layers == [] and row.plan.replacement == "smaller-dense"
+    assert row.notes["flag"].startswith("asked 0.3000, achieved 0.")
+    assert row.notes["smaller_model"] == str(small)
+    assert row.tasks["piqa"].n == 8 and row.summary.perplexity
+
+
 def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(place, tmp_path):
     methods = f"{__name__}:Broken,{__name__}:Refusing,shortgpt"
     _, broken, refusing, good = run(config(place, tmp_path, methods=methods))
