@@ -70,11 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         if outcome.missed and outcome.again is not None:
             outcome.facts["profile"] = profile(outcome.again)
+        seconds = outcome.facts["row_s"] = time.perf_counter() - started
         save(outcome, given.out, size)
         value = outcome.ratio if outcome.value is None else outcome.value
         shown = "-" if value is None else f"{value:.2f}"
         target = "" if outcome.target is None else f" (target {outcome.target})"
-        print(f"{name}: {shown}{target}, {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"{name}: {shown}{target}, {seconds:.0f} s", flush=True)
     return 1 if failed else 0
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import cProfile
 import json
+import os
 import platform
 import pstats
 import statistics
@@ -93,6 +94,7 @@ class Outcome:
         notes: Sentences for the reader: subsets, what the peer was spared, what bounds the row.
         memory: Peak bytes by contestant and size, or None if not measured.
         again: Our work once more, for a profile where the target is missed.
+        load: The machine's load when the row began.
     """
 
     name: str
@@ -105,16 +107,19 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     memory: dict[str, Any] | None = None
     again: Callable[[], Any] | None = None
+    load: list[float] = field(default_factory=lambda: _load())
 
     @property
     def ratio(self) -> float | None:
         """Median over the repetitions of the peer's time over ours."""
         return self.ratio_of("ours")
 
-    def ratio_of(self, contestant: str, clock: Literal["wall", "cpu"] = "wall") -> float | None:
+    def ratio_of(
+        self, contestant: str, clock: Literal["wall", "cpu"] = "wall", peer: str = "theirs"
+    ) -> float | None:
         """Median of the peer's time over a contestant's; None without repetitions."""
         times = [race.wall_s if clock == "wall" else race.cpu_s for race in self.races]
-        ratios = [time["theirs"] / time[contestant] for time in times if "theirs" in time]
+        ratios = [time[peer] / time[contestant] for time in times if peer in time]
         return statistics.median(ratios) if ratios else None
 
     @property
@@ -141,7 +146,7 @@ class Outcome:
             "facts": self.facts,
             "notes": self.notes,
             "memory_bytes": self.memory,
-            "machine": machine(),
+            "machine": machine() | {"load_at_start": self.load},
             "versions": versions(),
         }
 
@@ -262,8 +267,6 @@ def loaded(name: str, dtype: str = "float32") -> tuple[Any, Any]:
 
 def machine() -> dict[str, Any]:
     """The machine that the numbers hold for."""
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
@@ -271,8 +274,13 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.release()}",
-        "load": [round(value, 1) for value in os.getloadavg()],
+        "load": _load(),
     }
+
+
+def _load() -> list[float]:
+    """Processes that wanted a core, over the last 1, 5 and 15 minutes."""
+    return [round(value, 1) for value in os.getloadavg()]
 
 
 def _processor() -> str:

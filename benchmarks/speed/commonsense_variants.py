@@ -52,4 +52,6 @@ def run(options: Options) -> Outcome:
             "the loop fits the time; nothing is extrapolated. --full asks 100."
         )
     outcome.notes.append("Replacements are untrained: their weights do not change the work.")
-    return race_scoring(outcome, paths, tokenizer, slices(parts, n_each, options.repeats))
+    return race_scoring(
+        outcome, paths, tokenizer, slices(parts, n_each, options.repeats), half="ours"
+    )

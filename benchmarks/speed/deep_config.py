@@ -59,4 +59,6 @@ def run(options: Options) -> Outcome:
             f"Both sides answer the first {asked} questions of each task instead of 100, so that "
             "the loop fits the time; nothing is extrapolated. --full asks 100."
         )
-    return race_scoring(outcome, paths, tokenizer, slices(parts, n_each, options.repeats))
+    return race_scoring(
+        outcome, paths, tokenizer, slices(parts, n_each, options.repeats), half="ours"
+    )

@@ -35,4 +35,4 @@ def run(options: Options) -> Outcome:
         "lm-eval's cache is on, as by default: it runs a question's prompt once for its four "
         "one-token options. What is shared here beyond that is the five examples."
     )
-    return race_scoring(outcome, [dense_path(Decoder(model))], tokenizer, cuts)
+    return race_scoring(outcome, [dense_path(Decoder(model))], tokenizer, cuts, half="ours")

@@ -38,4 +38,4 @@ def run(options: Options) -> Outcome:
         "RACE itself is not at hand offline: passages are held-out documents of the packaged text, "
         "a question asks how a sentence goes on, wrong options are ends of other sentences."
     )
-    return race_scoring(outcome, [dense_path(Decoder(model))], tokenizer, cuts)
+    return race_scoring(outcome, [dense_path(Decoder(model))], tokenizer, cuts, half="ours")

@@ -2,7 +2,7 @@
 
 Example::
 
-    size, seconds = best_batch_size(model, tokenizer, questions.instances)
+    size, costs = best_batch_size(model, tokenizer, questions)
     peer = LmEval([model], tokenizer, size)
     (answers,) = peer.answer(questions)
     same_answers(questions, ours, [answers])        # raises Disagreement, or returns facts
@@ -27,7 +27,7 @@ __all__ = ["BATCH_SIZES", "TOLERANCE", "LmEval", "answer", "best_batch_size", "s
 BATCH_SIZES = (8, 16, 32)
 TOLERANCE = 1e-3
 """Largest allowed difference of a summed log-probability."""
-_SAMPLE = 64  # distinct inputs that the batch size is chosen on
+_TRIAL_TOKENS = 2500  # of distinct inputs that a batch size is tried on, at least one batch
 
 
 class LmEval:
@@ -69,31 +69,47 @@ def answer(paths: Sequence[Path], questions: Questions, tokenizer: Any) -> list[
 def best_batch_size(
     model: Any, tokenizer: Any, questions: Questions, sizes: Sequence[int] = BATCH_SIZES
 ) -> tuple[int, dict[str, float]]:
-    """The batch size with which lm-eval is fastest on a sample of the questions.
+    """The batch size with which lm-eval is fastest, on questions taken evenly from those asked.
+
+    Each size is given whole batches, of about 2,500 tokens in all or more: long inputs are dear,
+    and with them the batch size matters least.
 
     Returns:
-        The size, and the seconds of each; the first requests are run beforehand to warm up.
+        The size, and for each size the microseconds of an input token; a few requests are run
+        beforehand to warm up.
     """
+    warm = _sample(questions, 2)
+    LmEval([model], tokenizer, sizes[0]).answer(warm)
+    lengths = [len(inputs) for inputs in {request.inputs for request in questions.requests}]
+    enough = _TRIAL_TOKENS * len(lengths) // sum(lengths)
+    cost = {}
+    for size in sizes:
+        sample = _sample(questions, max(1, -(-enough // size)) * size)
+        peer = LmEval([model], tokenizer, size)
+        started = time.perf_counter()
+        peer.answer(sample)
+        seconds = time.perf_counter() - started
+        distinct = {request.inputs for request in sample.requests}
+        cost[str(size)] = 1e6 * seconds / sum(len(inputs) for inputs in distinct)
+    return int(min(cost, key=cost.__getitem__)), cost
+
+
+def _sample(questions: Questions, n: int) -> Questions:
+    """Whole questions, evenly taken, of at least so many distinct inputs if there are as many."""
     by_doc: dict[tuple[str, int], list[int]] = {}
     for place, request in enumerate(questions.requests):
         by_doc.setdefault((request.task, request.doc_id), []).append(place)
-    n = len({request.inputs for request in questions.requests})
-    step = max(1, n // _SAMPLE)
-    chosen = [place for group in list(by_doc.values())[::step] for place in group]
-    sample = Questions(
+    groups = list(by_doc.values())
+    chosen: list[int] = []
+    for count in range(1, len(groups) + 1):
+        chosen = [p for k in range(count) for p in groups[k * len(groups) // count]]
+        if len({questions.requests[place].inputs for place in chosen}) >= n:
+            break
+    return Questions(
         tuple(questions.instances[i] for i in chosen),
         tuple(questions.requests[i] for i in chosen),
         questions.grade,
     )
-    warm = Questions(sample.instances[:4], sample.requests[:4], questions.grade)
-    LmEval([model], tokenizer, sizes[0]).answer(warm)
-    seconds = {}
-    for size in sizes:
-        peer = LmEval([model], tokenizer, size)
-        started = time.perf_counter()
-        peer.answer(sample)
-        seconds[str(size)] = time.perf_counter() - started
-    return int(min(seconds, key=seconds.__getitem__)), seconds
 
 
 def same_answers(

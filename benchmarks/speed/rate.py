@@ -11,19 +11,21 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamline.benchmarks.speed.bf16 import in_bfloat16
 from streamline.benchmarks.speed.common import Options, Outcome, loaded, profile
-from streamline.benchmarks.speed.questions import slices, task_parts
+from streamline.benchmarks.speed.questions import Questions, slices, task_parts
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
 from streamline.evaluation.packing import Request
 from streamline.evaluation.scoring import score
-from streamline.paths import dense_path
+from streamline.paths import Path, dense_path
 
-__all__ = ["QUESTIONS", "distinct", "matrix_rate", "run", "useful_operations"]
+__all__ = ["QUESTIONS", "distinct", "fractions", "matrix_rate", "run", "useful_operations"]
 
 QUESTIONS = {"quick": 6, "default": 30, "full": 100}
 _SIZES = ((2048, 2048, 2048), (2048, 576, 1536), (2048, 1536, 576))
@@ -113,41 +115,61 @@ def useful_operations(decoder: Decoder, requests: Sequence[Request]) -> dict[str
 
 
 def run(options: Options) -> Outcome:
-    """Measure the fraction: products before and after each scoring, the median of fractions."""
+    """Measure the fraction in float32, and in bfloat16 beside; the medians of the repetitions."""
     model, tokenizer = loaded(options.model)
-    decoder = Decoder(model)
     n_each = math.ceil(QUESTIONS[options.size] / options.repeats)
     parts = task_parts(["commonsense"], tokenizer, model, n_each * options.repeats)
     cuts = slices(parts, n_each, options.repeats)
-    paths = [dense_path(decoder)]
-    score(paths, cuts[0].requests[:8])  # warm up
-    fractions, runs = [], []
-    for cut in cuts:
-        before = matrix_rate()
-        started = time.perf_counter()
-        score(paths, cut.requests)
-        seconds = time.perf_counter() - started
-        after = matrix_rate()
-        operations = useful_operations(decoder, cut.requests)
-        rates = {shape: (before[shape] + after[shape]) / 2 for shape in before}
-        reached = sum(operations.values()) / seconds
-        fractions.append(reached / max(rates.values()))
-        runs.append(
-            {
-                "seconds": seconds,
-                "operations": operations,
-                "rate": reached,
-                "matrix_rates": rates,
-                "fraction_by_shape": {shape: reached / rate for shape, rate in rates.items()},
-                "tokens_per_s": distinct(cut.requests)[0] / seconds,
-            }
-        )
+    path = dense_path(Decoder(model))
+    (light,) = in_bfloat16([path])
+    runs = {
+        str(dtype).removeprefix("torch."): fractions(some, cuts, dtype)
+        for some, dtype in ((path, torch.float32), (light, torch.bfloat16))
+    }
+    values = {
+        dtype: statistics.median(run["fraction"] for run in found) for dtype, found in runs.items()
+    }
     return Outcome(
         name="rate",
         work=f"scoring {n_each * options.repeats} questions of each commonsense task, dense",
         against="this machine's fastest measured float32 matrix product (right before and after)",
         target=0.6,
-        value=statistics.median(fractions),
-        facts={"runs": runs, "profile": profile(lambda: score(paths, cuts[0].requests))},
+        value=values["float32"],
+        facts={
+            "runs": [run for found in runs.values() for run in found],
+            "profile": profile(lambda: score([path], cuts[0].requests)),
+            "bf16": {
+                "ratio": values["bfloat16"],
+                "against": "the fastest measured bfloat16 product",
+            },
+        },
         notes=["Useful operations only; the value is a fraction, not a ratio of times."],
     )
+
+
+def fractions(path: Path, cuts: Sequence[Questions], dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Products before and after each scoring, and what fraction of the fastest is reached."""
+    score([path], cuts[0].requests[:8])  # warm up
+    runs: list[dict[str, Any]] = []
+    for cut in cuts:
+        before = matrix_rate(dtype)
+        started = time.perf_counter()
+        score([path], cut.requests)
+        seconds = time.perf_counter() - started
+        after = matrix_rate(dtype)
+        operations = useful_operations(path.decoder, cut.requests)
+        rates = {shape: (before[shape] + after[shape]) / 2 for shape in before}
+        reached = sum(operations.values()) / seconds
+        runs.append(
+            {
+                "dtype": str(dtype).removeprefix("torch."),
+                "seconds": seconds,
+                "operations": operations,
+                "rate": reached,
+                "fraction": reached / max(rates.values()),
+                "matrix_rates": rates,
+                "fraction_by_shape": {shape: reached / rate for shape, rate in rates.items()},
+                "tokens_per_s": distinct(cut.requests)[0] / seconds,
+            }
+        )
+    return runs

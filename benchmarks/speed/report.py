@@ -41,7 +41,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "Made by `python -m streamline.benchmarks.speed`. Ratios are medians of paired repetitions "
         "in one process, the peer's time over ours; results are compared first, and a row whose "
         "results differ has no number. `cpu` is the same ratio in processor time, steadier where "
-        "other programs run. Sizes: `quick`, `default` or `full` (the sizes of the table).",
+        "other programs run: the load stands with each row. Sizes: `quick`, `default` or `full` "
+        "(the sizes of the table).",
         "",
         "| row | work | against | target | wall | cpu | reached | size | repetitions |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -49,24 +50,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         value = row["ratio"] if row["value"] is None else row["value"]
         cpu = row["ratios"].get("ours", {}).get("cpu")
-        reached = "-"
-        if row["target"] is not None and value is not None:
-            reached = "yes" if value >= row["target"] else "no"
-        cells = [
-            row["row"], row["work"], row["against"], _number(row["target"]), _number(value),
-            _number(cpu), reached, row["size"], str(len(row["races"]) or "-"),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-        if "bf16" in row["facts"]:
-            half = row["facts"]["bf16"]
-            reached = "yes" if half["ratio"] >= half["target"] else "no"
-            cells = [
-                f"{row['row']}, bf16", "the same in bfloat16", "lm-eval hf in float32",
-                _number(half["target"]), _number(half["ratio"]),
-                _number(row["ratios"]["ours_bf16"]["cpu"]), reached, row["size"],
-                str(len(row["races"])),
-            ]  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_line(row, row["row"], row["work"], row["against"], row["target"], value, cpu))
+        half = row["facts"].get("bf16")
+        if half is not None:
+            name, work = f"{row['row']}, bf16", "the same, ours in bfloat16"
+            cpu = row["ratios"].get("ours_bf16", {}).get("cpu")
+            lines.append(
+                _line(row, name, work, half["against"], half.get("target"), half["ratio"], cpu)
+            )
     for row in rows:
         lines += ["", f"## {row['row']}", ""]
         lines += [f"* {note}" for note in row["notes"]]
@@ -74,50 +65,33 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _line(
+    row: dict[str, Any],
+    name: str,
+    work: str,
+    against: str,
+    target: float | None,
+    value: float | None,
+    cpu: float | None,
+) -> str:
+    """One line of the table."""
+    reached = "-"
+    if target is not None and value is not None:
+        reached = "yes" if value >= target else "no"
+    numbers = (_number(target), _number(value), _number(cpu))
+    pairs = str(len(row["races"]) or "-")
+    return "| " + " | ".join([name, work, against, *numbers, reached, row["size"], pairs]) + " |"
+
+
 def _details(row: dict[str, Any]) -> list[str]:
+    """What a reader may ask of a row, a line each."""
+    facts = row["facts"]
     out = []
-    facts, place = row["facts"], row["machine"]
     for index, race in enumerate(row["races"]):
         times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in race["wall_s"].items())
-        out.append(f"repetition {index + 1}: {times}")
-    if "batch_size" in facts:
-        tried = ", ".join(f"{k}: {v:.1f} s" for k, v in facts["batch_size_seconds"].items())
-        out.append(f"lm-eval's batch size {facts['batch_size']} (sample: {tried})")
-    if "max_difference" in facts:
-        out.append(f"largest difference of a summed log-probability: {facts['max_difference']:.1e}")
-    if "accuracy" in facts:
-        shown = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in facts["accuracy"].items())
-        out.append(f"accuracy, the same on both sides question by question: {shown}")
-    if "bf16" in facts:
-        half = facts["bf16"]
-        shown = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in half["accuracy"].items())
-        out.append(
-            f"accuracy in bfloat16: {shown}; {half['questions_graded_alike']:.1%} of questions "
-            f"graded alike; log-probabilities differ by {half['mean_difference']:.2g} on average, "
-            f"{half['max_difference']:.2g} at most"
-        )
-    if isinstance(facts.get("sharing"), list):
-        first = facts["sharing"][0]
-        out.append(
-            f"sharing: {first['layer_runs']} layer runs for {first['layer_runs_unshared']}, "
-            f"{first['tokens']} tokens for {first['tokens_unshared']} (first repetition)"
-        )
-    if "ratio_against_cosine_runs_alone" in facts:
-        out.append(
-            "against the five cosine runs alone: "
-            f"{_number(facts['ratio_against_cosine_runs_alone'])}"
-        )
-    for run in facts.get("runs", []):
-        rates = ", ".join(f"{k} {v / 1e9:.0f}" for k, v in run["matrix_rates"].items())
-        out.append(
-            f"{run['rate'] / 1e9:.1f} GFLOP/s useful, {run['tokens_per_s']:.0f} distinct tokens/s; "
-            f"matrix products: {rates} GFLOP/s"
-        )
-    if "profile" in facts:
-        shown = ", ".join(f"{p['function']} {p['share']:.0%}" for p in facts["profile"][:8])
-        out.append(f"profile (own time): {shown}")
-    for axis, line in facts.get("lines", {}).items():
-        out.append(f"{axis}: {line['fixed_s']:.2f} s + {line['per_unit_s']:.4f} s each")
+        used = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in race["cpu_s"].items())
+        out.append(f"repetition {index + 1}: {times}; processor time {used}")
+    out += [*_answers(facts), *_counts(facts), *_measured(facts)]
     if row["row"] == "scaling":
         out.append("![time against questions, models, layers and tokens](scaling.svg)")
     for side, sizes in (row["memory_bytes"] or {}).items():
@@ -125,12 +99,91 @@ def _details(row: dict[str, Any]) -> list[str]:
             f"{size}: {(m['peak'] - m['before']) / 2**20:.0f} MiB" for size, m in sizes.items()
         )
         out.append(f"peak memory above the loaded model, {side}, by samples or tokens: {shown}")
-    versions = ", ".join(f"{k} {row['versions'][k]}" for k in ("torch", "transformers", "lm-eval"))
-    out.append(
-        f"{place['processor']}, {place['cores']} cores, {place['threads']} threads, "
-        f"{place['capability']}, load {place['load'][0]} at the end; {versions}"
-    )
+    return [*out, _machine(row)]
+
+
+def _answers(facts: dict[str, Any]) -> list[str]:
+    """How the answers compare, in float32 and in bfloat16."""
+    out = []
+    if "batch_size_us_per_token" in facts:
+        tried = ", ".join(f"{k}: {v:.0f}" for k, v in facts["batch_size_us_per_token"].items())
+        out.append(
+            f"lm-eval's batch size {facts['batch_size']} (microseconds a token tried: {tried})"
+        )
+    if "max_difference" in facts:
+        out.append(f"largest difference of a summed log-probability: {facts['max_difference']:.1e}")
+    if "accuracy" in facts:
+        out.append(
+            "accuracy of the dense model, the same on both sides question by question: "
+            + _accuracies(facts["accuracy"])
+        )
+    half = facts.get("bf16", {})
+    if "accuracy" in half:
+        out.append(f"accuracy in bfloat16: {_accuracies(half['accuracy'])}; {_effect(half)}")
+    if "theirs" in half:
+        out.append(
+            f"lm-eval's own bfloat16: ours in bfloat16 is {_number(half['ratio_against_bf16'])} "
+            f"times as fast; its {_effect(half['theirs'])}"
+        )
     return out
+
+
+def _accuracies(found: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{task} {value['accuracy']:.3f}" for task, value in found.items())
+
+
+def _effect(half: dict[str, Any]) -> str:
+    return (
+        f"answers against float32: {half['questions_graded_alike']:.1%} of questions graded alike, "
+        f"log-probabilities differ by {half['mean_difference']:.2g} on average, "
+        f"{half['max_difference']:.2g} at most"
+    )
+
+
+def _counts(facts: dict[str, Any]) -> list[str]:
+    """What is shared."""
+    if not isinstance(facts.get("sharing"), list):
+        return []
+    total = {key: sum(part[key] for part in facts["sharing"]) for key in facts["sharing"][0]}
+    first = facts["sharing"][0]
+    return [
+        f"sharing: {first['layer_runs']} layer runs a batch for {first['layer_runs_unshared']}, "
+        f"{total['tokens']} tokens for {total['tokens_unshared']}"
+    ]
+
+
+def _measured(facts: dict[str, Any]) -> list[str]:
+    """Rates, lines and profiles."""
+    out = []
+    if "ratio_against_cosine_runs_alone" in facts:
+        shown = _number(facts["ratio_against_cosine_runs_alone"])
+        out.append(f"against the five cosine runs alone: {shown}")
+    for run in facts.get("runs", []):
+        rates = ", ".join(f"{k} {v / 1e9:.0f}" for k, v in run["matrix_rates"].items())
+        out.append(
+            f"{run.get('dtype', 'float32')}: {run['rate'] / 1e9:.1f} GFLOP/s useful, "
+            f"{run['tokens_per_s']:.0f} distinct tokens/s; matrix products: {rates} GFLOP/s"
+        )
+    if "profile" in facts:
+        shown = ", ".join(f"{p['function']} {p['share']:.0%}" for p in facts["profile"][:8])
+        out.append(f"profile (own time): {shown}")
+    for axis, line in facts.get("lines", {}).items():
+        out.append(f"{axis}: {line['fixed_s']:.2f} s + {line['per_unit_s']:.4f} s each")
+    return out
+
+
+def _machine(row: dict[str, Any]) -> str:
+    place = row["machine"]
+    versions = ", ".join(f"{k} {row['versions'][k]}" for k in ("torch", "transformers", "lm-eval"))
+    taken = row["facts"].get("row_s")
+    shown = "" if taken is None else f"the whole row {taken:.0f} s, "
+    begin = place.get("load_at_start")
+    load = f"load {place['load'][0]} at the end"
+    load = load if begin is None else f"load {begin[0]} at the start, {place['load'][0]} at the end"
+    return (
+        f"{shown}{place['processor']}, {place['cores']} cores, {place['threads']} threads, "
+        f"{place['capability']}, {load}; {versions}"
+    )
 
 
 def _number(value: float | None) -> str:

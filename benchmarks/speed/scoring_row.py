@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from streamline.benchmarks.speed.bf16 import effect, in_bfloat16, merged
 from streamline.benchmarks.speed.common import Outcome, contest
 from streamline.benchmarks.speed.peers import LmEval, answer, best_batch_size, same_answers
 from streamline.benchmarks.speed.questions import Questions
@@ -28,6 +29,7 @@ KINDS = (None, "ffn", "swiglu", "layer")
 """What stands in a span's place: nothing, or one of three networks."""
 METHODS = (StreamlineNone, StreamlineFFN, StreamlineSwiGLU, StreamlineLayer)
 """The same four kinds as pruning methods."""
+Half = Literal["ours", "both"] | None
 
 
 def frozen(pruned: Pruned) -> Pruned:
@@ -66,8 +68,7 @@ def race_scoring(
     tokenizer: Any,
     parts: Sequence[Questions],
     *,
-    extra: dict[str, Callable[[int], Any]] | None = None,
-    look: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+    half: Half = None,
 ) -> Outcome:
     """Race our scorer against lm-eval's ``hf`` model on each part and fill an outcome.
 
@@ -76,47 +77,74 @@ def race_scoring(
         paths: The models, all of one decoder.
         tokenizer: Their tokenizer.
         parts: The questions of each repetition.
-        extra: Further contestants, timed beside and not compared strictly.
-        look: What to note of the further contestants: given the results by name and the number of
-            the repetition.
+        half: Whether to time our scorer in bfloat16 beside (``ours``), or lm-eval's model too
+            (``both``); their answers are compared with those in float32, not required to agree.
     """
-    models = [
-        path.decoder.model if path.nodes == dense_path(path.decoder).nodes else assemble(path)
-        for path in paths
-    ]
-    size, seconds = best_batch_size(models[0], tokenizer, parts[0])
+    models = [_whole(path) for path in paths]
+    size, costs = best_batch_size(models[0], tokenizer, parts[0])
     peer = LmEval(models, tokenizer, size)
     small = min(parts, key=lambda part: part.n_tokens)
     warm = Questions(small.instances[:8], small.requests[:8], small.grade)
     answer(paths[:1], warm, tokenizer)
+    runs: dict[str, Callable[[int], Any]] = {
+        "ours": lambda i: answer(paths, parts[i], tokenizer),
+        "theirs": lambda i: peer.answer(parts[i]),
+    }
+    if half is not None:
+        light = in_bfloat16(paths)
+        answer(light[:1], warm, tokenizer)
+        runs["ours_bf16"] = lambda i: answer(light, parts[i], tokenizer)
+    if half == "both":
+        other = LmEval([_whole(path) for path in light], tokenizer, size)
+        other.answer(warm)
+        runs["theirs_bf16"] = lambda i: other.answer(parts[i])
     done = 0
 
     def compare(results: dict[str, Any]) -> dict[str, Any]:
         nonlocal done
         facts = same_answers(parts[done], results["ours"], results["theirs"])
-        facts |= look(results, done) if look else {}
+        for name, exact in (("ours_bf16", "ours"), ("theirs_bf16", "theirs")):
+            if name in results:
+                facts[name] = effect(parts[done], results[exact], results[name])
         done += 1
         return facts
 
-    runs: dict[str, Callable[[int], Any]] = {
-        "ours": lambda i: answer(paths, parts[i], tokenizer),
-        "theirs": lambda i: peer.answer(parts[i]),
-        **(extra or {}),
-    }
     outcome.again = lambda: answer(paths, parts[0], tokenizer)
     outcome.races = contest(len(parts), runs, compare)
     outcome.facts |= {
         "batch_size": size,
-        "batch_size_seconds": seconds,
+        "batch_size_us_per_token": costs,
         "max_difference": max(race.facts["max_difference"] for race in outcome.races),
         "accuracy": totals([race.facts["right"] for race in outcome.races]),
         "sharing": [sharing(paths, part) for part in parts],
     }
+    if half is not None:
+        outcome.facts["bf16"] = _half_facts(outcome)
     outcome.notes.append(
         "Each repetition asks other questions, so none is asked twice; lm-eval's batch size of 8, "
-        "16 or 32 is the fastest on about 64 inputs of the first repetition."
+        "16 or 32 is the fastest on a sample of the first repetition's questions."
     )
     return outcome
+
+
+def _whole(path: Path) -> Any:
+    """The path as one model, for lm-eval."""
+    dense = path.nodes == dense_path(path.decoder).nodes
+    return path.decoder.model if dense else assemble(path)
+
+
+def _half_facts(outcome: Outcome) -> dict[str, Any]:
+    """What the repetitions say of bfloat16."""
+    ours = [race.facts["ours_bf16"] for race in outcome.races]
+    facts = merged(ours) | {
+        "ratio": outcome.ratio_of("ours_bf16"),
+        "against": "lm-eval hf in float32",
+        "accuracy": totals([found["right"] for found in ours]),
+    }
+    if "theirs_bf16" in outcome.races[0].facts:
+        facts["ratio_against_bf16"] = outcome.ratio_of("ours_bf16", peer="theirs_bf16")
+        facts["theirs"] = merged([race.facts["theirs_bf16"] for race in outcome.races])
+    return facts
 
 
 def totals(grades: Sequence[dict[str, list[int]]]) -> dict[str, dict[str, float]]:

@@ -39,7 +39,8 @@ def test_rate_row(
     tiny(rate, n_layers=2)
     monkeypatch.setattr(rate, "_SIZES", ((64, 32, 32),))
     measure = rate.matrix_rate
-    monkeypatch.setattr(rate, "matrix_rate", lambda: measure(seconds=0.005))
+    monkeypatch.setattr(rate, "matrix_rate", lambda dtype: measure(dtype, seconds=0.005))
     outcome = rate.run(options)
     assert outcome.value is not None and outcome.value > 0 and outcome.ratio is None
-    assert outcome.facts["profile"]
+    assert outcome.facts["profile"] and outcome.facts["bf16"]["ratio"] > 0
+    assert [run["dtype"] for run in outcome.facts["runs"]] == ["float32"] * 2 + ["bfloat16"] * 2

@@ -76,3 +76,23 @@ def test_other_token_ids_are_found(asked: Callable[..., Any]) -> None:
     wrong = dataclasses.replace(part, requests=part.requests[::-1])
     with pytest.raises(Disagreement, match="token ids differ"):
         peers.answer([dense_path(Decoder(model))], wrong, tokenizer)
+
+
+def test_a_batch_size_is_tried_on_whole_batches(
+    asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = questions.written("w", asked(12), tiny_tokenizer())
+    sizes: list[int] = []
+    honest = peers.LmEval.answer
+
+    def counted(self: Any, some: Any) -> list[Answers]:
+        sizes.append(len({r.inputs for r in some.requests}))
+        assert len(some.requests) % 3 == 0  # whole questions
+        return honest(self, some)
+
+    monkeypatch.setattr(peers.LmEval, "answer", counted)
+    monkeypatch.setattr(peers, "_TRIAL_TOKENS", 100)
+    model = tiny_model("llama", n_layers=2).requires_grad_(False)
+    size, costs = peers.best_batch_size(model, tiny_tokenizer(), part, sizes=(4, 8))
+    assert set(costs) == {"4", "8"} and costs[str(size)] == min(costs.values())
+    assert sizes[1] >= 4 and sizes[2] >= 8

@@ -41,7 +41,8 @@ def test_dense_row_with_bfloat16(options: Options, tiny: Callable[..., Any]) -> 
     half = outcome.facts["bf16"]
     assert outcome.facts["max_difference"] < 1e-3 < half["max_difference"]
     assert set(half["accuracy"]) == {"first", "second"} and 0 < half["questions_graded_alike"] <= 1
-    assert outcome.to_json()["ratios"].keys() == {"ours", "ours_bf16"}
+    assert half["theirs"]["max_difference"] > 1e-3 and half["ratio_against_bf16"] > 0
+    assert outcome.to_json()["ratios"].keys() == {"ours", "ours_bf16", "theirs_bf16"}
 
 
 def test_variants_row(
