@@ -203,6 +203,8 @@ class RunConfig(_Strict):
         suite: Name of the suite that the run came from, or None.
         out: Folder of the run.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device_map: How a model too large for one device is spread over all of them, as
+            transformers names it; None keeps it on ``device``.
         dtype: Number format of the weights.
         executor: Where cells are worked.
         dry_run: Print what would be done, from configs alone.
@@ -231,6 +233,7 @@ class RunConfig(_Strict):
     suite: str | None = None
     out: Path = Path("out/run")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     executor: Literal["local", "ray"] = "local"
     dry_run: bool = False

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,9 @@ class Decoder:
         UnsupportedModelError: If the family has no row in the table.
     """
 
+    #: Whether layers are read one at a time and only walks over all batches are possible.
+    streamed: ClassVar[bool] = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.config: PretrainedConfig = model.config
@@ -90,7 +93,9 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Device of the input embeddings: where token ids go."""
-        return next(self.model.get_input_embeddings().parameters()).device
+        embeddings = self.model.get_input_embeddings()
+        working = _working_device(embeddings)
+        return next(embeddings.parameters()).device if working is None else working
 
     @property
     def dtype(self) -> torch.dtype:
@@ -197,6 +202,19 @@ class Decoder:
             hidden = self.run(self.layers[index], hidden, entry, index)
             yield index + 1, hidden
 
+    def depths(self, chunks: Iterable[Tensor]) -> Iterator[Iterator[tuple[int, Tensor]]]:
+        """:meth:`trace` for one batch after the other.
+
+        Args:
+            chunks: Token ids, [B, T] each.
+
+        Yields:
+            For each batch an iterator of ``(depth, hidden [B, T, D])``, to be used up before the
+            next one is asked for.
+        """
+        for tokens in chunks:
+            yield self.trace(self.enter(tokens))
+
     def n_parameters(self) -> int:
         """Parameters of the whole model; tied weights count once."""
         return count_parameters([self.model])
@@ -251,6 +269,16 @@ def module_device(module: nn.Module) -> torch.device | None:
     """Device of a module's first parameter, or None if it has none."""
     parameter = next(module.parameters(), None)
     return None if parameter is None else parameter.device
+
+
+def _working_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate brings an offloaded module's weights to work; None if it has no hook."""
+    hook = getattr(module, "_hf_hook", None)
+    for part in (hook, *getattr(hook, "hooks", ())):
+        device = getattr(part, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return None
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

@@ -123,6 +123,7 @@ class ModelRun:
             self.name,
             device=pick_device(self.config.device),
             dtype=self.config.dtype,
+            device_map=self.config.device_map,
             trust_remote_code=self.config.trust_remote_code,
         )
         return Decoder(model), tokenizer

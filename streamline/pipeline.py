@@ -41,7 +41,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
 
     require_fit(config)
     config.out.mkdir(parents=True, exist_ok=True)
-    settings = config.model_dump(mode="json", exclude={"dry_run", "executor", "device"})
+    settings = config.model_dump(
+        mode="json", exclude={"dry_run", "executor", "device", "device_map"}
+    )
     write_json_atomic(config.out / "run.json", settings)
     records = executor(config.executor).run(config, progress or Silent())
     write_report(config.out)

@@ -52,7 +52,7 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
     flags = (
         f"--models a --methods dense --tasks piqa --recovery none,lora --out {tmp_path} "
         f"--device cpu --dtype bfloat16 --executor ray --data packaged --data-dir {tmp_path} "
-        "--batch-tokens 99 --trust-remote-code --calibration wikitext2"
+        "--batch-tokens 99 --trust-remote-code --calibration wikitext2 --device-map auto"
     )
     assert _exit(flags) == 0
     expected = {
@@ -60,6 +60,7 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
         "recovery": ("none", "lora"),
         "out": tmp_path,
         "device": "cpu",
+        "device_map": "auto",
         "dtype": "bfloat16",
         "executor": "ray",
         "data": "packaged",

