@@ -11,8 +11,10 @@ A suite's ``report`` block says which published table it regenerates::
         models: {Llama2-7B: llama2-7b}                                # printed -> alias; optional
 
 Each printed row is followed by what was measured for it and the difference; printed figures are
-never changed, and known slips are notes. A model that is not in the paper has rows of its own
-below, without a difference.
+never changed, and known slips are notes. Beside a printed ratio stands what comes out of the
+model's config: by the paper's way of counting, and as the exact share of all parameters, which is
+what measured rows have. A model that is not in the paper has rows of its own below, without a
+difference.
 
 Example::
 
@@ -27,7 +29,13 @@ from typing import Any
 
 from streamline.errors import ConfigError
 from streamline.results.frames import collapsed_tasks, sort_records
-from streamline.results.published import PublishedRow, published_rows, published_slips
+from streamline.results.published import (
+    PublishedRow,
+    Ratio,
+    published_ratios,
+    published_rows,
+    published_slips,
+)
 from streamline.results.record import Record
 from streamline.results.tables import MISSING, Table
 from streamline.stability import average
@@ -36,6 +44,7 @@ __all__ = ["layout_table", "model_name", "plain"]
 
 _KEYS = ("published", "methods", "columns", "models")
 _AVERAGE, _RELATIVE = "Ave.", "Per."
+_RECOMPUTED = ("recomputed\nas the paper", "recomputed\nexact")
 _CLOSE = 0.04  # of sparsity: how far a cell may lie from a printed ratio to stand for it
 _ALIASES = {
     "coqa": "commonsenseqa",
@@ -74,10 +83,12 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
     used: set[tuple[Any, ...]] = set()
     rows: list[tuple[str, ...]] = []
     sections: set[int] = set()
+    ratios = published_ratios(name)
     for row in printed:
         if rows:
             sections.add(len(rows))
-        rows.append(_printed_cells(row, heads))
+        ratio = Ratio() if row.ratio is None else ratios.get((row.llm, row.method, row.ratio))
+        rows.append(_printed_cells(row, ratio or Ratio(), heads))
         record = _match(row, finished, layout)
         if record is not None:
             used.add(record.identity)
@@ -96,10 +107,11 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
     if tasks:
         pairs = ", ".join(f"{head} = {task} ({metric})" for head, (task, metric) in tasks.items())
         notes.append(f"Measured: {pairs}.")
+    notes += _ratio_notes(ratios)
     return Table(
         name=f"published-{name}",
         title=f"{name}: published and measured, in percent",
-        columns=("LLM", "method", "figures", "ratio", *heads),
+        columns=("LLM", "method", "figures", "ratio", *_RECOMPUTED, *heads),
         rows=tuple(rows),
         keys=4,
         words=3,
@@ -202,11 +214,39 @@ def _difference(
     return ratio, values
 
 
-def _printed_cells(row: PublishedRow, heads: Sequence[str]) -> tuple[str, ...]:
-    ratio = MISSING if row.ratio is None else f"{row.ratio:.1f}"
+def _printed_cells(row: PublishedRow, ratio: Ratio, heads: Sequence[str]) -> tuple[str, ...]:
     values = (row.values.get(head) for head in heads)
-    shown = (MISSING if value is None else f"{value:.1f}" for value in values)
-    return (row.llm, row.method, "published", ratio, *shown)
+    return (
+        row.llm,
+        row.method,
+        "published",
+        _number(row.ratio, ".1f"),
+        _number(ratio.as_paper, ".2f"),
+        _number(ratio.exact, ".2f"),
+        *(_number(value, ".1f") for value in values),
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None else format(value, form)
+
+
+def _ratio_notes(ratios: Mapping[tuple[str, str, float], Ratio]) -> list[str]:
+    """What the recomputed columns are, and why some printed ratios do not come out."""
+    if not ratios:
+        return []
+    notes = [
+        "Recomputed ratios come from the configs alone: as the paper counts (its suite's "
+        "report.ratio), and exact, as in measured rows: the share of all parameters."
+    ]
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for (llm, method, _), ratio in ratios.items():
+        if ratio.note:
+            reasons.setdefault((llm, ratio.note), {})[method] = None
+    notes += [
+        f"Ratio of {llm} {', '.join(methods)}: {note}" for (llm, note), methods in reasons.items()
+    ]
+    return notes
 
 
 def _cells(
@@ -218,9 +258,8 @@ def _cells(
     heads: Sequence[str],
 ) -> tuple[str, ...]:
     form = "+.1f" if kind == "difference" else ".1f"
-    found = (values.get(head) for head in heads)
-    shown = (MISSING if value is None else format(value, form) for value in found)
-    return (llm, method, kind, ratio, *shown)
+    shown = (_number(values.get(head), form) for head in heads)
+    return (llm, method, kind, ratio, *(MISSING for _ in _RECOMPUTED), *shown)
 
 
 def _removed(record: Record) -> str:

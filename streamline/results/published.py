@@ -18,10 +18,18 @@ from importlib import resources
 
 from streamline.errors import UnknownNameError
 
-__all__ = ["PublishedRow", "published_names", "published_rows", "published_slips"]
+__all__ = [
+    "PublishedRow",
+    "Ratio",
+    "published_names",
+    "published_ratios",
+    "published_rows",
+    "published_slips",
+]
 
 _PACKAGE = "streamline.published"
 _SLIPS = "known_slips"
+_RATIOS = "recomputed_ratios"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,23 @@ class PublishedRow:
     ratio: float | None
     values: Mapping[str, float | None] = field(default_factory=dict)
     block: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A printed ratio recomputed from the model's config alone, in percent.
+
+    Attributes:
+        layers: Layers that go; None where the method has no number of layers.
+        as_paper: The ratio by the paper's way of counting, None where it cannot be recomputed.
+        exact: The share of all parameters that goes, None likewise.
+        note: Why the printed figure does not come out, or empty.
+    """
+
+    layers: int | None = None
+    as_paper: float | None = None
+    exact: float | None = None
+    note: str = ""
 
 
 def published_names() -> list[str]:
@@ -96,6 +121,28 @@ def published_slips(name: str) -> list[str]:
             )
             notes.append(f"{where}: {row['note']}")
     return notes
+
+
+def published_ratios(name: str) -> dict[tuple[str, str, float], Ratio]:
+    """A table's ratios as they come out of the configs.
+
+    ``python -m streamline.benchmarks.ratios`` writes them; they are kept as data so that a report
+    needs no model library.
+
+    Returns:
+        (model, method, ratio), all as printed, to the recomputed ratio; empty for a table that
+        prints none.
+    """
+    return {
+        (row["llm"], row["method"], float(row["ratio_percent"])): Ratio(
+            layers=int(row["layers"]) if row["layers"] else None,
+            as_paper=float(row["as_paper_percent"]) if row["as_paper_percent"] else None,
+            exact=float(row["exact_percent"]) if row["exact_percent"] else None,
+            note=row["note"],
+        )
+        for row in _read(_RATIOS)
+        if row["file"] == name
+    }
 
 
 def _read(name: str) -> list[dict[str, str]]:

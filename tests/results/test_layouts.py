@@ -54,6 +54,26 @@ def test_measured_rows_stand_below_the_printed_ones_with_their_difference():
     assert any("only multiples of 0.2 are possible" in note for note in table.notes)
 
 
+def test_printed_ratios_stand_beside_what_the_configs_give():
+    table = layout_table([cell("dense", 0.0, 0.5)], LAYOUT)
+    rows = [by_head(table, row) for row in table.rows if row[2] == "published"]
+    shown = {
+        (row["LLM"], row["method"], row["ratio"]): (
+            row["recomputed\nas the paper"],
+            row["recomputed\nexact"],
+        )
+        for row in rows
+    }
+    assert shown["OPT-1.3B", "Ours", "18.1"] == ("18.07", "17.86")
+    assert shown["OPT-1.3B", "SliceGPT", "18.1"] == ("-", "-")
+    assert shown["OPT-1.3B", "Dense", "0.0"] == ("-", "-")
+    assert by_head(table, table.rows[1])["recomputed\nexact"] == "-"
+    reason = "Ratio of OPT-2.7B SliceGPT: printed with the ratio of Ours in its block;"
+    assert sum(note.startswith(reason) for note in table.notes) == 1
+    none = layout_table([], {"published": "v1_table7_domains"})
+    assert not any("Recomputed" in note for note in none.notes)
+
+
 def test_a_printed_row_without_a_cell_stands_alone():
     table = layout_table([cell("dense", 0.0, 0.5)], LAYOUT)
     kinds = [row[2] for row in table.rows if row[:2] == ("OPT-1.3B", "SliceGPT")]
