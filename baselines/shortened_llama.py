@@ -107,6 +107,7 @@ class ShortenedLlamaPPL(ShortenedLlama):
     """
 
     name: ClassVar[str] = "shortened-llama-ppl"
+    streams: ClassVar[bool] = True
 
     plus: bool = False
 

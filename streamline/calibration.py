@@ -29,6 +29,7 @@ from torch import Tensor
 
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
+from streamline.distributed import Share, spread, woven
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.plan import Span
@@ -180,20 +181,9 @@ def measure(
     cosine = torch.zeros(depths, depths, dtype=torch.float64)
     angle = torch.zeros(depths, depths, dtype=torch.float64)
     rows = max(1, batch_tokens // batches.shape[1])
-    fast = FastLinears(decoder.layers, decoder.model)
-    for start in range(0, len(batches), rows):
-        tokens = batches[start : start + rows]
-        with fast.active():
-            states = [
-                torch.nn.functional.normalize(hidden.float(), dim=-1)
-                for _, hidden in decoder.trace(decoder.enter(tokens))
-            ]
-        cosine += _token_cosines(states)
-        last = torch.stack([state[:, -1].to(states[0].device) for state in states], 1).double()
-        pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
-        angle += (torch.arccos(pairs).sum(0) / torch.pi).cpu()
-        if progress is not None:
-            progress(min(start + rows, len(batches)), len(batches))
+    for cosines, angles in woven(spread(_sums, decoder, batches, rows, progress=progress)):
+        cosine += cosines
+        angle += angles
     cosine /= batches.numel()
     cosine.fill_diagonal_(1.0)
     angle /= len(batches)
@@ -201,12 +191,46 @@ def measure(
     return Calibration(cosine, angle, batches.numel(), len(batches))
 
 
+@torch.no_grad()
+def _sums(
+    share: Share,
+    decoder: Decoder,
+    batches: Tensor,
+    rows: int,
+    *,
+    progress: Callable[[int, int], None] | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Summed cosines and angles, batch by batch; a process that works alone adds them up."""
+    depths = decoder.n_layers + 1
+    cosine = torch.zeros(depths, depths, dtype=torch.float64)
+    angle = torch.zeros(depths, depths, dtype=torch.float64)
+    fast = FastLinears(decoder.layers, decoder.model)
+    parts = share.of(torch.split(batches, rows))
+    total, done, out = sum(map(len, parts)), 0, []
+    traces = decoder.depths(parts)
+    for tokens in parts:
+        if share.size > 1:
+            cosine, angle = torch.zeros_like(cosine), torch.zeros_like(angle)
+            out.append((cosine, angle))
+        with fast.active():
+            states = [
+                torch.nn.functional.normalize(hidden.float(), dim=-1) for _, hidden in next(traces)
+            ]
+        cosine += _token_cosines(states)
+        last = torch.stack([state[:, -1].to(states[0].device) for state in states], 1).double()
+        pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
+        angle += (torch.arccos(pairs).sum(0) / torch.pi).cpu()
+        done += len(tokens)
+        if progress is not None:
+            progress(done, total)
+    return out if share.size > 1 else [(cosine, angle)]
+
+
 def _token_cosines(states: list[Tensor]) -> Tensor:
     """Sum over tokens of the cosines between all depths, [L + 1, L + 1], float64.
 
     For unit vectors the sum over tokens and features is one matrix product of each depth's states
-    laid
-    out flat: no token-by-token similarity matrix is ever built.
+    laid out flat: no token-by-token similarity matrix is ever built.
 
     Args:
         states: Unit hidden states of every depth, [B, T, D] each, float32.

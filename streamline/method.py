@@ -121,12 +121,16 @@ class Method(ABC):
         paper: Where it comes from (``arXiv:...``), or what it is a control for.
         trains: Whether it needs the training stage.
         families: Names of the model families it works on, or ``("all",)``.
+        streams: Whether a ``calibrate`` or ``prune`` of its own needs of the model no more than
+            its config, statistics and losses of paths, so that it works where layers are read one
+            at a time (:mod:`streamline.streaming`).
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     trains: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("all",)
+    streams: ClassVar[bool] = False
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
         """Measure what the method decides by; leaves the model as it was.

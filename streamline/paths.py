@@ -65,11 +65,17 @@ def dense_path(decoder: Decoder, name: str = "dense") -> Path:
 
 
 @dataclass
-class _Branch:
-    """A trie node: a module, what follows it, and the paths that end behind it."""
+class Branch:
+    """A trie node.
+
+    Attributes:
+        node: What runs here; None at the root.
+        children: What follows, by :attr:`Node.key`.
+        ends: Indices of the paths that end behind it.
+    """
 
     node: Node | None
-    children: dict[tuple[int, int], _Branch] = field(default_factory=dict)
+    children: dict[tuple[int, int], Branch] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
 
 
@@ -92,12 +98,12 @@ class PathTrie:
         self.paths = tuple(paths)
         self.n_naive_runs = sum(len(path.nodes) for path in paths)
         self.n_runs = 0
-        self._root = _Branch(None)
+        self.root = Branch(None)
         for index, path in enumerate(paths):
-            branch = self._root
+            branch = self.root
             for node in path.nodes:
                 if node.key not in branch.children:
-                    branch.children[node.key] = _Branch(node)
+                    branch.children[node.key] = Branch(node)
                     self.n_runs += 1
                 branch = branch.children[node.key]
             branch.ends.append(index)
@@ -111,10 +117,10 @@ class PathTrie:
                 module, [B, T, D]; the tensor may be shared between paths, so it must not be
                 changed in place.
         """
-        self._walk(self._root, entry.hidden, entry, at_end)
+        self._walk(self.root, entry.hidden, entry, at_end)
 
     def _walk(
-        self, branch: _Branch, hidden: Tensor, entry: Entry, at_end: Callable[[int, Tensor], None]
+        self, branch: Branch, hidden: Tensor, entry: Entry, at_end: Callable[[int, Tensor], None]
     ) -> None:
         while True:
             for index in branch.ends:
@@ -127,7 +133,7 @@ class PathTrie:
             branch = children[-1]
             hidden = self._run(branch, hidden, entry)
 
-    def _run(self, branch: _Branch, hidden: Tensor, entry: Entry) -> Tensor:
+    def _run(self, branch: Branch, hidden: Tensor, entry: Entry) -> Tensor:
         node = branch.node
         assert node is not None
         return self.decoder.run(node.module, hidden, entry, node.layer)
