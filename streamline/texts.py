@@ -34,6 +34,7 @@ __all__ = [
     "TEXTS",
     "Document",
     "Split",
+    "check_text",
     "load_texts",
     "mix",
     "text_fingerprint",
@@ -143,6 +144,20 @@ def load_texts(
     return take(documents, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer)
 
 
+def check_text(spec: str) -> None:
+    """Refuse a text that :func:`load_texts` would not know; nothing is read or fetched.
+
+    Args:
+        spec: As there.
+
+    Raises:
+        AssetError: If it is neither a name nor a file or folder of texts.
+    """
+    name, _ = _parse(spec, "train")
+    if name not in TEXTS:
+        _files(name)
+
+
 def _parse(spec: str, split: Split) -> tuple[str, Split]:
     """A spec without its split, and the split."""
     splits: tuple[Split, ...] = get_args(Split)
@@ -197,6 +212,12 @@ def _hub(
 
 def _local(name: str) -> Iterator[Document]:
     """Documents of a .jsonl or .txt file, or of all such files below a folder."""
+    for file in _files(name):
+        yield from _jsonl(file) if file.suffix == ".jsonl" else _txt(file)
+
+
+def _files(name: str) -> list[Path]:
+    """The .jsonl and .txt files that a text's name stands for."""
     path = Path(name).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", ".txt"))
@@ -209,8 +230,7 @@ def _local(name: str) -> Iterator[Document]:
             f"Text {name!r} {state}. A text is one of {', '.join(TEXTS)}, or a local .jsonl file "
             f"(a field 'text', optionally 'domain'), a .txt file, or a folder of them."
         )
-    for file in files:
-        yield from _jsonl(file) if file.suffix == ".jsonl" else _txt(file)
+    return files
 
 
 def _jsonl(path: Path) -> Iterator[Document]:

@@ -56,7 +56,10 @@ def test_merge_goes_into_mappings_and_changes_nothing_given() -> None:
         ({"device": "gpu"}, r"device: .*\(given: 'gpu'\)"),
         ({"dtype": "fp8"}, "dtype: .*'float32'"),
         ({"training": {"objective": "kl"}}, "training.objective: .*'mse' or 'lm'"),
-        ({"data_dir": "/no/such/folder"}, "data_dir '/no/such/folder' is not a folder"),
+        (
+            {"data_dir": "/no/such/folder"},
+            "data_dir: path does not point to a directory .*/no/such/f",
+        ),
         ({"sparsitys": "0.1"}, "sparsitys is not a field of a run; did you mean sparsities"),
         ({"calibration": {"sampels": 3}}, "calibration.sampels is not .* mean n_samples"),
     ],
@@ -94,6 +97,21 @@ def test_the_training_settings_make_a_recipe() -> None:
     recipe = config.training.recipe()
     assert isinstance(recipe, Recipe)
     assert (recipe.objective, recipe.epochs) == ("lm", 5)
+
+
+def test_a_second_training_takes_over_what_it_does_not_set() -> None:
+    training = {"n_tokens": 1000, "epochs": 5, "post_train": {"n_tokens": 300}}
+    config = build_config({**_LEAST, "training": training}).training
+    first, second = config.stages()
+    assert (first.objective, first.n_tokens, first.epochs) == ("mse", 1000, 5)
+    assert (second.objective, second.n_tokens, second.epochs) == ("lm", 300, 1)
+    assert second.batch_tokens == first.batch_tokens
+    assert (second.learning_rate, second.final_learning_rate) == (1e-4, 1e-5)
+    assert config.seen_tokens == 5300
+    assert build_config(_LEAST).training.stages() == [build_config(_LEAST).training.recipe()]
+    too_many = training | {"post_train": {"n_tokens": 1001}}
+    with pytest.raises(ConfigError, match="n_tokens 1001 is more than its 1000"):
+        build_config({**_LEAST, "training": too_many})
 
 
 def test_a_configuration_goes_through_json_unchanged() -> None:

@@ -46,13 +46,13 @@ def command(
     from streamline.results.compare import POOLED, compare
     from streamline.results.predictions import read_cells
 
+    twice = sorted({source for source in records if records.count(source) > 1})
+    if twice:
+        raise ConfigError(f"{', '.join(twice)} is given twice; give each record once")
     models: dict[str, Predictions] = {}
     for source in records:
         for name, predictions in read_cells(source).items():
-            unique = f"{source} {name}" if name in models else name
-            if unique in models:
-                raise ConfigError(f"{unique} is given twice; give each record once.")
-            models[unique] = predictions
+            models[f"{source} {name}" if name in models else name] = predictions
     chosen = reference or _dense(models)
     result = compare(
         {name: item.tasks for name, item in models.items()},

@@ -1,17 +1,19 @@
 """The command ``streamline-bench``: its verbs, and what becomes of errors.
 
-An error that the package raises on purpose ends as one message and exit code 2. Anything else is
-a fault of the program and keeps its traceback. Nothing heavy is imported here or by the verbs'
-modules; each verb imports what it needs when it runs, so that ``--help`` answers at once.
+An error that the package raises on purpose, and one of the disk or the network, ends as one message
+and exit code 2. Anything else is a fault of the program and keeps its traceback. Nothing heavy is
+imported here or by the verbs' modules; each verb imports what it needs when it runs, so that
+``--help`` answers at once.
 
-Exit codes: 0 all done, 1 some cells failed, 2 bad arguments.
+Exit codes: 0 all done, 1 some cells failed, 2 bad arguments, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -64,8 +66,24 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """The verb, ended by an interrupt with one line."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            show_error("interrupted; what is finished is kept, the same command does the rest")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
 for _name, _module in _VERBS.items():
-    app.command(_name, epilog=getattr(_module, "EPILOG", None))(_module.command)
+    app.command(_name, epilog=_module.EPILOG)(_interruptible(_module.command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -94,19 +112,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments without the program's name; None for those of the process.
 
     Raises:
-        SystemExit: Always: 0 all done, 1 some cells failed, 2 bad arguments.
-        StreamlineError: Instead of exit code 2, if ``--debug`` is among the arguments.
+        SystemExit: Always: 0 all done, 1 some cells failed, 2 bad arguments, 130 interrupted.
+        StreamlineError, OSError: Instead of exit code 2, if ``--debug`` is among the arguments.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         app(args=_with_verb(arguments), prog_name="streamline-bench")
-    except StreamlineError as error:
+    except (StreamlineError, OSError) as error:
         if debug:
             raise
-        show_error(error)
+        show_error(error if isinstance(error, StreamlineError) else _explain(error))
         sys.exit(2)
+
+
+def _explain(error: OSError) -> str:
+    """What the system says, about which file, and what becomes of the work."""
+    if error.strerror is None:
+        return f"{type(error).__name__}: {error}"
+    place = "" if error.filename is None else f": {error.filename}"
+    return (
+        f"{error.strerror}{place}. What is finished is kept: mend this and give the same command "
+        "again (--debug shows where it happened)"
+    )
 
 
 def _with_verb(arguments: list[str]) -> list[str]:

@@ -47,7 +47,8 @@ Sparsities = Annotated[
 ]
 Tasks = Annotated[str | None, typer.Option(help="Tasks and groups, with commas between.")]
 Limit = Annotated[
-    int | None, typer.Option(help="Questions of each task, shared among its subjects; else all.")
+    str | None,
+    typer.Option(metavar="N", help="Questions of each task, shared among its subjects; else all."),
 ]
 Seeds = Annotated[str | None, typer.Option("--seed", "--seeds", help="Seeds, with commas between.")]
 Recovery = Annotated[str | None, typer.Option(help="Stages after pruning: none, lora.")]
@@ -65,7 +66,8 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Folder with data sets in their original files.")
 ]
 BatchTokens = Annotated[
-    int | None, typer.Option(help="Tokens of a batch; else 2048 on a CPU, by trial on a GPU.")
+    str | None,
+    typer.Option(metavar="N", help="Tokens of a batch; else 2048 on a CPU, by trial on a GPU."),
 ]
 Calibration = Annotated[
     str | None, typer.Option(help="Calibration text: packaged, slimpajama, wikitext2, or a file.")

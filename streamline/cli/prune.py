@@ -35,8 +35,8 @@ def command(
     method: Annotated[str, typer.Option(help="A name, or `pkg.module:Class`.")],
     sparsity: Annotated[str, typer.Option(help="Share of all parameters to remove, in [0, 1).")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    recovery: Recovery = None,
+    seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",
+    recovery: Recovery = "none",
     suite: Suite = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -46,6 +46,7 @@ def command(
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance."""
     from streamline.config import build_config
+    from streamline.errors import ConfigError
 
     config = build_config(
         given(
@@ -63,6 +64,13 @@ def command(
         ),
         suite=suite,
     )
+    for flag in ("methods", "sparsities", "seeds", "recovery"):
+        values = getattr(config, flag)
+        if len(values) > 1:
+            raise ConfigError(
+                f"prune writes one checkpoint, so it takes one of {flag}, got "
+                f"{', '.join(map(str, values))}; use `streamline-bench run` to compare several"
+            )
     from streamline import pipeline
     from streamline.cli.bar import Bar
 

@@ -25,7 +25,11 @@ def command(
     ] = None,
 ) -> None:
     """Make the report of a run from its records."""
+    from streamline.errors import ConfigError
     from streamline.results.report import write_report
+
+    if directory.is_file():
+        raise ConfigError(f"{directory} is a file; give the folder that a run wrote with --out")
 
     page = write_report(directory, suite)
     typer.echo(f"wrote {page} and {page.with_suffix('.md')}")

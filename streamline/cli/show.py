@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-def show_error(error: BaseException) -> None:
+def show_error(error: object) -> None:
     """Write one message to standard error, without a traceback."""
     _say("error", "bold red", str(error))
 

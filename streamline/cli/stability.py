@@ -57,7 +57,13 @@ def command(
     from streamline.results.predictions import read_predictions
     from streamline.stability import grouped, stability
 
-    before, after = read_predictions(dense, metric), read_predictions(pruned, metric)
+    before, after = read_predictions(dense, metric), _pruned(pruned, metric)
+    for side in (before, after):
+        if metric is not None and side.kind != "lm-eval":
+            raise ConfigError(
+                f"--metric chooses among the metrics of lm-eval's files, and {side.source} is of "
+                f"another kind ({side.kind}); leave it out"
+            )
     common = [task for task in before.tasks if task in after.tasks]
     if not common:
         raise ConfigError(
@@ -74,6 +80,26 @@ def command(
         show_json([_row(result) for result in results])
     else:
         _show(results)
+
+
+def _pruned(source: str, metric: str | None) -> Predictions:
+    """The only pruned model of a source; the dense one of a run is never meant here."""
+    from streamline.errors import ConfigError
+    from streamline.results.predictions import read_cells
+
+    cells = read_cells(source, metric)
+    if len(cells) > 1:
+        cells = {
+            name: cell
+            for name, cell in cells.items()
+            if cell.record is None or cell.record.method != "dense"
+        }
+    if len(cells) > 1:
+        raise ConfigError(
+            f"{source} holds {len(cells)} pruned models ({', '.join(cells)}); choose one with "
+            "DIR:METHOD@SPARSITY,KEY=VALUE (keys model, method, sparsity, seed, recovery)"
+        )
+    return next(iter(cells.values()))
 
 
 def _row(result: Stability) -> dict[str, Any]:

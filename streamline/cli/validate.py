@@ -28,11 +28,14 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Check that a method keeps every promise of the plugin contract; exit code 1 if not."""
+    from streamline.errors import ConfigError
     from streamline.registry import method_names, unknown_name
     from streamline.specs import build_method
     from streamline.testing import FAMILIES
 
     wanted = [name.strip() for name in families.split(",") if name.strip()]
+    if not wanted:
+        raise ConfigError(f"--families is empty; name some of {', '.join(FAMILIES)}")
     for name in wanted:
         if name not in FAMILIES:
             raise unknown_name("family", name, FAMILIES)

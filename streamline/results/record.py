@@ -190,7 +190,11 @@ def load(directory: str | Path) -> list[Record]:
         raise ConfigError(
             f"No {FILE_NAME} in {path.parent}. Give the folder that a run wrote with --out."
         )
-    return [Record.build(item) for item in _read(path)]
+    items = _read(path)
+    try:
+        return [Record.build(item) for item in items]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
