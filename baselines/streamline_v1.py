@@ -51,7 +51,7 @@ class StreamlineV1MLP(StreamlineReplacement):
     Differs from the paper:
         Activation, bias and residual are not stated there; they are as in the later release (ReLU,
         bias, no residual). The post-training of the inserted MLP alone, which it does for OPT-1.3B
-        and 2.7B, is ``recipe`` with ``objective="lm"``.
+        and 2.7B, is a stage of a run (``training: post_train:``) and not part of the method.
     """
 
     name: ClassVar[str] = "streamline-v1-mlp"

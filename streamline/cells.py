@@ -120,8 +120,12 @@ def cell_key(cell: Cell, config: RunConfig, method_repr: str, fingerprint: str) 
             "batch_tokens",
         )
     }
+    if inputs["training"]["post_train"] is None:
+        del inputs["training"]["post_train"]  # keys are as before there was one
     if cell.recovery != "none":
         inputs["healing"] = values["healing"]
+        if not inputs["healing"]["validation_tokens"]:
+            del inputs["healing"]["validation_tokens"]
     if cell.is_dense:
         del inputs["calibration"], inputs["training"]
     return content_key(

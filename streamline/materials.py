@@ -13,6 +13,9 @@ from torch import Tensor
 
 from streamline.calibration import batches_fingerprint, token_batches
 from streamline.config import RunConfig
+from streamline.files import content_key
+from streamline.healing_data import Data
+from streamline.instructions import is_instructions, load_examples
 from streamline.texts import Split, load_texts
 
 #: Tokens loaded beyond those asked for, since packing leaves remainders out.
@@ -30,7 +33,7 @@ class Materials:
 
     config: RunConfig
     tokenizer: Any
-    _made: dict[Any, Tensor] = field(default_factory=dict)
+    _made: dict[Any, Any] = field(default_factory=dict)
 
     def calibration(self, seed: int) -> Tensor:
         """Calibration tokens, [N, T], int64."""
@@ -49,13 +52,22 @@ class Materials:
         batches = self._batches(texts, "train", n_train + n_validation, wanted.length, seed)
         return batches[:n_train], batches[n_train:]
 
-    def recovery(self, seed: int) -> Tensor:
-        """Tokens for post-training, [N, T]: the training tokens unless the run says otherwise."""
+    def recovery(self, seed: int) -> tuple[Data, Data | None]:
+        """What post-training learns from, and what is kept apart for its validation loss.
+
+        Both are tokens, [N, T], the training's unless the run says otherwise; or instructions with
+        their answers. Without validation tokens the second is None.
+        """
         wanted = self.config.healing
         length = self.config.training.length
         n_tokens = wanted.n_tokens or self.config.training.n_tokens
         texts = wanted.texts or self.config.training.texts or self.config.calibration.texts
-        return self._batches(texts, "train", max(1, n_tokens // length), length, seed)
+        if is_instructions(texts):
+            return self._examples(texts, n_tokens, wanted.validation_tokens, seed)
+        n_train = max(1, n_tokens // length)
+        n_validation = -(-wanted.validation_tokens // length)
+        batches = self._batches(texts, "train", n_train + n_validation, length, seed)
+        return batches[:n_train], batches[n_train:] if n_validation else None
 
     def heldout(self) -> Tensor:
         """Held-out tokens for perplexity, [N, T]: always the same, whatever the seed."""
@@ -65,7 +77,23 @@ class Materials:
 
     def facts(self) -> dict[str, str]:
         """Content hashes of what was made so far, for the records."""
-        return {"/".join(map(str, key)): batches_fingerprint(b) for key, b in self._made.items()}
+        return {
+            "/".join(map(str, key)): batches_fingerprint(made)
+            if isinstance(made, Tensor)
+            else content_key(made)
+            for key, made in self._made.items()
+        }
+
+    def _examples(
+        self, texts: str, n_tokens: int, n_validation: int, seed: int
+    ) -> tuple[Data, Data | None]:
+        key = (texts, "train", n_tokens, n_validation, seed)
+        if key not in self._made:
+            self._made[key] = load_examples(
+                texts, [n_tokens, n_validation], tokenizer=self.tokenizer, seed=seed
+            )
+        train, validation = self._made[key]
+        return train, validation or None
 
     def _batches(
         self,
@@ -88,4 +116,5 @@ class Materials:
                 length=length,
                 seed=seed,
             )
-        return self._made[key]
+        batches: Tensor = self._made[key]
+        return batches

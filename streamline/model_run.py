@@ -28,11 +28,12 @@ from streamline.errors import UnsupportedModelError
 from streamline.evaluation.session import Session
 from streamline.files import content_key, write_json_atomic
 from streamline.materials import Materials
-from streamline.method import Method, Pruned
+from streamline.method import Method, Pruned, Student
 from streamline.paths import Path as LayerPath
 from streamline.paths import dense_path
 from streamline.plan import Plan
 from streamline.progress import Progress
+from streamline.recipe import Recipe
 from streamline.recorder import Recorder
 from streamline.results.assess import assess
 from streamline.results.record import FILE_NAME, Record, find, load
@@ -40,6 +41,9 @@ from streamline.specs import build_method
 from streamline.work import Built, Work
 
 log = logging.getLogger(__name__)
+
+#: What the files of a second training are told apart by.
+POST = "-post"
 
 
 class ModelRun:
@@ -231,22 +235,36 @@ class ModelRun:
         return works
 
     def _fit(self, works: list[Work], decoder: Decoder, materials: Materials, seed: int) -> None:
-        """Train the replacements of some cells together, in place."""
-        from streamline.activations import ActivationCache
-        from streamline.training import fit
-
+        """Train the replacements of some cells together, in place, stage after stage."""
         owners = [(work, student) for work in works for student in work.built.students]
         if not owners:
             return
-        recipe = self.config.training.recipe()
+        stages = self.config.training.stages()
+        for recipe, suffix in zip(stages, ("", POST), strict=False):
+            what = "post-train" if suffix else "train"
+            self.progress.stage(f"{self.name}: {what} {len(owners)} replacements")
+            self._fit_stage(owners, recipe, suffix, decoder, materials, seed)
+
+    def _fit_stage(
+        self,
+        owners: list[tuple[Work, Student]],
+        recipe: Recipe,
+        suffix: str,
+        decoder: Decoder,
+        materials: Materials,
+        seed: int,
+    ) -> None:
+        """Train replacements by one recipe; what a killed stage had done is taken up."""
+        from streamline.activations import ActivationCache
+        from streamline.training import fit
+
         train, validation = materials.training(seed)
         labels = []
         for work, student in owners:
             n_tokens = max(1, round(recipe.n_tokens * student.share))
             student.recipe = replace(recipe, **{"n_tokens": n_tokens, **student.overrides})
             several = f"-{student.span.start}" if len(work.built.students) > 1 else ""
-            labels.append(work.cell.slug + several)
-        self.progress.stage(f"{self.name}: train {len(owners)} replacements")
+            labels.append(work.cell.slug + several + suffix)
         cache_bytes = self.config.training.cache_bytes
         # One path object per cell: replacements of one path are trained as one under the LM loss.
         paths = {work.key: work.built.path(decoder) for work, _ in owners}
@@ -267,9 +285,11 @@ class ModelRun:
             else None,
             paths=[paths[work.key] for work, _ in owners] if recipe.objective == "lm" else None,
         )
+        before = {work.key: work.cost.get("train_tokens", 0) for work, _ in owners}
         for (work, _), result in zip(owners, results, strict=True):
-            work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
-            work.cost["train_tokens"] = result.tokens
+            if result.label not in work.trained:  # students of one path have one result
+                work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
+            work.cost["train_tokens"] = before[work.key] + result.tokens
             work.trained[result.label] = result.summary()
 
     def _together(
@@ -318,9 +338,12 @@ class ModelRun:
         self.progress.stage(f"{self.name}: LoRA {work.cell.label}")
         pruned = work.built
         model: PreTrainedModel = pruned.model or assemble(pruned.path(decoder))
+        data, validation = materials.recovery(work.cell.seed)
         result = heal(
             model,
-            materials.recovery(work.cell.seed),
+            data,
+            tokenizer=materials.tokenizer,
+            validation=validation,
             preset=self.config.healing.preset,
             token_budget=self._recovery_tokens(),
             trained_parameters=self.config.healing.trained_parameters,
@@ -336,7 +359,7 @@ class ModelRun:
     def _recovery_tokens(self) -> int:
         """Tokens of recovery, the same for every method: as many as the replacements see."""
         training = self.config.training
-        return self.config.healing.n_tokens or training.n_tokens * training.epochs
+        return self.config.healing.n_tokens or training.seen_tokens
 
     def _evaluate(
         self, works: list[Work], decoder: Decoder, evaluation: Session, dense: Work

@@ -154,10 +154,10 @@ def _add_costs(
     trained = [row for row in pruned if methods[row.cell.method].trains]
     added = sum(_added(row, decoder) for row in trained)
     healed = [row for row in working if row.cell.recovery != "none"]
-    each = config.healing.n_tokens or training.n_tokens * training.epochs
+    each = config.healing.n_tokens or training.seen_tokens
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
-        "training": training.n_tokens * training.epochs * bool(trained),
+        "training": training.seen_tokens * bool(trained),
         "recovery": each * len(healed),
         "heldout": config.perplexity.n_tokens,
     }

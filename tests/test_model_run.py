@@ -336,6 +336,133 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery):
     assert written["tasks"]["piqa"]["value"] == record.tasks["piqa"].value
 
 
+POST = {"n_tokens": 128, "learning_rate": 1e-3}
+V1 = "streamline-v1-mlp,streamline-v1-multiple-mlp"
+
+
+def post_trained(place: Path, out: Path, **changes: Any) -> RunConfig:
+    settings = config(place, out, methods=V1)
+    training = settings.training.model_dump() | {"post_train": POST, **changes}
+    return settings.model_copy(
+        update={"training": type(settings.training).model_validate(training)}
+    )
+
+
+def test_replacements_are_post_trained_on_the_next_token(place, tmp_path):
+    """First hidden states, then the next token, in one cell; both are in its record."""
+    _, plain, _ = run(config(place, tmp_path / "plain", methods=V1))
+    _, one, several = run(post_trained(place, tmp_path / "post"))
+    first, second = one.notes["training"].values()
+    assert [first["objective"], second["objective"]] == ["mse", "lm"]
+    assert first["best"] == next(iter(plain.notes["training"].values()))["best"]
+    assert second["best"] < second["before"]
+    assert one.cost.train_tokens == 512 + 128
+    assert one.summary.perplexity != plain.summary.perplexity
+    objectives = [stage["objective"] for stage in several.notes["training"].values()]
+    assert objectives == ["mse"] * (len(objectives) - 1) + ["lm"], "one path, one second training"
+    assert several.cost.train_tokens == 512 + 128
+    seconds = [stage["seconds"] for stage in several.notes["training"].values()]
+    assert several.cost.train_s == pytest.approx(sum(seconds))
+    names = {path.stem[-5:] for path in (tmp_path / "post" / "losses").glob("*.jsonl")}
+    assert "-post" in names
+    report = (tmp_path / "post" / "report.md").read_text()
+    assert "post-training, next token" in report
+
+
+def test_a_killed_post_training_goes_on_where_it_stopped(place, tmp_path, monkeypatch):
+    from streamline import training
+
+    whole = run(post_trained(place, tmp_path / "whole"))
+    original, steps = training.Trainee.update, []
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Any, *args: Any) -> None:
+        if self.label.endswith("-post"):
+            raise Killed
+        original(self, *args)
+
+    def counted(self: Any, *args: Any) -> None:
+        steps.append(self.label)
+        original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainee, "update", dying)
+        with pytest.raises(Killed):
+            run(post_trained(place, tmp_path / "again"))
+    monkeypatch.setattr(training.Trainee, "update", counted)
+    assert numbers(run(post_trained(place, tmp_path / "again"))) == numbers(whole)
+    assert steps and all(label.endswith("-post") for label in steps)
+
+
+def instructions(folder: Path, n: int = 60) -> str:
+    rows = [
+        {"instruction": f"Add {i} and {i}.", "input": "", "output": f"It is {2 * i}."}
+        for i in range(n)
+    ]
+    path = folder / "instructions.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_recovery_learns_only_the_answers_of_instructions(place, tmp_path, monkeypatch):
+    from streamline import healing_loop
+
+    seen: list[Any] = []
+    original = healing_loop.HealingLoop._sum
+
+    def watched(self: Any, sequences: Any, indices: Any) -> Any:
+        seen.append(sequences.part(indices))
+        return original(self, sequences, indices)
+
+    monkeypatch.setattr(healing_loop.HealingLoop, "_sum", watched)
+    healing = {
+        "texts": instructions(tmp_path),
+        "n_tokens": 1500,
+        "validation_tokens": 300,
+    }
+    _, lora = run(
+        config(place, tmp_path / "out", methods="shortgpt", recovery="lora", healing=healing)
+    )
+    assert lora.status == "ok", lora.reason
+    summary = lora.notes["training"]["lora"]
+    assert summary["after"] < summary["before"]
+    tokenizer = tiny_tokenizer()
+    texts = {
+        tokenizer.decode(row[keep])
+        for ids, scored in seen
+        for row, keep in zip(ids, scored, strict=True)
+    }
+    assert texts and all(text.startswith("It is ") and text.endswith("</s>") for text in texts)
+
+
+def test_settings_that_are_not_used_do_not_change_a_key(place, tmp_path):
+    """Cells made before there was a second training keep their records."""
+    settings = config(place, tmp_path, methods=V1, recovery="none,lora")
+    model = ModelRun(settings, settings.models[0], Silent())
+    values = settings.model_dump(mode="json")
+    assert "post_train" in values["training"] and "validation_tokens" in values["healing"]
+    cells = model_run.expand(settings, settings.models[0])
+    used: list[Any] = []
+
+    def watched(value: Any) -> str:
+        used.append(value)
+        return "key"
+
+    from streamline import cells as cells_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells_module, "content_key", watched)
+        for cell in cells:
+            model._work(cell)
+    assert all("post_train" not in value.get("training", {}) for value in used)
+    assert all("validation_tokens" not in value.get("healing", {}) for value in used)
+    with_post = post_trained(place, tmp_path)
+    other = ModelRun(with_post, with_post.models[0], Silent())
+    assert other._work(cells[1]).key != model._work(cells[1]).key
+
+
 def test_seeds_are_cells_of_their_own(place, tmp_path):
     records = run(config(place, tmp_path, methods="random-layers", seeds="0,1,2"))
     assert [r.seed for r in records] == [0, 0, 1, 2]

@@ -39,6 +39,11 @@ def test_counts_and_costs_follow_from_the_config() -> None:
     assert estimate.work_bytes == 16 * added
 
 
+def test_a_second_training_is_counted() -> None:
+    training = {"n_tokens": 1000, "epochs": 3, "post_train": {"n_tokens": 500}}
+    assert plan_run(_config(training=training)).tokens["training"] == 3500
+
+
 def test_dense_alone_needs_no_calibration_and_no_training() -> None:
     estimate = plan_run(_config(methods="dense"))
     tokens = {"calibration": 0, "training": 0, "recovery": 0, "heldout": 16_384}

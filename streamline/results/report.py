@@ -41,6 +41,8 @@ from streamline.results.tables import Table, run_tables
 __all__ = ["Figure", "Section", "write_report"]
 
 _SPANS = (1, 2, 4, 8)
+#: What ends the name of a second training's curve: its loss is another than the first's.
+_POST = re.compile(r"-post(, seed \d+)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,11 @@ def _sections(
         figures = _measures(mine)
         for (name, sparsity), lines in curves.items():
             if name == model:
-                figures += _losses(lines, f"{model}-{sparsity:g}", f"{model}, asked {sparsity:g}")
+                later = {label: rows for label, rows in lines.items() if _POST.search(label)}
+                first = {label: rows for label, rows in lines.items() if label not in later}
+                place, what = f"{model}-{sparsity:g}", f"{model}, asked {sparsity:g}"
+                figures += _losses(first, place, what)
+                figures += _losses(later, f"{place}-post", f"{what}: post-training, next token")
         sections.append(Section(title=model, tables=run_tables(mine), figures=figures))
         tables, notes = _statistics(root, mine)
         if tables or notes:
