@@ -21,11 +21,13 @@ from torch import Tensor
 
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder, submodule
+from streamline.distributed import Share, spread, woven
 from streamline.errors import ConfigError
 from streamline.paths import Path, PathTrie
 
-#: Positions whose logits exist at once: bounds the memory of the head to this times V.
-_CHUNK = 512
+#: Positions whose logits exist at once: bounds the memory of the head to this times V. On the CPU
+#: they then stay in its cache between the product and the softmax.
+_CHUNK_ON_CPU, _CHUNK = 128, 1024
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,57 @@ def score_paths(
         raise ConfigError(
             f"a loss needs sequences of at least 2 tokens, got a batch of {list(batches.shape)}"
         )
+    tries = _tries(paths)
+    totals = [0.0] * len(paths)
+    rows = max(1, batch_tokens // batches.shape[1])
+    for members, trie in tries:
+        if trie.decoder.streamed:
+            from streamline.streaming_scores import losses_streamed
+
+            for index, total in zip(members, losses_streamed(trie, batches, rows), strict=True):
+                totals[index] = total
+    resident = [index for index, path in enumerate(paths) if not path.decoder.streamed]
+    if resident:
+        whole = [paths[index] for index in resident]
+        for sums in woven(spread(_sums, whole, batches, rows, progress=progress)):
+            for index, total in zip(resident, sums, strict=True):
+                totals[index] += total
+    n_tokens = len(batches) * (batches.shape[1] - 1)
+    return Scores(
+        losses=[total / n_tokens for total in totals],
+        n_tokens=n_tokens,
+        layer_runs=len(batches) * sum(trie.n_runs for _, trie in tries),
+        naive_layer_runs=len(batches) * sum(trie.n_naive_runs for _, trie in tries),
+    )
+
+
+def _tries(paths: Sequence[Path]) -> list[tuple[list[int], PathTrie]]:
+    """Each decoder's trie, with the places of its paths."""
     groups: dict[int, list[int]] = {}
     for index, path in enumerate(paths):
         groups.setdefault(id(path.decoder), []).append(index)
-    tries = [(members, PathTrie([paths[i] for i in members])) for members in groups.values()]
+    return [(members, PathTrie([paths[i] for i in members])) for members in groups.values()]
+
+
+@torch.no_grad()
+def _sums(
+    share: Share,
+    paths: Sequence[Path],
+    batches: Tensor,
+    rows: int,
+    *,
+    progress: Callable[[int, int], None] | None,
+) -> list[list[float]]:
+    """Summed losses of the paths, batch by batch; a process that works alone adds them up."""
+    tries = _tries(paths)
     fast = [fast_linears(trie.decoder, trie.paths) for _, trie in tries]
-    totals = [0.0] * len(paths)
-    rows = max(1, batch_tokens // batches.shape[1])
-    for start in range(0, len(batches), rows):
-        tokens = batches[start : start + rows]
+    parts = share.of(torch.split(batches, rows))
+    total, done, out = sum(map(len, parts)), 0, []
+    sums = [0.0] * len(paths)
+    for tokens in parts:
+        if share.size > 1:
+            sums = [0.0] * len(paths)
+            out.append(sums)
         for (members, trie), linears in zip(tries, fast, strict=True):
 
             def at_end(
@@ -93,20 +137,16 @@ def score_paths(
                 members: list[int] = members,
                 decoder: Decoder = trie.decoder,
                 tokens: Tensor = tokens,
+                sums: list[float] = sums,
             ) -> None:
-                totals[members[index]] += summed_loss(decoder, hidden, tokens)
+                sums[members[index]] += summed_loss(decoder, hidden, tokens)
 
             with linears.active():
                 trie.walk(trie.decoder.enter(tokens), at_end)
+        done += len(tokens)
         if progress is not None:
-            progress(min(start + rows, len(batches)), len(batches))
-    n_tokens = len(batches) * (batches.shape[1] - 1)
-    return Scores(
-        losses=[total / n_tokens for total in totals],
-        n_tokens=n_tokens,
-        layer_runs=len(batches) * sum(trie.n_runs for _, trie in tries),
-        naive_layer_runs=len(batches) * sum(trie.n_naive_runs for _, trie in tries),
-    )
+            progress(done, total)
+    return out if share.size > 1 else [sums]
 
 
 def fast_linears(decoder: Decoder, paths: Sequence[Path]) -> FastLinears:
@@ -134,14 +174,28 @@ def summed_loss(decoder: Decoder, hidden: Tensor, tokens: Tensor) -> float:
     Returns:
         The sum over N * (T - 1) predictions, in nats.
     """
-    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    targets = tokens[:, 1:].reshape(-1)
     total = 0.0
-    for start in range(0, len(states), _CHUNK):
-        logits = decoder.leave(states[start : start + _CHUNK]).float()
-        wanted = targets[start : start + _CHUNK].to(logits.device)
+    for states, targets in pieces(hidden, tokens):
+        logits = decoder.leave(states).float()
+        wanted = targets.to(logits.device)
         total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
     return total
+
+
+def pieces(hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The states that predict a token and those tokens, a few hundred at a time.
+
+    Args:
+        hidden: Hidden states after the last layer, [N, T, D].
+        tokens: Token ids, [N, T].
+
+    Returns:
+        Pairs of states, [P, D], and token ids, [P].
+    """
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    size = _CHUNK_ON_CPU if hidden.device.type == "cpu" else _CHUNK
+    parts = zip(states.split(size), tokens[:, 1:].reshape(-1).split(size), strict=True)
+    return list(parts)
 
 
 def loss_sample(batches: Tensor, n_samples: int | None, length: int | None) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from streamline.decoder import Decoder
 from streamline.errors import StreamlineError
-from streamline.evaluation import scoring
+from streamline.evaluation import scoring, tree_length
 from streamline.evaluation.packing import Batch, Request, pack
 from streamline.evaluation.scoring import TokenBudget, score, score_batches
 from streamline.paths import Node, Path, PathTrie, dense_path
@@ -134,7 +134,7 @@ def test_greedy_is_the_argmax_of_every_token() -> None:
 def test_a_sliding_window_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("mistral", n_layers=2, sliding_window=16)
     requests = questions(8)
-    scoring._named.clear()
+    tree_length._named.clear()
     with caplog.at_level(logging.WARNING):
         (answers,) = score([dense_path(Decoder(model))], requests)
     close(answers.loglikelihood, one_at_a_time(model, requests))

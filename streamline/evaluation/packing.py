@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "Request", "Row", "halved", "pack"]
+__all__ = ["Batch", "Request", "Row", "dealt", "halved", "pack"]
 
 Ints = NDArray[np.int64]
 
@@ -235,6 +235,17 @@ def halved(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
         return ()
     parts = _rows(requests, [int(i) for i in row.requests], max(1, len(row) // 2))
     return tuple(Batch(batch.task, (part,), batch.tree) for part in parts)
+
+
+def dealt(batches: Sequence[Batch], n: int) -> list[Batch]:
+    """At least ``n`` batches, where there are as many rows: the largest are dealt out in halves."""
+    out = list(batches)
+    while len(out) < n:
+        index = max(range(len(out)), key=lambda i: len(out[i].rows), default=None)
+        if index is None or len(out[index].rows) == 1:
+            break
+        out[index : index + 1] = out[index].halves()
+    return out
 
 
 def _rows(requests: Sequence[Request], members: list[int], limit: int) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamline.cpu_linear import FastLinears
+from streamline.distributed import Share, agreed, spread, woven
 from streamline.errors import ConfigError
 from streamline.evaluation.packing import Batch
 from streamline.evaluation.room import Room
@@ -88,7 +90,6 @@ def text_windows(text: str, tokenizer: Any, length: int = 2048) -> Tensor:
     return torch.tensor(ids[: n * length]).reshape(n, length)
 
 
-@torch.inference_mode()
 def perplexity(
     paths: Sequence[Path],
     windows: Tensor,
@@ -118,39 +119,81 @@ def perplexity(
             f"perplexity needs windows [N, T] with N >= 1 and T >= 2, got {list(windows.shape)}"
         )
     n, length = windows.shape
-    totals = np.zeros(len(paths))
-    tries = tries_of(paths)
-    fast = [FastLinears(modules_of(trie), trie.decoder.model) for trie, _ in tries]
+    n_tokens = n * (length - 1)
+    if any(path.decoder.streamed for path in paths):
+        from streamline.streaming_scores import nll_streamed
 
-    def answer(batch: Tensor) -> NDArray[np.float64]:
-        found = np.zeros(len(paths))
-        for (trie, members), linears in zip(tries, fast, strict=True):
+        nlls = nll_streamed(paths, windows, batch_tokens=batch_tokens, progress=progress)
+        return [Perplexity(float(nll), n_tokens, n_words) for nll in nlls]
+    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
+    work = _Work(paths)
+    tokens = budget.tokens(work.tries, work=windows.numel(), width=length, attempt=work.attempt)
+    step = max(1, agreed(tokens) // length)
+    shares = spread(_share, paths, windows, step, progress=progress)
+    totals = np.zeros(len(paths))
+    for nll in woven([nlls for nlls, _ in shares]):
+        totals += nll
+    budget.shrink(work.tries, length, min((x for _, x in shares if x), default=None))
+    return [Perplexity(float(total), n_tokens, n_words) for total in totals]
+
+
+class _Work:
+    """Windows on their way through some paths.
+
+    Args:
+        paths: What to evaluate.
+
+    Attributes:
+        tries: The paths of each decoder.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._groups = tries_of(paths)
+        self.tries = [trie for trie, _ in self._groups]
+
+    @cached_property
+    def _fast(self) -> list[FastLinears]:
+        return [FastLinears(modules_of(trie), trie.decoder.model) for trie in self.tries]
+
+    def answer(self, windows: Tensor) -> NDArray[np.float64]:
+        """Summed NLL of some windows under each path, [paths]."""
+        found = np.zeros(sum(len(members) for _, members in self._groups))
+        for (trie, members), linears in zip(self._groups, self._fast, strict=True):
             with linears.active():
-                found[members] = _batch_nll(trie, batch)
+                found[members] = _batch_nll(trie, windows)
         return found
 
-    def attempt(batch: Batch) -> object:
-        return answer(torch.from_numpy(batch.padded("tokens")))
+    def attempt(self, batch: Batch) -> object:
+        """The same for a batch made up for a trial."""
+        return self.answer(torch.from_numpy(batch.padded("tokens")))
 
-    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
-    walked = [trie for trie, _ in tries]
-    tokens = budget.tokens(walked, work=windows.numel(), width=length, attempt=attempt)
-    step = max(1, tokens // length)
+
+def _share(
+    share: Share,
+    paths: Sequence[Path],
+    windows: Tensor,
+    step: int,
+    *,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[NDArray[np.float64]], int | None]:
+    """One process's batches: the NLL of each under each path, and what memory had room for."""
+    work = _Work(paths)
     room = Room(
         size=lambda batch: batch.numel(),
         halves=lambda batch: batch.chunk(2) if len(batch) > 1 else (),
         describe=lambda batch: f"a window of {batch.shape[1]} tokens",
     )
-    for start in range(0, n, step):
-        for _, found in room.work(windows[start : start + step], answer):
-            totals += found
+    batches = share.of(torch.split(windows, step))
+    total, done, out = sum(map(len, batches)), 0, []
+    for batch in batches:
+        out.append(np.sum([nll for _, nll in room.work(batch, work.answer)], axis=0))
+        done += len(batch)
         if progress is not None:
-            progress(min(start + step, n), n)
-    budget.shrink(walked, length, room.limit)
-    n_tokens = n * (length - 1)
-    return [Perplexity(float(total), n_tokens, n_words) for total in totals]
+            progress(done, total)
+    return out, room.limit
 
 
+@torch.inference_mode()
 def _batch_nll(trie: PathTrie, batch: Tensor) -> NDArray[np.float64]:
     """Summed NLL of some windows under each path of a trie."""
     places = torch.arange(batch.numel()).reshape(batch.shape)[:, :-1].reshape(-1)

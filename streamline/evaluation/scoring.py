@@ -19,9 +19,9 @@ Notation: B rows, T tokens, D hidden size, V vocabulary, S scored tokens, R requ
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,22 +30,28 @@ from torch import Tensor, nn
 
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder, submodule
-from streamline.evaluation.packing import Batch, Request, halved, pack
+from streamline.distributed import WHOLE, Share, agreed, spread, team
+from streamline.evaluation.packing import Batch, Request, dealt, halved, pack
 from streamline.evaluation.room import Room
 from streamline.evaluation.token_budget import TokenBudget
-from streamline.evaluation.tree_attention import block_attention, blocks_of, split, tree_mask
+from streamline.evaluation.tree_attention import (
+    Block,
+    block_attention,
+    blocks_of,
+    split,
+    tree_mask,
+)
+from streamline.evaluation.tree_length import announce, tree_length
 from streamline.paths import Path, PathTrie
 
 __all__ = ["Answers", "Progress", "Request", "TokenBudget", "score", "score_batches"]
 
-logger = logging.getLogger(__name__)
-
 Progress = Callable[[int, int], None]
 """Called after each batch with the tokens done and the tokens in all."""
+_Part = tuple[NDArray[np.int64], list["Answers"]]
 
 _BLOCK = 96  # tokens of an attention block; measured on CPUs
 _LOGITS = 1 << 22  # most logits held at once by the head
-_named: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -62,30 +68,6 @@ class Answers:
     loglikelihood: NDArray[np.float64]
     greedy: NDArray[np.bool_]
     n_tokens: NDArray[np.int64]
-
-
-def tree_length(decoder: Decoder) -> int | None:
-    """Longest sequence that may stand in a tree; 0 if none may, None if any.
-
-    Attention that looks back a limited distance, and positions that are rescaled for long
-    inputs, are exact in a tree only up to that length.
-    """
-    config = decoder.config
-    if not decoder.family.tree or getattr(config, "alibi", False):
-        return 0
-    kinds = getattr(config, "layer_types", None)
-    slides = kinds is None or any("sliding" in kind or "chunked" in kind for kind in kinds)
-    window = getattr(config, "sliding_window", None) if slides else None
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    rope = getattr(config, "rope_parameters", None) or {}
-    rescaled = None
-    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-        rescaled = rope.get(
-            "original_max_position_embeddings", getattr(config, "max_position_embeddings", None)
-        )
-    limits = [int(limit) for limit in (window, rescaled) if limit is not None]
-    return min(limits) if limits else None
 
 
 def score(
@@ -112,9 +94,17 @@ def score(
         Answers(np.zeros(n), np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64))
         for _ in paths
     ]
-    for indices, answers in score_batches(
-        paths, requests, batch_tokens=batch_tokens, progress=progress
-    ):
+    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
+    found: Iterable[_Part]
+    if team().share.size == 1 or any(path.decoder.streamed for path in paths):
+        found = score_batches(paths, requests, batch_tokens=budget, progress=progress)
+    else:
+        work = _Work(paths, requests)
+        tokens = agreed(work.tokens(budget))
+        shares = spread(_share, paths, requests, tokens, progress=progress)
+        found = [part for parts, _ in shares for part in parts]
+        budget.shrink(work.tries, work.width, min((x for _, x in shares if x), default=None))
+    for indices, answers in found:
         for whole, part in zip(out, answers, strict=True):
             whole.loglikelihood[indices] = part.loglikelihood
             whole.greedy[indices] = part.greedy
@@ -134,47 +124,114 @@ def score_batches(
     Yields:
         ``(indices of the requests answered, one set of answers per path)``.
     """
-    tries = tries_of(paths)
-    fast = [FastLinears(modules_of(trie), trie.decoder.model) for trie, _ in tries]
+    if any(path.decoder.streamed for path in paths):
+        from streamline.streaming_scores import score_streamed
 
-    def answer(batch: Batch) -> list[Answers]:
-        answers: list[Answers] = [_NOTHING] * len(paths)
-        for (trie, members), linears in zip(tries, fast, strict=True):
+        yield (
+            np.arange(len(requests)),
+            score_streamed(paths, requests, batch_tokens=batch_tokens, progress=progress),
+        )
+        return
+    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
+    work = _Work(paths, requests)
+    yield from work.parts(work.tokens(budget), progress)
+    budget.shrink(work.tries, work.width, work.limit)
+
+
+class _Work:
+    """Requests on their way through some paths.
+
+    Args:
+        paths: What to evaluate.
+        requests: What to score.
+
+    Attributes:
+        tries: The paths of each decoder.
+        width: Tokens of the longest request.
+        limit: Most tokens of a batch that memory has room for; None if it never ran out.
+    """
+
+    def __init__(self, paths: Sequence[Path], requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self._n_paths = len(paths)
+        self._groups = tries_of(paths)
+        self.tries = [trie for trie, _ in self._groups]
+        self._lengths = [len(r.context) + len(r.continuation) - 1 for r in requests]
+        self.width = max(self._lengths, default=1)
+        self.limit: int | None = None
+
+    @cached_property
+    def _fast(self) -> list[FastLinears]:
+        return [FastLinears(modules_of(trie), trie.decoder.model) for trie in self.tries]
+
+    def tokens(self, budget: TokenBudget) -> int:
+        """Most tokens of a batch."""
+        return budget.tokens(
+            self.tries,
+            work=sum(self._lengths),
+            width=self.width,
+            attempt=self._answer,
+            tree=all(tree_length(trie.decoder) != 0 for trie in self.tries),
+        )
+
+    def parts(
+        self, tokens: int, progress: Progress | None, share: Share = WHOLE
+    ) -> Iterator[_Part]:
+        """Answer a share of the batches, one after the other."""
+        packed = batches_for([trie.decoder for trie in self.tries], self._requests, tokens)
+        batches = share.of(dealt(packed, share.size))
+        room = Room(
+            size=lambda batch: batch.cost,
+            halves=lambda batch: halved(batch, self._requests),
+            describe=lambda batch: _described(self._requests[int(batch.requests[0])]),
+        )
+        total, done = sum(batch.n_tokens for batch in batches), 0
+        for batch in batches:
+            for part, answers in room.work(batch, self._answer):
+                yield part.requests, answers
+            self.limit = room.limit
+            done += batch.n_tokens
+            if progress is not None:
+                progress(done, total)
+
+    def _answer(self, batch: Batch) -> list[Answers]:
+        answers: list[Answers] = [_NOTHING] * self._n_paths
+        for (trie, members), linears in zip(self._groups, self._fast, strict=True):
             with linears.active():
                 parts = _walk(trie, batch)
             for index, part in zip(members, parts, strict=True):
                 answers[index] = part
         return answers
 
-    limits = [tree_length(trie.decoder) for trie, _ in tries]
-    for (trie, _), limit in zip(tries, limits, strict=True):
-        _announce(trie.decoder, limit, requests)
+
+def _share(
+    share: Share,
+    paths: Sequence[Path],
+    requests: Sequence[Request],
+    tokens: int,
+    *,
+    progress: Progress | None,
+) -> tuple[list[_Part], int | None]:
+    """One process's batches, and what its memory had room for."""
+    work = _Work(paths, requests)
+    return list(work.parts(tokens, progress, share)), work.limit
+
+
+def batches_for(
+    decoders: Sequence[Decoder], requests: Sequence[Request], batch_tokens: int
+) -> list[Batch]:
+    """Pack requests in the way that all of some models can take; says which falls back."""
+    limits = [tree_length(decoder) for decoder in decoders]
+    for decoder, limit in zip(decoders, limits, strict=True):
+        announce(decoder, limit, requests)
     known = [limit for limit in limits if limit is not None]
-    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
-    lengths = [len(request.context) + len(request.continuation) - 1 for request in requests]
-    walked, width = [trie for trie, _ in tries], max(lengths, default=1)
-    tree = 0 not in limits
-    tokens = budget.tokens(walked, work=sum(lengths), width=width, attempt=answer, tree=tree)
-    batches = pack(
+    return pack(
         requests,
-        batch_tokens=tokens,
-        row_tokens=None if walked[0].decoder.device.type == "cpu" else min(tokens, 512),
+        batch_tokens=batch_tokens,
+        row_tokens=None if decoders[0].device.type == "cpu" else min(batch_tokens, 512),
         tree_length=min(known) if known else None,
-        tree=tree,
+        tree=0 not in limits,
     )
-    room = Room(
-        size=lambda batch: batch.cost,
-        halves=lambda batch: halved(batch, requests),
-        describe=lambda batch: _described(requests[int(batch.requests[0])]),
-    )
-    total, done = sum(batch.n_tokens for batch in batches), 0
-    for batch in batches:
-        for part, answers in room.work(batch, answer):
-            yield part.requests, answers
-        done += batch.n_tokens
-        if progress is not None:
-            progress(done, total)
-    budget.shrink(walked, width, room.limit)
 
 
 def _described(request: Request) -> str:
@@ -197,61 +254,86 @@ def tries_of(paths: Sequence[Path]) -> list[tuple[PathTrie, list[int]]]:
 _NOTHING = Answers(np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.int64))
 
 
-def _announce(decoder: Decoder, limit: int | None, requests: Sequence[Request]) -> None:
-    """Say once when a model falls back to plain sequences."""
-    if limit is None or decoder.name in _named:
-        return
-    longest = max((len(r.context) + len(r.continuation) - 1 for r in requests), default=0)
-    if longest > limit:
-        _named.add(decoder.name)
-        which = "all sequences" if limit == 0 else f"sequences of more than {limit} tokens"
-        logger.warning(
-            "%s (%s): %s are scored one a row, because its attention cannot take a tree mask there",
-            decoder.name,
-            decoder.family.name,
-            which,
-        )
-
-
 @torch.inference_mode()
 def _walk(trie: PathTrie, batch: Batch) -> list[Answers]:
     """Run one batch along every path."""
     decoder = trie.decoder
-    places, inverse = np.unique(batch.scored, return_inverse=True)
-    where = torch.from_numpy(places)
-    picks = torch.from_numpy(inverse.reshape(-1))
-    targets = torch.from_numpy(batch.targets)
+    wanted = Scored.of(batch)
     out: list[Answers] = [_NOTHING] * len(trie.paths)
 
     def at_end(index: int, hidden: Tensor) -> None:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        logprobs, best = token_logprobs(decoder, flat, where, picks, targets)
-        starts = np.concatenate([[0], np.cumsum(batch.counts)[:-1]])
-        out[index] = Answers(
-            np.add.reduceat(logprobs.astype(np.float64), starts),
-            np.logical_and.reduceat(best, starts),
-            batch.counts,
-        )
+        logprobs, best = token_logprobs(decoder, flat, wanted.where, wanted.picks, wanted.targets)
+        out[index] = summed(batch, logprobs, best)
 
+    entry = decoder.enter(*inputs_of(batch, decoder))
+    blocks = blocks_for(batch, decoder, entry.hidden)
+    if blocks is None:
+        trie.walk(entry, at_end)
+    else:
+        with block_attention(modules_of(trie), blocks):
+            trie.walk(entry, at_end)
+    return out
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a batch asks for.
+
+    Attributes:
+        where: Distinct places of a row laid flat whose output predicts a scored token, [P], rising.
+        picks: For each scored token its index into ``where``, [S].
+        targets: The scored tokens, [S].
+    """
+
+    where: Tensor
+    picks: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> Scored:
+        """What one batch asks for."""
+        places, inverse = np.unique(batch.scored, return_inverse=True)
+        targets = torch.from_numpy(batch.targets)
+        return cls(torch.from_numpy(places), torch.from_numpy(inverse.reshape(-1)), targets)
+
+
+def summed(batch: Batch, logprobs: NDArray[np.float32], greedy: NDArray[np.bool_]) -> Answers:
+    """Answers to a batch's requests from their scored tokens, [S] each."""
+    starts = np.concatenate([[0], np.cumsum(batch.counts)[:-1]])
+    return Answers(
+        np.add.reduceat(logprobs.astype(np.float64), starts),
+        np.logical_and.reduceat(greedy, starts),
+        batch.counts,
+    )
+
+
+def inputs_of(batch: Batch, decoder: Decoder) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a model is entered with: tokens [B, T], mask and positions (None where not needed)."""
     tokens = torch.from_numpy(batch.padded("tokens"))
     if not batch.tree:
         lengths = torch.from_numpy(batch.lengths())
         mask = (torch.arange(batch.width) < lengths[:, None]).long()
-        trie.walk(decoder.enter(tokens, mask if len(batch.rows) > 1 else None), at_end)
-        return out
+        return tokens, mask if len(batch.rows) > 1 else None, None
+    ends = torch.from_numpy(_ends(batch)).to(decoder.device)
+    mask = tree_mask(ends, decoder.dtype)
+    return tokens, mask, torch.from_numpy(batch.padded("positions"))
+
+
+def blocks_for(batch: Batch, decoder: Decoder, like: Tensor) -> list[Block] | None:
+    """The blocks in which a batch is attended, or None where the whole mask serves better."""
+    if not batch.tree or len(batch.rows) > 1 or decoder.device.type != "cpu":
+        return None
+    (ends,) = _ends(batch)
+    return blocks_of(split(ends, _BLOCK), ends, like)
+
+
+def _ends(batch: Batch) -> NDArray[np.int64]:
+    """End of each token's subtree, [B, T]; padding looks at itself alone."""
     ends = batch.padded("ends")
     for line, row in zip(ends, batch.rows, strict=True):
         line[len(row) :] = np.arange(len(row), batch.width) + 1
-    positions = torch.from_numpy(batch.padded("positions"))
-    mask = tree_mask(torch.from_numpy(ends).to(decoder.device), decoder.dtype)
-    entry = decoder.enter(tokens, mask, positions)
-    if len(batch.rows) == 1 and decoder.device.type == "cpu":
-        blocks = blocks_of(split(ends[0], _BLOCK), ends[0], entry.hidden)
-        with block_attention(modules_of(trie), blocks):
-            trie.walk(entry, at_end)
-    else:
-        trie.walk(entry, at_end)
-    return out
+    return ends
 
 
 def modules_of(trie: PathTrie) -> list[nn.Module]:
