@@ -55,7 +55,6 @@ class StreamedDecoder(Decoder):
 
     Attributes:
         source: The weights; counts what was read.
-        peak_groups: Most groups (embeddings, a layer, the head) that were in memory at once.
         peak_state_bytes: Most bytes of waiting hidden states in memory.
         state_file_bytes: Largest size of their file.
 
@@ -79,11 +78,9 @@ class StreamedDecoder(Decoder):
         self.source = source
         self.state_bytes = state_bytes
         self.scratch = scratch
-        self.peak_groups = 0
         self.peak_state_bytes = 0
         self.state_file_bytes = 0
         self._device = torch.device(device)
-        self._n_groups = 0
         self._names = _places(model, source)
         self._groups = self._grouped()
         self._layer_of = {id(p): i for i in range(self.n_layers) for p in self._groups.get(i, [])}
@@ -137,7 +134,6 @@ class StreamedDecoder(Decoder):
         Raises:
             AssetError: If a weight cannot be read.
         """
-        self._n_groups = 0
         with ThreadPoolExecutor(1, thread_name_prefix="streamline-weights") as reader:
             coming = reader.submit(self._read, groups[0])
             for place, group in enumerate(groups):
@@ -151,7 +147,6 @@ class StreamedDecoder(Decoder):
                     yield group
                 finally:
                     _exchange(weights)
-                    self._n_groups -= 1
                     weights.clear()
 
     def enter(
@@ -249,9 +244,6 @@ class StreamedDecoder(Decoder):
 
     def _read(self, group: Hashable) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Read a group; each weight beside the parameter that it belongs to."""
-        if group is not None:
-            self._n_groups += 1
-            self.peak_groups = max(self.peak_groups, self._n_groups)
         found = []
         for parameter in self._groups[group]:
             value = self.source.read(self._names[id(parameter)], parameter.dtype)

@@ -103,9 +103,10 @@ def open_streamed(
         raise UnsupportedModelError(
             f"{folder} holds quantised weights, which cannot be streamed; take the original ones"
         )
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or torch.float32
     if isinstance(dtype, str):
-        own = getattr(config, "dtype", None) or torch.float32
-        dtype = own if dtype == "auto" else getattr(torch, dtype)
+        dtype = getattr(torch, dtype)
     assert isinstance(dtype, torch.dtype)
     model = empty_model(config, dtype, trust_remote_code=trust_remote_code)
     source = WeightSource(folder)
