@@ -32,7 +32,7 @@ from streamline.method import Method, Pruned, Student
 from streamline.paths import Path as LayerPath
 from streamline.paths import dense_path
 from streamline.plan import Plan
-from streamline.progress import Progress
+from streamline.progress import Progress, clock, showing
 from streamline.recipe import Recipe
 from streamline.recorder import Recorder
 from streamline.results.assess import assess
@@ -103,7 +103,7 @@ class ModelRun:
         if reason is not None:
             raise UnsupportedModelError(reason)
         materials = Materials(self.config, tokenizer)
-        self.progress.stage(f"{self.name}: prune")
+        self.progress.stage(f"{self.name}: prune {work.cell.label}")
         self._prune_one(work, decoder, materials)
         self._fit([work], decoder, materials, seed)
         if recovery == "lora":
@@ -169,10 +169,9 @@ class ModelRun:
 
     def _prune(self, works: list[Work], decoder: Decoder, materials: Materials) -> list[Work]:
         """Calibrate once for each key, then let every method decide."""
-        self.progress.stage(f"{self.name}: prune", len(works))
         kept = []
-        for index, work in enumerate(works):
-            self.progress.step(index, len(works), work.cell.label)
+        for number, work in enumerate(works, 1):
+            self.progress.stage(f"{self.name}: prune {number} of {len(works)}: {work.cell.label}")
             reason = work.method.unsupported(decoder)
             if reason is not None:
                 self.recorder.skipped(work, reason)
@@ -183,7 +182,6 @@ class ModelRun:
 
             if self._guard(work, action):
                 kept.append(work)
-        self.progress.step(len(works), len(works))
         return kept
 
     def _prune_one(self, work: Work, decoder: Decoder, materials: Materials) -> None:
@@ -193,10 +191,14 @@ class ModelRun:
             return
         batches = materials.calibration(cell.seed)
         start = time.perf_counter()
-        calibration = self._calibration(work.method, decoder, batches)
-        work.pruned = work.method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)
-        seconds = calibration.facts.get("seconds", 0.0)
-        work.cost["calibrate_s"] = time.perf_counter() - start + seconds
+        with showing(self.progress):
+            calibration = self._calibration(work.method, decoder, batches)
+            work.pruned = work.method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)
+        seconds = time.perf_counter() - start
+        removed = work.pruned.plan.removed_layers
+        layers = f", {len(removed)} of {decoder.n_layers} layers out" if removed else ""
+        self.progress.say(f"{self.name}: {cell.label}: pruned in {clock(seconds)}{layers}")
+        work.cost["calibrate_s"] = seconds + calibration.facts.get("seconds", 0.0)
         notes = {"cell": cell.record(), "method": repr(work.method), **work.pruned.notes}
         plan = work.pruned.plan.to_json() | {"notes": notes}
         write_json_atomic(self.config.out / "plans" / f"{cell.slug}.json", plan)

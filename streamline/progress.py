@@ -1,11 +1,20 @@
 """What long work says while it runs; who shows it is not its business.
 
 The library calls a :class:`Progress`; the command line shows it as a bar with time left, and
-scripts may leave it silent.
+scripts may leave it silent. A method has no such argument: it calls :func:`tell`, which reaches
+whoever is :func:`showing`.
+
+Example::
+
+    for n, trials in enumerate(rounds):
+        tell(n, len(rounds))
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -33,3 +42,39 @@ class Silent:
 
     def say(self, message: str) -> None:
         """Ignore the remark."""
+
+
+_SHOWN: ContextVar[Progress] = ContextVar("shown")
+
+
+@contextmanager
+def showing(progress: Progress) -> Iterator[None]:
+    """Within it, :func:`tell` moves this progress."""
+    token = _SHOWN.set(progress)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+def tell(done: float, total: float, message: str = "") -> None:
+    """Say how far the present stage has come, from inside a method.
+
+    Args:
+        done: Units of work done.
+        total: Units in all.
+        message: A few words.
+    """
+    _SHOWN.get(Silent()).step(done, total, message)
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: ``0.4 s``, ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

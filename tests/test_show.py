@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+import time
 
 import pytest
+from rich.console import Console
 
-from streamline.cli.bar import Bar
+from streamline.cli.bar import Bar, Log, progress_display
 from streamline.cli.show import show_error, show_json, show_table
 
 
@@ -42,20 +46,59 @@ def test_an_error_is_taken_literally_and_not_wrapped(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_progress_without_a_terminal_is_one_line_a_stage(
+def test_a_log_names_a_stage_that_lasts_and_says_how_far_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with Bar() as bar:
-        bar.stage("calibrate", 3)
-        bar.step(1, 3, "loss 2.1")
-        bar.stage("train")
-        bar.say("kept [best] weights")
+    console = Console(stderr=True, soft_wrap=True)
+    with Log(console, seconds=0.1) as log:
+        log.stage("too short to name")
+        log.stage("search", 8)
+        log.step(1, 8)
+        log.say("kept [best] weights")
+        time.sleep(0.05)
+        log.step(3, 8, "loss 2.1")
+        time.sleep(0.15)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.splitlines() == ["calibrate", "train", "kept [best] weights"]
+    lines = shown.err.splitlines()
+    assert lines[:2] == ["kept [best] weights", "search"]
+    assert re.fullmatch(r"search: 3/8, 0\.\d s so far, about \d\.\d s left loss 2\.1", lines[2])
 
 
-def test_progress_ends_after_an_error() -> None:
-    with pytest.raises(RuntimeError, match="a fault"), Bar() as bar:
-        bar.stage("train", 2)
+def test_a_log_is_not_silent_when_the_work_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with Log(Console(stderr=True), seconds=0.05) as log:
+        log.stage("long search")
+        time.sleep(0.2)
+    assert re.search(r"^long search: 0\.\d s so far$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_the_time_left_leaves_out_what_an_earlier_process_did(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Log(Console(stderr=True), seconds=0.1) as log:
+        log.stage("train")
+        log.step(90, 100)
+        time.sleep(0.05)
+        log.step(91, 100)
+        time.sleep(0.1)
+    left = re.search(r"about (.*) s left", capsys.readouterr().err)
+    assert left is not None
+    assert float(left[1]) > 0.4
+
+
+@pytest.mark.parametrize(("terminal", "kind"), [(True, Bar), (False, Log)])
+def test_the_display_fits_standard_error(
+    terminal: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "is_terminal", terminal)
+    assert type(progress_display()) is kind
+
+
+@pytest.mark.parametrize("kind", [Bar, Log])
+def test_progress_ends_after_an_error(kind: type[Bar] | type[Log]) -> None:
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="a fault"), kind(Console(stderr=True)) as display:
+        display.stage("train", 2)
+        display.step(1, 2)
         raise RuntimeError("a fault")
+    assert threading.active_count() == before

@@ -64,10 +64,10 @@ def command(
         )
     )
     from streamline import pipeline
-    from streamline.cli.bar import Bar
+    from streamline.cli.bar import progress_display
 
-    with Bar() as bar:
-        record = pipeline.evaluate_model(model, out=out, config=config, progress=bar)
+    with progress_display() as display:
+        record = pipeline.evaluate_model(model, out=out, config=config, progress=display)
     rows = [{"task": name, **result.model_dump()} for name, result in record.tasks.items()]
     show_table(rows, ("task", "metric", "value", "stderr", "n"))
     if record.status == "failed":

@@ -11,8 +11,10 @@ Exit codes: 0 all done, 1 some cells failed, 2 bad arguments, 130 interrupted.
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +32,7 @@ from streamline.cli import (
     validate,
 )
 from streamline.cli.show import show_error
+from streamline.distributed import follows
 from streamline.errors import StreamlineError
 from streamline.registry import unknown_name
 
@@ -108,6 +111,8 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process.
 
+    Of several processes that were launched together only the first one prints results.
+
     Args:
         argv: Arguments without the program's name; None for those of the process.
 
@@ -119,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        app(args=_with_verb(arguments), prog_name="streamline-bench")
+        with redirect_stdout(io.StringIO()) if follows() else nullcontext():
+            app(args=_with_verb(arguments), prog_name="streamline-bench")
     except (StreamlineError, OSError) as error:
         if debug:
             raise

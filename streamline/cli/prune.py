@@ -72,15 +72,15 @@ def command(
                 f"{', '.join(map(str, values))}; use `streamline-bench run` to compare several"
             )
     from streamline import pipeline
-    from streamline.cli.bar import Bar
+    from streamline.cli.bar import progress_display
 
-    with Bar() as bar:
+    with progress_display() as display:
         pipeline.prune_to_checkpoint(
             model,
             method=config.methods[0],
             sparsity=config.sparsities[0],
             out=out,
             config=config,
-            progress=bar,
+            progress=display,
         )
     typer.echo(str(out))

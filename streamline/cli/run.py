@@ -100,11 +100,11 @@ def command(
         return
 
     from streamline import pipeline
-    from streamline.cli.bar import Bar
+    from streamline.cli.bar import progress_display
     from streamline.results.record import label
 
-    with Bar() as bar:
-        records = pipeline.run(config, progress=bar)
+    with progress_display() as display:
+        records = pipeline.run(config, progress=display)
     show_results(records)
     typer.echo(f"report: {config.out / 'report.html'}")
     failed = [record for record in records if record.status == "failed"]

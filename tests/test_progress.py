@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from streamline.progress import Silent, clock, showing, tell
+
+
+class _Kept(Silent):
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, float, str]] = []
+
+    def step(self, done: float, total: float, message: str = "") -> None:
+        self.steps.append((done, total, message))
+
+
+def test_a_method_tells_whoever_is_showing() -> None:
+    kept = _Kept()
+    tell(1, 2)
+    with showing(kept):
+        tell(1, 3, "round")
+    tell(2, 3)
+    assert kept.steps == [(1, 3, "round")]
+
+
+def test_a_method_that_fails_leaves_nobody_showing() -> None:
+    kept = _Kept()
+    with pytest.raises(RuntimeError, match="a fault"), showing(kept):
+        raise RuntimeError("a fault")
+    tell(1, 3)
+    assert kept.steps == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.4, "9.4 s"), (45, "45 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
