@@ -33,6 +33,7 @@ from streamline.distributed import Share, spread, woven
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.plan import Span
+from streamline.progress import tell
 
 #: Tokens whose states are multiplied at once: bounds the float32 error of one product.
 _CHUNK = 256
@@ -164,7 +165,6 @@ def measure(
     batches: Tensor,
     *,
     batch_tokens: int = 4096,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Walk the dense path once and average cosines and angles between all depths.
 
@@ -172,7 +172,6 @@ def measure(
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T], int64.
         batch_tokens: Tokens walked at once (at least one sequence).
-        progress: Called with sequences done and in all.
 
     Returns:
         The statistics, on the CPU.
@@ -181,7 +180,7 @@ def measure(
     cosine = torch.zeros(depths, depths, dtype=torch.float64)
     angle = torch.zeros(depths, depths, dtype=torch.float64)
     rows = max(1, batch_tokens // batches.shape[1])
-    for cosines, angles in woven(spread(_sums, decoder, batches, rows, progress=progress)):
+    for cosines, angles in woven(spread(_sums, decoder, batches, rows, progress=tell)):
         cosine += cosines
         angle += angles
     cosine /= batches.numel()

@@ -24,6 +24,7 @@ from streamline.decoder import Decoder, submodule
 from streamline.distributed import Share, spread, woven
 from streamline.errors import ConfigError
 from streamline.paths import Path, PathTrie
+from streamline.progress import tell
 
 #: Positions whose logits exist at once: bounds the memory of the head to this times V. On the CPU
 #: they then stay in its cache between the product and the softmax.
@@ -58,7 +59,6 @@ def score_paths(
     batches: Tensor,
     *,
     batch_tokens: int = 4096,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Walk many paths over token batches and average the next-token loss of each.
 
@@ -66,7 +66,6 @@ def score_paths(
         paths: Any paths; those of one decoder are walked together.
         batches: Token ids, [N, T], int64, with T at least 2.
         batch_tokens: Tokens walked at once (at least one sequence).
-        progress: Called with sequences done and in all.
 
     Returns:
         One loss per path, in order, and the cost.
@@ -90,7 +89,7 @@ def score_paths(
     resident = [index for index, path in enumerate(paths) if not path.decoder.streamed]
     if resident:
         whole = [paths[index] for index in resident]
-        for sums in woven(spread(_sums, whole, batches, rows, progress=progress)):
+        for sums in woven(spread(_sums, whole, batches, rows, progress=tell)):
             for index, total in zip(resident, sums, strict=True):
                 totals[index] += total
     n_tokens = len(batches) * (batches.shape[1] - 1)

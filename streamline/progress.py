@@ -7,7 +7,8 @@ whoever is :func:`showing`.
 Example::
 
     for n, trials in enumerate(rounds):
-        tell(n, len(rounds))
+        with part(n, len(rounds)):        # what is told in here moves within this round
+            score_paths(trials, batches)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -44,7 +46,17 @@ class Silent:
         """Ignore the remark."""
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A part of a stage: ``width`` units from ``start`` on, of ``total``."""
+
+    start: float
+    width: float
+    total: float
+
+
 _SHOWN: ContextVar[Progress] = ContextVar("shown")
+_PLACE: ContextVar[_Place | None] = ContextVar("place", default=None)
 
 
 @contextmanager
@@ -57,6 +69,28 @@ def showing(progress: Progress) -> Iterator[None]:
         _SHOWN.reset(token)
 
 
+@contextmanager
+def part(done: float, total: float) -> Iterator[None]:
+    """The next of some equal parts of the work; within it, :func:`tell` moves this part alone.
+
+    Args:
+        done: Parts done.
+        total: Parts in all.
+    """
+    tell(done, total)
+    outer = _PLACE.get()
+    if outer is None:
+        place = _Place(done, 1.0, total)
+    else:
+        width = outer.width / total
+        place = _Place(outer.start + done * width, width, outer.total)
+    token = _PLACE.set(place)
+    try:
+        yield
+    finally:
+        _PLACE.reset(token)
+
+
 def tell(done: float, total: float, message: str = "") -> None:
     """Say how far the present stage has come, from inside a method.
 
@@ -65,6 +99,9 @@ def tell(done: float, total: float, message: str = "") -> None:
         total: Units in all.
         message: A few words.
     """
+    place = _PLACE.get()
+    if place is not None:
+        done, total = place.start + place.width * done / total, place.total
     _SHOWN.get(Silent()).step(done, total, message)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamline.progress import Silent, clock, showing, tell
+from streamline.progress import Silent, clock, part, showing, tell
 
 
 class _Kept(Silent):
@@ -28,6 +28,23 @@ def test_a_method_that_fails_leaves_nobody_showing() -> None:
         raise RuntimeError("a fault")
     tell(1, 3)
     assert kept.steps == []
+
+
+def test_what_is_told_within_a_part_moves_that_part() -> None:
+    kept = _Kept()
+    with showing(kept):
+        with part(2, 4):
+            tell(5, 10)
+            with part(1, 2):
+                tell(1, 2)
+        tell(3, 4)
+    assert [(done, total) for done, total, _ in kept.steps] == [
+        (2, 4),
+        (2.5, 4),
+        (2.5, 4),
+        (2.75, 4),
+        (3, 4),
+    ]
 
 
 @pytest.mark.parametrize(
