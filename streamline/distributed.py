@@ -36,6 +36,7 @@ __all__ = [
     "agreed",
     "follows",
     "joined",
+    "led",
     "spread",
     "team",
     "world_size",
@@ -205,6 +206,15 @@ def woven(parts: Sequence[Sequence[Item]]) -> list[Item]:
     """What was dealt out by :meth:`Share.of`, in its first order."""
     longest = max(map(len, parts), default=0)
     return [part[i] for i in range(longest) for part in parts if i < len(part)]
+
+
+def led(work: Callable[[], Result]) -> Result:
+    """Let the first process work and the others help it; see :func:`streamline.following.lead`."""
+    if world_size() == 1:
+        return work()
+    from streamline.following import lead
+
+    return lead(work)
 
 
 def agreed(value: Item) -> Item:

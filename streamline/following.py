@@ -7,7 +7,7 @@ the same kind that belongs to the process. Nothing of it is written to disk.
 
 Example::
 
-    records = led(lambda: work_everything(config))      # the same on every process
+    records = lead(lambda: work_everything(config))      # the same on every process
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
-from streamline.distributed import Share, gathered, joined, world_size
+from streamline.distributed import Share, gathered, joined
 from streamline.errors import StreamlineError
 
-__all__ = ["led"]
+__all__ = ["lead"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ Result = TypeVar("Result")
 Tensors = list[Tensor]
 
 
-def led(work: Callable[[], Result]) -> Result:
-    """Let the first process work and the others follow; alone, just work.
+def lead(work: Callable[[], Result]) -> Result:
+    """Let the first of several processes work and the others follow.
 
     Args:
         work: Run by the first process only; what it calls through
@@ -51,8 +51,6 @@ def led(work: Callable[[], Result]) -> Result:
     Raises:
         StreamlineError: On the others, if the first process failed.
     """
-    if world_size() == 1:
-        return work()
     with joined(_Leader) as team:
         if not isinstance(team.leader, _Leader):
             outcome: Result = _follow(team.share)

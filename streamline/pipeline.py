@@ -1,5 +1,8 @@
 """The verbs that need a model, as functions: run, prune to a checkpoint, evaluate one model.
 
+Launched as several processes (``torchrun``, ``accelerate launch``), the first one does all of it
+and the others help it to calibrate and to score; every process is given the result.
+
 Example:
     config = build_config({"models": "smollm2-135m-instruct", "methods": "shortgpt"})
     records = run(config)
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.config import RunConfig
+from streamline.distributed import led
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
@@ -35,6 +39,10 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
         ConfigError: If the run cannot fit into the memory or on the disk of this machine.
         StreamlineError: If a model, a text or a set of questions cannot be had at all.
     """
+    return led(lambda: _run(config, progress or Silent()))
+
+
+def _run(config: RunConfig, progress: Progress) -> list[Record]:
     from streamline.executors import executor
     from streamline.results.report import write_report
     from streamline.sizing import require_fit
@@ -45,7 +53,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
         mode="json", exclude={"dry_run", "executor", "device", "device_map"}
     )
     write_json_atomic(config.out / "run.json", settings)
-    records = executor(config.executor).run(config, progress or Silent())
+    records = executor(config.executor).run(config, progress)
     write_report(config.out)
     return records
 
@@ -76,17 +84,21 @@ def prune_to_checkpoint(
         ConfigError: If the folder is not empty.
         UnsupportedModelError: If the method cannot work on this model.
     """
-    from streamline.checkpoint import save
-    from streamline.model_run import ModelRun
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
-    cache = out.with_name(f".{out.name}.unfinished")
-    work = ModelRun(config.model_copy(update={"out": cache}), model, progress or Silent())
-    built = work.build(method, sparsity)
-    save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
-    shutil.rmtree(cache, ignore_errors=True)
-    return built.provenance
+    def work() -> dict[str, Any]:
+        from streamline.checkpoint import save
+        from streamline.model_run import ModelRun
+
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
+        cache = out.with_name(f".{out.name}.unfinished")
+        run = ModelRun(config.model_copy(update={"out": cache}), model, progress or Silent())
+        built = run.build(method, sparsity)
+        save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
+        shutil.rmtree(cache, ignore_errors=True)
+        return built.provenance
+
+    return led(work)
 
 
 def evaluate_model(
@@ -107,19 +119,22 @@ def evaluate_model(
     Raises:
         ConfigError: If ``out`` is a folder, or would be the rows' own file.
     """
-    from streamline.model_run import ModelRun
 
-    if out.is_dir() or out.suffix == ".parquet":
-        raise ConfigError(
-            f"{out} cannot be the record: give the name of a file, such as {out.stem}.json (the "
-            "samples go beside it, ending in .parquet)"
-        )
-    config = config.model_copy(
-        update={"models": (model,), "methods": ("dense",), "out": out.parent / f".{out.stem}-run"}
-    )
-    config.out.mkdir(parents=True, exist_ok=True)
-    record = ModelRun(config, model, progress or Silent()).run()[0]
-    for rows in (config.out / "samples").glob("*.parquet"):
-        write_bytes_atomic(out.with_suffix(".parquet"), rows.read_bytes())
-    write_json_atomic(out, record.to_json())
-    return record
+    def work() -> Record:
+        from streamline.model_run import ModelRun
+
+        if out.is_dir() or out.suffix == ".parquet":
+            raise ConfigError(
+                f"{out} cannot be the record: give the name of a file, such as {out.stem}.json "
+                "(the samples go beside it, ending in .parquet)"
+            )
+        folder = out.parent / f".{out.stem}-run"
+        alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
+        folder.mkdir(parents=True, exist_ok=True)
+        record = ModelRun(alone, model, progress or Silent()).run()[0]
+        for rows in (folder / "samples").glob("*.parquet"):
+            write_bytes_atomic(out.with_suffix(".parquet"), rows.read_bytes())
+        write_json_atomic(out, record.to_json())
+        return record
+
+    return led(work)
