@@ -18,7 +18,8 @@ from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.files import content_key
 from streamline.halves import PARTS, Halves, Unit
-from streamline.losses import loss_sample, score_paths
+from streamline.loss_search import LossSearch
+from streamline.losses import loss_sample
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
 
@@ -112,7 +113,8 @@ class BlockPruner(Method):
                 comes from.
 
         Returns:
-            The rounds, and each unit's loss when it was last tried (infinite before that).
+            The rounds, and each unit's loss when it was last tried (minus infinity before that).
+            Without ``width`` only losses that could be the least of their round are measured.
         """
         rounds: list[Round] = []
         gone: list[Unit] = []
@@ -123,20 +125,24 @@ class BlockPruner(Method):
                 return rounds, last
             rounds.append(earlier)
             gone.append(earlier.unit)
+        losses = LossSearch([halves.path([unit]) for unit in halves.units], tokens)
         while len(gone) < len(halves.units):
             alive = [i for i, unit in enumerate(halves.units) if unit not in gone]
             tried = sorted(alive, key=lambda i: last[i])
             if self.width is not None and rounds:
                 tried = tried[: self.width]
             tried.sort()
-            scores = score_paths([halves.path([*gone, halves.units[i]]) for i in tried], tokens)
-            for i, loss in zip(tried, scores.losses, strict=True):
-                last[i] = loss
-            best = min(tried, key=lambda i: last[i])
+            found = losses.least(
+                [halves.path([*gone, halves.units[i]]) for i in tried],
+                all_losses=self.width is not None,
+            )
+            for i, loss in zip(tried, found.losses, strict=True):
+                last[i] = last[i] if loss is None else loss
+            best = tried[found.index]
             if not halves.nearer(gone, halves.units[best], target):
                 break
             gone.append(halves.units[best])
-            rounds.append(Round(gone[-1], last[best], scores.layer_runs, scores.naive_layer_runs))
+            rounds.append(Round(gone[-1], found.loss, found.layer_runs, found.naive_layer_runs))
         return rounds, last
 
     def prune(

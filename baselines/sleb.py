@@ -14,7 +14,8 @@ from streamline.calibration import Calibration, measure
 from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.files import content_key
-from streamline.losses import fast_linears, loss_sample, score_paths
+from streamline.loss_search import LossSearch
+from streamline.losses import loss_sample
 from streamline.method import Method, Pruned, Size
 from streamline.paths import Path, dense_path
 from streamline.plan import Plan
@@ -36,7 +37,8 @@ class SLEB(Method):
 
     The rounds do not depend on the sparsity, so the first ones are searched once at calibration and
     serve every sparsity; pruning goes on from there if more layers must go. A round costs one walk
-    of a trie, about half the layer runs of trying the candidates one by one.
+    of a trie, about half the layer runs of trying the candidates one by one, and the whole head
+    only for those that could be the best.
 
     Attributes:
         n_samples: Calibration sequences per trial; None for all.
@@ -107,18 +109,14 @@ class SLEB(Method):
         nodes = list(dense_path(decoder).nodes)
         for earlier in rounds:
             nodes = [node for node in nodes if node.layer != earlier.layer]
-        fast = fast_linears(decoder, [dense_path(decoder)])
+        losses = LossSearch([dense_path(decoder)], tokens)
         while len(rounds) < n_remove:
             places = self._candidates(len(nodes))
             paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in places]
-            with fast.active():
-                scores = score_paths(paths, tokens)
-            best = min(range(len(places)), key=lambda i: scores.losses[i])
-            removed = nodes.pop(places[best])
+            found = losses.least(paths)
+            removed = nodes.pop(places[found.index])
             rounds.append(
-                Round(
-                    removed.layer, scores.losses[best], scores.layer_runs, scores.naive_layer_runs
-                )
+                Round(removed.layer, found.loss, found.layer_runs, found.naive_layer_runs)
             )
         return rounds
 

@@ -192,8 +192,9 @@ def pieces(hidden: Tensor, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
         Pairs of states, [P, D], and token ids, [P].
     """
     states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    targets = tokens[:, 1:].reshape(-1)
     size = _CHUNK_ON_CPU if hidden.device.type == "cpu" else _CHUNK
-    parts = zip(states.split(size), tokens[:, 1:].reshape(-1).split(size), strict=True)
+    parts = zip(torch.split(states, size), torch.split(targets, size), strict=True)
     return list(parts)
 
 
