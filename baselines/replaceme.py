@@ -7,6 +7,7 @@ layer before, so that the pruned model has no new parameter and no new code.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,8 @@ from streamline.errors import ConfigError
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan, Span, Step
 
+from ._cosine_map import fit_cosine
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaceMe(Method):
@@ -31,17 +34,25 @@ class ReplaceMe(Method):
 
     Attributes:
         distance: What the run is chosen by: ``"cosine"`` of all tokens, or ``"angle"`` of the last.
-        ridge: Penalty on ``T``, as a share of the mean square of ``M``.
+        ridge: Penalty on ``T``, as a share of the mean square of ``M``; for least squares.
+        objective: ``"least-squares"`` in closed form, or ``"cosine"``: the mean cosine distance
+            between ``M T + Y`` and ``h_stop``, by Adam from the identity.
+        epochs: Passes over the calibration tokens; this and the next two for the cosine only.
+        learning_rate: Adam's.
+        batch: Tokens of a step.
 
     Reference:
-        ReplaceMe, arXiv:2505.02819, equations for the estimation of the linear transform (L2).
+        ReplaceMe, arXiv:2505.02819, equations for the estimation of the linear transform (L2 and
+        cosine).
 
     Differs from the released code:
         It forms the normal equations with penalty 0 by default; the small relative penalty here
         keeps them solvable with fewer tokens than dimensions. It chooses the run by the angle at
         the last token, offered here as ``distance="angle"``. States behind the last layer are
-        taken before the final norm. One run is replaced; its cosine objective, solved by gradient,
-        and several runs at once are left out.
+        taken before the final norm. For the cosine it compares ``M T`` with ``h_stop - Y`` unless
+        asked for its accurate form, which is the one here, and keeps states in bfloat16 (here
+        float32, three vectors for each calibration token). One run is replaced; several runs at
+        once are left out.
     """
 
     name: ClassVar[str] = "replaceme"
@@ -49,6 +60,18 @@ class ReplaceMe(Method):
 
     distance: Literal["cosine", "angle"] = "cosine"
     ridge: float = 1e-6
+    objective: Literal["least-squares", "cosine"] = "least-squares"
+    epochs: int = 10
+    learning_rate: float = 1e-4
+    batch: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.epochs < 1 or self.batch < 1 or self.learning_rate <= 0:
+            raise ConfigError(
+                f"{self.name} needs epochs and batch of at least 1 and a positive learning_rate, "
+                f"got {self.epochs}, {self.batch} and {self.learning_rate}"
+            )
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Models that normalise the MLP's output before it is added cannot take a folded map."""
@@ -93,7 +116,10 @@ class ReplaceMe(Method):
         if n_remove == 0:
             return Pruned(Plan.dense(decoder.n_layers))
         span = self.span(calibration, n_remove)
-        transform, error = fit(decoder, batches, span, self.ridge)
+        if self.objective == "cosine":
+            transform, error = self._by_cosine(decoder, batches, span, seed)
+        else:
+            transform, error = fit(decoder, batches, span, self.ridge)
         before = span.start - 1
         steps = (
             *(Step(i) for i in range(before)),
@@ -103,6 +129,25 @@ class ReplaceMe(Method):
         notes = {"span": [span.start, span.stop], **error}
         plan = Plan(decoder.n_layers, steps, "folded-linear")
         return Pruned(plan, {before: fold(decoder, before, transform)}, notes=notes)
+
+    def _by_cosine(
+        self, decoder: Decoder, batches: Tensor, span: Span, seed: int
+    ) -> tuple[Tensor, dict[str, Any]]:
+        rows = [
+            (mlp.float(), (start - mlp).float(), stop.float())
+            for mlp, start, stop in states(decoder, batches, span)
+        ]
+        mlp, rest, target = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        return fit_cosine(
+            mlp,
+            rest,
+            target,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch=self.batch,
+            seed=seed,
+            device=decoder.device,
+        )
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go; the map adds nothing."""
@@ -131,6 +176,38 @@ def fit(
     width = decoder.hidden_size
     gram, moment = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
     target_square = total_square = dropped_square = 0.0
+    for mlp, start, stop in states(decoder, batches, span, batch_tokens=batch_tokens):
+        step = stop - start
+        target = mlp + step
+        gram += mlp.T @ mlp
+        moment += mlp.T @ target
+        target_square += float(target.square().sum())
+        dropped_square += float(step.square().sum())
+        total_square += float(stop.square().sum())
+    penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    transform = torch.linalg.solve(gram + penalty * torch.eye(width, dtype=gram.dtype), moment)
+    explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
+    error = max(0.0, target_square - float(explained)) / total_square
+    return transform, {"error": error, "error_dropped": dropped_square / total_square}
+
+
+@torch.no_grad()
+def states(
+    decoder: Decoder, batches: Tensor, span: Span, *, batch_tokens: int = 4096
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What a map is fitted to, batch by batch.
+
+    Args:
+        decoder: The dense model; left as it was.
+        batches: Token ids, [N, T].
+        span: The run of layers, starting at 1 or later.
+        batch_tokens: Tokens walked at once.
+
+    Yields:
+        The MLP output before the span and the states at its two ends, [tokens, D] each, float64 on
+        the CPU.
+    """
+    width = decoder.hidden_size
     caught: list[Tensor] = []
     out = submodule(decoder.layers[span.start - 1], decoder.family.mlp_out)
     hook = out.register_forward_hook(lambda module, args, output: caught.append(output))
@@ -139,25 +216,15 @@ def fit(
         for begin in range(0, len(batches), rows):
             entry = decoder.enter(batches[begin : begin + rows])
             caught.clear()
-            states = {}
-            for depth, hidden in decoder.trace(entry, span.stop):
-                if depth in (span.start, span.stop):
-                    states[depth] = hidden.reshape(-1, width).to("cpu", torch.float64)
+            found = {
+                depth: hidden.reshape(-1, width).to("cpu", torch.float64)
+                for depth, hidden in decoder.trace(entry, span.stop)
+                if depth in (span.start, span.stop)
+            }
             mlp = caught[-1].reshape(-1, width).to("cpu", torch.float64)
-            step = states[span.stop] - states[span.start]
-            target = mlp + step
-            gram += mlp.T @ mlp
-            moment += mlp.T @ target
-            target_square += float(target.square().sum())
-            dropped_square += float(step.square().sum())
-            total_square += float(states[span.stop].square().sum())
+            yield mlp, found[span.start], found[span.stop]
     finally:
         hook.remove()
-    penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    transform = torch.linalg.solve(gram + penalty * torch.eye(width, dtype=gram.dtype), moment)
-    explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
-    error = max(0.0, target_square - float(explained)) / total_square
-    return transform, {"error": error, "error_dropped": dropped_square / total_square}
 
 
 @torch.no_grad()

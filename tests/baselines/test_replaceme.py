@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from streamline.baselines.replaceme import ReplaceMe, fit, fold
+from streamline.baselines._cosine_map import cosine_distance, fit_cosine
+from streamline.baselines.replaceme import ReplaceMe, fit, fold, states
 from streamline.calibration import measure
 from streamline.decoder import Decoder, submodule
 from streamline.errors import ConfigError
 from streamline.paths import dense_path
 from streamline.plan import Span
+from streamline.snapshot import differences, snapshot
 from streamline.surgery import assemble
 from streamline.testing import tiny_model
 
@@ -104,3 +106,74 @@ def test_models_with_a_norm_behind_the_mlp_are_refused():
     post = Decoder(tiny_model("opt", n_layers=2, do_layer_norm_before=False))
     assert "normalises behind the addition" in (ReplaceMe().unsupported(post) or "")
     assert ReplaceMe().unsupported(Decoder(tiny_model("llama", n_layers=2))) is None
+
+
+def test_cosine_distance_by_hand():
+    found = torch.tensor([[1.0, 0.0], [3.0, 3.0], [-2.0, 0.0]])
+    wanted = torch.tensor([[5.0, 0.0], [0.0, 7.0], [1.0, 0.0]])
+    expected = (0.0 + (1.0 - 0.5**0.5) + 2.0) / 3
+    assert float(cosine_distance(found, wanted)) == pytest.approx(expected)
+
+
+def cosine_fit(decoder, span, **changes):
+    rows = list(states(decoder, TOKENS, span))
+    parts = [torch.cat(part).float() for part in zip(*rows, strict=True)]
+    mlp, start, stop = parts
+    settings = {"epochs": 40, "learning_rate": 1e-2, "batch": 128, "seed": 0} | changes
+    return fit_cosine(mlp, start - mlp, stop, device=decoder.device, **settings)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_the_cosine_objective_recovers_a_span_that_is_linear(family):
+    decoder = Decoder(tiny_model(family, n_layers=4))
+    width = decoder.hidden_size
+    noise = torch.randn(width, width, generator=torch.Generator().manual_seed(1))
+    matrix = torch.eye(width) + 0.1 * noise
+    out = submodule(decoder.layers[0], decoder.family.mlp_out)
+    layers = decoder.layers
+    decoder.layers = [layers[0], LinearOfMLP(out, matrix), layers[2], layers[3]]
+    transform, error = cosine_fit(decoder, Span(1, 2))
+    assert error["error"] < 1e-2 * error["error_dropped"]
+    mlp = torch.cat([part[0] for part in states(decoder, TOKENS, Span(1, 2))])
+    wanted = matrix.double()
+    missed = (mlp @ (transform - wanted)).norm() / (mlp @ (torch.eye(width) - wanted)).norm()
+    assert missed < 0.1, "the map itself, not only the angle, is found"
+
+
+def test_the_cosine_of_the_pruned_model_is_the_one_that_was_fitted(tiny_llama):
+    """The folded layer's own states behind the cut, against the dense ones."""
+    decoder = Decoder(tiny_llama(n_layers=6))
+    calibration, before = measure(decoder, TOKENS), snapshot(decoder.model)
+    method = ReplaceMe(objective="cosine", epochs=30, learning_rate=1e-2, batch=96)
+    pruned = method.prune(decoder, calibration, 0.3, TOKENS, 0)
+    assert not differences(before, snapshot(decoder.model))
+    start, stop = pruned.notes["span"]
+    with torch.no_grad():
+        entry = decoder.enter(TOKENS)
+        dense = dict(decoder.trace(entry, stop))
+        node = pruned.path(decoder).nodes[start - 1]
+        found = decoder.run(node.module, dense[start - 1], entry, start - 1)
+    flat = (found.flatten(0, 1), dense[stop].flatten(0, 1))
+    assert pruned.notes["error"] == pytest.approx(float(cosine_distance(*flat)), rel=1e-4)
+    flat = (dense[start].flatten(0, 1), dense[stop].flatten(0, 1))
+    assert pruned.notes["error_dropped"] == pytest.approx(float(cosine_distance(*flat)), rel=1e-4)
+    squares = ReplaceMe().prune(decoder, calibration, 0.3, TOKENS, 0)
+    with torch.no_grad():
+        by_squares = squares.path(decoder).nodes[start - 1].module
+        other = decoder.run(by_squares, dense[start - 1], entry, start - 1)
+    distance = float(cosine_distance(other.flatten(0, 1), dense[stop].flatten(0, 1)))
+    assert pruned.notes["error"] < pruned.notes["error_dropped"]
+    assert pruned.notes["error"] < distance * 1.05, "as near in angle as least squares"
+
+
+def test_the_order_of_the_cosine_fit_follows_the_seed(tiny_llama):
+    decoder = Decoder(tiny_llama(n_layers=4))
+    first, again, other = (
+        cosine_fit(decoder, Span(1, 3), epochs=2, seed=seed)[0] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_settings_of_the_cosine_fit_are_checked():
+    with pytest.raises(ConfigError, match="epochs and batch of at least 1 .* got 0, 1024"):
+        ReplaceMe(epochs=0)
