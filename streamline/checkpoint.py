@@ -40,8 +40,9 @@ from streamline.errors import AssetError, ConfigError, PlanError
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.modeling_layers import Spec, spec_of
+from streamline.paths import Path as LayerPath
 from streamline.plan import Plan
-from streamline.self_test import SELF_TEST, verify, write_self_test
+from streamline.self_test import SELF_TEST, SelfTest, self_test, verify, write_self_test
 from streamline.surgery import assemble
 
 __all__ = ["CheckpointInfo", "layer_specs", "load", "save", "verify"]
@@ -119,7 +120,11 @@ def save(
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with quiet():
-            model.save_pretrained(temporary)
+            if decoder.streamed:
+                said = _write_streamed(model, pruned.path(decoder), temporary)
+            else:
+                model.save_pretrained(temporary)
+                said = self_test(model)
         if not plain:
             source = Path(modeling.__file__).parent
             for name, name_there in MODELING_FILES.items():
@@ -129,7 +134,13 @@ def save(
         write_json_atomic(temporary / PLAN, pruned.plan.to_json())
         write_json_atomic(temporary / PROVENANCE, _provenance(model, provenance, plain))
         read_model(temporary, device_map="meta")
-        write_self_test(model, temporary / SELF_TEST, trust_remote_code=not plain)
+        write_self_test(
+            said,
+            temporary / SELF_TEST,
+            attention=str(model.config._attn_implementation),
+            device=decoder.device,
+            trust_remote_code=not plain,
+        )
         temporary.replace(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -244,6 +255,16 @@ def read_model(path: Path, **options: Any) -> Any:
     if wrong:
         raise AssetError(f"the tensors in {path} are not those of its config: {wrong}")
     return model
+
+
+def _write_streamed(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
+    """Write a model whose layers were never all in memory; what it says comes from one walk."""
+    from streamline.streaming import StreamedDecoder
+    from streamline.streaming_save import streamed_self_test, write_weights
+
+    assert isinstance(path.decoder, StreamedDecoder)
+    write_weights(model, path.decoder, folder)
+    return streamed_self_test(path)
 
 
 def _check_dtypes(model: nn.Module, dtype: torch.dtype) -> None:

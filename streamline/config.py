@@ -90,6 +90,7 @@ Positive = Annotated[int, Field(ge=1)]
 _PER_MODEL = (
     "sparsities",
     "per_method",
+    "stream",
     "dtype",
     "batch_tokens",
     "calibration",
@@ -287,6 +288,8 @@ class RunConfig(_Strict):
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         device_map: How a model too large for one device is spread over all of them, as
             transformers names it; None keeps it on ``device``.
+        stream: Whether layers are read from the model's safetensors one at a time, for a model
+            larger than the device or the machine; methods that need it whole are skipped.
         dtype: Number format of the weights.
         executor: Where cells are worked.
         dry_run: Print what would be done, from configs alone.
@@ -300,9 +303,9 @@ class RunConfig(_Strict):
         healing: The recovery stage.
         perplexity: Held-out text.
         per_method: Method spec -> its own sparsities or recovery. Flags win over it.
-        per_model: Model -> what differs for it alone among ``sparsities``,
-            ``per_method``, ``dtype``, ``batch_tokens``, ``calibration``, ``training``, ``healing``
-            and ``perplexity``; other models take the run's. Flags win over it.
+        per_model: Model -> what differs for it alone among ``sparsities``, ``per_method``,
+            ``stream``, ``dtype``, ``batch_tokens``, ``calibration``, ``training``, ``healing`` and
+            ``perplexity``; other models take the run's. Flags win over it.
     """
 
     models: Names
@@ -316,6 +319,7 @@ class RunConfig(_Strict):
     out: Annotated[Path, AfterValidator(_folder)] = Path("out/run")
     device: Annotated[str, AfterValidator(_device)] = "auto"
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    stream: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     executor: Literal["local", "ray"] = "local"
     dry_run: bool = False
@@ -341,6 +345,15 @@ class RunConfig(_Strict):
         """
         values = self.model_dump(exclude={"per_model"})
         return RunConfig.model_validate(merge(values, self.per_model.get(name, {})))
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> RunConfig:
+        if self.stream and self.device_map is not None:
+            raise ValueError(
+                "stream reads one layer at a time onto one device, and device_map spreads the "
+                "whole model over several; give one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_per_model(self) -> RunConfig:

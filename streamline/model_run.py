@@ -99,7 +99,7 @@ class ModelRun:
         recovery = self.config.recovery[0]
         work = self._work(Cell(self.name, method, sparsity, seed, recovery))
         decoder, tokenizer = self._load()
-        reason = work.method.unsupported(decoder)
+        reason = self._unfit(work, decoder)
         if reason is not None:
             raise UnsupportedModelError(reason)
         materials = Materials(self.config, tokenizer)
@@ -123,6 +123,15 @@ class ModelRun:
     def _load(self) -> tuple[Decoder, Any]:
         """The dense model and its tokenizer on the run's device."""
         self.progress.stage(f"{self.name}: load")
+        if self.config.stream:
+            from streamline.streaming_open import load_streamed
+
+            return load_streamed(
+                self.name,
+                device=pick_device(self.config.device),
+                dtype=self.config.dtype,
+                trust_remote_code=self.config.trust_remote_code,
+            )
         model, tokenizer = load_model(
             self.name,
             device=pick_device(self.config.device),
@@ -131,6 +140,15 @@ class ModelRun:
             trust_remote_code=self.config.trust_remote_code,
         )
         return Decoder(model), tokenizer
+
+    def _unfit(self, work: Work, decoder: Decoder) -> str | None:
+        """Why a cell cannot be worked on this model, or None."""
+        reason = work.method.unsupported(decoder)
+        if reason is None and decoder.streamed:
+            from streamline.streaming_open import refusal
+
+            return refusal(work.method, work.cell.recovery)
+        return reason
 
     def _work(self, cell: Cell) -> Work:
         method = build_method(cell.method)
@@ -172,7 +190,7 @@ class ModelRun:
         kept = []
         for number, work in enumerate(works, 1):
             self.progress.stage(f"{self.name}: prune {number} of {len(works)}: {work.cell.label}")
-            reason = work.method.unsupported(decoder)
+            reason = self._unfit(work, decoder)
             if reason is not None:
                 self.recorder.skipped(work, reason)
                 continue

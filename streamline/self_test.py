@@ -5,7 +5,7 @@ beside it. :func:`verify` lets a fresh process, with transformers and without th
 folder and compare.
 
 Example:
-    write_self_test(model, folder / SELF_TEST)
+    write_self_test(self_test(model), folder / SELF_TEST, attention="sdpa", device=model.device)
     verify(folder)[0]["max_logit_difference"]
 """
 
@@ -15,12 +15,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from streamline.errors import AssetError
 
@@ -59,30 +61,67 @@ for folder in sys.argv[1:]:
 """
 
 
-@torch.no_grad()
-def write_self_test(model: PreTrainedModel, file: Path, *, trust_remote_code: bool = False) -> None:
-    """Write a few tokens, the model's logits at the last of them, and its continuation.
+@dataclass(frozen=True)
+class SelfTest:
+    """What a model says to a few tokens.
 
-    Args:
-        model: In eval mode.
-        file: Where to write.
-        trust_remote_code: Whether the folder brings its own model class.
+    Attributes:
+        ids: The tokens, [N, T], int64.
+        logits: Its logits at the last of each row, [N, V], float32.
+        tokens: The first row with its greedy continuation, [1, T + new].
     """
-    device = next(model.get_input_embeddings().parameters()).device
+
+    ids: Tensor
+    logits: Tensor
+    tokens: Tensor
+
+
+def self_test_ids(config: PretrainedConfig) -> Tensor:
+    """The tokens of the self-test of a model, [N, T], int64."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    shape = (N_SEQUENCES, N_TOKENS)
-    ids = torch.randint(0, vocabulary, shape, generator=generator)
+    vocabulary = int(config.get_text_config().vocab_size)
+    return torch.randint(0, vocabulary, (N_SEQUENCES, N_TOKENS), generator=generator)
+
+
+@torch.no_grad()
+def self_test(model: PreTrainedModel) -> SelfTest:
+    """What a model in memory, in eval mode, says to them."""
+    device = next(model.get_input_embeddings().parameters()).device
+    ids = self_test_ids(model.config)
     logits = model(ids.to(device)).logits[:, -1].float().cpu()
     options: dict[str, Any] = {"eos_token_id": None, "pad_token_id": 0, "do_sample": False}
     tokens = cast("Any", model).generate(ids[:1].to(device), max_new_tokens=N_NEW, **options).cpu()
+    return SelfTest(ids, logits, tokens)
+
+
+def write_self_test(
+    found: SelfTest,
+    file: Path,
+    *,
+    attention: str,
+    device: torch.device,
+    trust_remote_code: bool = False,
+) -> None:
+    """Write a self-test beside the weights.
+
+    Args:
+        found: What the model said.
+        file: Where to write.
+        attention: The attention implementation that it used.
+        device: Where it ran.
+        trust_remote_code: Whether the folder brings its own model class.
+    """
     metadata = {
-        "attention": str(model.config._attn_implementation),
+        "attention": attention,
         "device": str(device),
         "threads": str(torch.get_num_threads()),
         "trust_remote_code": str(int(trust_remote_code)),
     }
-    tensors = {"input_ids": ids, "logits": logits.contiguous(), "tokens": tokens.contiguous()}
+    tensors = {
+        "input_ids": found.ids,
+        "logits": found.logits.contiguous(),
+        "tokens": found.tokens.contiguous(),
+    }
     save_file(tensors, file, metadata)
 
 

@@ -115,7 +115,7 @@ def plan_run(config: RunConfig) -> Estimate:
         own = config.for_model(model)
         decoder = Decoder.from_config(load_config(model, trust_remote_code=own.trust_remote_code))
         methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
-        rows = [_row(cell, methods[cell.method], decoder) for cell in expand(own, model)]
+        rows = [_row(cell, methods[cell.method], decoder, own) for cell in expand(own, model)]
         estimate.rows += rows
         _add_costs(estimate, rows, methods, decoder, own)
         if not _is_here(model):
@@ -123,9 +123,13 @@ def plan_run(config: RunConfig) -> Estimate:
     return estimate
 
 
-def _row(cell: Cell, method: Method, decoder: Decoder) -> Row:
+def _row(cell: Cell, method: Method, decoder: Decoder, config: RunConfig) -> Row:
     dense = decoder.n_parameters()
     reason = method.unsupported(decoder)
+    if reason is None and config.stream:
+        from streamline.streaming_open import refusal
+
+        reason = refusal(method, cell.recovery)
     if reason is not None:
         return Row(cell, None, dense, None, reason)
     if cell.sparsity == 0.0:
@@ -171,9 +175,20 @@ def _add_costs(
         estimate.tokens[name] = estimate.tokens.get(name, 0) + count
     for name, value in flops.items():
         estimate.flops[name] = estimate.flops.get(name, 0.0) + value
-    memory = dense * _BYTES[config.dtype] + added // len(config.seeds) * 4 * _TRAINING_COPIES
+    resident = _streamed_parameters(decoder) if config.stream else dense
+    memory = resident * _BYTES[config.dtype] + added // len(config.seeds) * 4 * _TRAINING_COPIES
     estimate.memory_bytes = max(estimate.memory_bytes, memory)
     estimate.work_bytes += added * 4 * _STATE_COPIES + training.cache_bytes * bool(trained)
+
+
+def _streamed_parameters(decoder: Decoder) -> int:
+    """Parameters in memory at once where layers are streamed: two layers, and what always stays."""
+    from streamline.streaming import EMBEDDING, HEAD, grouped
+
+    groups = {name: sum(p.numel() for p in own) for name, own in grouped(decoder).items()}
+    stays = groups.pop(None)
+    order = [groups[name] for name in (EMBEDDING, *range(decoder.n_layers), HEAD)]
+    return stays + max(a + b for a, b in zip(order, order[1:], strict=False))
 
 
 def _added(row: Row, decoder: Decoder) -> int:

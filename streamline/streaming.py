@@ -34,7 +34,7 @@ from streamline.families import family_of
 from streamline.streaming_source import WeightSource
 from streamline.streaming_states import StateStore
 
-__all__ = ["EMBEDDING", "HEAD", "STATE_BYTES", "StreamedDecoder"]
+__all__ = ["EMBEDDING", "HEAD", "STATE_BYTES", "StreamedDecoder", "grouped"]
 
 EMBEDDING, HEAD = "embedding", "head"
 """The groups of weights beside the layers, which are named by their index."""
@@ -82,8 +82,8 @@ class StreamedDecoder(Decoder):
         self.state_file_bytes = 0
         self._device = torch.device(device)
         self._names = _places(model, source)
-        self._groups = self._grouped()
-        self._layer_of = {id(p): i for i in range(self.n_layers) for p in self._groups.get(i, [])}
+        self._groups = grouped(self)
+        self._layer_of = {id(p): i for i in range(self.n_layers) for p in self._groups[i]}
         for module in model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
@@ -222,26 +222,6 @@ class StreamedDecoder(Decoder):
                 "without --stream"
             )
 
-    def _grouped(self) -> dict[Hashable, list[nn.Parameter]]:
-        """The weights of each group; None for those that stay in memory."""
-        groups: dict[Hashable, list[nn.Parameter]] = {}
-        seen: set[int] = set()
-
-        def add(group: Hashable, parameters: Iterable[nn.Parameter]) -> None:
-            mine = [p for p in parameters if id(p) not in seen]
-            seen.update(id(p) for p in mine)
-            groups[group] = mine
-
-        for index, layer in enumerate(self.layers):
-            add(index, layer.parameters())
-        embedding = self.model.get_input_embeddings()
-        head = submodule(self.model, self.family.head)
-        both = {id(p) for p in embedding.parameters()} & {id(p) for p in head.parameters()}
-        add(EMBEDDING, (p for p in embedding.parameters() if id(p) not in both))
-        add(HEAD, (p for p in head.parameters() if id(p) not in both))
-        add(None, self.model.parameters())
-        return groups
-
     def _read(self, group: Hashable) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Read a group; each weight beside the parameter that it belongs to."""
         found = []
@@ -250,6 +230,34 @@ class StreamedDecoder(Decoder):
             value = value.to(self._device)
             found.append((parameter, nn.Parameter(value, requires_grad=False)))
         return found
+
+
+def grouped(decoder: Decoder) -> dict[Hashable, list[nn.Parameter]]:
+    """The weights that come together: embeddings, each layer, the head.
+
+    Args:
+        decoder: Any decoder, on the meta device too.
+
+    Returns:
+        Parameters by :data:`EMBEDDING`, index of layer and :data:`HEAD`; under None those that
+        stay in memory: what is neither, and embeddings that are the head as well.
+    """
+    groups: dict[Hashable, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+
+    def add(group: Hashable, parameters: Iterable[nn.Parameter]) -> None:
+        groups[group] = [p for p in parameters if id(p) not in seen]
+        seen.update(id(p) for p in groups[group])
+
+    for index, layer in enumerate(decoder.layers):
+        add(index, layer.parameters())
+    embedding = decoder.model.get_input_embeddings()
+    head = submodule(decoder.model, decoder.family.head)
+    both = {id(p) for p in embedding.parameters()} & {id(p) for p in head.parameters()}
+    add(EMBEDDING, (p for p in embedding.parameters() if id(p) not in both))
+    add(HEAD, (p for p in head.parameters() if id(p) not in both))
+    add(None, decoder.model.parameters())
+    return groups
 
 
 def _places(model: PreTrainedModel, source: WeightSource) -> dict[int, str]:

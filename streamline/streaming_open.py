@@ -161,8 +161,8 @@ def load_streamed(
     return decoder, tokenizer
 
 
-def refusal(method: Method) -> str | None:
-    """Why a method cannot work on a streamed model, or None if it can.
+def refusal(method: Method, recovery: str = "none") -> str | None:
+    """Why a method, or what is to follow it, cannot work on a streamed model; None if it can.
 
     A method can if it trains nothing and decides by the statistics of one pass, or says of itself
     that it needs nothing else (:attr:`streamline.method.Method.streams`).
@@ -172,8 +172,13 @@ def refusal(method: Method) -> str | None:
         for name in ("calibrate", "prune")
         if getattr(type(method), name) not in (getattr(Method, name), getattr(DepthMethod, name))
     ]
+    if recovery != "none":
+        return f"{recovery} trains the whole model, whose layers are streamed; run without --stream"
     if method.trains:
-        return f"{method.name} trains replacements, for which a streamed model's layers are too far"
+        return (
+            f"{method.name} trains replacements beside the layers of a model in memory, and its "
+            "layers are streamed; run it without --stream"
+        )
     if own and not method.streams:
         return (
             f"{method.name} needs more of the model than the statistics of one pass, and its "

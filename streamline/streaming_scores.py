@@ -22,16 +22,9 @@ from torch import Tensor, nn
 
 from streamline.decoder import Decoder
 from streamline.errors import UnsupportedModelError
+from streamline.evaluation.batch_inputs import Scored, blocks_for, inputs_of
 from streamline.evaluation.packing import Batch, Request
-from streamline.evaluation.scoring import (
-    Answers,
-    Scored,
-    batches_for,
-    blocks_for,
-    inputs_of,
-    summed,
-    token_logprobs,
-)
+from streamline.evaluation.scoring import Answers, batches_for, summed, token_logprobs
 from streamline.evaluation.token_budget import TokenBudget, default_batch_tokens
 from streamline.evaluation.tree_attention import block_attention
 from streamline.losses import summed_loss

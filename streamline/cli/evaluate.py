@@ -16,6 +16,7 @@ from streamline.cli.options import (
     Dtype,
     Limit,
     Model,
+    Stream,
     TrustRemoteCode,
     given,
 )
@@ -39,6 +40,7 @@ def command(
     limit: Limit = None,
     device: Device = None,
     device_map: DeviceMap = None,
+    stream: Stream = False,
     dtype: Dtype = None,
     data_dir: DataDir = None,
     data: Data = None,
@@ -56,6 +58,7 @@ def command(
             limit=limit,
             device=device,
             device_map=device_map,
+            stream=stream,
             dtype=dtype,
             data=data,
             data_dir=data_dir,

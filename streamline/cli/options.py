@@ -30,6 +30,7 @@ __all__ = [
     "Recovery",
     "Seeds",
     "Sparsities",
+    "Stream",
     "Suite",
     "Tasks",
     "TrustRemoteCode",
@@ -58,6 +59,9 @@ Suite = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DeviceMap = Annotated[
     str | None, typer.Option(help="Spread a large model over all devices: auto, balanced.")
+]
+Stream = Annotated[
+    bool, typer.Option("--stream", help="Read one layer at a time, for models larger than memory.")
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Executor = Annotated[str | None, typer.Option(help="Where cells are worked: local, ray.")]

@@ -1,0 +1,143 @@
+"""Writing a model pruned from a streamed one: tensor by tensor, from shard to shard.
+
+The pruned model is the streamed one's skeleton with other layers, so its own parameter names are
+the new, renumbered ones, and each parameter knows where its weight lies. One tensor is in memory at
+a time; what a path holds in memory anyway is written from there. The self-test is one walk.
+
+Example::
+
+    write_weights(model, decoder, folder)          # model: assemble(pruned.path(decoder))
+    streamed_self_test(pruned.path(decoder))       # ids, logits, tokens
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from streamline.files import write_json_atomic
+from streamline.paths import Path as LayerPath
+from streamline.paths import PathTrie
+from streamline.self_test import SelfTest, self_test_ids
+from streamline.streaming import StreamedDecoder
+from streamline.streaming_source import DTYPES, memory_of
+from streamline.streaming_walk import Inputs, Job, walk
+
+__all__ = ["SHARD_BYTES", "streamed_self_test", "write_weights"]
+
+SHARD_BYTES = 5 << 30
+"""Most bytes of a file, unless one tensor is larger."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_weights(
+    model: PreTrainedModel,
+    decoder: StreamedDecoder,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model's config and weights as ``save_pretrained`` would, without having them.
+
+    Args:
+        model: A model on the streamed one's parameters and on others that are in memory.
+        decoder: The streamed model.
+        folder: Where to write; made if it is not there.
+        shard_bytes: Most bytes of a file.
+
+    Raises:
+        AssetError: If a weight cannot be read.
+    """
+    model.save_pretrained(folder, state_dict={})
+    wanted = list(_tensors(model))
+    shards: list[list[tuple[str, Tensor]]] = [[]]
+    room = shard_bytes
+    for name, tensor in wanted:
+        size = _size(tensor)
+        if shards[-1] and size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append((name, tensor))
+        room -= size
+    if len(shards) == 1:
+        _write_file(folder / "model.safetensors", shards[0], decoder)
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, shard, decoder)
+        places |= {name: file for name, _ in shard}
+    total = sum(_size(tensor) for _, tensor in wanted)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_json_atomic(folder / "model.safetensors.index.json", index)
+
+
+def streamed_self_test(path: LayerPath) -> SelfTest:
+    """The self-test of a path through a streamed model: one walk, and so one new token."""
+    decoder = path.decoder
+    ids = self_test_ids(decoder.config)
+    job = _LastToken(decoder, ids)
+    walk(PathTrie([path]), [job])
+    new = job.logits[:1].argmax(dim=-1, keepdim=True)
+    return SelfTest(ids, job.logits, torch.cat([ids[:1], new], dim=1))
+
+
+class _LastToken(Job):
+    """Logits at the last token of a batch."""
+
+    def __init__(self, decoder: object, ids: Tensor) -> None:
+        assert isinstance(decoder, StreamedDecoder)
+        self.decoder = decoder
+        self.ids = ids
+        self.logits = torch.empty(0)
+
+    def inputs(self) -> Inputs:
+        return self.ids, None, None
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        return hidden[:, -1]
+
+    def finish(self, index: int, kept: Tensor) -> None:
+        self.logits = self.decoder.leave(kept).float().cpu().clone()
+
+
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """What a file has to hold: every distinct tensor under its first name."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _write_file(file: Path, tensors: list[tuple[str, Tensor]], decoder: StreamedDecoder) -> None:
+    """Write one safetensors file, a tensor at a time."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors:
+        size = _size(tensor)
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("xb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in tensors:
+            key = decoder.key_of(tensor) if tensor.is_meta else None
+            assert key is not None or not tensor.is_meta
+            value = tensor.detach() if key is None else decoder.source.read(key, tensor.dtype)
+            stream.write(memory_of(value.cpu().contiguous()))
