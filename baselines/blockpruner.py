@@ -22,6 +22,7 @@ from streamline.loss_search import LossSearch
 from streamline.losses import loss_sample
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
+from streamline.progress import part
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class BlockPruner(Method):
                 return rounds, last
             rounds.append(earlier)
             gone.append(earlier.unit)
+        expected = target * len(halves.units) / halves.n_removed(halves.units)
         losses = LossSearch([halves.path([unit]) for unit in halves.units], tokens)
         while len(gone) < len(halves.units):
             alive = [i for i, unit in enumerate(halves.units) if unit not in gone]
@@ -132,10 +134,9 @@ class BlockPruner(Method):
             if self.width is not None and rounds:
                 tried = tried[: self.width]
             tried.sort()
-            found = losses.least(
-                [halves.path([*gone, halves.units[i]]) for i in tried],
-                all_losses=self.width is not None,
-            )
+            paths = [halves.path([*gone, halves.units[i]]) for i in tried]
+            with part(len(gone), max(expected, len(gone) + 1)):
+                found = losses.least(paths, all_losses=self.width is not None)
             for i, loss in zip(tried, found.losses, strict=True):
                 last[i] = last[i] if loss is None else loss
             best = tried[found.index]

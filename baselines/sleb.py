@@ -19,6 +19,7 @@ from streamline.losses import loss_sample
 from streamline.method import Method, Pruned, Size
 from streamline.paths import Path, dense_path
 from streamline.plan import Plan
+from streamline.progress import part
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class SLEB(Method):
         while len(rounds) < n_remove:
             places = self._candidates(len(nodes))
             paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in places]
-            found = losses.least(paths)
+            with part(len(rounds), n_remove):
+                found = losses.least(paths)
             removed = nodes.pop(places[found.index])
             rounds.append(
                 Round(removed.layer, found.loss, found.layer_runs, found.naive_layer_runs)
