@@ -164,11 +164,11 @@ def test_running_out_of_memory_loses_no_answer(
     requests = [*questions(8), *questions(8, task="u", seed=1)]
     walk, sizes = scoring._walk, []
 
-    def scarce(trie: PathTrie, batch: Batch) -> list[scoring.Answers]:
+    def scarce(trie: PathTrie, batch: Batch, in_blocks: bool) -> list[scoring.Answers]:
         sizes.append(batch.cost)
         if batch.cost > 150:
             raise error
-        return walk(trie, batch)
+        return walk(trie, batch, in_blocks)
 
     monkeypatch.setattr(scoring, "_walk", scarce)
     budget = TokenBudget(4096)
@@ -181,7 +181,7 @@ def test_running_out_of_memory_loses_no_answer(
 
 
 def test_a_request_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(trie: PathTrie, batch: Batch) -> list[scoring.Answers]:
+    def never(trie: PathTrie, batch: Batch, in_blocks: bool) -> list[scoring.Answers]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(scoring, "_walk", never)

@@ -28,19 +28,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from streamline.compiled import CompiledLayers
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder, submodule
 from streamline.distributed import WHOLE, Share, agreed, spread, team
+from streamline.evaluation.batch_inputs import Scored, blocks_for, inputs_of
 from streamline.evaluation.packing import Batch, Request, dealt, halved, pack
 from streamline.evaluation.room import Room
 from streamline.evaluation.token_budget import TokenBudget
-from streamline.evaluation.tree_attention import (
-    Block,
-    block_attention,
-    blocks_of,
-    split,
-    tree_mask,
-)
+from streamline.evaluation.tree_attention import block_attention
 from streamline.evaluation.tree_length import announce, tree_length
 from streamline.paths import Path, PathTrie
 
@@ -50,7 +46,6 @@ Progress = Callable[[int, int], None]
 """Called after each batch with the tokens done and the tokens in all."""
 _Part = tuple[NDArray[np.int64], list["Answers"]]
 
-_BLOCK = 96  # tokens of an attention block; measured on CPUs
 _LOGITS = 1 << 22  # most logits held at once by the head
 
 
@@ -69,12 +64,17 @@ class Answers:
     greedy: NDArray[np.bool_]
     n_tokens: NDArray[np.int64]
 
+    def part(self, which: slice) -> Answers:
+        """The answers to some of the requests."""
+        return Answers(self.loglikelihood[which], self.greedy[which], self.n_tokens[which])
+
 
 def score(
     paths: Sequence[Path],
     requests: Sequence[Request],
     *,
     batch_tokens: int | TokenBudget | None = None,
+    compiled: bool = False,
     progress: Progress | None = None,
 ) -> list[Answers]:
     """Answer every request for every path.
@@ -84,24 +84,24 @@ def score(
         requests: What to score, in any order and of any number of tasks.
         batch_tokens: Most tokens of a batch; None takes the default of the device, a budget
             finds what suits it.
+        compiled: Whether layers are compiled first; see :mod:`streamline.compiled`.
         progress: Told the tokens done and in all after each batch.
 
     Returns:
         One set of answers per path, in the order of ``requests``.
     """
     n = len(requests)
-    out = [
-        Answers(np.zeros(n), np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64))
-        for _ in paths
-    ]
+    out = [Answers(np.zeros(n), np.zeros(n, bool), np.zeros(n, np.int64)) for _ in paths]
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
     found: Iterable[_Part]
     if team().share.size == 1 or any(path.decoder.streamed for path in paths):
-        found = score_batches(paths, requests, batch_tokens=budget, progress=progress)
+        found = score_batches(
+            paths, requests, batch_tokens=budget, compiled=compiled, progress=progress
+        )
     else:
-        work = _Work(paths, requests)
+        work = _Work(paths, requests, compiled)
         tokens = agreed(work.tokens(budget))
-        shares = spread(_share, paths, requests, tokens, progress=progress)
+        shares = spread(_share, paths, requests, tokens, compiled, progress=progress)
         found = [part for parts, _ in shares for part in parts]
         budget.shrink(work.tries, work.width, min((x for _, x in shares if x), default=None))
     for indices, answers in found:
@@ -117,6 +117,7 @@ def score_batches(
     requests: Sequence[Request],
     *,
     batch_tokens: int | TokenBudget | None = None,
+    compiled: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], list[Answers]]]:
     """The same as they come, task after task, for whoever stores them on the way.
@@ -133,7 +134,7 @@ def score_batches(
         )
         return
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
-    work = _Work(paths, requests)
+    work = _Work(paths, requests, compiled)
     yield from work.parts(work.tokens(budget), progress)
     budget.shrink(work.tries, work.width, work.limit)
 
@@ -144,6 +145,7 @@ class _Work:
     Args:
         paths: What to evaluate.
         requests: What to score.
+        compiled: Whether layers are compiled first.
 
     Attributes:
         tries: The paths of each decoder.
@@ -151,8 +153,11 @@ class _Work:
         limit: Most tokens of a batch that memory has room for; None if it never ran out.
     """
 
-    def __init__(self, paths: Sequence[Path], requests: Sequence[Request]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], requests: Sequence[Request], compiled: bool = False
+    ) -> None:
         self._requests = requests
+        self._compiled = compiled
         self._n_paths = len(paths)
         self._groups = tries_of(paths)
         self.tries = [trie for trie, _ in self._groups]
@@ -161,7 +166,9 @@ class _Work:
         self.limit: int | None = None
 
     @cached_property
-    def _fast(self) -> list[FastLinears]:
+    def _fast(self) -> Sequence[FastLinears | CompiledLayers]:
+        if self._compiled:
+            return [CompiledLayers(modules_of(trie)[1:]) for trie in self.tries]
         return [FastLinears(modules_of(trie), trie.decoder.model) for trie in self.tries]
 
     def tokens(self, budget: TokenBudget) -> int:
@@ -198,7 +205,7 @@ class _Work:
         answers: list[Answers] = [_NOTHING] * self._n_paths
         for (trie, members), linears in zip(self._groups, self._fast, strict=True):
             with linears.active():
-                parts = _walk(trie, batch)
+                parts = _walk(trie, batch, in_blocks=not self._compiled)
             for index, part in zip(members, parts, strict=True):
                 answers[index] = part
         return answers
@@ -209,11 +216,12 @@ def _share(
     paths: Sequence[Path],
     requests: Sequence[Request],
     tokens: int,
+    compiled: bool,
     *,
     progress: Progress | None,
 ) -> tuple[list[_Part], int | None]:
     """One process's batches, and what its memory had room for."""
-    work = _Work(paths, requests)
+    work = _Work(paths, requests, compiled)
     return list(work.parts(tokens, progress, share)), work.limit
 
 
@@ -236,11 +244,8 @@ def batches_for(
 
 def _described(request: Request) -> str:
     """A request in words, for errors."""
-    n_tokens = len(request.context) + len(request.continuation) - 1
-    return (
-        f"a request of {n_tokens} tokens (option {request.option} of question {request.doc_id} of "
-        f"{request.task})"
-    )
+    name = f"option {request.option} of question {request.doc_id} of {request.task}"
+    return f"a request of {len(request.inputs)} tokens ({name})"
 
 
 def tries_of(paths: Sequence[Path]) -> list[tuple[PathTrie, list[int]]]:
@@ -255,7 +260,7 @@ _NOTHING = Answers(np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=n
 
 
 @torch.inference_mode()
-def _walk(trie: PathTrie, batch: Batch) -> list[Answers]:
+def _walk(trie: PathTrie, batch: Batch, in_blocks: bool = True) -> list[Answers]:
     """Run one batch along every path."""
     decoder = trie.decoder
     wanted = Scored.of(batch)
@@ -267,35 +272,13 @@ def _walk(trie: PathTrie, batch: Batch) -> list[Answers]:
         out[index] = summed(batch, logprobs, best)
 
     entry = decoder.enter(*inputs_of(batch, decoder))
-    blocks = blocks_for(batch, decoder, entry.hidden)
+    blocks = blocks_for(batch, decoder, entry.hidden) if in_blocks else None
     if blocks is None:
         trie.walk(entry, at_end)
     else:
         with block_attention(modules_of(trie), blocks):
             trie.walk(entry, at_end)
     return out
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a batch asks for.
-
-    Attributes:
-        where: Distinct places of a row laid flat whose output predicts a scored token, [P], rising.
-        picks: For each scored token its index into ``where``, [S].
-        targets: The scored tokens, [S].
-    """
-
-    where: Tensor
-    picks: Tensor
-    targets: Tensor
-
-    @classmethod
-    def of(cls, batch: Batch) -> Scored:
-        """What one batch asks for."""
-        places, inverse = np.unique(batch.scored, return_inverse=True)
-        targets = torch.from_numpy(batch.targets)
-        return cls(torch.from_numpy(places), torch.from_numpy(inverse.reshape(-1)), targets)
 
 
 def summed(batch: Batch, logprobs: NDArray[np.float32], greedy: NDArray[np.bool_]) -> Answers:
@@ -306,34 +289,6 @@ def summed(batch: Batch, logprobs: NDArray[np.float32], greedy: NDArray[np.bool_
         np.logical_and.reduceat(greedy, starts),
         batch.counts,
     )
-
-
-def inputs_of(batch: Batch, decoder: Decoder) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What a model is entered with: tokens [B, T], mask and positions (None where not needed)."""
-    tokens = torch.from_numpy(batch.padded("tokens"))
-    if not batch.tree:
-        lengths = torch.from_numpy(batch.lengths())
-        mask = (torch.arange(batch.width) < lengths[:, None]).long()
-        return tokens, mask if len(batch.rows) > 1 else None, None
-    ends = torch.from_numpy(_ends(batch)).to(decoder.device)
-    mask = tree_mask(ends, decoder.dtype)
-    return tokens, mask, torch.from_numpy(batch.padded("positions"))
-
-
-def blocks_for(batch: Batch, decoder: Decoder, like: Tensor) -> list[Block] | None:
-    """The blocks in which a batch is attended, or None where the whole mask serves better."""
-    if not batch.tree or len(batch.rows) > 1 or decoder.device.type != "cpu":
-        return None
-    (ends,) = _ends(batch)
-    return blocks_of(split(ends, _BLOCK), ends, like)
-
-
-def _ends(batch: Batch) -> NDArray[np.int64]:
-    """End of each token's subtree, [B, T]; padding looks at itself alone."""
-    ends = batch.padded("ends")
-    for line, row in zip(ends, batch.rows, strict=True):
-        line[len(row) :] = np.arange(len(row), batch.width) + 1
-    return ends
 
 
 def modules_of(trie: PathTrie) -> list[nn.Module]:
