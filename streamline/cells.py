@@ -15,6 +15,18 @@ from streamline.files import content_key
 from streamline.results.record import Record
 
 DENSE = "dense"
+#: Settings that a cell's numbers depend on.
+KEYED = (
+    "calibration",
+    "training",
+    "tasks",
+    "limit",
+    "perplexity",
+    "dtype",
+    "data",
+    "data_dir",
+    "batch_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -106,20 +118,7 @@ def cell_key(cell: Cell, config: RunConfig, method_repr: str, fingerprint: str) 
         64 hexadecimal digits; equal keys mean that the cell need not be computed again.
     """
     values = config.model_dump(mode="json")
-    inputs = {
-        name: values[name]
-        for name in (
-            "calibration",
-            "training",
-            "tasks",
-            "limit",
-            "perplexity",
-            "dtype",
-            "data",
-            "data_dir",
-            "batch_tokens",
-        )
-    }
+    inputs = {name: values[name] for name in KEYED}
     if inputs["training"]["post_train"] is None:
         del inputs["training"]["post_train"]  # keys are as before there was one
     if cell.recovery != "none":

@@ -20,6 +20,7 @@ from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
+from streamline.run_folder import SETTINGS, claimed, refuse_mixture
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
@@ -36,7 +37,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
         One record for each cell, failed and skipped ones included.
 
     Raises:
-        ConfigError: If the run cannot fit into the memory or on the disk of this machine.
+        ConfigError: If the run cannot fit into the memory or on the disk of this machine, another
+            run is at work in its folder, or results of other settings would stay there.
         StreamlineError: If a model, a text or a set of questions cannot be had at all.
     """
     return led(lambda: _run(config, progress or Silent()))
@@ -48,13 +50,14 @@ def _run(config: RunConfig, progress: Progress) -> list[Record]:
     from streamline.sizing import require_fit
 
     require_fit(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    settings = config.model_dump(
-        mode="json", exclude={"dry_run", "executor", "device", "device_map"}
-    )
-    write_json_atomic(config.out / "run.json", settings)
-    records = executor(config.executor).run(config, progress)
-    write_report(config.out)
+    with claimed(config.out):
+        refuse_mixture(config)
+        settings = config.model_dump(
+            mode="json", exclude={"dry_run", "executor", "device", "device_map"}
+        )
+        write_json_atomic(config.out / SETTINGS, settings)
+        records = executor(config.executor).run(config, progress)
+        write_report(config.out)
     return records
 
 
@@ -92,9 +95,10 @@ def prune_to_checkpoint(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
         cache = out.with_name(f".{out.name}.unfinished")
-        run = ModelRun(config.model_copy(update={"out": cache}), model, progress or Silent())
-        built = run.build(method, sparsity)
-        save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
+        with claimed(cache):
+            run = ModelRun(config.model_copy(update={"out": cache}), model, progress or Silent())
+            built = run.build(method, sparsity)
+            save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
         shutil.rmtree(cache, ignore_errors=True)
         return built.provenance
 
@@ -130,11 +134,11 @@ def evaluate_model(
             )
         folder = out.parent / f".{out.stem}-run"
         alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
-        folder.mkdir(parents=True, exist_ok=True)
-        record = ModelRun(alone, model, progress or Silent()).run()[0]
-        for rows in (folder / "samples").glob("*.parquet"):
-            write_bytes_atomic(out.with_suffix(".parquet"), rows.read_bytes())
-        write_json_atomic(out, record.to_json())
+        with claimed(folder):
+            record = ModelRun(alone, model, progress or Silent()).run()[0]
+            for rows in (folder / "samples").glob("*.parquet"):
+                write_bytes_atomic(out.with_suffix(".parquet"), rows.read_bytes())
+            write_json_atomic(out, record.to_json())
         return record
 
     return led(work)
