@@ -28,6 +28,7 @@ import numpy as np
 from streamline.errors import ConfigError
 from streamline.evaluation.data import fingerprint, overrides
 from streamline.evaluation.documents import full_text_ids
+from streamline.evaluation.generation_prompts import Prompt
 from streamline.evaluation.packing import Request
 from streamline.evaluation.parts import BatchTokenizer, Part, combine, option_rows
 from streamline.evaluation.tasks import TaskEntry, include_paths
@@ -38,7 +39,18 @@ if TYPE_CHECKING:
 
     from streamline.evaluation.scoring import Answers
 
-__all__ = ["Part", "build", "combine", "finish", "generate", "max_length", "task_part"]
+__all__ = [
+    "Part",
+    "asks_for_more",
+    "build",
+    "combine",
+    "continuations",
+    "finish",
+    "generate",
+    "max_length",
+    "task_part",
+    "text_of",
+]
 
 FULL_TEXT_TOKENS = 2048
 """Longest text of the mean-NLL protocol, as in the papers' runs."""
@@ -263,6 +275,73 @@ def generate(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
         )
         return list(lm.generate_until(list(part.instances), disable_tqdm=True))
+
+
+def continuations(part: Part, tokenizer: Any, *, max_length: int) -> list[Prompt]:
+    """The prompts of a task that generates text, as lm-eval's ``hf`` model encodes and cuts them.
+
+    Args:
+        part: A part that generates, and asks for the likeliest tokens (:func:`asks_for_more`).
+        tokenizer: The model's tokenizer.
+        max_length: The model's context length; longer prompts lose their beginning.
+
+    Returns:
+        One prompt per instance; its stop strings are the task's and the end-of-text token's.
+    """
+    from lm_eval.api.model import LM
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import configure_pad_token
+
+    class Recording(HFLM):  # type: ignore[misc]
+        """lm-eval's model without a model: it only keeps what would have been generated from."""
+
+        def __init__(self) -> None:
+            LM.__init__(self)
+            self.tokenizer = configure_pad_token(tokenizer)
+            self.backend = "causal"
+            self.batch_size_per_gpu = 1
+            self.truncation = False
+            self.think_end_token = None
+            self.add_bos_token = None
+            self._max_length = max_length
+            self._device = "cpu"
+            self.kept: list[Prompt] = []
+
+        def _model_generate(
+            self, context: Any, max_length: int, stop: list[str], **kwargs: Any
+        ) -> Any:
+            tokens = context[0].tolist()
+            self.kept.append(Prompt(tuple(tokens), tuple(stop), max_length - len(tokens)))
+            return context
+
+    with _quiet():
+        recording = Recording()
+        for instance in part.instances:  # one by one: lm-eval would change their order
+            recording.generate_until([instance], disable_tqdm=True)
+    return recording.kept
+
+
+def asks_for_more(part: Part) -> str | None:
+    """What a task that generates text asks for besides the likeliest tokens, or None."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    asked: set[str] = set()
+    with _quiet():
+        for instance in part.instances:
+            settings = dict(normalize_gen_kwargs(instance.args[1]))
+            plain = {"until", "max_gen_toks"} | {
+                name for name in ("do_sample", "temperature") if not settings.get(name)
+            }
+            asked |= set(settings) - plain
+    return ", ".join(sorted(asked)) or None
+
+
+def text_of(prompt: Prompt, tokens: Sequence[int], tokenizer: Any) -> str:
+    """What lm-eval's ``hf`` model answers where it has generated some tokens."""
+    from lm_eval.models.utils import postprocess_generated_text
+
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return str(postprocess_generated_text(text, list(prompt.stops), None))
 
 
 def _doc_hash(doc: Any) -> str:
