@@ -6,7 +6,7 @@ import math
 
 from streamline.benchmarks.speed.common import Options, Outcome, loaded
 from streamline.benchmarks.speed.questions import slices, task_parts
-from streamline.benchmarks.speed.scoring_row import race_scoring
+from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring
 from streamline.decoder import Decoder
 from streamline.paths import dense_path
 
@@ -35,6 +35,6 @@ def run(options: Options) -> Outcome:
             f"Both sides answer the first {asked} questions of each task; --full asks 100."
         )
     paths, cuts = [dense_path(Decoder(model))], slices(parts, n_each, options.repeats)
-    race_scoring(outcome, paths, tokenizer, cuts, half="both")
+    race_scoring(outcome, paths, tokenizer, cuts, half="both", batch_size=quick_batch(options, 8))
     outcome.facts["bf16"]["target"] = HALF_TARGET
     return outcome

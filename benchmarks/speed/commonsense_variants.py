@@ -6,7 +6,7 @@ import math
 
 from streamline.benchmarks.speed.common import Options, Outcome, loaded
 from streamline.benchmarks.speed.questions import slices, task_parts
-from streamline.benchmarks.speed.scoring_row import METHODS, frozen, race_scoring
+from streamline.benchmarks.speed.scoring_row import METHODS, frozen, quick_batch, race_scoring
 from streamline.calibration import measure, token_batches
 from streamline.decoder import Decoder
 from streamline.paths import Path, dense_path
@@ -14,7 +14,7 @@ from streamline.texts import load_texts
 
 __all__ = ["QUESTIONS", "SPARSITIES", "run", "variants"]
 
-QUESTIONS = {"quick": 3, "default": 15, "full": 100}
+QUESTIONS = {"quick": 1, "default": 3, "full": 100}
 """Questions of each task, over all repetitions, for all thirteen models."""
 SPARSITIES = (0.1, 0.15, 0.25)
 
@@ -53,5 +53,10 @@ def run(options: Options) -> Outcome:
         )
     outcome.notes.append("Replacements are untrained: their weights do not change the work.")
     return race_scoring(
-        outcome, paths, tokenizer, slices(parts, n_each, options.repeats), half="ours"
+        outcome,
+        paths,
+        tokenizer,
+        slices(parts, n_each, options.repeats),
+        half="ours",
+        batch_size=quick_batch(options, 8),
     )

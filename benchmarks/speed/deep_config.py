@@ -10,14 +10,14 @@ import torch
 
 from streamline.benchmarks.speed.common import Options, Outcome, loaded
 from streamline.benchmarks.speed.questions import slices, task_parts
-from streamline.benchmarks.speed.scoring_row import KINDS, race_scoring, replaced
+from streamline.benchmarks.speed.scoring_row import KINDS, quick_batch, race_scoring, replaced
 from streamline.decoder import Decoder
 from streamline.paths import dense_path
 from streamline.plan import Span
 
 __all__ = ["QUESTIONS", "SPANS", "deep_model", "run"]
 
-QUESTIONS = {"quick": 3, "default": 12, "full": 100}
+QUESTIONS = {"quick": 1, "default": 3, "full": 100}
 """Questions of each task, over all repetitions, for all thirteen models."""
 SPANS = (Span(24, 27), Span(22, 28), Span(21, 30))
 """About 8, 16 and 24 % of the parameters."""
@@ -60,5 +60,10 @@ def run(options: Options) -> Outcome:
             "the loop fits the time; nothing is extrapolated. --full asks 100."
         )
     return race_scoring(
-        outcome, paths, tokenizer, slices(parts, n_each, options.repeats), half="ours"
+        outcome,
+        paths,
+        tokenizer,
+        slices(parts, n_each, options.repeats),
+        half="ours",
+        batch_size=quick_batch(options, 8),
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from streamline.benchmarks.speed import questions
 from streamline.benchmarks.speed.common import Options, Outcome, loaded
-from streamline.benchmarks.speed.scoring_row import race_scoring
+from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring
 from streamline.decoder import Decoder
 from streamline.paths import dense_path
 
 __all__ = ["QUESTIONS", "SUBJECT", "run"]
 
-QUESTIONS = {"quick": 24, "default": 100, "full": 100}
+QUESTIONS = {"quick": 24, "default": 48, "full": 100}
 SUBJECT = "abstract_algebra"  # the first by name; it has exactly 100 questions
 
 
@@ -35,4 +35,11 @@ def run(options: Options) -> Outcome:
         "lm-eval's cache is on, as by default: it runs a question's prompt once for its four "
         "one-token options. What is shared here beyond that is the five examples."
     )
-    return race_scoring(outcome, [dense_path(Decoder(model))], tokenizer, cuts, half="ours")
+    return race_scoring(
+        outcome,
+        [dense_path(Decoder(model))],
+        tokenizer,
+        cuts,
+        half="ours",
+        batch_size=quick_batch(options, 16),
+    )

@@ -6,13 +6,13 @@ import math
 
 from streamline.benchmarks.speed import questions
 from streamline.benchmarks.speed.common import Options, Outcome, loaded
-from streamline.benchmarks.speed.scoring_row import race_scoring
+from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring
 from streamline.decoder import Decoder
 from streamline.paths import dense_path
 
 __all__ = ["PASSAGES", "run"]
 
-PASSAGES = {"quick": 4, "default": 6, "full": 50}
+PASSAGES = {"quick": 1, "default": 3, "full": 50}
 _EACH = 5  # questions on a passage
 
 
@@ -38,4 +38,11 @@ def run(options: Options) -> Outcome:
         "RACE itself is not at hand offline: passages are held-out documents of the packaged text, "
         "a question asks how a sentence goes on, wrong options are ends of other sentences."
     )
-    return race_scoring(outcome, [dense_path(Decoder(model))], tokenizer, cuts, half="ours")
+    return race_scoring(
+        outcome,
+        [dense_path(Decoder(model))],
+        tokenizer,
+        cuts,
+        half="ours",
+        batch_size=quick_batch(options, 16),
+    )

@@ -105,13 +105,16 @@ def _details(row: dict[str, Any]) -> list[str]:
 def _answers(facts: dict[str, Any]) -> list[str]:
     """How the answers compare, in float32 and in bfloat16."""
     out = []
-    if "batch_size_us_per_token" in facts:
+    if facts.get("batch_size_us_per_token"):
         tried = ", ".join(f"{k}: {v:.0f}" for k, v in facts["batch_size_us_per_token"].items())
         out.append(
             f"lm-eval's batch size {facts['batch_size']} (microseconds a token tried: {tried})"
         )
     if "max_difference" in facts:
-        out.append(f"largest difference of a summed log-probability: {facts['max_difference']:.1e}")
+        where = f" (of {facts['sum_there']:.0f})" if "sum_there" in facts else ""
+        out.append(
+            f"largest difference of a summed log-probability: {facts['max_difference']:.1e}{where}"
+        )
     if "accuracy" in facts:
         out.append(
             "accuracy of the dense model, the same on both sides question by question: "

@@ -70,6 +70,19 @@ def test_a_planted_grade_is_found(asked: Callable[..., Any]) -> None:
         peers.same_answers(part, [ours], [])
 
 
+def test_only_large_sums_of_pruned_models_may_differ_more() -> None:
+    part = questions.written("w", [("a", [" b", " c"], 0)], tiny_tokenizer())
+    counts = np.ones(2, dtype=np.int64)
+    theirs = Answers(np.array([-1000.0, -1500.0]), counts > 0, counts)
+    ours = altered(theirs, 4e-3)
+    found = peers.same_answers(part, [theirs, ours], [theirs, theirs])
+    assert found["max_difference"] == pytest.approx(4e-3) and found["sum_there"] == -1500
+    with pytest.raises(Disagreement, match="of model 0 differ"):
+        peers.same_answers(part, [ours], [theirs])
+    with pytest.raises(Disagreement, match="of model 1 differ by 0.00107"):
+        peers.same_answers(part, [theirs, altered(theirs, 8e-3)], [theirs, theirs])
+
+
 def test_other_token_ids_are_found(asked: Callable[..., Any]) -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     part = questions.written("w", asked(2), tokenizer)

@@ -53,7 +53,7 @@ def test_variants_row(
     monkeypatch.setattr(commonsense_variants, "load_texts", lambda *_, **__: documents)
     outcome = commonsense_variants.run(options)
     assert outcome.races[0].facts["n_models"] == 13
-    assert any("first 4 questions" in note for note in outcome.notes)
+    assert any("first 2 questions" in note for note in outcome.notes)
 
 
 def test_deep_row(
