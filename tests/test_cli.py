@@ -52,7 +52,7 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
     flags = (
         f"--models a --methods dense --tasks piqa --recovery none,lora --out {tmp_path} "
         f"--device cpu --dtype bfloat16 --executor ray --data packaged --data-dir {tmp_path} "
-        "--batch-tokens 99 --trust-remote-code --calibration wikitext2 --device-map auto"
+        "--batch-tokens 99 --trust-remote-code --calibration wikitext2 --device-map auto --compile"
     )
     assert _exit(flags) == 0
     expected = {
@@ -61,6 +61,7 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
         "out": tmp_path,
         "device": "cpu",
         "device_map": "auto",
+        "compile": True,
         "dtype": "bfloat16",
         "executor": "ray",
         "data": "packaged",

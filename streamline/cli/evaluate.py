@@ -9,6 +9,7 @@ import typer
 
 from streamline.cli.options import (
     BatchTokens,
+    Compile,
     Data,
     DataDir,
     Device,
@@ -45,6 +46,7 @@ def command(
     data_dir: DataDir = None,
     data: Data = None,
     batch_tokens: BatchTokens = None,
+    compile: Compile = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate a model on tasks and write one record."""
@@ -63,6 +65,7 @@ def command(
             data=data,
             data_dir=data_dir,
             batch_tokens=batch_tokens,
+            compile=compile,
             trust_remote_code=trust_remote_code,
         )
     )

@@ -15,6 +15,7 @@ __all__ = [
     "AsJson",
     "BatchTokens",
     "Calibration",
+    "Compile",
     "Data",
     "DataDir",
     "Device",
@@ -75,6 +76,9 @@ BatchTokens = Annotated[
 ]
 Calibration = Annotated[
     str | None, typer.Option(help="Calibration text: packaged, slimpajama, wikitext2, or a file.")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile layers for scoring; pays on a GPU.")
 ]
 Objective = Annotated[str | None, typer.Option(help="What replacements are trained on: mse or lm.")]
 TrustRemoteCode = Annotated[

@@ -10,6 +10,7 @@ import typer
 from streamline.cli.options import (
     BatchTokens,
     Calibration,
+    Compile,
     Data,
     DataDir,
     Device,
@@ -64,6 +65,7 @@ def command(
     data_dir: DataDir = None,
     data: Data = None,
     batch_tokens: BatchTokens = None,
+    compile: Compile = False,
     trust_remote_code: TrustRemoteCode = False,
     calibration: Calibration = None,
     objective: Objective = None,
@@ -90,6 +92,7 @@ def command(
             data=data,
             data_dir=data_dir,
             batch_tokens=batch_tokens,
+            compile=compile,
             trust_remote_code=trust_remote_code,
             calibration=calibration and {"texts": calibration},
             training=objective and {"objective": objective},
