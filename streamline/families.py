@@ -73,11 +73,6 @@ class Family:
     parallel: bool = False
 
     @property
-    def gated(self) -> bool:
-        """Whether the MLP multiplies a gate into its up projection."""
-        return len(self.mlp_in) == 2
-
-    @property
     def fused(self) -> bool:
         """Whether queries, keys and values come from one projection."""
         return bool(self.qkv)

@@ -9,7 +9,7 @@ Example:
 
     moments = LinearMoments(decoder.hidden_size)
     moments.update(hidden_before, hidden_after)
-    make("linear", decoder, span, init="linear", linear=ridge_map(moments))
+    make("linear", decoder, span, init="linear", linear=moments.solve())
 
 Notation: B batch, T tokens, D hidden size.
 """
@@ -67,7 +67,7 @@ def make(
         residual: Whether an ``ffn``, ``mlp`` or ``swiglu`` adds its input to its output. With
             ``init="random"`` its output projection then starts at zero.
         seed: Seed of everything random; the global random state is left as it was.
-        linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from :func:`ridge_map`.
+        linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from :meth:`LinearMoments.solve`.
 
     Returns:
         A module in float32 with gradients, on the device of the span's first layer.
@@ -89,7 +89,7 @@ def make(
     if residual and base in ("linear", "layer"):
         raise ConfigError(f"{kind} has no residual form; use residual=False")
     if init == "linear" and linear is None:
-        raise ConfigError('init="linear" needs linear=(W, b), for example from ridge_map')
+        raise ConfigError('init="linear" needs linear=(W, b), for example from LinearMoments.solve')
     if init == "linear" and prefix and len(span) > 1:
         raise ConfigError(f'{kind} over {len(span)} layers cannot start from one map; use "{base}"')
     spans = [span]
@@ -321,8 +321,3 @@ class LinearMoments:
         change = torch.linalg.solve(variance + penalty * eye, covariance).T
         bias = mean_step - change @ (mean_x + self.shift)
         return eye + change, bias
-
-
-def ridge_map(statistics: LinearMoments, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """The best linear map between the two ends of a span; see :meth:`LinearMoments.solve`."""
-    return statistics.solve(ridge)

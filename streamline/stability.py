@@ -96,6 +96,7 @@ class Stability:
         return {
             "stability": self.value,
             "stability_stderr": self.stderr,
+            "stability_nll": self.nll,
             "agreement": self.agreement,
             "counts": self.counts(),
         }

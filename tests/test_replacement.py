@@ -18,7 +18,6 @@ from streamline.replacement import (
     LinearMoments,
     added_parameters,
     make,
-    ridge_map,
     set_linear,
 )
 from streamline.testing import tiny_config, tiny_model
@@ -226,7 +225,7 @@ def test_closed_form_finds_an_exact_map() -> None:
     for _ in range(4):
         x = 100 + torch.randn(3, 50, 16, generator=generator, dtype=torch.float64)
         moments.update(x, x @ weight.T + bias)
-    found, offset = ridge_map(moments, ridge=0.0)
+    found, offset = moments.solve(ridge=0.0)
     torch.testing.assert_close(found, weight, rtol=0, atol=1e-6)
     torch.testing.assert_close(offset, bias, rtol=0, atol=1e-6)
     assert moments.n_tokens == 600

@@ -43,12 +43,10 @@ class Perplexity:
     Attributes:
         nll: Summed negative log-likelihood of the scored tokens, in nats.
         n_tokens: Scored tokens.
-        n_words: Words of the text, for perplexity per word; None if not counted.
     """
 
     nll: float
     n_tokens: int
-    n_words: int | None = None
 
     @property
     def mean_nll(self) -> float:
@@ -59,11 +57,6 @@ class Perplexity:
     def value(self) -> float:
         """Perplexity per token; infinite where the loss is too large to tell."""
         return _exp(self.mean_nll)
-
-    @property
-    def per_word(self) -> float | None:
-        """Perplexity per word, or None if words were not counted."""
-        return None if self.n_words is None else _exp(self.nll / self.n_words)
 
 
 def text_windows(text: str, tokenizer: Any, length: int = 2048) -> Tensor:
@@ -95,7 +88,6 @@ def perplexity(
     windows: Tensor,
     *,
     batch_tokens: int | TokenBudget | None = None,
-    n_words: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Perplexity]:
     """Score a text for every path.
@@ -105,7 +97,6 @@ def perplexity(
         windows: Token ids, [N, T], T at least 2.
         batch_tokens: Most tokens of a batch; a window is never cut. None takes the default of
             the device, a budget finds what suits it.
-        n_words: Words of the text, handed on.
         progress: Told the windows done and in all after each batch.
 
     Returns:
@@ -124,7 +115,7 @@ def perplexity(
         from streamline.streaming_scores import nll_streamed
 
         nlls = nll_streamed(paths, windows, batch_tokens=batch_tokens, progress=progress)
-        return [Perplexity(float(nll), n_tokens, n_words) for nll in nlls]
+        return [Perplexity(float(nll), n_tokens) for nll in nlls]
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
     work = _Work(paths)
     tokens = budget.tokens(work.tries, work=windows.numel(), width=length, attempt=work.attempt)
@@ -134,7 +125,7 @@ def perplexity(
     for nll in woven([nlls for nlls, _ in shares]):
         totals += nll
     budget.shrink(work.tries, length, min((x for _, x in shares if x), default=None))
-    return [Perplexity(float(total), n_tokens, n_words) for total in totals]
+    return [Perplexity(float(total), n_tokens) for total in totals]
 
 
 class _Work:
