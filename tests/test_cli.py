@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -76,11 +78,14 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
 def test_a_failed_cell_is_named_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failed = _record(status="failed", reason="RuntimeError: no memory")
-    monkeypatch.setattr(pipeline, "run", lambda config, progress: [_record(), failed])
+    failed = [
+        _record(status="failed", reason="RuntimeError: no memory", sparsity=sparsity)
+        for sparsity in (0.25, 0.5)
+    ]
+    monkeypatch.setattr(pipeline, "run", lambda config, progress: [_record(), *failed])
     assert _exit("--models a --methods dense") == 1
     error = capsys.readouterr().err
-    assert "failed: m shortgpt@0.25: RuntimeError: no memory" in error
+    assert error == "failed: m shortgpt@0.25, m shortgpt@0.5: RuntimeError: no memory\n"
 
 
 def test_an_error_of_ours_is_one_message_and_exits_with_2(
@@ -218,7 +223,10 @@ def test_prune_and_evaluate_hand_over_checked_values(
 
     def evaluate(model: str, **rest: Any) -> Record:
         calls.append((model, rest))
-        return _record(tasks={"piqa": {"metric": "acc", "value": 0.5, "n": 4}})
+        return _record(
+            tasks={"piqa": {"metric": "acc", "value": 2 / 3, "n": 4}},
+            summary={"perplexity": {"heldout": 12.34567}},
+        )
 
     monkeypatch.setattr(pipeline, "evaluate_model", evaluate)
     assert _exit(f"prune a --method shortgpt --sparsity 0.3 --seed 4 --out {tmp_path}/c") == 0
@@ -228,7 +236,9 @@ def test_prune_and_evaluate_hand_over_checked_values(
     assert (pruned["config"].seeds, pruned["out"]) == ((4,), tmp_path / "c")
     assert (folder, evaluated["out"]) == (f"{tmp_path}/c", tmp_path / "r.json")
     assert (evaluated["config"].tasks, evaluated["config"].limit) == (("piqa",), 4)
-    assert "piqa  acc     0.5    -       4" in capsys.readouterr().out
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["piqa", "acc", "0.6667", "-", "4"] in rows
+    assert ["heldout", "perplexity", "12.35", "-", "-"] in rows
 
 
 def test_validate_shows_every_check_and_fails_with_1(
@@ -246,3 +256,22 @@ def test_validate_shows_every_check_and_fails_with_1(
     out = capsys.readouterr().out
     assert "the class attribute paper must be a str and not empty, got ''" in out
     assert "1 failed" in out
+
+
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["streamline", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("streamline", run_name="__main__")
+    assert capsys.readouterr().out.startswith("streamline-bench ")
+
+
+def test_only_the_first_of_several_processes_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert _exit("--version") == 0
+        assert len(capsys.readouterr().out.splitlines()) == lines

@@ -1,0 +1,8 @@
+"""``python -m streamline``: the command line, for launchers that take a module."""
+
+from __future__ import annotations
+
+from streamline.cli.main import main
+
+if __name__ == "__main__":
+    main()
