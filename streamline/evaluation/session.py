@@ -150,7 +150,7 @@ class Session:
             "unavailable": self.unavailable,
             "texts": {text.name: text.provenance for text in self._texts},
             "batches": self.materials.facts(),
-            "scoring": {"batch_tokens": self.budget.facts()},
+            "scoring": {"batch_tokens": self.budget.facts(), "compiled": self.config.compile},
         }
 
     def _available(self, entry: TaskEntry) -> bool:
@@ -209,6 +209,7 @@ class Session:
                 list(paths.values()),
                 part.requests,
                 batch_tokens=self.budget,
+                compiled=self.config.compile,
                 progress=self.progress.step,
             )
         seconds = (time.perf_counter() - start) / len(paths)
