@@ -26,6 +26,17 @@ def test_a_table_is_aligned_and_shows_what_is_missing(capsys: pytest.CaptureFixt
     ]
 
 
+def test_on_a_terminal_a_table_is_cut_to_its_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    show_table([{"name": "n" * 30, "title": "t" * 30, "k": 0.123456}], ("name", "title", "k"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 40
+    assert lines[2].split() == ["n" * 14 + "…", "t" * 14 + "…", "0.1235"]
+
+
 def test_a_table_without_rows_has_its_headings(capsys: pytest.CaptureFixture[str]) -> None:
     show_table([], ("name", "value"))
     assert capsys.readouterr().out.splitlines() == ["name  value", "----  -----"]
@@ -96,9 +107,14 @@ def test_the_display_fits_standard_error(
 
 @pytest.mark.parametrize("kind", [Bar, Log])
 def test_progress_ends_after_an_error(kind: type[Bar] | type[Log]) -> None:
-    before = threading.active_count()
     with pytest.raises(RuntimeError, match="a fault"), kind(Console(stderr=True)) as display:
         display.stage("train", 2)
         display.step(1, 2)
         raise RuntimeError("a fault")
+
+
+def test_a_log_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    with Log(Console(stderr=True)):
+        assert threading.active_count() == before + 1
     assert threading.active_count() == before

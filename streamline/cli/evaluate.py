@@ -75,7 +75,14 @@ def command(
     with progress_display() as display:
         record = pipeline.evaluate_model(model, out=out, config=config, progress=display)
     rows = [{"task": name, **result.model_dump()} for name, result in record.tasks.items()]
+    rows += [
+        {"task": name, "metric": "perplexity", "value": value}
+        for name, value in record.summary.perplexity.items()
+    ]
     show_table(rows, ("task", "metric", "value", "stderr", "n"))
     if record.status == "failed":
         show_failure(model, record.reason)
+        raise typer.Exit(1)
+    if not rows:
+        show_failure(model, "no question of any of the tasks is here; see what was left out above")
         raise typer.Exit(1)

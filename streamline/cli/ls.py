@@ -34,7 +34,7 @@ _COLUMNS = {
     Kind.METHODS: ("name", "paper", "families", "trains"),
     Kind.MODELS: ("name", "source", "family", "n_layers"),
     Kind.TASKS: ("name", "kind", "protocol", "metric", "shots", "n_items", "groups"),
-    Kind.SUITES: ("name", "title", "source"),
+    Kind.SUITES: ("name", "title"),
 }
 
 

@@ -113,8 +113,11 @@ def command(
         records = pipeline.run(config, progress=display)
     show_results(records)
     typer.echo(f"report: {config.out / 'report.html'}")
-    failed = [record for record in records if record.status == "failed"]
-    for record in failed:
-        show_failure(f"{record.model} {label(record)}", record.reason)
+    failed: dict[str | None, list[str]] = {}
+    for record in records:
+        if record.status == "failed":
+            failed.setdefault(record.reason, []).append(f"{record.model} {label(record)}")
+    for reason, names in failed.items():
+        show_failure(", ".join(names), reason)
     if failed:
         raise typer.Exit(1)

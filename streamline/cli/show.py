@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,7 @@ def show_json(value: Any) -> None:
 
 
 def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows to standard output, one line each, as wide as they need to be.
+    """Write rows to standard output, one line each; on a terminal cut to its width.
 
     Args:
         rows: Mappings; a missing or None value shows as ``-``.
@@ -58,8 +60,15 @@ def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
     """
     lines = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    while room is not None and sum(widths) + 2 * len(widths) - 2 > max(room, 12 * len(widths)):
+        widths[widths.index(max(widths))] -= 1
     for cells in [list(columns), ["-" * width for width in widths], *lines]:
-        print("  ".join(map(str.ljust, cells, widths)).rstrip())
+        print("  ".join(map(_fitted, cells, widths)).rstrip())
+
+
+def _fitted(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
 
 
 def _cell(value: Any) -> str:
@@ -67,6 +76,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if value < 10_000 else f"{value:,.0f}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return str(value)
