@@ -55,7 +55,8 @@ def assess(result: CellResult, dense: CellResult) -> Assessment:
 
     Returns:
         The figures; stability is None for tasks without options, and an average over tasks is
-        None if one of them is.
+        None if one of them is, or if they were scored by different protocols: then ``by_protocol``
+        of the summary has the averages of each.
 
     Raises:
         ConfigError: If the two answered different questions.
@@ -69,28 +70,38 @@ def assess(result: CellResult, dense: CellResult) -> Assessment:
     for name, facts in result.tasks.items():
         measured = _stability(facts["subtasks"], other, own)
         tasks[name] = {key: value for key, value in facts.items() if key != "subtasks"} | {
-            "stability": measured.value,
-            "stability_stderr": measured.stderr,
-            "stability_nll": measured.nll,
-            "agreement": measured.agreement,
-            "counts": {
-                "both_right": measured.both_right,
-                "lost": measured.lost,
-                "gained": measured.gained,
-                "both_wrong": measured.both_wrong,
-            },
+            **measured.to_fields(),
         }
-    accuracy = {name: facts["value"] for name, facts in result.tasks.items()}
-    reference = {name: facts["value"] for name, facts in dense.tasks.items()}
-    summary = {
+    protocols: dict[str, list[str]] = {}
+    for name, facts in result.tasks.items():
+        protocols.setdefault(str(facts.get("protocol")), []).append(name)
+    averages = {
+        protocol: _averages({name: tasks[name] for name in names}, dense.tasks)
+        for protocol, names in protocols.items()
+    }
+    whole = _averages(tasks if len(protocols) == 1 else {}, dense.tasks)
+    summary: dict[str, Any] = {
+        **whole,
+        "perplexity": {name: facts["value"] for name, facts in result.perplexity.items()},
+        "perplexity_facts": result.perplexity,
+    }
+    if len(protocols) > 1:
+        summary["by_protocol"] = averages
+    return Assessment(tasks, summary)
+
+
+def _averages(
+    tasks: Mapping[str, Mapping[str, Any]], dense: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float | None]:
+    """The averages over some tasks; None each for no task."""
+    accuracy = {name: facts["value"] for name, facts in tasks.items()}
+    reference = {name: dense[name]["value"] for name in tasks if name in dense}
+    return {
         "accuracy": average(accuracy),
         "relative_accuracy": relative_accuracy(accuracy, reference),
         "stability": average({name: facts["stability"] for name, facts in tasks.items()}),
         "agreement": average({name: facts["agreement"] for name, facts in tasks.items()}),
-        "perplexity": {name: facts["value"] for name, facts in result.perplexity.items()},
-        "perplexity_facts": result.perplexity,
     }
-    return Assessment(tasks, summary)
 
 
 def _stability(

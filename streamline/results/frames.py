@@ -26,6 +26,7 @@ __all__ = [
     "CELL",
     "collapsed_tasks",
     "cost_frame",
+    "protocol_of",
     "results_frame",
     "seeds_frame",
     "sort_records",
@@ -197,6 +198,15 @@ def collapsed_tasks(record: Record) -> dict[str, TaskResult]:
     }
 
 
+def protocol_of(task: str, result: TaskResult) -> str | None:
+    """How a task was scored: by its record, else by the table of tasks; None if neither knows."""
+    from streamline.evaluation.tasks import TASKS
+
+    recorded = (result.model_extra or {}).get("protocol")
+    entry = TASKS.get(task)
+    return str(recorded) if recorded else (entry.protocol if entry is not None else None)
+
+
 def _mean_result(block: list[TaskResult]) -> TaskResult:
     """The macro average of subjects."""
     extras = [result.model_extra or {} for result in block]
@@ -210,6 +220,7 @@ def _mean_result(block: list[TaskResult]) -> TaskResult:
         "stability_stderr": _mean_error([extra.get("stability_stderr") for extra in extras]),
         "agreement": _mean([extra.get("agreement") for extra in extras]),
         "version": extras[0].get("version"),
+        "protocol": extras[0].get("protocol"),
         "subjects": len(block),
     }
     if all(isinstance(item, dict) for item in counts):

@@ -9,23 +9,39 @@ Example::
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamline.results.frames import collapsed_tasks
+from streamline.errors import ConfigError, UnknownNameError
+from streamline.results.frames import collapsed_tasks, protocol_of
 from streamline.results.record import Record, TaskResult
 
 __all__ = ["Provenance", "TaskFacts", "provenance"]
 
 _UNKNOWN = "not recorded"
+_FLAGS = {
+    "models": "--models",
+    "methods": "--methods",
+    "sparsities": "--sparsities",
+    "tasks": "--tasks",
+    "limit": "--limit",
+    "seeds": "--seed",
+    "recovery": "--recovery",
+    "dtype": "--dtype",
+    "data": "--data",
+    "data_dir": "--data-dir",
+}
+"""Fields of a run that decide its figures, and their flags."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """One task: its metric, number of questions, split, shots and version, as text."""
+    """One task: its protocol, metric, number of questions, split, shots and version, as text."""
 
     name: str
+    protocol: str
     metric: str
     n: str
     split: str
@@ -100,7 +116,7 @@ def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Proven
         methods=methods,
         data={name: ", ".join(values) for name, values in data.items()},
         settings=dict(_flat(settings)),
-        command=f"streamline-bench --suite {suite}" if suite else _command(records, settings),
+        command=_suite_command(str(suite), settings) if suite else _command(records, settings),
     )
 
 
@@ -118,12 +134,30 @@ def _task(name: str, result: TaskResult, settings: Mapping[str, Any]) -> TaskFac
     subjects = f" in {extra['subjects']} subjects" if "subjects" in extra else ""
     return TaskFacts(
         name=name,
+        protocol=protocol_of(name, result) or _UNKNOWN,
         metric=result.metric,
         n=_UNKNOWN if result.n is None else f"{result.n}{subjects}",
         split=str(split or _UNKNOWN),
         shots=_UNKNOWN if shots is None else str(shots),
         version=_text(extra.get("version")),
     )
+
+
+def _suite_command(suite: str, settings: Mapping[str, Any]) -> str:
+    """The command line of a run that came from a suite, with the flags that it was given."""
+    from streamline.config import build_config
+
+    words = ["streamline-bench", "--suite", suite]
+    try:
+        usual = build_config({}, suite=suite).model_dump(mode="json")
+    except (ConfigError, UnknownNameError):  # not at hand: its name is all that can be said
+        return " ".join(words)
+    for name, flag in _FLAGS.items():
+        value = settings.get(name)
+        if value is not None and value != usual.get(name):
+            shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [flag, shown]
+    return shlex.join(words)
 
 
 def _command(records: Sequence[Record], settings: Mapping[str, Any]) -> str:

@@ -12,10 +12,10 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from streamline.results.frames import collapsed_tasks, sort_records
+from streamline.results.frames import collapsed_tasks, protocol_of, sort_records
 from streamline.results.metrics import METRICS
 from streamline.results.record import Record, Summary, TaskResult
 
@@ -25,6 +25,7 @@ __all__ = [
     "cost_table",
     "figure",
     "percent",
+    "protocol_notes",
     "results_table",
     "run_tables",
     "seeds_table",
@@ -32,6 +33,11 @@ __all__ = [
 ]
 
 MISSING = "-"
+_PROTOCOLS = {
+    "lm-eval": "Scored as by lm-eval",
+    "opencompass-ppl": "Scored as by OpenCompass, mean NLL of the whole text",
+    "gen": "Generated",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ def results_table(records: Sequence[Record], stderr: bool = True) -> Table:
     tasks = _task_columns(ordered)
     texts = list(dict.fromkeys(text for record in ordered for text in record.summary.perplexity))
     heads, names = _names(ordered)
-    rows, notes = [], _state_notes(ordered)
+    rows, notes = [], [*_state_notes(ordered), *protocol_notes(ordered)]
     for record, name in zip(ordered, names, strict=True):
         results = {(task, item.metric): item for task, item in collapsed_tasks(record).items()}
         rows.append(
@@ -122,7 +128,7 @@ def results_table(records: Sequence[Record], stderr: bool = True) -> Table:
             "relative\n%",
             "stability\n%",
             *(f"perplexity\n{text}" for text in texts),
-            *(f"{_short(task)}\n{metric}" for task, metric in tasks),
+            *_task_heads(tasks),
         ),
         rows=tuple(rows),
         keys=len(heads),
@@ -168,11 +174,12 @@ def stability_table(records: Sequence[Record], stderr: bool = True) -> Table:
             *heads,
             "average",
             "agreement",
-            *(f"{_short(task)}\n{metric}" for task, metric in tasks),
+            *_task_heads(tasks),
         ),
         rows=tuple(rows),
         keys=len(heads),
         sections=_sections(ordered),
+        notes=tuple(protocol_notes(ordered)),
     )
 
 
@@ -345,9 +352,32 @@ def _sections(records: Sequence[Record]) -> frozenset[int]:
     )
 
 
-def _short(task: str) -> str:
-    """A task's name without the prefix that all of this package's tasks bear."""
-    return task.removeprefix("streamline_")
+def _task_heads(tasks: Sequence[tuple[str, str]]) -> list[str]:
+    """A task's name and metric; the prefix of this package's tasks goes where it is not needed."""
+    names = {task for task, _ in tasks}
+    return [f"{_short(task, names)}\n{metric}" for task, metric in tasks]
+
+
+def _short(task: str, names: Collection[str]) -> str:
+    short = task.removeprefix("streamline_")
+    return task if short in names else short
+
+
+def protocol_notes(records: Sequence[Record]) -> list[str]:
+    """How the tasks were scored, and that nothing is averaged over several ways."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for task, result in collapsed_tasks(record).items():
+            found.setdefault(protocol_of(task, result) or "", {})[task] = None
+    names = {task for tasks in found.values() for task in tasks}
+    notes = [
+        f"{_PROTOCOLS.get(protocol, protocol)}: {', '.join(_short(task, names) for task in tasks)}."
+        for protocol, tasks in found.items()
+        if protocol
+    ]
+    if len(found) > 1:
+        notes.append("Tasks scored in different ways have no average over all of them.")
+    return notes
 
 
 def _model(records: Sequence[Record]) -> str:

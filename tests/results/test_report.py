@@ -116,7 +116,7 @@ def test_the_page_stands_alone(made):
 def test_the_report_says_what_its_figures_stand_on(made):
     text = (made / "report.md").read_text()
     assert "**Validation splits:**" in text
-    assert "| hellaswag | acc_norm | 40 | validation | 0 | 1 |" in text
+    assert "| hellaswag | lm-eval | acc_norm | 40 | validation | 0 | 1 |" in text
     assert "- torch: `2.13.0`" in text
     assert "- shortgpt: `shortgpt()`" in text
     assert "--methods dense,random-layers" in text
@@ -225,6 +225,13 @@ def test_what_is_not_recorded_is_said_to_be_so(run_folder):
     assert {task.split for task in facts.tasks} == {"not recorded"}
     assert facts.states == {"ok": 13, "failed": 1, "skipped": 1}
     assert facts.seeds == [0, 1]
+    given = {"suite": "paper-table1", "models": ["m"], "limit": 50, "data_dir": "my data"}
+    assert provenance(load(run_folder), given | {"methods": None}).command == (
+        "streamline-bench --suite paper-table1 --models m --limit 50 --data-dir 'my data'"
+    )
+    assert (
+        provenance(load(run_folder), {"suite": "gone"}).command == "streamline-bench --suite gone"
+    )
     assert provenance(load(run_folder), {"suite": "embedded"}).command == (
         "streamline-bench --suite embedded"
     )

@@ -56,6 +56,28 @@ def test_a_task_is_shown_under_its_metric_and_two_metrics_never_share_a_column()
     assert column(table, "wikitext2\nperplexity") == ["-", "-", "12.3"]
 
 
+def test_the_way_of_scoring_is_named_and_no_name_stands_for_two_tasks():
+    tasks = {
+        "piqa": {"metric": "acc", "value": 0.7},
+        "streamline_piqa": {"metric": "acc", "value": 0.6, "protocol": "opencompass-ppl"},
+        "streamline_c3": {"metric": "acc", "value": 0.5},
+        "of_another_package": {"metric": "acc", "value": 0.4},
+    }
+    table = results_table([record(tasks=tasks)])
+    assert table.columns[-4:] == (
+        "piqa\nacc",
+        "streamline_piqa\nacc",
+        "c3\nacc",
+        "of_another_package\nacc",
+    )
+    assert table.notes == (
+        "Scored as by lm-eval: piqa.",
+        "Scored as by OpenCompass, mean NLL of the whole text: streamline_piqa, c3.",
+        "Tasks scored in different ways have no average over all of them.",
+    )
+    assert table.notes[:2] == stability_table([record(tasks=tasks)]).notes[:2]
+
+
 def test_failed_and_skipped_cells_are_rows_with_their_reason(run_folder):
     table = results_table(load(run_folder))
     rows = {row[0]: row for row in table.rows}
