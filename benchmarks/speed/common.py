@@ -34,8 +34,8 @@ from streamline.environment import versions
 from streamline.errors import StreamlineError
 
 __all__ = [
-    "Disagreement", "Options", "Outcome", "Race", "contest", "loaded", "machine", "peak_bytes",
-    "profile", "require_close", "require_equal",
+    "Disagreement", "Options", "Outcome", "Race", "contest", "counted", "loaded", "machine",
+    "peak_bytes", "profile", "require_close", "require_equal",
 ]  # fmt: skip
 
 Size = Literal["quick", "default", "full"]
@@ -256,6 +256,11 @@ def require_close(
             f"{float(other[place]):.8g}), more than {tolerance:g}; no time is reported"
         )
     return worst
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 question``, ``2 questions``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 @lru_cache(maxsize=2)

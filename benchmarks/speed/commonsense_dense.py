@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from streamline.benchmarks.speed.common import Options, Outcome, loaded
+from streamline.benchmarks.speed.common import Options, Outcome, counted, loaded
 from streamline.benchmarks.speed.questions import slices, task_parts
-from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring
+from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring, subset
 from streamline.decoder import Decoder
 from streamline.paths import dense_path
 
@@ -26,14 +26,11 @@ def run(options: Options) -> Outcome:
     parts = task_parts(["commonsense"], tokenizer, model, asked)
     outcome = Outcome(
         name="commonsense_dense",
-        work=f"six commonsense tasks, dense, {asked} questions each",
+        work=f"six commonsense tasks, dense, {counted(asked, 'question')} each",
         against="lm-eval hf, its best batch size of 8, 16, 32",
         target=2.5,
     )
-    if asked < QUESTIONS["full"]:
-        outcome.notes.append(
-            f"Both sides answer the first {asked} questions of each task; --full asks 100."
-        )
+    outcome.notes += subset(asked, QUESTIONS["full"])
     paths, cuts = [dense_path(Decoder(model))], slices(parts, n_each, options.repeats)
     race_scoring(outcome, paths, tokenizer, cuts, half="both", batch_size=quick_batch(options, 8))
     outcome.facts["bf16"]["target"] = HALF_TARGET

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 
-from streamline.benchmarks.speed.common import Options, Outcome, loaded
+from streamline.benchmarks.speed.common import Options, Outcome, counted, loaded
 from streamline.benchmarks.speed.questions import slices, task_parts
-from streamline.benchmarks.speed.scoring_row import METHODS, frozen, quick_batch, race_scoring
+from streamline.benchmarks.speed.scoring_row import (
+    METHODS,
+    frozen,
+    quick_batch,
+    race_scoring,
+    subset,
+)
 from streamline.calibration import measure, token_batches
 from streamline.decoder import Decoder
 from streamline.paths import Path, dense_path
@@ -41,16 +47,12 @@ def run(options: Options) -> Outcome:
     asked = n_each * options.repeats
     outcome = Outcome(
         name="commonsense_variants",
-        work=f"the same, dense + 12 depth variants (four kinds, three sparsities), {asked} "
-        "questions of each task for all 13 models",
+        work=f"the same, dense + 12 depth variants (four kinds, three sparsities), "
+        f"{counted(asked, 'question')} of each task for all 13 models",
         against="a loop of lm-eval hf over the 13 models",
         target=4.5,
     )
-    if asked < QUESTIONS["full"]:
-        outcome.notes.append(
-            f"Both sides answer the first {asked} questions of each task instead of 100, so that "
-            "the loop fits the time; nothing is extrapolated. --full asks 100."
-        )
+    outcome.notes += subset(asked, QUESTIONS["full"])
     outcome.notes.append("Replacements are untrained: their weights do not change the work.")
     return race_scoring(
         outcome,

@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 
-from streamline.benchmarks.speed.common import Options, Outcome, loaded
+from streamline.benchmarks.speed.common import Options, Outcome, counted, loaded
 from streamline.benchmarks.speed.questions import slices, task_parts
-from streamline.benchmarks.speed.scoring_row import KINDS, quick_batch, race_scoring, replaced
+from streamline.benchmarks.speed.scoring_row import (
+    KINDS,
+    quick_batch,
+    race_scoring,
+    replaced,
+    subset,
+)
 from streamline.decoder import Decoder
 from streamline.paths import dense_path
 from streamline.plan import Span
@@ -49,16 +55,12 @@ def run(options: Options) -> Outcome:
     outcome = Outcome(
         name="deep_config",
         work=f"the same tasks, 32-layer Llama config of the same width, random weights, dense + 12 "
-        f"variants with spans {', '.join(f'[{s.start}, {s.stop})' for s in SPANS)}, {asked} "
-        "questions of each task for all 13 models",
+        f"variants with spans {', '.join(f'[{s.start}, {s.stop})' for s in SPANS)}, "
+        f"{counted(asked, 'question')} of each task for all 13 models",
         against="a loop of lm-eval hf over the 13 models",
         target=7.0,
     )
-    if asked < QUESTIONS["full"]:
-        outcome.notes.append(
-            f"Both sides answer the first {asked} questions of each task instead of 100, so that "
-            "the loop fits the time; nothing is extrapolated. --full asks 100."
-        )
+    outcome.notes += subset(asked, QUESTIONS["full"])
     return race_scoring(
         outcome,
         paths,

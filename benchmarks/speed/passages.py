@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from streamline.benchmarks.speed import questions
-from streamline.benchmarks.speed.common import Options, Outcome, loaded
+from streamline.benchmarks.speed.common import Options, Outcome, counted, loaded
 from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring
 from streamline.decoder import Decoder
 from streamline.paths import dense_path
@@ -29,8 +29,8 @@ def run(options: Options) -> Outcome:
     ]
     outcome = Outcome(
         name="passages",
-        work=f"{n_each * options.repeats} passages of about 1,800 characters, five questions each, "
-        "four options (RACE's shape)",
+        work=f"{counted(n_each * options.repeats, 'passage')} of about 1,800 characters, "
+        "five questions each, four options (RACE's shape)",
         against="lm-eval hf, its best batch size of 8, 16, 32",
         target=8.0,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from streamline.benchmarks.speed.bf16 import effect, in_bfloat16, merged
-from streamline.benchmarks.speed.common import Options, Outcome, contest
+from streamline.benchmarks.speed.common import Options, Outcome, contest, counted
 from streamline.benchmarks.speed.peers import LmEval, answer, best_batch_size, same_answers
 from streamline.benchmarks.speed.questions import Questions
 from streamline.decoder import Decoder
@@ -23,7 +23,16 @@ from streamline.plan import Plan, Span
 from streamline.replacement import make
 from streamline.surgery import assemble
 
-__all__ = ["KINDS", "METHODS", "frozen", "quick_batch", "race_scoring", "replaced", "sharing"]
+__all__ = [
+    "KINDS",
+    "METHODS",
+    "frozen",
+    "quick_batch",
+    "race_scoring",
+    "replaced",
+    "sharing",
+    "subset",
+]
 
 KINDS = (None, "ffn", "swiglu", "layer")
 """What stands in a span's place: nothing, or one of three networks."""
@@ -138,6 +147,16 @@ def race_scoring(
 def quick_batch(options: Options, size: int) -> int | None:
     """lm-eval's batch size where trying costs more than the row: the best one found before."""
     return size if options.size == "quick" else None
+
+
+def subset(asked: int, full: int) -> list[str]:
+    """The note of a row that asks fewer questions of each task than the table."""
+    if asked >= full:
+        return []
+    return [
+        f"Both sides answer the first {counted(asked, 'question')} of each task instead of {full}, "
+        f"so that the peer fits the time; nothing is extrapolated. --full asks {full}."
+    ]
 
 
 def _whole(path: Path) -> Any:
