@@ -13,7 +13,7 @@ Example::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from streamline.streaming import StreamedDecoder
 from streamline.streaming_source import DTYPES, memory_of
 from streamline.streaming_walk import Inputs, Job, walk
 
-__all__ = ["SHARD_BYTES", "streamed_self_test", "write_weights"]
+__all__ = ["SHARD_BYTES", "streamed_self_test", "write_shards", "write_weights"]
 
 SHARD_BYTES = 5 << 30
 """Most bytes of a file, unless one tensor is larger."""
@@ -55,25 +55,48 @@ def write_weights(
         AssetError: If a weight cannot be read.
     """
     model.save_pretrained(folder, state_dict={})
-    wanted = list(_tensors(model))
+
+    def value(tensor: Tensor) -> Tensor:
+        key = decoder.key_of(tensor) if tensor.is_meta else None
+        assert key is not None or not tensor.is_meta
+        return tensor.detach() if key is None else decoder.source.read(key, tensor.dtype)
+
+    write_shards(folder, _tensors(model), value, shard_bytes=shard_bytes)
+
+
+def write_shards(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    value: Callable[[Tensor], Tensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write safetensors of which only one tensor is in memory at a time.
+
+    Args:
+        folder: Where to write, one file or several with an index.
+        tensors: Names, with tensors of the right shape and dtype; these may be empty.
+        value: Gives what is to be written for each of them, when its turn comes.
+        shard_bytes: Most bytes of a file.
+    """
     shards: list[list[tuple[str, Tensor]]] = [[]]
-    room = shard_bytes
-    for name, tensor in wanted:
+    room, total = shard_bytes, 0
+    for name, tensor in tensors:
         size = _size(tensor)
         if shards[-1] and size > room:
             shards.append([])
             room = shard_bytes
         shards[-1].append((name, tensor))
         room -= size
+        total += size
     if len(shards) == 1:
-        _write_file(folder / "model.safetensors", shards[0], decoder)
+        _write_file(folder / "model.safetensors", shards[0], value)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, shard, decoder)
+        _write_file(folder / file, shard, value)
         places |= {name: file for name, _ in shard}
-    total = sum(_size(tensor) for _, tensor in wanted)
     index = {"metadata": {"total_size": total}, "weight_map": places}
     write_json_atomic(folder / "model.safetensors.index.json", index)
 
@@ -81,7 +104,8 @@ def write_weights(
 def streamed_self_test(path: LayerPath) -> SelfTest:
     """The self-test of a path through a streamed model: one walk, and so one new token."""
     decoder = path.decoder
-    ids = self_test_ids(decoder.config)
+    # Token 0 stands for padding where the continuation is checked, and would be masked there.
+    ids = self_test_ids(decoder.config).clamp(min=1)
     job = _LastToken(decoder, ids)
     walk(PathTrie([path]), [job])
     new = job.logits[:1].argmax(dim=-1, keepdim=True)
@@ -120,7 +144,9 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _write_file(file: Path, tensors: list[tuple[str, Tensor]], decoder: StreamedDecoder) -> None:
+def _write_file(
+    file: Path, tensors: list[tuple[str, Tensor]], value: Callable[[Tensor], Tensor]
+) -> None:
     """Write one safetensors file, a tensor at a time."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -137,7 +163,4 @@ def _write_file(file: Path, tensors: list[tuple[str, Tensor]], decoder: Streamed
     with file.open("xb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in tensors:
-            key = decoder.key_of(tensor) if tensor.is_meta else None
-            assert key is not None or not tensor.is_meta
-            value = tensor.detach() if key is None else decoder.source.read(key, tensor.dtype)
-            stream.write(memory_of(value.cpu().contiguous()))
+            stream.write(memory_of(value(tensor).cpu().contiguous()))

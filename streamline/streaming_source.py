@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class WeightSource:
         self.bytes_read = 0
         self._tensors: dict[str, StoredTensor] = {}
         self._open: dict[Path, int] = {}
+        weakref.finalize(self, _close, self._open)
         wanted = _index(folder)
         try:
             for file in dict.fromkeys(wanted.values()) if wanted else [folder / _SINGLE]:
@@ -155,10 +157,8 @@ class WeightSource:
         return tensor.to(dtype)
 
     def close(self) -> None:
-        """Close the files; nothing can be read afterwards."""
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
+        """Close the files; nothing can be read afterwards. A source let go closes by itself."""
+        _close(self._open)
 
     def _headers(self, file: Path) -> Iterator[tuple[str, StoredTensor]]:
         """Open a file and find its tensors."""
@@ -199,6 +199,12 @@ class WeightSource:
                 yield name, found
         except (KeyError, TypeError, ValueError) as error:
             raise AssetError(f"{file} has a damaged header ({error!r})") from error
+
+
+def _close(descriptors: dict[Path, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+    descriptors.clear()
 
 
 def memory_of(tensor: Tensor) -> memoryview:

@@ -1,0 +1,155 @@
+"""``--stream`` through the runner: the records of a run in memory; what cannot be is skipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamline import checkpoint
+from streamline.config import RunConfig, build_config
+from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.model_run import ModelRun
+from streamline.pipeline import prune_to_checkpoint
+from streamline.progress import Silent
+from streamline.results.record import Record
+from streamline.sizing import plan_run
+from streamline.streaming_source import WeightSource
+from streamline.testing import tiny_model, tiny_tokenizer
+
+METHODS = "shortgpt,sleb,llm-streamline-ffn"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model in shards, a text and questions in their original form."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model("llama", n_layers=5).save_pretrained(folder / "model", max_shard_size="20KB")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    lines = [json.dumps({"text": f"the {i} foxes jump over {i * 7} dogs"}) for i in range(200)]
+    (folder / "text.jsonl").write_text("\n".join(lines))
+    rows = [
+        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
+        for i in range(6)
+    ]
+    (folder / "data" / "piqa").mkdir(parents=True)
+    (folder / "data" / "piqa" / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def config(place: Path, out: Path, **changes: Any) -> RunConfig:
+    text = str(place / "text.jsonl")
+    values = {
+        "models": str(place / "model"),
+        "methods": METHODS,
+        "sparsities": "0.3",
+        "tasks": "piqa",
+        "out": out,
+        "device": "cpu",
+        "data_dir": place / "data",
+        "calibration": {"texts": text, "n_samples": 4, "length": 16},
+        "perplexity": {"texts": text, "n_tokens": 64, "length": 16},
+        "batch_tokens": 256,
+    }
+    return build_config(values | changes)
+
+
+def worked(place: Path, out: Path, **changes: Any) -> dict[str, Record]:
+    run = ModelRun(config(place, out, **changes), str(place / "model"), Silent())
+    return {record.method: record for record in run.run()}
+
+
+@pytest.fixture
+def sources(monkeypatch: pytest.MonkeyPatch) -> list[WeightSource]:
+    """Every source of weights that is opened."""
+    found: list[WeightSource] = []
+    opened = WeightSource.__init__
+
+    def remembered(self: WeightSource, folder: Path) -> None:
+        opened(self, folder)
+        found.append(self)
+
+    monkeypatch.setattr(WeightSource, "__init__", remembered)
+    return found
+
+
+def test_records_are_those_of_a_run_in_memory(
+    place: Path, tmp_path: Path, sources: list[WeightSource]
+) -> None:
+    wanted = worked(place, tmp_path / "whole", methods="shortgpt,sleb")
+    found = worked(place, tmp_path / "streamed", stream=True)
+    for method in ("dense", "shortgpt", "sleb"):
+        assert found[method].status == "ok"
+        assert found[method].key == wanted[method].key
+        assert found[method].plan == wanted[method].plan
+        assert found[method].parameters == wanted[method].parameters
+        assert found[method].tasks == wanted[method].tasks
+        assert found[method].summary == wanted[method].summary
+    assert found["llm-streamline-ffn"].status == "skipped"
+    assert "trains replacements" in str(found["llm-streamline-ffn"].reason)
+    (source,) = sources
+    # one pass each for the statistics, for SLEB's own, and for the whole evaluation;
+    # the rest are the rounds of its search
+    assert source.reads["lm_head.weight"] == source.reads["model.layers.0.mlp.up_proj.weight"] - 2
+
+
+def test_a_pass_serves_every_question_and_text(
+    place: Path, tmp_path: Path, sources: list[WeightSource]
+) -> None:
+    run = ModelRun(
+        config(place, tmp_path, methods="dense", stream=True), str(place / "model"), Silent()
+    )
+    run.run()
+    (source,) = sources
+    assert set(source.reads) == set(source) and set(source.reads.values()) == {1}
+    assert run.run()[0].tasks["piqa"].n == 6
+    assert len(sources) == 1  # nothing is opened for what is done
+
+
+def test_recovery_is_skipped_with_its_reason(place: Path, tmp_path: Path) -> None:
+    found = worked(place, tmp_path, methods="shortgpt", recovery="lora", stream=True)
+    assert found["dense"].status == "ok"
+    assert found["shortgpt"].status == "skipped"
+    assert "lora trains the whole model" in str(found["shortgpt"].reason)
+
+
+def test_a_checkpoint_is_pruned_without_the_whole_model(place: Path, tmp_path: Path) -> None:
+    model = str(place / "model")
+    for name, stream in (("whole", False), ("streamed", True)):
+        prune_to_checkpoint(
+            model,
+            method="shortgpt",
+            sparsity=0.3,
+            out=tmp_path / name,
+            config=config(place, tmp_path / "run", methods="shortgpt", stream=stream),
+        )
+    (_, _, whole), (_, _, found) = (checkpoint.load(tmp_path / n) for n in ("whole", "streamed"))
+    assert found.plan == whole.plan
+    with WeightSource(tmp_path / "whole") as left, WeightSource(tmp_path / "streamed") as right:
+        assert set(left) == set(right)
+        assert all(left.read(name).equal(right.read(name)) for name in left)
+    with pytest.raises(UnsupportedModelError, match="trains replacements"):
+        prune_to_checkpoint(
+            model,
+            method="llm-streamline-ffn",
+            sparsity=0.3,
+            out=tmp_path / "refused",
+            config=config(place, tmp_path / "run", stream=True),
+        )
+
+
+def test_a_plan_counts_two_layers_and_names_the_skipped(place: Path, tmp_path: Path) -> None:
+    whole = plan_run(config(place, tmp_path, methods="shortgpt"))
+    found = plan_run(config(place, tmp_path, stream=True))
+    layer = 4 * (whole.rows[0].dense - 2 * 320 * 32 - 32) // 5
+    assert found.memory_bytes == 4 * 32 + max(2 * layer, layer + 4 * 320 * 32)
+    assert found.memory_bytes < whole.memory_bytes
+    reasons = {row.cell.method: row.reason for row in found.rows}
+    assert reasons["shortgpt"] is None and "trains" in str(reasons["llm-streamline-ffn"])
+
+
+def test_streaming_excludes_a_device_map(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give one of the two"):
+        config(place, tmp_path, stream=True, device_map="auto")
