@@ -84,12 +84,15 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
     rows: list[tuple[str, ...]] = []
     sections: set[int] = set()
     ratios = published_ratios(name)
+    before: tuple[Any, ...] | None = None  # what the last group was, to divide it from the next
     for row in printed:
-        if rows:
+        record = _match(row, finished, layout)
+        group = (row.block, row.llm) if record is None else (row.block, row.llm, len(rows))
+        if rows and group != before:
             sections.add(len(rows))
+        before = group
         ratio = Ratio() if row.ratio is None else ratios.get((row.llm, row.method, row.ratio))
         rows.append(_printed_cells(row, ratio or Ratio(), heads))
-        record = _match(row, finished, layout)
         if record is not None:
             used.add(record.identity)
             own = _measured(record, dense.get((record.model, record.seed)), heads, tasks)
@@ -99,7 +102,9 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
     for record in finished:
         if plain(record.model) in names or record.identity in used:
             continue
-        sections.add(len(rows))
+        if rows and before != (record.model,):
+            sections.add(len(rows))
+        before = (record.model,)
         own = _measured(record, dense.get((record.model, record.seed)), heads, tasks)
         rows.append(_cells(record.model, _name(record), "measured", _removed(record), own, heads))
     lacking = [head for head in heads if head not in tasks and head not in (_AVERAGE, _RELATIVE)]
@@ -270,7 +275,8 @@ def _removed(record: Record) -> str:
 def _name(record: Record) -> str:
     extra = "" if record.recovery == "none" else f" +{record.recovery}"
     seed = f" seed {record.seed}" if record.seed else ""
-    return f"{record.method}@{record.sparsity:g}{extra}{seed}"
+    sparsity = f"@{record.sparsity:g}" if record.sparsity else ""
+    return f"{record.method}{sparsity}{extra}{seed}"
 
 
 def model_name(llm: str, layout: Mapping[str, Any]) -> str:

@@ -96,6 +96,9 @@ def test_another_model_has_rows_of_its_own_without_a_difference():
     )
     assert (last["Ave."], last["Per."]) == ("40.0", "80.0")
     assert "difference" not in {row[2] for row in table.rows}
+    first = [i for i, row in enumerate(table.rows) if row[1] == "Dense"]  # of its blocks
+    assert table.sections == {*first[1:], len(table.rows) - 2}
+    assert table.rows[-2][1] == "dense"
 
 
 def test_an_average_over_fewer_tasks_is_not_shown():
