@@ -33,6 +33,7 @@ from streamline.distributed import team
 from streamline.errors import ConfigError
 from streamline.losses import fast_linears, pieces, score_paths
 from streamline.paths import Path, PathTrie
+from streamline.progress import tell
 
 __all__ = ["Found", "LossSearch"]
 
@@ -126,13 +127,15 @@ class LossSearch:
     def _ends(self, trie: PathTrie) -> list[list[tuple[Tensor, Tensor]]]:
         """Each path's hidden states before the head, and the tokens to be predicted, in pieces."""
         ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in trie.paths]
-        rows = max(1, self.batch_tokens // self.tokens.shape[1])
+        rows, done = max(1, self.batch_tokens // self.tokens.shape[1]), 0
         for tokens in torch.split(self.tokens, rows):
 
             def at_end(index: int, hidden: Tensor, tokens: Tensor = tokens) -> None:
                 ends[index] += pieces(hidden, tokens)
 
             trie.walk(self.decoder.enter(tokens), at_end)
+            done += len(tokens)
+            tell(done, len(self.tokens))
         return ends
 
     def _bounded(self, ends: list[list[tuple[Tensor, Tensor]]]) -> list[float | None]:

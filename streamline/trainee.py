@@ -153,9 +153,11 @@ class Trainee:
         self.parameters = dict(parameters)
         self.directory = directory
         self.losses_dir = directory / "losses" if losses is None and directory else losses
+        devices = {p.device.type for p in self.parameters.values()}
         self.optimiser = torch.optim.AdamW(
-            self.parameters.values(), lr=schedule.at(1), betas=betas, weight_decay=weight_decay
-        )
+            self.parameters.values(), lr=schedule.at(1), betas=betas, weight_decay=weight_decay,
+            fused=devices <= {"cpu", "cuda"},
+        )  # fmt: skip
         self.step = 0
         self.n_tokens = 0
         self.seconds = 0.0
@@ -274,8 +276,9 @@ class Trainee:
                 if full.startswith(prefix) and full.endswith(f"/{name}")
             }
             if state:
+                fused = self.optimiser.defaults["fused"]  # it counts steps on the device
                 self.optimiser.state[parameter] = {
-                    part: value if part == "step" else value.to(parameter.device)
+                    part: value.to(parameter.device) if fused or part != "step" else value
                     for part, value in state.items()
                 }
         self.step, self.n_tokens = facts["step"], facts["n_tokens"]

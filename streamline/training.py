@@ -191,7 +191,8 @@ def _fast(decoder: Decoder, students: Sequence[Student]) -> AbstractContextManag
     """Faster products for a teacher that no gradient passes through."""
     if any(student.recipe.objective != "mse" for student in students):
         return nullcontext()
-    return FastLinears(decoder.layers, decoder.model).active()
+    deepest = max((student.span.stop for student in students), default=0)
+    return FastLinears(decoder.layers[:deepest], decoder.model).active()
 
 
 @contextmanager

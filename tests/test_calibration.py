@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -71,6 +73,27 @@ def test_measure_leaves_the_model_as_it_was(decoder, batches):
     before = snapshot(decoder.model)
     measure(decoder, batches)
     assert differences(before, snapshot(decoder.model)) == []
+
+
+def test_memory_is_flat_in_the_number_of_samples(decoder):
+    """As many hidden states are alive at most, however many samples there are."""
+
+    def most_alive(n: int) -> int:
+        alive: list[weakref.ref[torch.Tensor]] = []
+        peak = 0
+
+        def look(_module, _args, out):
+            nonlocal peak
+            alive.append(weakref.ref(out))
+            peak = max(peak, len({id(ref()) for ref in alive if ref() is not None}))
+
+        hooks = [layer.register_forward_hook(look) for layer in decoder.layers]
+        measure(decoder, torch.arange(12 * n).view(n, 12) % 250, batch_tokens=24)
+        for hook in hooks:
+            hook.remove()
+        return peak
+
+    assert most_alive(2) == most_alive(12) <= 3
 
 
 def test_spans_are_ranked_by_cosine_and_ties_by_start():
