@@ -22,6 +22,7 @@ from streamline.evaluation.tasks import resolve
 from streamline.paths import dense_path
 from streamline.testing import tiny_tokenizer
 
+REPORT = Path(__file__).parents[1] / "reports" / "agreement"
 TASKS = {
     "c3": "streamline_c3",
     "chid": "streamline_chid",
@@ -99,6 +100,15 @@ def test_shared_beginnings_change_nothing(folder, model_dir, tmp_path):
     for task in ("c3", "piqa"):
         for one, other in zip(shared[task], plain[task], strict=True):
             assert one["mean_nll"] == pytest.approx(other["mean_nll"], abs=1e-6)
+
+
+def test_the_committed_comparison_is_that_of_the_committed_numbers(tmp_path):
+    files = [str(REPORT / name) for name in ("independent.json", "samples.parquet")]
+    out = tmp_path / "agreement.json"
+    assert check_opencompass.main(["--compare", *files, "--out", str(out)]) == 0
+    made, kept = json.loads(out.read_text()), json.loads((REPORT / "agreement.json").read_text())
+    assert made["tasks"] == kept["tasks"] and kept["agree"]
+    assert [row["items"] for row in kept["tasks"].values()] == [[50, 50]] * 5
 
 
 def test_compare_notices_other_choices_numbers_and_counts(tmp_path, capsys):
