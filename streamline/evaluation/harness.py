@@ -303,6 +303,8 @@ def continuations(part: Part, tokenizer: Any, *, max_length: int) -> list[Prompt
             self.truncation = False
             self.think_end_token = None
             self.add_bos_token = None
+            self.custom_prefix_token_id = None
+            self.enable_thinking = None
             self._max_length = max_length
             self._device = "cpu"
             self.kept: list[Prompt] = []
