@@ -29,7 +29,9 @@ from streamline.config import RunConfig
 from streamline.decoder import Decoder
 from streamline.errors import AssetError
 from streamline.evaluation.data import provenance, unavailable
-from streamline.evaluation.harness import Part, build, combine, finish, generate, max_length
+from streamline.evaluation.generation_answers import answer_texts
+from streamline.evaluation.generation_engine import Limits
+from streamline.evaluation.harness import Part, build, combine, finish, max_length
 from streamline.evaluation.perplexity import perplexity, text_windows
 from streamline.evaluation.running_text import running_text
 from streamline.evaluation.samples import read_samples, write_samples
@@ -41,7 +43,6 @@ from streamline.materials import Materials
 from streamline.paths import Path as LayerPath
 from streamline.progress import Progress
 from streamline.results.assess import CellResult
-from streamline.surgery import assemble
 
 __all__ = ["Session"]
 
@@ -198,25 +199,31 @@ class Session:
     def _answer(self, part: Part, paths: Mapping[str, LayerPath]) -> None:
         self.progress.stage(f"{part.name}: {part.n_docs} questions, {len(paths)} models")
         start = time.perf_counter()
-        answers: list[Any]
-        if part.generates:
-            answers = []
-            for index, path in enumerate(paths.values()):
-                self.progress.step(index, len(paths), path.name)
-                answers.append(generate(assemble(path), part, self.tokenizer))
-        else:
-            answers = score(
-                list(paths.values()),
-                part.requests,
-                batch_tokens=self.budget,
-                compiled=self.config.compile,
-                progress=self.progress.step,
-            )
+        answers = self._asked(part, paths)
         seconds = (time.perf_counter() - start) / len(paths)
         for key, answer in zip(paths, answers, strict=True):
             block, rows = finish(part, answer)
             write_samples(self._samples(key, part.name), rows)
             self._write(key, part.name, block, seconds)
+
+    def _asked(self, part: Part, paths: Mapping[str, LayerPath]) -> list[Any]:
+        """Every path's texts, or its log-probabilities."""
+        if part.generates:
+            return answer_texts(
+                paths,
+                part,
+                self.tokenizer,
+                files={key: self._file(key, f"{part.name}.texts") for key in paths},
+                limits=lambda device: Limits.of(device, self.config.batch_tokens),
+                progress=self.progress.step,
+            )
+        return score(
+            list(paths.values()),
+            part.requests,
+            batch_tokens=self.budget,
+            compiled=self.config.compile,
+            progress=self.progress.step,
+        )
 
     def _perplexity(self, text: _Text, paths: Mapping[str, LayerPath]) -> None:
         self.progress.stage(f"perplexity of {text.name}: {len(paths)} models")
