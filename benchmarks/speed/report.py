@@ -13,7 +13,7 @@ __all__ = ["ROWS", "markdown", "save"]
 
 ROWS = (
     "commonsense_dense", "commonsense_variants", "deep_config", "passages", "mmlu_5shot", "spans",
-    "students", "sleb", "generation", "rate", "scaling",
+    "students", "sleb", "generation", "rate", "scaling", "streaming",
 )  # fmt: skip
 """The rows, in the order of the table; each is a module of this package."""
 
@@ -49,12 +49,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         value = row["ratio"] if row["value"] is None else row["value"]
-        cpu = row["ratios"].get("ours", {}).get("cpu")
+        cpu = row["ratios"].get("ours", {}).get("cpu", row["facts"].get("value_cpu"))
         lines.append(_line(row, row["row"], row["work"], row["against"], row["target"], value, cpu))
         half = row["facts"].get("bf16")
         if half is not None:
             name, work = f"{row['row']}, bf16", "the same, ours in bfloat16"
-            cpu = row["ratios"].get("ours_bf16", {}).get("cpu")
+            cpu = row["ratios"].get("ours_bf16", {}).get("cpu", half.get("cpu"))
             lines.append(
                 _line(row, name, work, half["against"], half.get("target"), half["ratio"], cpu)
             )
@@ -162,10 +162,12 @@ def _measured(facts: dict[str, Any]) -> list[str]:
         shown = _number(facts["ratio_against_cosine_runs_alone"])
         out.append(f"against the five cosine runs alone: {shown}")
     for run in facts.get("runs", []):
-        rates = ", ".join(f"{k} {v / 1e9:.0f}" for k, v in run["matrix_rates"].items())
+        rates = ", ".join(f"{k} {v / 1e9:.0f}" for k, v in run["matrix_rates"]["wall"].items())
         out.append(
-            f"{run.get('dtype', 'float32')}: {run['rate'] / 1e9:.1f} GFLOP/s useful, "
-            f"{run['tokens_per_s']:.0f} distinct tokens/s; matrix products: {rates} GFLOP/s"
+            f"{run['dtype']}: {run['rate']['wall'] / 1e9:.1f} GFLOP/s useful, "
+            f"{run['tokens_per_s']:.0f} distinct tokens/s; matrix products: {rates} GFLOP/s; "
+            f"in processor time {run['rate']['cpu'] / 1e9:.1f} of "
+            f"{max(run['matrix_rates']['cpu'].values()) / 1e9:.0f}"
         )
     if "profile" in facts:
         shown = ", ".join(f"{p['function']} {p['share']:.0%}" for p in facts["profile"][:8])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamline.benchmarks.speed import rate
+from streamline.benchmarks.speed import rate, report
 from streamline.benchmarks.speed.common import Options
 from streamline.decoder import Decoder
 from streamline.evaluation.packing import Request, pack
@@ -34,7 +35,7 @@ def test_useful_operations_count_each_token_once() -> None:
 
 
 def test_rate_row(
-    options: Options, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    options: Options, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tiny(rate, n_layers=2)
     monkeypatch.setattr(rate, "_SIZES", ((64, 32, 32),))
@@ -44,3 +45,7 @@ def test_rate_row(
     assert outcome.value is not None and outcome.value > 0 and outcome.ratio is None
     assert outcome.facts["profile"] and outcome.facts["bf16"]["ratio"] > 0
     assert [run["dtype"] for run in outcome.facts["runs"]] == ["float32"] * 2 + ["bfloat16"] * 2
+    report.save(outcome, tmp_path, "quick")
+    text = (tmp_path / "README.md").read_text()
+    assert text.count(" GFLOP/s; in processor time ") == 4
+    assert "| rate, bf16 | the same, ours in bfloat16 | the fastest measured bfloat16 prod" in text

@@ -19,5 +19,5 @@ def test_scaling_row(toy_parts: Callable[..., Any], monkeypatch: pytest.MonkeyPa
     points = scaling.sweep(Decoder(model), tokenizer, axes, 1)
     assert {axis: tuple(p["value"] for p in rows) for axis, rows in points.items()} == axes
     assert scaling.plot(points).count("<svg") == 1
-    line = scaling.fitted([{"value": x, "seconds": 1 + 2 * x} for x in (1, 2, 5)])
+    line = scaling.fitted([{"value": x, "cpu_s": 1 + 2 * x} for x in (1, 2, 5)])
     assert line == pytest.approx({"fixed_s": 1, "per_unit_s": 2})

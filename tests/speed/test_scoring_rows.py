@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from streamline.benchmarks.speed import (
     mmlu_5shot,
     passages,
     questions,
+    report,
 )
 from streamline.benchmarks.speed.common import Options
 from streamline.errors import ConfigError
@@ -35,7 +37,9 @@ def test_slices_share_no_question(toy_parts: Callable[..., Any]) -> None:
         questions.slices(parts, 2, 4)
 
 
-def test_dense_row_with_bfloat16(options: Options, tiny: Callable[..., Any]) -> None:
+def test_dense_row_with_bfloat16(
+    options: Options, tiny: Callable[..., Any], tmp_path: Path
+) -> None:
     tiny(commonsense_dense, n_layers=2)
     outcome = commonsense_dense.run(options)
     half = outcome.facts["bf16"]
@@ -43,6 +47,14 @@ def test_dense_row_with_bfloat16(options: Options, tiny: Callable[..., Any]) -> 
     assert set(half["accuracy"]) == {"first", "second"} and 0 < half["questions_graded_alike"] <= 1
     assert half["theirs"]["max_difference"] > 1e-3 and half["ratio_against_bf16"] > 0
     assert outcome.to_json()["ratios"].keys() == {"ours", "ours_bf16", "theirs_bf16"}
+    report.save(outcome, tmp_path, "quick")
+    text = (tmp_path / "README.md").read_text()
+    assert (
+        "| commonsense_dense, bf16 | the same, ours in bfloat16 | lm-eval hf in float32 | 3.50"
+        in text
+    )
+    assert "lm-eval's own bfloat16: ours in bfloat16 is " in text
+    assert "not tried but taken as 8" in text
 
 
 def test_variants_row(
