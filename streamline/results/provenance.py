@@ -105,7 +105,8 @@ def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Proven
         if record.method_repr:
             methods[record.method] = record.method_repr
         for task, result in collapsed_tasks(record).items():
-            tasks.setdefault((task, result.metric), _task(task, result, settings))
+            source = _source(task, record)
+            tasks.setdefault((task, result.metric), _task(task, result, settings, source))
     suite = settings.get("suite")
     return Provenance(
         models=list(dict.fromkeys(record.model for record in records)),
@@ -120,7 +121,20 @@ def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Proven
     )
 
 
-def _task(name: str, result: TaskResult, settings: Mapping[str, Any]) -> TaskFacts:
+def _source(task: str, record: Record) -> Mapping[str, Any]:
+    """Where a record says that a task's questions, or those of its first subject, came from."""
+    from streamline.evaluation.tasks import TASKS
+
+    data = record.notes.get("data")
+    sources = data.get("sources") if isinstance(data, Mapping) else None
+    names = (task, *(TASKS[task].tasks if task in TASKS else ()))
+    known: Mapping[str, Any] = sources if isinstance(sources, Mapping) else {}
+    return next((known[name] for name in names if isinstance(known.get(name), Mapping)), {})
+
+
+def _task(
+    name: str, result: TaskResult, settings: Mapping[str, Any], origin: Mapping[str, Any]
+) -> TaskFacts:
     """What is known of a task from its record, else from the table of tasks."""
     from streamline.evaluation.tasks import TASKS
 
@@ -131,13 +145,14 @@ def _task(name: str, result: TaskResult, settings: Mapping[str, Any]) -> TaskFac
         source = settings.get("data")
         split = split or (entry.split(source) if source in ("hub", "packaged") else None)
         shots = entry.shots if shots is None else shots
+    split = origin.get("split") or split
     subjects = f" in {extra['subjects']} subjects" if "subjects" in extra else ""
     return TaskFacts(
         name=name,
         protocol=protocol_of(name, result) or _UNKNOWN,
         metric=result.metric,
         n=_UNKNOWN if result.n is None else f"{result.n}{subjects}",
-        split=str(split or _UNKNOWN),
+        split=str(split or _UNKNOWN) + (f" ({origin['source']})" if origin.get("source") else ""),
         shots=_UNKNOWN if shots is None else str(shots),
         version=_text(extra.get("version")),
     )

