@@ -10,6 +10,7 @@ from torch import Tensor
 
 from streamline.budget import check_sparsity
 from streamline.calibration import Calibration, measure
+from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.halves import PARTS, Halves, Unit
@@ -117,21 +118,32 @@ def half_cosines(decoder: Decoder, batches: Tensor, *, batch_tokens: int = 4096)
     """
     halves = Halves(decoder)
     total = torch.zeros(decoder.n_layers, 2, dtype=torch.float64)
+    called = [unit for unit in halves.units if unit[1] == "mlp" or decoder.family.parallel]
+    parts = [halves.left(unit) for unit in called]
+    fast = FastLinears([*decoder.layers, *parts], decoder.model)
     rows = max(1, batch_tokens // batches.shape[1])
     for start in range(0, len(batches), rows):
-        entry = decoder.enter(batches[start : start + rows])
-        hidden = entry.hidden
-        for index, layer in enumerate(decoder.layers):
-            between = decoder.run(halves.left((index, "mlp")), hidden, entry, index)
-            behind = decoder.run(layer, hidden, entry, index)
-            total[index, 0] += _summed_cosine(hidden, between)
-            if decoder.family.parallel:
-                alone = decoder.run(halves.left((index, "attention")), hidden, entry, index)
-                total[index, 1] += _summed_cosine(hidden, alone)
-            else:
-                total[index, 1] += _summed_cosine(between, behind)
-            hidden = behind
+        with fast.active():
+            total += _summed_cosines(decoder, halves, batches[start : start + rows])
     return total / batches.numel()
+
+
+def _summed_cosines(decoder: Decoder, halves: Halves, tokens: Tensor) -> Tensor:
+    """Cosines across both halves of each layer, summed over tokens, [L, 2], float64."""
+    total = torch.zeros(decoder.n_layers, 2, dtype=torch.float64)
+    entry = decoder.enter(tokens)
+    hidden = entry.hidden
+    for index, layer in enumerate(decoder.layers):
+        between = decoder.run(halves.left((index, "mlp")), hidden, entry, index)
+        behind = decoder.run(layer, hidden, entry, index)
+        total[index, 0] += _summed_cosine(hidden, between)
+        if decoder.family.parallel:
+            alone = decoder.run(halves.left((index, "attention")), hidden, entry, index)
+            total[index, 1] += _summed_cosine(hidden, alone)
+        else:
+            total[index, 1] += _summed_cosine(between, behind)
+        hidden = behind
+    return total
 
 
 def _summed_cosine(x: Tensor, y: Tensor) -> float:

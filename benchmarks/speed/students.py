@@ -31,13 +31,15 @@ __all__ = [
     "TOKENS", "measure_ours", "measure_theirs", "ours", "run", "same", "students", "train_alone",
 ]  # fmt: skip
 
-TOKENS = {"quick": (2048, 256), "default": (8192, 512), "full": (100_000, 512)}
+TOKENS = {"quick": (1024, 256), "default": (3072, 512), "full": (100_000, 512)}
 """Training tokens of each repetition, and the length of a sequence."""
 SPANS = (Span(11, 19), Span(12, 17))
 KINDS = ("ffn", "layer")
 TOLERANCE = 1e-4
-_MICRO = 2048  # tokens of a forward pass, on both sides
-_VALIDATION = 1024
+REPEATS = 2
+"""Most repetitions but at full size: one takes the peer most of a minute."""
+_MICRO = 1024  # tokens of a forward pass, on both sides
+_VALIDATION = 512
 
 Start = list[tuple[Span, nn.Module]]
 Losses = list[list[float]]
@@ -45,9 +47,9 @@ Losses = list[list[float]]
 
 
 def recipe(n_tokens: int, length: int) -> Recipe:
-    """One epoch in steps of 2,048 tokens."""
+    """One epoch in steps of 1,024 tokens."""
     return Recipe(
-        n_tokens=n_tokens, length=length, epochs=1, batch_tokens=2048, learning_rate=1e-3,
+        n_tokens=n_tokens, length=length, epochs=1, batch_tokens=1024, learning_rate=1e-3,
         final_learning_rate=2.5e-4, validation_tokens=_VALIDATION, evaluations=1,
     )  # fmt: skip
 
@@ -182,7 +184,8 @@ def run(options: Options) -> Outcome:
     n_tokens, length = TOKENS[options.size]
     n = math.ceil(n_tokens / length)
     held = math.ceil(_VALIDATION / length)
-    batches = samples(tokenizer, n * options.repeats + held, length)
+    repeats = options.repeats if options.size == "full" else min(options.repeats, REPEATS)
+    batches = samples(tokenizer, n * repeats + held, length)
     validation, cuts = batches[:held], batches[held:].split(n)
     how, start = recipe(n * length, length), students(decoder)
     outcome = Outcome(
@@ -201,7 +204,7 @@ def run(options: Options) -> Outcome:
         outcome.notes.append("--full takes 100,000 tokens in each repetition.")
     outcome.again = lambda: ours(decoder, start, cuts[0], validation, how, seed=0)
     outcome.races = contest(
-        options.repeats,
+        repeats,
         {
             "ours": lambda i: ours(decoder, start, cuts[i], validation, how, seed=i),
             "theirs": lambda i: theirs(decoder, start, cuts[i], validation, how, seed=i),

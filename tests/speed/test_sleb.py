@@ -22,6 +22,7 @@ def test_sleb_row(
     outcome = sleb.run(options)
     assert len(outcome.races[0].facts["order"]) >= 2 and len(model.model.layers) == 6
     assert outcome.facts["sharing"]["layer_runs"] < outcome.facts["sharing"]["layer_runs_unshared"]
+    assert outcome.facts["ratio_of_sharing_layers"] > 1 and outcome.facts["head_in_layers"] > 0
     monkeypatch.setattr(
         SLEB, "search", lambda self, decoder, tokens, n: [Round(i, 1.0, 1, 1) for i in range(n)]
     )
