@@ -13,7 +13,7 @@ __all__ = ["ROWS", "markdown", "save"]
 
 ROWS = (
     "commonsense_dense", "commonsense_variants", "deep_config", "passages", "mmlu_5shot", "spans",
-    "students", "sleb", "generation", "rate", "scaling", "streaming", "streaming",
+    "students", "sleb", "generation", "rate", "scaling", "streaming",
 )  # fmt: skip
 """The rows, in the order of the table; each is a module of this package."""
 
