@@ -15,7 +15,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from streamline.evaluation.data import provenance, unavailable
 from streamline.evaluation.generation_answers import answer_texts
 from streamline.evaluation.generation_engine import Limits
 from streamline.evaluation.harness import Part, build, combine, finish, max_length
-from streamline.evaluation.perplexity import perplexity, text_windows
+from streamline.evaluation.perplexity import Perplexity, perplexity, text_windows
 from streamline.evaluation.running_text import running_text
 from streamline.evaluation.samples import read_samples, write_samples
 from streamline.evaluation.scoring import score
@@ -99,6 +99,9 @@ class Session:
         """
         decoder = next(iter(paths.values())).decoder
         parts = self._questions(max_length(decoder.config, self.tokenizer))
+        if decoder.streamed:
+            self._in_one_pass(parts, paths)
+            return {key: self.stored(key) for key in paths}
         for part in parts:
             missing = {k: p for k, p in paths.items() if not self._file(k, part.name).is_file()}
             if missing:
@@ -175,7 +178,18 @@ class Session:
                 source=self.config.data,
                 data_dir=self.config.data_dir,
             )
+            if self.config.stream:
+                self._leave_out_texts()
         return self._parts
+
+    def _leave_out_texts(self) -> None:
+        """Keep what is scored: a text needs a pass over a streamed model for each of its tokens."""
+        parts = self._parts or []
+        self._parts = [part for part in parts if not part.generates]
+        for name in {part.entry.name for part in parts if part.generates}:
+            reason = "generates text, which a model whose layers are streamed cannot do in one pass"
+            self.unavailable[name] = reason
+            self.progress.say(f"left out: {name}: {reason}")
 
     @cached_property
     def _texts(self) -> list[_Text]:
@@ -200,7 +214,12 @@ class Session:
         self.progress.stage(f"{part.name}: {part.n_docs} questions, {len(paths)} models")
         start = time.perf_counter()
         answers = self._asked(part, paths)
-        seconds = (time.perf_counter() - start) / len(paths)
+        self._keep(part, paths, answers, (time.perf_counter() - start) / len(paths))
+
+    def _keep(
+        self, part: Part, paths: Iterable[str], answers: Iterable[Any], seconds: float
+    ) -> None:
+        """Write every path's answers to a task."""
         for key, answer in zip(paths, answers, strict=True):
             block, rows = finish(part, answer)
             write_samples(self._samples(key, part.name), rows)
@@ -234,7 +253,12 @@ class Session:
             batch_tokens=self.budget,
             progress=self.progress.step,
         )
-        seconds = (time.perf_counter() - start) / len(paths)
+        self._keep_perplexity(text, paths, found, (time.perf_counter() - start) / len(paths))
+
+    def _keep_perplexity(
+        self, text: _Text, paths: Iterable[str], found: Iterable[Perplexity], seconds: float
+    ) -> None:
+        """Write every path's perplexity of a text."""
         for key, result in zip(paths, found, strict=True):
             block = {
                 "value": result.value if math.isfinite(result.value) else None,
@@ -243,6 +267,39 @@ class Session:
                 "window": text.windows.shape[1],
             }
             self._write(key, text.name, block, seconds)
+
+    def _in_one_pass(self, parts: list[Part], paths: Mapping[str, LayerPath]) -> None:
+        """Answer everything that is missing of a streamed model's paths, its weights read once."""
+        from streamline.streaming_scores import evaluate_streamed
+
+        names = [part.name for part in parts] + [text.name for text in self._texts]
+        missing = {
+            key: path
+            for key, path in paths.items()
+            if not all(self._file(key, name).is_file() for name in names)
+        }
+        if not missing:
+            return
+        n_docs = sum(part.n_docs for part in parts)
+        self.progress.stage(f"one pass: {n_docs} questions, {len(missing)} models")
+        start = time.perf_counter()
+        answers, nlls = evaluate_streamed(
+            list(missing.values()),
+            [request for part in parts for request in part.requests],
+            [text.windows for text in self._texts],
+            batch_tokens=self.budget,
+            progress=self.progress.step,
+        )
+        seconds = (time.perf_counter() - start) / len(missing) / len(names)
+        place = 0
+        for part in parts:
+            own = slice(place, place + len(part.requests))
+            self._keep(part, missing, [answer.part(own) for answer in answers], seconds)
+            place = own.stop
+        for text, nll in zip(self._texts, nlls, strict=True):
+            n_tokens = text.windows.shape[0] * (text.windows.shape[1] - 1)
+            found = [Perplexity(float(value), n_tokens) for value in nll]
+            self._keep_perplexity(text, missing, found, seconds)
 
     def _file(self, key: str, name: str) -> Path:
         return self.folder / key[:16] / f"{name}.json"
