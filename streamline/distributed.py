@@ -18,6 +18,7 @@ one process.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,9 +119,13 @@ def joined(leader: Callable[[Share], Caller] | None = None) -> Iterator[Team]:
     if world_size() == 1:
         yield ALONE
         return
+    import torch.distributed
     from accelerate import PartialState
 
+    fresh = not torch.distributed.is_initialized()
     state = PartialState(cpu=True, timeout=_PATIENCE)
+    if fresh:
+        atexit.register(torch.distributed.destroy_process_group)
     share = Share(state.process_index, state.num_processes)
     found = Team(share, leader(share) if leader is not None and share.rank == 0 else None)
     token = _team.set(found)

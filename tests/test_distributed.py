@@ -33,7 +33,7 @@ from streamline.replacement import FFN
 from streamline.testing import tiny_model, tiny_tokenizer
 
 TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(0))
-METHODS = "shortgpt,sleb,slicegpt,llm-streamline-ffn"
+METHODS = "sleb,slicegpt,llm-streamline-ffn"
 
 
 def test_a_share_is_every_nth_item() -> None:
@@ -100,9 +100,14 @@ def test_two_processes_give_the_numbers_of_one(
         )
         for rank in "01"
     ]
-    alone = figures()
-    records = run(config(tmp_path, tmp_path / "alone"))
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    try:
+        alone = figures()
+        records = run(config(tmp_path, tmp_path / "alone"))
+        errors = [worker.communicate(timeout=240)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -114,7 +119,7 @@ def test_two_processes_give_the_numbers_of_one(
             else "StreamlineError: process 1 of 2 failed: ValueError: broken here"
         )
         assert found["records"] == numbers(records)
-    assert [record.status for record in records] == ["ok"] * 5
+    assert [record.status for record in records] == ["ok"] * 4
 
 
 def place(folder: Path) -> None:
