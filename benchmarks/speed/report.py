@@ -117,12 +117,12 @@ def _answers(facts: dict[str, Any]) -> list[str]:
         )
     if "accuracy" in facts:
         out.append(
-            "accuracy of the dense model, the same on both sides question by question: "
+            "right answers of the dense model, the same on both sides question by question: "
             + _accuracies(facts["accuracy"])
         )
     half = facts.get("bf16", {})
     if "accuracy" in half:
-        out.append(f"accuracy in bfloat16: {_accuracies(half['accuracy'])}; {_effect(half)}")
+        out.append(f"right answers in bfloat16: {_accuracies(half['accuracy'])}; {_effect(half)}")
     if "theirs" in half:
         out.append(
             f"lm-eval's own bfloat16: ours in bfloat16 is {_number(half['ratio_against_bf16'])} "
@@ -132,7 +132,11 @@ def _answers(facts: dict[str, Any]) -> list[str]:
 
 
 def _accuracies(found: dict[str, dict[str, float]]) -> str:
-    return ", ".join(f"{task} {value['accuracy']:.3f}" for task, value in found.items())
+    """Right answers of those asked; a fraction would hide how few they are."""
+    return ", ".join(
+        f"{task} {round(value['accuracy'] * value['n'])}/{value['n']}"
+        for task, value in found.items()
+    )
 
 
 def _effect(half: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ def race_scoring(
     if costs is None:
         outcome.notes.append(
             f"At this size lm-eval's batch size is not tried but taken as {size}, the best of 8, "
-            "16 and 32 where they were."
+            "16 and 32 where they were tried."
         )
     return outcome
 

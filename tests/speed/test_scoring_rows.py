@@ -53,6 +53,7 @@ def test_dense_row_with_bfloat16(
         "| commonsense_dense, bf16 | the same, ours in bfloat16 | lm-eval hf in float32 | 3.50"
         in text
     )
+    assert "right answers in bfloat16: first " in text and "/10; answers against" in text
     assert "lm-eval's own bfloat16: ours in bfloat16 is " in text
     assert "not tried but taken as 8" in text
 
