@@ -186,7 +186,7 @@ def _statistics(root: Path, records: Sequence[Record]) -> tuple[list[Table], lis
     from streamline.evaluation.samples import read_samples, samples_path
     from streamline.results.predictions import from_samples
 
-    done = [record for record in records if record.status == "ok"]
+    done = [record for record in records if record.status == "ok" and record.tasks]
     notes = [
         f"{record.method} at {record.sparsity:g}: no samples beside the record, left out"
         for record in done

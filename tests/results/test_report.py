@@ -256,3 +256,14 @@ def test_a_task_s_split_is_that_of_its_recorded_source():
         "not recorded (hub)",
     ]
     assert facts.validation_only == ["piqa"]
+
+
+def test_a_run_without_questions_has_no_empty_sections(tmp_path):
+    for method, sparsity in (("dense", 0), ("shortgpt", 0.25)):
+        cell = {"model": "m", "method": method, "sparsity": sparsity, "status": "ok"}
+        upsert(tmp_path, cell | {"summary": {"perplexity": {"heldout": 30.0}}})
+    page = write_report(tmp_path).read_text()
+    text = (tmp_path / "report.md").read_text()
+    for made in (page, text):
+        assert "more than chance" not in made and "scored as" not in made
+        assert "What the figures stand on" in made
