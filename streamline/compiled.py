@@ -4,8 +4,8 @@ One graph serves all layers of a kind, since weights are its inputs, and all bat
 sizes are symbols in it. Layers that accelerate's hooks move, and modules whose ``forward`` is
 replaced already, stay as they are. Sums differ by rounding.
 
-It pays on GPUs, where a layer's many small kernels become few; on CPUs the products dominate and
-:mod:`streamline.cpu_linear` does more for them, so it is off unless asked for.
+It is meant for GPUs, where a layer's many small kernels become few. What it gains has not been
+measured, and compiling takes minutes, so it is off unless asked for.
 
 Example::
 

@@ -297,7 +297,7 @@ class RunConfig(_Strict):
         data_dir: Folder with data sets in their original files, tried before the hub.
         batch_tokens: Tokens of an evaluation batch; None for the default of a CPU, and on an
             accelerator to find it by trial.
-        compile: Whether layers are compiled for scoring; pays on GPUs.
+        compile: Whether layers are compiled for scoring, meant for GPUs.
         trust_remote_code: Whether a model's own code may run.
         calibration: Text for calibration.
         training: How replacements are fitted.

@@ -78,7 +78,7 @@ Calibration = Annotated[
     str | None, typer.Option(help="Calibration text: packaged, slimpajama, wikitext2, or a file.")
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile layers for scoring; pays on a GPU.")
+    bool, typer.Option("--compile", help="Compile layers for scoring, meant for GPUs.")
 ]
 Objective = Annotated[str | None, typer.Option(help="What replacements are trained on: mse or lm.")]
 TrustRemoteCode = Annotated[
