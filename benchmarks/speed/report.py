@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from streamline.benchmarks.speed.common import Outcome
+from streamline.benchmarks.speed.common import Outcome, counted
 from streamline.files import write_json_atomic, write_text_atomic
 
 __all__ = ["ROWS", "markdown", "save"]
@@ -58,6 +58,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             lines.append(
                 _line(row, name, work, half["against"], half.get("target"), half["ratio"], cpu)
             )
+    taken = [row["facts"]["row_s"] for row in rows if "row_s" in row["facts"]]
+    if taken:
+        lines += [
+            "",
+            f"{counted(len(taken), 'row')} took {sum(taken) / 60:.0f} minutes, all preparation in.",
+        ]
     for row in rows:
         lines += ["", f"## {row['row']}", ""]
         lines += [f"* {note}" for note in row["notes"]]

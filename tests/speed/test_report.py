@@ -43,6 +43,7 @@ def test_files_of_a_row(tmp_path: Any) -> None:
     found = json.loads((tmp_path / "sleb.json").read_text())
     assert found["ratio"] == 1.5 and found["memory_bytes"] is None and found["machine"]["threads"]
     text = (tmp_path / "README.md").read_text()
+    assert " took " not in text  # nobody timed them
     assert "| sleb | w | a | 1.80 | 1.50 | 1.60 | no | quick | 1 |" in text
     assert "| scaling | w | a | - | - | - | - | default | - |" in text
     assert (tmp_path / "scaling.svg").read_text() == "<svg/>"
@@ -55,6 +56,7 @@ def test_command_line(
     tiny(spans, n_layers=4)
     command = ["spans", "--quick", "--repeats", "1", "--no-memory", "--out", str(tmp_path)]
     assert main(command) == 0
+    assert "1 row took 0 minutes" in (tmp_path / "README.md").read_text()
     assert "spans: " in capsys.readouterr().out and (tmp_path / "spans.json").is_file()
     (tmp_path / "spans.json").unlink()
     monkeypatch.setattr(spans, "TOLERANCE", -1.0)
