@@ -3,7 +3,8 @@
 On an accelerator, work that is worth it is preceded by a trial: a batch of the worst kind is
 doubled until memory runs out or nothing is gained any more. What was found is kept by device,
 model, number format, branches and row length, so a run tries once. On a CPU the default stands:
-a choice by the clock would let two runs of one command differ in the last digits. Answers depend on the budget by rounding alone.
+a choice by the clock would let two runs of one command differ in the last digits. Answers depend
+on the budget by rounding alone.
 
 Example::
 
