@@ -133,7 +133,10 @@ def save(
             tokenizer.save_pretrained(temporary)
         write_json_atomic(temporary / PLAN, pruned.plan.to_json())
         write_json_atomic(temporary / PROVENANCE, _provenance(model, provenance, plain))
-        read_model(temporary, device_map="meta")
+        if decoder.streamed:
+            _check_streamed(temporary, decoder.dtype)
+        else:
+            read_model(temporary, device_map="meta")
         write_self_test(
             said,
             temporary / SELF_TEST,
@@ -265,6 +268,14 @@ def _write_streamed(model: PreTrainedModel, path: LayerPath, folder: Path) -> Se
     assert isinstance(path.decoder, StreamedDecoder)
     write_weights(model, path.decoder, folder)
     return streamed_self_test(path)
+
+
+def _check_streamed(folder: Path, dtype: torch.dtype) -> None:
+    """:func:`read_model` for files that must not be mapped: they may be larger than the memory."""
+    from streamline.streaming_save import check_written
+
+    modeling.register()
+    check_written(folder, dtype)
 
 
 def _check_dtypes(model: nn.Module, dtype: torch.dtype) -> None:

@@ -18,17 +18,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from streamline.errors import AssetError
 from streamline.files import write_json_atomic
 from streamline.paths import Path as LayerPath
 from streamline.paths import PathTrie
 from streamline.self_test import SelfTest, self_test_ids
 from streamline.streaming import StreamedDecoder
-from streamline.streaming_source import DTYPES, memory_of
+from streamline.streaming_open import empty_model
+from streamline.streaming_source import DTYPES, WeightSource, memory_of
 from streamline.streaming_walk import Inputs, Job, walk
 
-__all__ = ["SHARD_BYTES", "streamed_self_test", "write_shards", "write_weights"]
+__all__ = ["SHARD_BYTES", "check_written", "streamed_self_test", "write_shards", "write_weights"]
 
 SHARD_BYTES = 5 << 30
 """Most bytes of a file, unless one tensor is larger."""
@@ -99,6 +101,36 @@ def write_shards(
         places |= {name: file for name, _ in shard}
     index = {"metadata": {"total_size": total}, "weight_map": places}
     write_json_atomic(folder / "model.safetensors.index.json", index)
+
+
+def check_written(folder: Path, dtype: torch.dtype) -> None:
+    """Account for every tensor of a written folder, without reading or mapping any.
+
+    Args:
+        folder: Config and weights.
+        dtype: Dtype of the weights.
+
+    Raises:
+        AssetError: If a tensor is missing, left over, or of another shape or dtype than the model
+            of the config has.
+    """
+    model = empty_model(AutoConfig.from_pretrained(folder), dtype)
+    tensors = dict(model.state_dict(keep_vars=True))
+    with WeightSource(folder) as source:
+        there = {id(tensors[name]) for name in source if name in tensors}
+        wrong = {
+            "missing": sorted(n for n, tensor in tensors.items() if id(tensor) not in there),
+            "left over": sorted(name for name in source if name not in tensors),
+            "of another shape": sorted(
+                name
+                for name in source
+                if name in tensors
+                and (source[name].shape, source[name].dtype)
+                != (tuple(tensors[name].shape), tensors[name].dtype)
+            ),
+        }
+    if any(wrong.values()):
+        raise AssetError(f"the tensors in {folder} are not those of its config: {wrong}")
 
 
 def streamed_self_test(path: LayerPath) -> SelfTest:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from streamline.checkpoint import load, save, verify
@@ -17,7 +18,7 @@ from streamline.plan import Plan, Span, Step
 from streamline.replacement import make
 from streamline.streaming import StreamedDecoder
 from streamline.streaming_open import open_streamed
-from streamline.streaming_save import write_weights
+from streamline.streaming_save import check_written, write_weights
 from streamline.streaming_source import WeightSource
 from streamline.sublayers import without
 from streamline.surgery import assemble
@@ -131,3 +132,15 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(AssetError, match="the disk is gone"):
             save(drop(decoder), decoder, None, tmp_path / "found", {})
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_written_folder_is_accounted_for(tmp_path: Path) -> None:
+    tiny_model("llama", n_layers=2).save_pretrained(tmp_path)
+    check_written(tmp_path, torch.float32)
+    with pytest.raises(AssetError, match=r"of another shape': \['lm_head"):
+        check_written(tmp_path, torch.bfloat16)
+    tensors = weights(tmp_path)
+    tensors["more"] = tensors.pop("lm_head.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(AssetError, match=r"missing': \['lm_head.weight'\], 'left over': \['more"):
+        check_written(tmp_path, torch.float32)
