@@ -168,7 +168,9 @@ def test_cells_on_other_questions_are_noted_as_not_compared(run_copy):
 
 
 def test_records_alone_are_enough(tmp_path):
-    upsert(tmp_path, {"model": "m", "method": "dense", "sparsity": 0, "status": "ok"})
+    tasks = {"piqa": {"metric": "acc", "value": 0.5, "n": 2}}
+    dense = {"model": "m", "method": "dense", "sparsity": 0, "status": "ok", "tasks": tasks}
+    upsert(tmp_path, dense)
     upsert(
         tmp_path,
         {"model": "m", "method": "x", "sparsity": 0.1, "status": "failed", "reason": "a <b> & c"},
