@@ -40,6 +40,9 @@ INK = "#1a1a1b"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SIZE = (6.0, 3.9)
+# In inches: a name's line, and the share of a figure's height that the axes take.
+_NAME_HEIGHT = 0.186
+_AXES_SHARE = 0.77
 _NAMES = {
     "accuracy": "average accuracy, %",
     "relative_accuracy": "relative accuracy, %",
@@ -245,7 +248,14 @@ def _dense_line(axes: Axes, value: float) -> None:
 
 
 def _draw(axes: Axes, lines: Sequence[Series], markers: bool = True) -> list[str]:
-    """Lines with their names at their right ends; returns their colours."""
+    """Lines with their names at their right ends; returns their colours.
+
+    The figure grows with the number of names, so that they stand beside the axes.
+    """
+    figure = axes.get_figure()
+    assert figure is not None
+    height = max(_SIZE[1], _NAME_HEIGHT * (len(lines) + 1) / _AXES_SHARE)
+    figure.set_size_inches(_SIZE[0], height)  # type: ignore[union-attr]
     colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(lines))]
     styles = ["-", "--", ":"]
     for number, (_, x, y) in enumerate(lines):
@@ -261,24 +271,31 @@ def _draw(axes: Axes, lines: Sequence[Series], markers: bool = True) -> list[str
     axes.autoscale_view()
     ends = [axes.transData.transform((x[-1], y[-1]))[1] for _, x, y in lines]
     box = axes.get_window_extent()
-    heights = _spread([(end - box.y0) / box.height for end in ends], 0.062)
-    for (name, x, y), height, colour in zip(lines, heights, colours, strict=True):
+    heights = _spread(
+        [(end - box.y0) / box.height for end in ends], _NAME_HEIGHT / (_AXES_SHARE * height)
+    )
+    for (name, x, y), place, colour in zip(lines, heights, colours, strict=True):
         axes.annotate(
             name,
             (x[-1], y[-1]),
-            xytext=(1.04, height),
+            xytext=(1.04, place),
             textcoords="axes fraction",
             va="center",
             ha="left",
             color=INK,
             fontsize=11,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1.2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 1.2,
+                "relpos": (0, 0.5),
+            },
         )
     return colours
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved apart to at least ``gap``, in their order, by as little as needed."""
+    """The heights moved apart to at least ``gap``, in their order, within [0, 1] if they fit."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for _ in range(200):
@@ -289,6 +306,9 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
                 moved[low] -= missing / 2
                 moved[high] += missing / 2
                 still = False
+        bottom, top = moved[order[0]], moved[order[-1]]
+        shift = max(0.0, -bottom) if top - bottom > 1 or top <= 1 else 1 - top
+        moved = [height + shift for height in moved] if abs(shift) > 1e-9 else moved
         if still:
             break
     return moved
