@@ -30,8 +30,7 @@ from torch.nn.functional import cross_entropy, linear
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import submodule
 from streamline.distributed import team
-from streamline.errors import ConfigError
-from streamline.losses import fast_linears, pieces, score_paths
+from streamline.losses import check_length, fast_linears, pieces, score_paths
 from streamline.paths import Path, PathTrie
 from streamline.progress import tell
 
@@ -83,10 +82,7 @@ class LossSearch:
     """
 
     def __init__(self, paths: Sequence[Path], tokens: Tensor, *, batch_tokens: int = 4096) -> None:
-        if tokens.shape[1] < 2 or not len(tokens):
-            raise ConfigError(
-                f"a loss needs sequences of at least 2 tokens, got a batch of {list(tokens.shape)}"
-            )
+        check_length(tokens)
         self.decoder = paths[0].decoder
         self.tokens = tokens
         self.batch_tokens = batch_tokens

@@ -73,10 +73,7 @@ def score_paths(
     Raises:
         ConfigError: If the sequences are too short to predict anything.
     """
-    if batches.shape[1] < 2 or not len(batches):
-        raise ConfigError(
-            f"a loss needs sequences of at least 2 tokens, got a batch of {list(batches.shape)}"
-        )
+    check_length(batches)
     tries = _tries(paths)
     totals = [0.0] * len(paths)
     rows = max(1, batch_tokens // batches.shape[1])
@@ -99,6 +96,18 @@ def score_paths(
         layer_runs=len(batches) * sum(trie.n_runs for _, trie in tries),
         naive_layer_runs=len(batches) * sum(trie.n_naive_runs for _, trie in tries),
     )
+
+
+def check_length(tokens: Tensor) -> None:
+    """Refuse token ids [N, T] in which nothing can be predicted.
+
+    Raises:
+        ConfigError: If there is no sequence, or none of two tokens.
+    """
+    if tokens.shape[1] < 2 or not len(tokens):
+        raise ConfigError(
+            f"a loss needs sequences of at least 2 tokens, got a batch of {list(tokens.shape)}"
+        )
 
 
 def _tries(paths: Sequence[Path]) -> list[tuple[list[int], PathTrie]]:

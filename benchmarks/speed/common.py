@@ -35,7 +35,7 @@ from streamline.errors import StreamlineError
 
 __all__ = [
     "Disagreement", "Options", "Outcome", "Race", "contest", "counted", "loaded", "machine",
-    "peak_bytes", "profile", "require_close", "require_equal",
+    "peak_bytes", "peaks", "profile", "require_close", "require_equal",
 ]  # fmt: skip
 
 Size = Literal["quick", "default", "full"]
@@ -316,3 +316,21 @@ def peak_bytes(module: str, function: str, *arguments: Any) -> dict[str, int]:
         )
     found: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
+
+
+def peaks(module: str, model: str, sizes: Sequence[int], length: int) -> dict[str, Any]:
+    """Peak memory of both sides of a row at some sizes, by side and size.
+
+    Args:
+        module: A row with ``measure_ours`` and ``measure_theirs``, called with the model's name,
+            a size and a length; see :func:`peak_bytes`.
+        model: The model's name.
+        sizes: Samples or tokens.
+        length: Tokens of a sequence.
+    """
+    return {
+        side: {
+            str(size): peak_bytes(module, f"measure_{side}", model, size, length) for size in sizes
+        }
+        for side in ("ours", "theirs")
+    }

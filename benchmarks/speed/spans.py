@@ -14,7 +14,7 @@ from streamline.benchmarks.speed.common import (
     Outcome,
     contest,
     loaded,
-    peak_bytes,
+    peaks,
     require_close,
     require_equal,
 )
@@ -141,13 +141,7 @@ def run(options: Options) -> Outcome:
     outcome.facts["ratio_against_cosine_runs_alone"] = only[len(only) // 2]
     outcome.facts["layers"] = lengths
     if options.memory:
-        outcome.memory = {
-            side: {
-                str(count): peak_bytes("spans", f"measure_{side}", options.model, count, length)
-                for count in MEMORY_SAMPLES
-            }
-            for side in ("ours", "theirs")
-        }
+        outcome.memory = peaks("spans", options.model, MEMORY_SAMPLES, length)
     return outcome
 
 

@@ -15,7 +15,7 @@ from streamline.benchmarks.speed.common import (
     Outcome,
     contest,
     loaded,
-    peak_bytes,
+    peaks,
     require_close,
 )
 from streamline.benchmarks.speed.spans import samples
@@ -212,14 +212,7 @@ def run(options: Options) -> Outcome:
         same,
     )
     if options.memory:
-        sizes = (2 * _MICRO, 6 * _MICRO)
-        outcome.memory = {
-            side: {
-                str(size): peak_bytes("students", f"measure_{side}", options.model, size, length)
-                for size in sizes
-            }
-            for side in ("ours", "theirs")
-        }
+        outcome.memory = peaks("students", options.model, (2 * _MICRO, 6 * _MICRO), length)
     return outcome
 
 

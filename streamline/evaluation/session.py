@@ -131,9 +131,12 @@ class Session:
 
     def answered(self, key: str, decoder: Decoder) -> bool:
         """Whether all of a cell's answers lie on disk."""
-        parts = self._questions(max_length(decoder.config, self.tokenizer))
-        names = [part.name for part in parts] + [text.name for text in self._texts]
-        return all(self._file(key, name).is_file() for name in names)
+        return self._complete(key, self._questions(max_length(decoder.config, self.tokenizer)))
+
+    def _complete(self, key: str, parts: Iterable[Part]) -> bool:
+        """Whether a path's answers to these tasks and all texts lie on disk."""
+        asked: list[Part | _Text] = [*parts, *self._texts]
+        return all(self._file(key, item.name).is_file() for item in asked)
 
     def write_samples(self, cell: Cell, result: CellResult) -> None:
         """Write a cell's rows where reports look for them."""
@@ -272,12 +275,7 @@ class Session:
         """Answer everything that is missing of a streamed model's paths, its weights read once."""
         from streamline.streaming_scores import evaluate_streamed
 
-        names = [part.name for part in parts] + [text.name for text in self._texts]
-        missing = {
-            key: path
-            for key, path in paths.items()
-            if not all(self._file(key, name).is_file() for name in names)
-        }
+        missing = {key: path for key, path in paths.items() if not self._complete(key, parts)}
         if not missing:
             return
         n_docs = sum(part.n_docs for part in parts)
@@ -290,7 +288,8 @@ class Session:
             batch_tokens=self.budget,
             progress=self.progress.step,
         )
-        seconds = (time.perf_counter() - start) / len(missing) / len(names)
+        seconds = (time.perf_counter() - start) / len(missing)
+        seconds /= len(parts) + len(self._texts)
         place = 0
         for part in parts:
             own = slice(place, place + len(part.requests))
