@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamline import __version__
-from streamline.config import MethodConfig, RunConfig
+from streamline.config import RunConfig
 from streamline.files import content_key
 from streamline.results.record import Record
+from streamline.stage_config import MethodConfig
 
 DENSE = "dense"
 #: Settings that a cell's numbers depend on.

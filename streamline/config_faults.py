@@ -1,0 +1,62 @@
+"""What is wrong with a configuration, in one message: where, what was given, what is accepted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+__all__ = ["explain", "faults_text"]
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], flags: Collection[str], suite: str | None
+) -> str:
+    """All faults of a configuration in one text, with where and what was given.
+
+    Args:
+        error: What the check of the whole found.
+        model: What was checked.
+        flags: Fields that the command line set; the others are the suite's.
+        suite: Name of the suite, or None.
+    """
+    faults = error.errors()
+    ours = [fault for fault in faults if suite is None or set(fault["loc"][:1]) & set(flags)]
+    theirs = [fault for fault in faults if fault not in ours]
+    texts = [f"bad settings: {faults_text(ours, model)}"] if ours else []
+    texts += [f"bad settings in suite {suite!r}: {faults_text(theirs, model)}"] if theirs else []
+    return "; ".join(texts)
+
+
+def faults_text(faults: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> str:
+    """Faults that pydantic found in a model, in words."""
+    lines = []
+    for fault in faults:
+        place = [part for part in fault["loc"] if isinstance(part, str)]
+        name = ".".join(place)
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{name} is not a field of a run{_nearest(place, model)}")
+            continue
+        reason = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "model_type":
+            reason = "must be a mapping of fields"
+        reason = reason[:1].lower() + reason[1:]
+        value = fault["input"]
+        given = f" (given: {str(value) if isinstance(value, Path) else value!r})" if name else ""
+        lines.append(f"{name}: {reason}{given}" if name else reason)
+    return "; ".join(lines)
+
+
+def _nearest(place: list[str], model: type[BaseModel]) -> str:
+    """The field most like an unknown one, from the model where it was written."""
+    for part in place[:-1]:
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; its fields are: {', '.join(model.model_fields)}"
