@@ -17,22 +17,14 @@ from streamline.calibration import Calibration, measure
 from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.files import content_key
-from streamline.halves import PARTS, Halves, Unit
+from streamline.halves import Halves, Unit
 from streamline.loss_search import LossSearch
 from streamline.losses import loss_sample
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
 from streamline.progress import part
 
-
-@dataclass(frozen=True)
-class Round:
-    """One round of the search: what it removed, at what loss, at what cost."""
-
-    unit: Unit
-    loss: float
-    layer_runs: int
-    naive_layer_runs: int
+from ._rounds import Round, from_extras, notes, to_extras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +76,8 @@ class BlockPruner(Method):
         tokens = loss_sample(batches, self.n_samples, self.length)
         target = self.search_share * decoder.n_parameters()
         rounds, last_losses = self.search(Halves(decoder), tokens, target)
-        units = [[r.unit[0], PARTS.index(r.unit[1])] for r in rounds]
-        runs = [[r.layer_runs, r.naive_layer_runs] for r in rounds]
-        extras = {
-            "units": torch.tensor(units, dtype=torch.int64).reshape(-1, 2),
-            "losses": torch.tensor([r.loss for r in rounds], dtype=torch.float64),
-            "runs": torch.tensor(runs, dtype=torch.int64).reshape(-1, 2),
-            "last_losses": torch.tensor(last_losses, dtype=torch.float64),
-        }
+        last = torch.tensor(last_losses, dtype=torch.float64)
+        extras = to_extras(rounds) | {"last_losses": last}
         return replace(measure(decoder, tokens), extras=extras)
 
     def search(
@@ -108,26 +94,24 @@ class BlockPruner(Method):
             halves: The model.
             tokens: Token ids of every trial, [N, T].
             target: Parameters to remove.
-            done: Rounds that were run before, with the same tokens; as many of them are taken as
-                the target allows.
+            done: Rounds that were run before, with the same tokens.
             last_losses: The loss of each unit when it was last tried, from the search that ``done``
                 comes from.
 
         Returns:
-            The rounds, and each unit's loss when it was last tried (minus infinity before that).
-            Without ``width`` only losses that could be the least of their round are measured.
+            The rounds, the last of which is one too many unless no unit is left (see
+            :meth:`removed`), and each unit's loss when it was last tried (minus infinity before
+            that). Without ``width`` only losses that could be the least of their round are
+            measured.
         """
-        rounds: list[Round] = []
-        gone: list[Unit] = []
+        rounds = list(done)
         untried = [float("-inf")] * len(halves.units)
         last = untried if last_losses is None else list(last_losses)
-        for earlier in done:
-            if not halves.nearer(gone, earlier.unit, target):
-                return rounds, last
-            rounds.append(earlier)
-            gone.append(earlier.unit)
+        if len(self.removed(halves, rounds, target)) < len(rounds):
+            return rounds, last
         expected = target * len(halves.units) / halves.n_removed(halves.units)
         losses = LossSearch([halves.path([unit]) for unit in halves.units], tokens)
+        gone = [halves.units[each.unit] for each in rounds]
         while len(gone) < len(halves.units):
             alive = [i for i, unit in enumerate(halves.units) if unit not in gone]
             tried = sorted(alive, key=lambda i: last[i])
@@ -139,12 +123,23 @@ class BlockPruner(Method):
                 found = losses.least(paths, all_losses=self.width is not None)
             for i, loss in zip(tried, found.losses, strict=True):
                 last[i] = last[i] if loss is None else loss
-            best = tried[found.index]
-            if not halves.nearer(gone, halves.units[best], target):
+            rounds.append(Round.of(tried[found.index], found))
+            best = halves.units[rounds[-1].unit]
+            if not halves.nearer(gone, best, target):
                 break
-            gone.append(halves.units[best])
-            rounds.append(Round(gone[-1], found.loss, found.layer_runs, found.naive_layer_runs))
+            gone.append(best)
         return rounds, last
+
+    @staticmethod
+    def removed(halves: Halves, rounds: Sequence[Round], target: float) -> list[Round]:
+        """The first rounds, as long as each brings the removed parameters nearer to a number."""
+        gone: list[Unit] = []
+        for each in rounds:
+            unit = halves.units[each.unit]
+            if not halves.nearer(gone, unit, target):
+                break
+            gone.append(unit)
+        return list(rounds[: len(gone)])
 
     def prune(
         self,
@@ -157,24 +152,13 @@ class BlockPruner(Method):
         """Take the first rounds of the search, going on with it where calibration stopped."""
         if check_sparsity(sparsity) == 0.0:
             return Pruned(Plan.dense(decoder.n_layers))
-        extras = calibration.extras
-        done = [
-            Round((layer, PARTS[part]), loss, *runs)
-            for (layer, part), loss, runs in zip(
-                extras["units"].tolist(),
-                extras["losses"].tolist(),
-                extras["runs"].tolist(),
-                strict=True,
-            )
-        ]
         halves = Halves(decoder)
         tokens = loss_sample(batches, self.n_samples, self.length)
         target = sparsity * decoder.n_parameters()
-        rounds, _ = self.search(halves, tokens, target, done, extras["last_losses"].tolist())
-        notes = {
-            "order": [list(r.unit) for r in rounds],
-            "losses": [r.loss for r in rounds],
-            "layer_runs": sum(r.layer_runs for r in rounds),
-            "naive_layer_runs": sum(r.naive_layer_runs for r in rounds),
-        }
-        return halves.pruned([r.unit for r in rounds], notes)
+        extras = calibration.extras
+        rounds, _ = self.search(
+            halves, tokens, target, from_extras(extras), extras["last_losses"].tolist()
+        )
+        rounds = self.removed(halves, rounds, target)
+        units = [halves.units[each.unit] for each in rounds]
+        return halves.pruned(units, notes(rounds, [list(unit) for unit in units]))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from streamline.budget import layers_to_remove, mean_layer_parameters
@@ -21,15 +20,7 @@ from streamline.paths import Path, dense_path
 from streamline.plan import Plan
 from streamline.progress import part
 
-
-@dataclass(frozen=True)
-class Round:
-    """One round of the greedy search: what it removed, at what loss, at what cost."""
-
-    layer: int
-    loss: float
-    layer_runs: int
-    naive_layer_runs: int
+from ._rounds import Round, from_extras, notes, to_extras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +74,7 @@ class SLEB(Method):
         """Search the first rounds, and measure the shared statistics on the same tokens."""
         tokens = loss_sample(batches, self.n_samples, self.length)
         rounds = self.search(decoder, tokens, round(self.search_share * decoder.n_layers))
-        extras = {
-            "order": torch.tensor([r.layer for r in rounds], dtype=torch.int64),
-            "losses": torch.tensor([r.loss for r in rounds], dtype=torch.float64),
-            "runs": torch.tensor(
-                [[r.layer_runs, r.naive_layer_runs] for r in rounds], dtype=torch.int64
-            ).reshape(-1, 2),
-        }
-        return replace(measure(decoder, tokens), extras=extras)
+        return replace(measure(decoder, tokens), extras=to_extras(rounds))
 
     def search(
         self, decoder: Decoder, tokens: Tensor, n_remove: int, done: Sequence[Round] = ()
@@ -109,17 +93,14 @@ class SLEB(Method):
         rounds = list(done)[:n_remove]
         nodes = list(dense_path(decoder).nodes)
         for earlier in rounds:
-            nodes = [node for node in nodes if node.layer != earlier.layer]
+            nodes = [node for node in nodes if node.layer != earlier.unit]
         losses = LossSearch([dense_path(decoder)], tokens)
         while len(rounds) < n_remove:
             places = self._candidates(len(nodes))
             paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in places]
             with part(len(rounds), n_remove):
                 found = losses.least(paths)
-            removed = nodes.pop(places[found.index])
-            rounds.append(
-                Round(removed.layer, found.loss, found.layer_runs, found.naive_layer_runs)
-            )
+            rounds.append(Round.of(nodes.pop(places[found.index]).layer, found))
         return rounds
 
     def prune(
@@ -134,19 +115,10 @@ class SLEB(Method):
         n_remove = layers_to_remove(decoder, sparsity)
         if n_remove == 0:
             return Pruned(Plan.dense(decoder.n_layers))
-        extras = calibration.extras
-        done = [
-            Round(layer, loss, *runs)
-            for layer, loss, runs in zip(
-                extras["order"].tolist(),
-                extras["losses"].tolist(),
-                extras["runs"].tolist(),
-                strict=True,
-            )
-        ]
         tokens = loss_sample(batches, self.n_samples, self.length)
-        rounds = self.search(decoder, tokens, n_remove, done)
-        return Pruned(Plan.drop(decoder.n_layers, [r.layer for r in rounds]), notes=_notes(rounds))
+        rounds = self.search(decoder, tokens, n_remove, from_extras(calibration.extras))
+        order = [each.unit for each in rounds]
+        return Pruned(Plan.drop(decoder.n_layers, order), notes=notes(rounds, order))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go."""
@@ -158,12 +130,3 @@ class SLEB(Method):
         """Places on the current path that may go: not the barriers, unless only they are left."""
         inner = range(self.keep_first, n_alive - self.keep_last)
         return inner if len(inner) else range(n_alive)
-
-
-def _notes(rounds: Sequence[Round]) -> dict[str, Any]:
-    return {
-        "order": [r.layer for r in rounds],
-        "losses": [r.loss for r in rounds],
-        "layer_runs": sum(r.layer_runs for r in rounds),
-        "naive_layer_runs": sum(r.naive_layer_runs for r in rounds),
-    }

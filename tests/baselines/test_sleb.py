@@ -31,7 +31,7 @@ def test_equals_brute_force_greedy(tiny_llama, tiny_opt):
     for factory in (tiny_llama, tiny_opt):
         decoder = Decoder(factory(n_layers=6))
         rounds = SLEB().search(decoder, TOKENS, 4)
-        assert [r.layer for r in rounds] == brute_force(decoder, 4)
+        assert [r.unit for r in rounds] == brute_force(decoder, 4)
 
 
 def test_first_pick_is_that_of_shortened_llama_ppl(tiny_llama):
@@ -41,10 +41,10 @@ def test_first_pick_is_that_of_shortened_llama_ppl(tiny_llama):
         pick = alone.order(alone.calibrate(decoder, TOKENS))[0]
         sleb = SLEB()
         calibration = sleb.calibrate(decoder, TOKENS)
-        assert calibration.extras["order"][0] == pick
+        assert calibration.extras["rounds"][0, 0] == pick
         anywhere = SLEB(keep_first=0, keep_last=0).search(decoder, TOKENS, 1)
         free = ShortenedLlamaPPL()
-        assert anywhere[0].layer == free.order(free.calibrate(decoder, TOKENS))[0]
+        assert anywhere[0].unit == free.order(free.calibrate(decoder, TOKENS))[0]
 
 
 def test_pruning_goes_on_where_calibration_stopped(tiny_opt):
@@ -61,7 +61,7 @@ def test_pruning_goes_on_where_calibration_stopped(tiny_opt):
 
 def test_the_ends_go_only_when_nothing_else_is_left(tiny_llama):
     decoder = Decoder(tiny_llama(n_layers=4))
-    order = [r.layer for r in SLEB().search(decoder, TOKENS, 4)]
+    order = [r.unit for r in SLEB().search(decoder, TOKENS, 4)]
     assert set(order[:2]) == {1, 2} and set(order[2:]) == {0, 3}
 
 

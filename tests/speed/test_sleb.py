@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from streamline.baselines.sleb import SLEB, Round
+from streamline.baselines._rounds import Round
+from streamline.baselines.sleb import SLEB
 from streamline.benchmarks.speed import published, sleb
 from streamline.benchmarks.speed.common import Disagreement, Options
 from streamline.testing import tiny_model

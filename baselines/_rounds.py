@@ -1,0 +1,65 @@
+"""What a greedy search by loss found, round by round, and how a calibration keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamline.loss_search import Found
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    Attributes:
+        unit: Number of what would be removed: a layer, or half of one.
+        loss: Mean negative log-likelihood per token without it, in nats.
+        layer_runs: Layer evaluations.
+        naive_layer_runs: The same without sharing prefixes.
+    """
+
+    unit: int
+    loss: float
+    layer_runs: int
+    naive_layer_runs: int
+
+    @classmethod
+    def of(cls, unit: int, found: Found) -> Round:
+        """The round that found this unit."""
+        return cls(unit, found.loss, found.layer_runs, found.naive_layer_runs)
+
+
+def to_extras(rounds: Sequence[Round]) -> dict[str, Tensor]:
+    """Rounds as tensors of a calibration."""
+    rows = [astuple(each) for each in rounds]
+    counts = [[unit, *runs] for unit, _, *runs in rows]
+    return {
+        "rounds": torch.tensor(counts, dtype=torch.int64).reshape(-1, 3),
+        "losses": torch.tensor([loss for _, loss, *_ in rows], dtype=torch.float64),
+    }
+
+
+def from_extras(extras: Mapping[str, Tensor]) -> list[Round]:
+    """The rounds that a calibration keeps."""
+    counts, losses = extras["rounds"].tolist(), extras["losses"].tolist()
+    return [Round(unit, loss, *runs) for (unit, *runs), loss in zip(counts, losses, strict=True)]
+
+
+def notes(rounds: Sequence[Round], order: Sequence[Any]) -> dict[str, Any]:
+    """What a record says of the search.
+
+    Args:
+        rounds: Those whose unit was removed.
+        order: Their units as a reader knows them.
+    """
+    return {
+        "order": list(order),
+        "losses": [each.loss for each in rounds],
+        "layer_runs": sum(each.layer_runs for each in rounds),
+        "naive_layer_runs": sum(each.naive_layer_runs for each in rounds),
+    }
