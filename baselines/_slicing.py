@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from streamline.decoder import Decoder, Entry, submodule
 from streamline.modeling_narrow import SlicedLayer, build_shell
 from streamline.paths import Node, Path
+from streamline.progress import tell
 from streamline.surgery import assemble, shared_copy
 
 from ._fusing import (
@@ -40,6 +40,9 @@ from ._fusing import (
 )
 from ._groups import rows
 from ._sliced_shapes import layer_spec, shell_spec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: From the second moment of states, [D, D] float64, to an orthogonal matrix, [D, D] float64,
 #: whose first columns are kept.
@@ -100,8 +103,11 @@ def slice_model(
     full = [centre(entry.hidden) if centred else entry.hidden for entry in entries]
     walk = _Walk(decoder, width, basis, entries, full)
     first = walk.narrow(width)
-    nodes = tuple(Node(walk.layer(index), index) for index in range(decoder.n_layers))
-    model = assemble(Path(decoder, nodes, "sliced"))
+    nodes = []
+    for index in range(decoder.n_layers):
+        tell(index, decoder.n_layers)
+        nodes.append(Node(walk.layer(index), index))
+    model = assemble(Path(decoder, tuple(nodes), "sliced"))
     shell = shell_spec(decoder, width)
     build_shell(model, shell)
     for path in shell["embeddings"]:

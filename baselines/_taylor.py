@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamline.decoder import Decoder, submodule
+from streamline.progress import part, tell
 
 from ._groups import group_sums, layer_groups, rows
 
@@ -16,7 +17,7 @@ from ._groups import group_sums, layer_groups, rows
 def each_gradient(
     decoder: Decoder,
     tokens: Tensor,
-    parameters: Iterable[nn.Parameter],
+    parameters: Sequence[nn.Parameter],
     take: Callable[[nn.Parameter, Tensor], None],
 ) -> None:
     """Run one backward pass of the mean next-token loss and hand over each gradient.
@@ -33,11 +34,15 @@ def each_gradient(
     everything = list(decoder.model.parameters())
     before = [(p.requires_grad, p.grad) for p in everything]
     hooks = []
+    done = 0
 
     def hand_over(parameter: Tensor) -> None:
+        nonlocal done
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         take(parameter, parameter.grad)
         parameter.grad = None
+        done += 1
+        tell(done, len(parameters))
 
     try:
         for parameter in everything:
@@ -86,13 +91,14 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
     if importance == "param_mix":
 
         def square(parameter: nn.Parameter, gradient: Tensor) -> None:
-            part = gradient.float().square() / len(tokens)
+            share = gradient.float().square() / len(tokens)
             fisher[id(parameter)] = (
-                fisher[id(parameter)] + part if id(parameter) in fisher else part
+                fisher[id(parameter)] + share if id(parameter) in fisher else share
             )
 
-        for sequence in torch.split(tokens, 1):
-            each_gradient(decoder, sequence, parameters, square)
+        for n, sequence in enumerate(torch.split(tokens, 1)):
+            with part(n, len(tokens) + 1):
+                each_gradient(decoder, sequence, parameters, square)
     sums: list[dict[tuple[str, str], Tensor]] = [{} for _ in couplings]
 
     def take(parameter: nn.Parameter, gradient: Tensor) -> None:
@@ -108,7 +114,9 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
         values = change.abs().double().cpu()
         sums[index][path, side] = sums[index].get((path, side), 0.0) + values
 
-    each_gradient(decoder, tokens, parameters, take)
+    n_done = len(tokens) if fisher else 0
+    with part(n_done, n_done + 1):
+        each_gradient(decoder, tokens, parameters, take)
     return {
         kind: torch.stack([group_sums(pair[place], sums[i]) for i, pair in enumerate(couplings)])
         for place, kind in enumerate(("attention", "mlp"))

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from streamline.budget import layers_to_remove, mean_layer_parameters
 from streamline.calibration import Calibration
 from streamline.decoder import Decoder, submodule
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.losses import loss_sample
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan, Span, Step
+from streamline.progress import part, tell
 
 Rule = Literal["paper", "release"]
 #: Halvings of the interval in which the threshold is searched.
@@ -266,7 +267,7 @@ class LaCo(Method):
         """Search the threshold and hand over the merged blocks.
 
         Raises:
-            ConfigError: If no merging can remove as many layers.
+            UnsupportedModelError: If no merging can remove as many layers.
         """
         n_remove = layers_to_remove(decoder, sparsity)
         if n_remove == 0:
@@ -288,21 +289,23 @@ class LaCo(Method):
         """The setting of C, I and T by which ``n_remove`` layers go.
 
         Raises:
-            ConfigError: If no merging can remove as many layers.
+            UnsupportedModelError: If no merging can remove as many layers.
         """
         n_layers = trials.decoder.n_layers
         highest = n_layers - 1 if self.highest is None else min(self.highest, n_layers)
         found: list[Outcome] = []
-        for c, interval, lowest, top in self._settings(highest, n_layers):
+        settings = self._settings(highest, n_layers)
+        for n, (c, interval, lowest, top) in enumerate(settings):
             if found and (self.choose == "wanted" or (lowest, top) != (self.lowest, highest)):
                 break
             bounds = {"layers_per_merge": c, "interval": interval, "lowest": lowest, "highest": top}
-            outcome = _highest_threshold(trials, n_remove, bounds)
+            with part(n, len(settings)):
+                outcome = _highest_threshold(trials, n_remove, bounds)
             if outcome is not None:
                 found.append(outcome)
         if found:
             return max(found, key=lambda outcome: outcome.similarities[-1])
-        raise ConfigError(
+        raise UnsupportedModelError(
             f"{self.name} with layers_per_merge={self.layers_per_merge} cannot take {n_remove} of "
             f"{n_layers} layers out of {trials.decoder.name}: ask for a lower sparsity, or raise "
             "layers_per_merge to at least 2"
@@ -344,7 +347,8 @@ def _highest_threshold(trials: Collapse, n_remove: int, bounds: dict[str, int]) 
     if best.n_removed < n_remove:
         return None
     low, high = -1.0, 1.0
-    for _ in range(_BISECTIONS):
+    for n in range(_BISECTIONS):
+        tell(n, _BISECTIONS)
         middle = (low + high) / 2
         outcome = collapse(trials, n_remove, threshold=middle, **bounds)
         if outcome.n_removed == n_remove:

@@ -12,7 +12,7 @@ from streamline.budget import check_sparsity
 from streamline.calibration import Calibration, measure
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import UnsupportedModelError
 from streamline.halves import PARTS, Halves, Unit
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
@@ -75,7 +75,7 @@ class LLMDrop(Method):
         """Take out units in their order.
 
         Raises:
-            ConfigError: If all units of the kind together hold too few parameters.
+            UnsupportedModelError: If all units of the kind together hold too few parameters.
         """
         if check_sparsity(sparsity) == 0.0:
             return Pruned(Plan.dense(decoder.n_layers))
@@ -84,7 +84,7 @@ class LLMDrop(Method):
         order, gone = self.order(calibration), list[Unit]()
         most = halves.n_removed(order) / dense
         if sparsity > most + 0.5 / (decoder.n_layers * 2) * most:
-            raise ConfigError(
+            raise UnsupportedModelError(
                 f"{self.name} with target={self.target!r} removes at most {most:.1%} of the "
                 f"parameters of {decoder.name}, not {sparsity:.1%}; ask for less, or use "
                 "target='all'"

@@ -17,7 +17,7 @@ from torch import Tensor
 from streamline.budget import check_sparsity, mean_layer_parameters
 from streamline.calibration import Calibration, measure
 from streamline.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.files import content_key
 from streamline.losses import loss_sample
 from streamline.method import Method, Pruned, Size
@@ -159,7 +159,7 @@ class LLMPruner(Method):
         """The share of heads and channels to remove that comes nearest to a sparsity.
 
         Raises:
-            ConfigError: If the range of layers holds too few parameters.
+            UnsupportedModelError: If the range of layers holds too few parameters.
         """
         if check_sparsity(sparsity) == 0.0:
             return 0.0
@@ -172,7 +172,7 @@ class LLMPruner(Method):
         below, above = (removed_parameters(couplings, r) / dense for r in (low, high))
         if above < sparsity - mean_layer_parameters(decoder) / dense / 2:
             chosen = self.layers(decoder.n_layers)
-            raise ConfigError(
+            raise UnsupportedModelError(
                 f"sparsity {sparsity} cannot be reached by {self.name}: with one head and one "
                 f"channel left in each of layers [{chosen.start}, {chosen.stop}) of "
                 f"{decoder.name}, {above:.1%} of the parameters are gone; ask for less, or widen "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from streamline.budget import layers_to_remove, mean_layer_parameters
 from streamline.calibration import Calibration
 from streamline.decoder import Decoder, submodule
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan, Span, Step
 
@@ -91,11 +91,11 @@ class ReplaceMe(Method):
         """The run to replace: the nearest in distance that leaves a layer before it.
 
         Raises:
-            ConfigError: If all layers would go.
+            UnsupportedModelError: If all layers would go.
         """
         n = calibration.n_layers
         if n_remove >= n:
-            raise ConfigError(
+            raise UnsupportedModelError(
                 f"{self.name} keeps the layer before the run, so at most {n - 1} of {n} layers can "
                 f"go, not {n_remove}; ask for a lower sparsity"
             )

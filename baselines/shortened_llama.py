@@ -21,6 +21,8 @@ from streamline.method import DepthMethod
 from streamline.paths import Path, dense_path
 from streamline.plan import Plan
 
+from ._taylor import each_gradient
+
 
 def without_each_layer(decoder: Decoder) -> list[Path]:
     """One path per layer: the dense model without it."""
@@ -170,45 +172,20 @@ def layer_weights(decoder: Decoder, index: int) -> list[torch.nn.Parameter]:
 def taylor_scores(decoder: Decoder, tokens: Tensor) -> list[float]:
     """``sum |w * dL/dw|`` of every layer, with ``L`` the mean loss of one batch.
 
-    Each gradient is used and thrown away as soon as it is complete, so that memory never holds a
-    second copy of the model. Requires-grad states, gradients and hooks are as before afterwards.
-
     Args:
-        decoder: The dense model.
+        decoder: The dense model; left as it was.
         tokens: Token ids, [N, T].
 
     Returns:
         One score per layer, at least 0.
     """
+    owners = {id(w): i for i in range(decoder.n_layers) for w in layer_weights(decoder, i)}
+    weights = [w for i in range(decoder.n_layers) for w in layer_weights(decoder, i)]
     scores = [0.0] * decoder.n_layers
-    parameters = list(decoder.model.parameters())
-    before = [(p.requires_grad, p.grad) for p in parameters]
-    hooks = []
 
-    def take(parameter: Tensor, index: int) -> None:
-        assert parameter.grad is not None
-        product = parameter.detach().float() * parameter.grad.float()
-        scores[index] += float(product.abs().sum(dtype=torch.float64))
-        parameter.grad = None
+    def take(weight: torch.nn.Parameter, gradient: Tensor) -> None:
+        product = weight.detach().float() * gradient.float()
+        scores[owners[id(weight)]] += float(product.abs().sum(dtype=torch.float64))
 
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for index in range(decoder.n_layers):
-            for weight in layer_weights(decoder, index):
-                weight.requires_grad_(True)
-                register: Any = weight.register_post_accumulate_grad_hook
-                hooks.append(register(lambda p, i=index: take(p, i)))
-        with torch.enable_grad():
-            logits = decoder.logits(tokens)[:, :-1].float()
-            targets = tokens[:, 1:].to(logits.device)
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            loss.backward()  # type: ignore[no-untyped-call]
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter, (requires_grad, grad) in zip(parameters, before, strict=True):
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+    each_gradient(decoder, tokens, weights, take)
     return scores

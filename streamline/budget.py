@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamline.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 
 
 def removed_fraction(dense: int, pruned: int) -> float:
@@ -52,8 +52,9 @@ def layers_to_remove(
         sparsity 0, whatever a replacement would add.
 
     Raises:
-        ConfigError: If the sparsity is outside [0, 1), or lies above what taking out every layer
-            reaches by more than half a layer.
+        ConfigError: If the sparsity is outside [0, 1).
+        UnsupportedModelError: If it lies above what taking out every layer reaches by more than
+            half a layer.
     """
     if check_sparsity(sparsity) == 0.0:
         return 0
@@ -66,7 +67,7 @@ def layers_to_remove(
     best = min(range(decoder.n_layers + 1), key=lambda n: (abs(fraction(n) - sparsity), n))
     highest = fraction(decoder.n_layers)
     if sparsity > highest + 0.5 * layer / dense:
-        raise ConfigError(
+        raise UnsupportedModelError(
             f"sparsity {sparsity} cannot be reached by removing layers of {decoder.name}: taking "
             f"out all {decoder.n_layers} removes {highest:.1%} of the parameters"
         )

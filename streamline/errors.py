@@ -34,7 +34,7 @@ class PlanError(StreamlineError, ValueError):
 
 
 class UnsupportedModelError(StreamlineError):
-    """A model has a shape that the asked operation cannot work on."""
+    """A model cannot give what is asked of it: by its shape, or because it has too little."""
 
 
 class AssetError(StreamlineError):

@@ -7,7 +7,7 @@ from transformers import LlamaConfig
 
 from streamline.budget import check_sparsity, layers_to_remove, removed_fraction
 from streamline.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.replacement import added_parameters
 from streamline.testing import tiny_config
 
@@ -67,5 +67,7 @@ def test_sparsity_outside_the_range(sparsity: float) -> None:
 
 def test_sparsity_that_layers_cannot_reach() -> None:
     decoder = Decoder.from_config(tiny_config("llama", n_layers=2))
-    with pytest.raises(ConfigError, match=r"0.95 cannot be reached.*taking out all 2 removes"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"0.95 cannot be reached.*taking out all 2 removes"
+    ):
         layers_to_remove(decoder, 0.95)

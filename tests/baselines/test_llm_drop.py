@@ -5,7 +5,7 @@ import torch
 
 from streamline.baselines.llm_drop import LLMDrop, half_cosines
 from streamline.decoder import Decoder, submodule
-from streamline.errors import ConfigError
+from streamline.errors import UnsupportedModelError
 from streamline.testing import tiny_model
 
 TOKENS = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(8))
@@ -62,7 +62,7 @@ def test_one_kind_alone(tiny_opt):
         kinds = {step.kind for step in pruned.plan.steps}
         assert kinds == {"layer", f"no-{target}"}
         assert pruned.plan.removed_layers == []
-        with pytest.raises(ConfigError, match="at most .* not 60.0%"):
+        with pytest.raises(UnsupportedModelError, match="at most .* not 60.0%"):
             method.prune(decoder, calibration, 0.6, TOKENS, 0)
 
 

@@ -10,7 +10,7 @@ from streamline.baselines._groups import Heads, layer_groups
 from streamline.baselines._taylor import taylor_scores
 from streamline.baselines.llm_pruner import LLMPruner, lowest, removed_parameters
 from streamline.decoder import Decoder, submodule
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.snapshot import differences, snapshot
 from streamline.testing import tiny_config, tiny_model
 
@@ -176,7 +176,9 @@ def test_what_lies_outside_the_range_is_shared_with_the_dense_model():
 
 
 def test_out_of_reach_is_refused():
-    with pytest.raises(ConfigError, match="one head and one channel left in each of layers"):
+    with pytest.raises(
+        UnsupportedModelError, match="one head and one channel left in each of layers"
+    ):
         LLMPruner().size(Decoder(tiny_model("llama")), 0.9)
 
 

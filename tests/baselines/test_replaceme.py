@@ -8,7 +8,7 @@ from streamline.baselines._cosine_map import cosine_distance, fit_cosine
 from streamline.baselines.replaceme import ReplaceMe, fit, fold, states
 from streamline.calibration import measure
 from streamline.decoder import Decoder, submodule
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.paths import dense_path
 from streamline.plan import Span
 from streamline.snapshot import differences, snapshot
@@ -96,7 +96,7 @@ def test_the_run_never_starts_at_layer_0(tiny_llama):
     for distance in ("cosine", "angle"):
         assert ReplaceMe(distance=distance).span(calibration, 1).start >= 1
         assert ReplaceMe(distance=distance).span(calibration, 3) == Span(1, 4)
-    with pytest.raises(ConfigError, match="at most 3 of 4 layers can go, not 4"):
+    with pytest.raises(UnsupportedModelError, match="at most 3 of 4 layers can go, not 4"):
         ReplaceMe().span(calibration, 4)
 
 
