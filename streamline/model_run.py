@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from streamline.assets import load_model, model_fingerprint
 from streamline.calibration import Calibration, batches_fingerprint
+from streamline.cell_training import CellTraining
 from streamline.cells import Cell, cell_key, expand
 from streamline.config import RunConfig
 from streamline.decoder import Decoder
@@ -28,12 +28,11 @@ from streamline.errors import UnsupportedModelError
 from streamline.evaluation.session import Session
 from streamline.files import content_key, write_json_atomic
 from streamline.materials import Materials
-from streamline.method import Method, Pruned, Student
+from streamline.method import Method, Pruned
 from streamline.paths import Path as LayerPath
 from streamline.paths import dense_path
 from streamline.plan import Plan
 from streamline.progress import Progress, clock, showing
-from streamline.recipe import Recipe
 from streamline.recorder import Recorder
 from streamline.results.assess import assess
 from streamline.results.record import FILE_NAME, Record, find, load
@@ -41,9 +40,6 @@ from streamline.specs import build_method
 from streamline.work import Built, Work
 
 log = logging.getLogger(__name__)
-
-#: What the files of a second training are told apart by.
-POST = "-post"
 
 
 class ModelRun:
@@ -62,6 +58,7 @@ class ModelRun:
         self.cache_dir = config.out / "cache"
         self.fingerprint = model_fingerprint(name)
         self.recorder = Recorder(self.config, name, self.fingerprint, progress)
+        self.training = CellTraining(self.config, name, self.fingerprint, progress)
 
     def run(self) -> list[Record]:
         """Work every cell that has no record yet.
@@ -105,9 +102,9 @@ class ModelRun:
         materials = Materials(self.config, tokenizer)
         self.progress.stage(f"{self.name}: prune {work.cell.label}")
         self._prune_one(work, decoder, materials)
-        self._fit([work], decoder, materials, seed)
+        self.training.fit([work], decoder, materials, seed)
         if recovery == "lora":
-            work.pruned = self._heal(work, decoder, materials)
+            work.pruned = self.training.heal(work, decoder, materials)
         provenance = {
             "cell": work.cell.record(),
             "key": work.key,
@@ -246,71 +243,13 @@ class ModelRun:
         for seed in self.config.seeds:
             owners = [w for w in works if w.cell.seed == seed and w.built.students]
             try:
-                self._fit(owners, decoder, materials, seed)
+                self.training.fit(owners, decoder, materials, seed)
             except Exception as error:  # one training for all of them: they fail together
                 log.debug("training failed", exc_info=True)
                 for work in owners:
                     self.recorder.failed(work, error)
                 works = [work for work in works if work not in owners]
         return works
-
-    def _fit(self, works: list[Work], decoder: Decoder, materials: Materials, seed: int) -> None:
-        """Train the replacements of some cells together, in place, stage after stage."""
-        owners = [(work, student) for work in works for student in work.built.students]
-        if not owners:
-            return
-        stages = self.config.training.stages()
-        for recipe, suffix in zip(stages, ("", POST), strict=False):
-            what = "post-train" if suffix else "train"
-            self.progress.stage(f"{self.name}: {what} {len(owners)} replacements")
-            self._fit_stage(owners, recipe, suffix, decoder, materials, seed)
-
-    def _fit_stage(
-        self,
-        owners: list[tuple[Work, Student]],
-        recipe: Recipe,
-        suffix: str,
-        decoder: Decoder,
-        materials: Materials,
-        seed: int,
-    ) -> None:
-        """Train replacements by one recipe; what a killed stage had done is taken up."""
-        from streamline.activations import ActivationCache
-        from streamline.training import fit
-
-        train, validation = materials.training(seed)
-        labels = []
-        for work, student in owners:
-            n_tokens = max(1, round(recipe.n_tokens * student.share))
-            student.recipe = replace(recipe, **{"n_tokens": n_tokens, **student.overrides})
-            several = f"-{student.span.start}" if len(work.built.students) > 1 else ""
-            labels.append(work.cell.slug + several + suffix)
-        cache_bytes = self.config.training.cache_bytes
-        # One path object per cell: replacements of one path are trained as one under the LM loss.
-        paths = {work.key: work.built.path(decoder) for work, _ in owners}
-        results = fit(
-            decoder,
-            [student for _, student in owners],
-            train,
-            validation,
-            labels=labels,
-            directory=self.cache_dir / "training",
-            losses=self.config.out / "losses",
-            fingerprint=self.fingerprint,
-            seed=seed,
-            progress=self.progress.step,
-            autocast=None if self.config.dtype == "float32" else torch.bfloat16,
-            cache=ActivationCache(self.cache_dir / "activations", cache_bytes)
-            if cache_bytes
-            else None,
-            paths=[paths[work.key] for work, _ in owners] if recipe.objective == "lm" else None,
-        )
-        before = {work.key: work.cost.get("train_tokens", 0) for work, _ in owners}
-        for (work, _), result in zip(owners, results, strict=True):
-            if result.label not in work.trained:  # students of one path have one result
-                work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
-            work.cost["train_tokens"] = before[work.key] + result.tokens
-            work.trained[result.label] = result.summary()
 
     def _together(
         self, works: list[Work], decoder: Decoder, evaluation: Session, dense: Work
@@ -344,42 +283,12 @@ class ModelRun:
         def action() -> None:
             pruned = work.built
             if work.cell.recovery == "lora":
-                work.pruned = pruned = self._heal(work, decoder, materials)
+                work.pruned = pruned = self.training.heal(work, decoder, materials)
             own = Decoder(pruned.model) if pruned.model is not None else decoder
             self._evaluate([work], own, evaluation, dense)
 
         self._guard(work, action)
         work.pruned = None
-
-    def _heal(self, work: Work, decoder: Decoder, materials: Materials) -> Pruned:
-        from streamline.healing import heal
-        from streamline.surgery import assemble
-
-        self.progress.stage(f"{self.name}: LoRA {work.cell.label}")
-        pruned = work.built
-        model: PreTrainedModel = pruned.model or assemble(pruned.path(decoder))
-        data, validation = materials.recovery(work.cell.seed)
-        result = heal(
-            model,
-            data,
-            tokenizer=materials.tokenizer,
-            validation=validation,
-            preset=self.config.healing.preset,
-            token_budget=self._recovery_tokens(),
-            trained_parameters=self.config.healing.trained_parameters,
-            seed=work.cell.seed,
-            directory=self.cache_dir / "healing" / work.key[:16],
-            progress=self.progress.step,
-        )
-        work.cost["train_s"] = work.cost.get("train_s", 0.0) + result.seconds
-        work.cost["train_tokens"] = work.cost.get("train_tokens", 0) + result.tokens
-        work.trained["lora"] = result.summary()
-        return replace(pruned, model=result.model)
-
-    def _recovery_tokens(self) -> int:
-        """Tokens of recovery, the same for every method: as many as the replacements see."""
-        training = self.config.training
-        return self.config.healing.n_tokens or training.seen_tokens
 
     def _evaluate(
         self, works: list[Work], decoder: Decoder, evaluation: Session, dense: Work

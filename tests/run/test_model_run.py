@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from streamline import model_run
 from streamline.calibration import Calibration
-from streamline.config import RunConfig, build_config
+from streamline.config import RunConfig
 from streamline.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.evaluation.samples import read_samples
@@ -30,73 +31,12 @@ METHODS = "random-layers,shortgpt,llm-streamline-layer,llm-streamline-ffn"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, a text and questions in their original form."""
-    folder = tmp_path_factory.mktemp("place")
-    tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "a",
-        "lazy",
-        "dog",
-        "while",
-        "nobody",
-        "looks",
-    ]
-    lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
-    questions = folder / "data" / "piqa"
-    questions.mkdir(parents=True)
-    rows = [
-        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
-        for i in range(8)
-    ]
-    (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return folder
-
-
-def config(place: Path, out: Path, **changes: Any) -> RunConfig:
-    text = str(place / "text.jsonl")
-    return build_config(
-        {
-            "models": str(place / "model"),
-            "methods": METHODS,
-            "sparsities": "0.3",
-            "tasks": "piqa",
-            "out": out,
-            "device": "cpu",
-            "data_dir": place / "data",
-            "calibration": {"texts": text, "n_samples": 4, "length": 16},
-            "training": {
-                "texts": text,
-                "n_tokens": 256,
-                "length": 16,
-                "batch_tokens": 64,
-                "validation_tokens": 64,
-                "evaluations": 1,
-            },
-            "perplexity": {"texts": text, "n_tokens": 64, "length": 16},
-            **changes,
-        }
-    )
-
-
-def numbers(records: list[Record]) -> list[Any]:
-    """Everything measured but the times and the memory."""
-    return [(r.identity, r.status, r.plan, r.parameters, r.tasks, r.summary) for r in records]
-
-
-@pytest.fixture(scope="module")
-def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, config: Callable[..., RunConfig]
+) -> tuple[Path, list[Record]]:
     """One uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
-    return out, run(config(place, out))
+    return out, run(config(out))
 
 
 def test_every_cell_has_a_record_the_dense_one_first(whole):
@@ -130,18 +70,20 @@ def test_a_run_leaves_what_the_records_were_made_of(whole):
     assert (out / "report.html").is_file()
 
 
-def test_the_same_run_again_computes_nothing(whole, place, monkeypatch):
+def test_the_same_run_again_computes_nothing(whole, monkeypatch, config, numbers):
     out, records = whole
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished run must not load a model")
 
     monkeypatch.setattr(model_run, "load_model", never)
-    assert numbers(run(config(place, out))) == numbers(records)
+    assert numbers(run(config(out))) == numbers(records)
 
 
 @pytest.mark.parametrize("stop_after", ["train", "answer"])
-def test_an_interrupted_run_goes_on_and_ends_equal(whole, place, tmp_path, monkeypatch, stop_after):
+def test_an_interrupted_run_goes_on_and_ends_equal(
+    whole, tmp_path, monkeypatch, stop_after, config, numbers
+):
     """Stopped behind the training, or in the middle of evaluation, then run again."""
 
     class Killed(BaseException):
@@ -154,7 +96,7 @@ def test_an_interrupted_run_goes_on_and_ends_equal(whole, place, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Session, name, die)
         with pytest.raises(Killed):
-            run(config(place, tmp_path))
+            run(config(tmp_path))
     from streamline import training
 
     trained: list[int] = []
@@ -165,12 +107,12 @@ def test_an_interrupted_run_goes_on_and_ends_equal(whole, place, tmp_path, monke
         original(self, *args)
 
     monkeypatch.setattr(training.Trainee, "update", counted)
-    again = run(config(place, tmp_path))
+    again = run(config(tmp_path))
     assert trained == [], "a finished training must only be loaded"
     assert numbers(again) == numbers(whole[1])
 
 
-def test_a_new_method_leaves_finished_cells_alone(whole, place, tmp_path, monkeypatch):
+def test_a_new_method_leaves_finished_cells_alone(whole, tmp_path, monkeypatch, config, numbers):
     out = tmp_path / "more"
     shutil.copytree(whole[0], out)
     asked: list[set[str]] = []
@@ -181,21 +123,21 @@ def test_a_new_method_leaves_finished_cells_alone(whole, place, tmp_path, monkey
         return original(self, paths)
 
     monkeypatch.setattr(Session, "run", watched)
-    records = run(config(place, out, methods=f"{METHODS},last-layers"))
+    records = run(config(out, methods=f"{METHODS},last-layers"))
     assert asked == [{"last-layers 0.3"}]
     assert numbers(records)[:-1] == numbers(whole[1])
 
 
-def test_lost_answers_of_the_dense_model_are_asked_again(whole, place, tmp_path):
+def test_lost_answers_of_the_dense_model_are_asked_again(whole, tmp_path, config, numbers):
     out = tmp_path / "lost"
     shutil.copytree(whole[0], out)
     shutil.rmtree(out / "cache")
-    records = run(config(place, out, methods=f"{METHODS},last-layers"))
+    records = run(config(out, methods=f"{METHODS},last-layers"))
     assert [r.status for r in records] == ["ok"] * 6
     assert numbers(records)[:-1] == numbers(whole[1])
 
 
-def test_a_fault_in_the_common_evaluation_stays_with_its_cell(place, tmp_path, monkeypatch):
+def test_a_fault_in_the_common_evaluation_stays_with_its_cell(tmp_path, monkeypatch, config):
     original = Session.run
 
     def faulty(self: Session, paths: Any) -> Any:
@@ -204,16 +146,16 @@ def test_a_fault_in_the_common_evaluation_stays_with_its_cell(place, tmp_path, m
         return original(self, paths)
 
     monkeypatch.setattr(Session, "run", faulty)
-    dense, shortgpt, last = run(config(place, tmp_path, methods="shortgpt,last-layers"))
+    dense, shortgpt, last = run(config(tmp_path, methods="shortgpt,last-layers"))
     assert (dense.status, last.status) == ("ok", "ok")
     assert (shortgpt.status, shortgpt.reason) == ("failed", "RuntimeError('no kernel')")
 
 
-def test_tasks_without_questions_are_left_out_and_named(place, tmp_path):
-    settings = config(place, tmp_path, methods="dense", tasks="piqa,streamline_xsum")
+def test_tasks_without_questions_are_left_out_and_named(tmp_path, config):
+    settings = config(tmp_path, methods="dense", tasks="piqa,streamline_xsum,wikitext2")
     [dense] = run(settings.model_copy(update={"data": "packaged"}))
     assert list(dense.tasks) == ["piqa"]
-    assert "streamline_xsum" in dense.notes["data"]["unavailable"]
+    assert set(dense.notes["data"]["unavailable"]) == {"streamline_xsum", "wikitext2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,18 +189,18 @@ class OutOfReach(Broken):
         raise UnsupportedModelError("would grow by 3 parameters")
 
 
-def test_a_cell_that_cannot_be_met_is_skipped_with_its_reason(place, tmp_path):
-    _, record = run(config(place, tmp_path, methods=f"{__name__}:OutOfReach"))
+def test_a_cell_that_cannot_be_met_is_skipped_with_its_reason(tmp_path, config):
+    _, record = run(config(tmp_path, methods=f"{__name__}:OutOfReach"))
     assert (record.status, record.reason) == ("skipped", "would grow by 3 parameters")
 
 
-def test_another_model_can_stand_in_a_row(place, tmp_path):
+def test_another_model_can_stand_in_a_row(tmp_path, config):
     """Asked and achieved stand beside each other, and what is far off is flagged."""
     small = tmp_path / "small"
     tiny_model("llama", n_layers=2, seed=1).save_pretrained(small)
     tiny_tokenizer().save_pretrained(small)
     methods = f"smaller-dense,smaller-dense+model={small},last-layers"
-    _, unknown, row, last = run(config(place, tmp_path / "out", methods=methods))
+    _, unknown, row, last = run(config(tmp_path / "out", methods=methods))
     assert unknown.status == "skipped" and "has no known family" in str(unknown.reason)
     assert (row.status, last.status) == ("ok", "ok")
     assert row.sparsity == 0.3
@@ -269,9 +211,9 @@ def test_another_model_can_stand_in_a_row(place, tmp_path):
     assert row.tasks["piqa"].n == 8 and row.summary.perplexity
 
 
-def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(place, tmp_path):
+def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(tmp_path, config):
     methods = f"{__name__}:Broken,{__name__}:Refusing,shortgpt"
-    _, broken, refusing, good = run(config(place, tmp_path, methods=methods))
+    _, broken, refusing, good = run(config(tmp_path, methods=methods))
     assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError('no scores')")
     assert broken.notes["where"].startswith("test_model_run.py:")
     assert broken.summary.accuracy is None
@@ -279,43 +221,22 @@ def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(place, tmp
     assert good.status == "ok"
 
 
-def test_a_failed_training_fails_its_cells_only(place, tmp_path, monkeypatch):
+def test_a_failed_training_fails_its_cells_only(tmp_path, monkeypatch, config):
     from streamline import training
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("diverged")
 
     monkeypatch.setattr(training, "fit", fail)
-    _, shortgpt, layer = run(config(place, tmp_path, methods="shortgpt,llm-streamline-layer"))
+    _, shortgpt, layer = run(config(tmp_path, methods="shortgpt,llm-streamline-layer"))
     assert shortgpt.status == "ok"
     assert (layer.status, layer.reason) == ("failed", "RuntimeError('diverged')")
 
 
-def test_healing_is_a_cell_of_its_own(place, tmp_path):
-    records = run(
-        config(
-            place,
-            tmp_path,
-            methods="shortgpt",
-            recovery="none,lora",
-            healing={"preset": "llm-pruner", "n_tokens": 128},
-        )
-    )
-    assert [(r.method, r.recovery, r.status) for r in records] == [
-        ("dense", "none", "ok"),
-        ("shortgpt", "none", "ok"),
-        ("shortgpt", "lora", "ok"),
-    ]
-    none, lora = records[1:]
-    assert lora.parameters.pruned == none.parameters.pruned
-    assert lora.cost.train_tokens == 128
-    assert lora.notes["training"]["lora"]["trained_parameters"] > 0
-
-
 @pytest.mark.parametrize("recovery", ["none", "lora"])
-def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery):
+def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, config):
     folder = tmp_path / "pruned"
-    settings = config(place, folder, methods="llm-streamline-layer", recovery=recovery)
+    settings = config(folder, methods="llm-streamline-layer", recovery=recovery)
     facts = prune_to_checkpoint(
         str(place / "model"),
         method="llm-streamline-layer",
@@ -336,110 +257,11 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery):
     assert written["tasks"]["piqa"]["value"] == record.tasks["piqa"].value
 
 
-POST = {"n_tokens": 128, "learning_rate": 1e-3}
-V1 = "streamline-v1-mlp,streamline-v1-multiple-mlp"
-
-
-def post_trained(place: Path, out: Path, **changes: Any) -> RunConfig:
-    settings = config(place, out, methods=V1)
-    training = settings.training.model_dump() | {"post_train": POST, **changes}
-    return settings.model_copy(
-        update={"training": type(settings.training).model_validate(training)}
-    )
-
-
-def test_replacements_are_post_trained_on_the_next_token(place, tmp_path):
-    """First hidden states, then the next token, in one cell; both are in its record."""
-    _, plain, _ = run(config(place, tmp_path / "plain", methods=V1))
-    _, one, several = run(post_trained(place, tmp_path / "post"))
-    first, second = one.notes["training"].values()
-    assert [first["objective"], second["objective"]] == ["mse", "lm"]
-    assert first["best"] == next(iter(plain.notes["training"].values()))["best"]
-    assert second["best"] < second["before"]
-    assert one.cost.train_tokens == 512 + 128
-    assert one.summary.perplexity != plain.summary.perplexity
-    objectives = [stage["objective"] for stage in several.notes["training"].values()]
-    assert objectives == ["mse"] * (len(objectives) - 1) + ["lm"], "one path, one second training"
-    assert several.cost.train_tokens == 512 + 128
-    seconds = [stage["seconds"] for stage in several.notes["training"].values()]
-    assert several.cost.train_s == pytest.approx(sum(seconds))
-    names = {path.stem[-5:] for path in (tmp_path / "post" / "losses").glob("*.jsonl")}
-    assert "-post" in names
-    report = (tmp_path / "post" / "report.md").read_text()
-    assert "post-training, next token" in report
-
-
-def test_a_killed_post_training_goes_on_where_it_stopped(place, tmp_path, monkeypatch):
-    from streamline import training
-
-    whole = run(post_trained(place, tmp_path / "whole"))
-    original, steps = training.Trainee.update, []
-
-    class Killed(BaseException):
-        pass
-
-    def dying(self: Any, *args: Any) -> None:
-        if self.label.endswith("-post"):
-            raise Killed
-        original(self, *args)
-
-    def counted(self: Any, *args: Any) -> None:
-        steps.append(self.label)
-        original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Trainee, "update", dying)
-        with pytest.raises(Killed):
-            run(post_trained(place, tmp_path / "again"))
-    monkeypatch.setattr(training.Trainee, "update", counted)
-    assert numbers(run(post_trained(place, tmp_path / "again"))) == numbers(whole)
-    assert steps and all(label.endswith("-post") for label in steps)
-
-
-def instructions(folder: Path, n: int = 60) -> str:
-    rows = [
-        {"instruction": f"Add {i} and {i}.", "input": "", "output": f"It is {2 * i}."}
-        for i in range(n)
-    ]
-    path = folder / "instructions.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
-
-
-def test_recovery_learns_only_the_answers_of_instructions(place, tmp_path, monkeypatch):
-    from streamline import healing_loop
-
-    seen: list[Any] = []
-    original = healing_loop.HealingLoop._sum
-
-    def watched(self: Any, sequences: Any, indices: Any) -> Any:
-        seen.append(sequences.part(indices))
-        return original(self, sequences, indices)
-
-    monkeypatch.setattr(healing_loop.HealingLoop, "_sum", watched)
-    healing = {
-        "texts": instructions(tmp_path),
-        "n_tokens": 1500,
-        "validation_tokens": 300,
-    }
-    _, lora = run(
-        config(place, tmp_path / "out", methods="shortgpt", recovery="lora", healing=healing)
-    )
-    assert lora.status == "ok", lora.reason
-    summary = lora.notes["training"]["lora"]
-    assert summary["after"] < summary["before"]
-    tokenizer = tiny_tokenizer()
-    texts = {
-        tokenizer.decode(row[keep])
-        for ids, scored in seen
-        for row, keep in zip(ids, scored, strict=True)
-    }
-    assert texts and all(text.startswith("It is ") and text.endswith("</s>") for text in texts)
-
-
-def test_settings_that_are_not_used_do_not_change_a_key(place, tmp_path):
+def test_settings_that_are_not_used_do_not_change_a_key(tmp_path, config, post_trained):
     """Cells made before there was a second training keep their records."""
-    settings = config(place, tmp_path, methods=V1, recovery="none,lora")
+    settings = config(
+        tmp_path, methods="streamline-v1-mlp,streamline-v1-multiple-mlp", recovery="none,lora"
+    )
     model = ModelRun(settings, settings.models[0], Silent())
     values = settings.model_dump(mode="json")
     assert "post_train" in values["training"] and "validation_tokens" in values["healing"]
@@ -458,20 +280,20 @@ def test_settings_that_are_not_used_do_not_change_a_key(place, tmp_path):
             model._work(cell)
     assert all("post_train" not in value.get("training", {}) for value in used)
     assert all("validation_tokens" not in value.get("healing", {}) for value in used)
-    with_post = post_trained(place, tmp_path)
+    with_post = post_trained(tmp_path)
     other = ModelRun(with_post, with_post.models[0], Silent())
     assert other._work(cells[1]).key != model._work(cells[1]).key
 
 
-def test_seeds_are_cells_of_their_own(place, tmp_path):
-    records = run(config(place, tmp_path, methods="random-layers", seeds="0,1,2"))
+def test_seeds_are_cells_of_their_own(tmp_path, config):
+    records = run(config(tmp_path, methods="random-layers", seeds="0,1,2"))
     assert [r.seed for r in records] == [0, 0, 1, 2]
     assert len({tuple(r.plan.removed_layers) for r in records[1:]}) > 1
 
 
-def test_cells_keep_their_key_and_change_it_with_the_inputs(place, tmp_path):
+def test_cells_keep_their_key_and_change_it_with_the_inputs(tmp_path, config):
     def keys(**changes: Any) -> list[str]:
-        settings = config(place, tmp_path, methods="shortgpt", **changes)
+        settings = config(tmp_path, methods="shortgpt", **changes)
         model = ModelRun(settings, settings.models[0], Silent())
         return [model._work(cell).key for cell in model_run.expand(settings, settings.models[0])]
 
@@ -482,7 +304,7 @@ def test_cells_keep_their_key_and_change_it_with_the_inputs(place, tmp_path):
     assert keys()[0] != keys(data="packaged")[0]
 
 
-def test_calibration_is_measured_once_for_all_methods(place, tmp_path, monkeypatch):
+def test_calibration_is_measured_once_for_all_methods(tmp_path, monkeypatch, config):
     from streamline import method
 
     calls: list[Tensor] = []
@@ -493,5 +315,5 @@ def test_calibration_is_measured_once_for_all_methods(place, tmp_path, monkeypat
         return original(decoder, batches)
 
     monkeypatch.setattr(method, "measure", counted)
-    run(config(place, tmp_path, methods="shortgpt,llm-streamline-none", sparsities="0.2,0.4"))
+    run(config(tmp_path, methods="shortgpt,llm-streamline-none", sparsities="0.2,0.4"))
     assert len(calls) == 1

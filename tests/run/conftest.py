@@ -1,0 +1,90 @@
+"""A tiny model on disk with texts and questions, and runs of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamline.config import RunConfig, build_config
+from streamline.results.record import Record
+from streamline.testing import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a text and questions in their original form."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    words = "the quick brown fox jumps over a lazy dog while nobody looks".split()  # noqa: SIM905
+    lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    questions = folder / "data" / "piqa"
+    questions.mkdir(parents=True)
+    rows = [
+        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
+        for i in range(8)
+    ]
+    (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config(place: Path) -> Callable[..., RunConfig]:
+    """``config(out, **changes)``: a small run of that model with other fields as given."""
+
+    def build(out: Path, **changes: Any) -> RunConfig:
+        text = str(place / "text.jsonl")
+        return build_config(
+            {
+                "models": str(place / "model"),
+                "methods": "random-layers,shortgpt,llm-streamline-layer,llm-streamline-ffn",
+                "sparsities": "0.3",
+                "tasks": "piqa",
+                "out": out,
+                "device": "cpu",
+                "data_dir": place / "data",
+                "calibration": {"texts": text, "n_samples": 4, "length": 16},
+                "training": {
+                    "texts": text,
+                    "n_tokens": 256,
+                    "length": 16,
+                    "batch_tokens": 64,
+                    "validation_tokens": 64,
+                    "evaluations": 1,
+                },
+                "perplexity": {"texts": text, "n_tokens": 64, "length": 16},
+                **changes,
+            }
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Callable[[list[Record]], list[Any]]:
+    """Everything measured of some records but the times and the memory."""
+
+    def found(records: list[Record]) -> list[Any]:
+        return [(r.identity, r.status, r.plan, r.parameters, r.tasks, r.summary) for r in records]
+
+    return found
+
+
+@pytest.fixture(scope="session")
+def post_trained(config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """``post_trained(out, **changes)``: replacements trained a second time, on the next token."""
+
+    def build(out: Path, **changes: Any) -> RunConfig:
+        settings = config(out, methods="streamline-v1-mlp,streamline-v1-multiple-mlp")
+        post = {"post_train": {"n_tokens": 128, "learning_rate": 1e-3}}
+        training = settings.training.model_dump() | post | changes
+        return settings.model_copy(
+            update={"training": type(settings.training).model_validate(training)}
+        )
+
+    return build

@@ -1,0 +1,124 @@
+"""Recovery stages in a run: LoRA, post-training of replacements, instructions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamline.pipeline import run
+from streamline.testing import tiny_tokenizer
+
+
+def test_healing_is_a_cell_of_its_own(tmp_path, config):
+    records = run(
+        config(
+            tmp_path,
+            methods="shortgpt",
+            recovery="none,lora",
+            healing={"preset": "llm-pruner", "n_tokens": 128},
+        )
+    )
+    assert [(r.method, r.recovery, r.status) for r in records] == [
+        ("dense", "none", "ok"),
+        ("shortgpt", "none", "ok"),
+        ("shortgpt", "lora", "ok"),
+    ]
+    none, lora = records[1:]
+    assert lora.parameters.pruned == none.parameters.pruned
+    assert lora.cost.train_tokens == 128
+    assert lora.notes["training"]["lora"]["trained_parameters"] > 0
+
+
+V1 = "streamline-v1-mlp,streamline-v1-multiple-mlp"
+
+
+def test_replacements_are_post_trained_on_the_next_token(tmp_path, config, post_trained):
+    """First hidden states, then the next token, in one cell; both are in its record."""
+    _, plain, _ = run(config(tmp_path / "plain", methods=V1))
+    _, one, several = run(post_trained(tmp_path / "post"))
+    first, second = one.notes["training"].values()
+    assert [first["objective"], second["objective"]] == ["mse", "lm"]
+    assert first["best"] == next(iter(plain.notes["training"].values()))["best"]
+    assert second["best"] < second["before"]
+    assert one.cost.train_tokens == 512 + 128
+    assert one.summary.perplexity != plain.summary.perplexity
+    objectives = [stage["objective"] for stage in several.notes["training"].values()]
+    assert objectives == ["mse"] * (len(objectives) - 1) + ["lm"], "one path, one second training"
+    assert several.cost.train_tokens == 512 + 128
+    seconds = [stage["seconds"] for stage in several.notes["training"].values()]
+    assert several.cost.train_s == pytest.approx(sum(seconds))
+    names = {path.stem[-5:] for path in (tmp_path / "post" / "losses").glob("*.jsonl")}
+    assert "-post" in names
+    report = (tmp_path / "post" / "report.md").read_text()
+    assert "post-training, next token" in report
+
+
+def test_a_killed_post_training_goes_on_where_it_stopped(
+    tmp_path, monkeypatch, numbers, post_trained
+):
+    from streamline import training
+
+    whole = run(post_trained(tmp_path / "whole"))
+    original, steps = training.Trainee.update, []
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Any, *args: Any) -> None:
+        if self.label.endswith("-post"):
+            raise Killed
+        original(self, *args)
+
+    def counted(self: Any, *args: Any) -> None:
+        steps.append(self.label)
+        original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainee, "update", dying)
+        with pytest.raises(Killed):
+            run(post_trained(tmp_path / "again"))
+    monkeypatch.setattr(training.Trainee, "update", counted)
+    assert numbers(run(post_trained(tmp_path / "again"))) == numbers(whole)
+    assert steps and all(label.endswith("-post") for label in steps)
+
+
+def instructions(folder: Path, n: int = 60) -> str:
+    rows = [
+        {"instruction": f"Add {i} and {i}.", "input": "", "output": f"It is {2 * i}."}
+        for i in range(n)
+    ]
+    path = folder / "instructions.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_recovery_learns_only_the_answers_of_instructions(tmp_path, monkeypatch, config):
+    from streamline import healing_loop
+
+    seen: list[Any] = []
+    original = healing_loop.HealingLoop._sum
+
+    def watched(self: Any, sequences: Any, indices: Any) -> Any:
+        seen.append(sequences.part(indices))
+        return original(self, sequences, indices)
+
+    monkeypatch.setattr(healing_loop.HealingLoop, "_sum", watched)
+    healing = {
+        "texts": instructions(tmp_path),
+        "n_tokens": 1500,
+        "validation_tokens": 300,
+    }
+    _, lora = run(config(tmp_path / "out", methods="shortgpt", recovery="lora", healing=healing))
+    assert lora.status == "ok", lora.reason
+    summary = lora.notes["training"]["lora"]
+    assert summary["after"] < summary["before"]
+    tokenizer = tiny_tokenizer()
+    texts = {
+        tokenizer.decode(row[keep])
+        for ids, scored in seen
+        for row, keep in zip(ids, scored, strict=True)
+    }
+    assert texts and all(text.startswith("It is ") and text.endswith("</s>") for text in texts)
