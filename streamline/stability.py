@@ -182,7 +182,7 @@ def agreement(dense: Answers, pruned: Answers) -> float:
 
 
 def stability(
-    dense: Answers, pruned: Answers, ddof: int = 1, compat: Compat | None = None
+    dense: Answers, pruned: Answers, ddof: int | None = None, compat: Compat | None = None
 ) -> Stability:
     """Stability of one task, with the agreement and the four counts beside it.
 
@@ -191,23 +191,27 @@ def stability(
     Args:
         dense: Answers of the model before pruning.
         pruned: Answers of the model after; paired by question.
-        ddof: 1 as in the paper, 0 as in the released script.
+        ddof: Of the options' standard deviation: 1 as in the paper, 0 as in the released script;
+            None for 1, or 0 with ``compat``.
         compat: ``release`` does as the released script does: it counts the k questions that agree
             and adds the *first* k weights of the file, whichever questions these belong to, so
-            that its result depends on the order of the file; it takes ``ddof`` 0.
+            that its result depends on the order of the file.
 
     Returns:
         The figures. ``value`` is None for a task without options.
 
     Raises:
-        ConfigError: If the two answer different questions or under different metrics, or the
-            dense NLLs allow no weights.
+        ConfigError: If the two answer different questions or under different metrics, the dense
+            NLLs allow no weights, or ``compat`` is given another ``ddof`` than the script's.
 
     Reference:
         LLM-Streamline, arXiv:2403.19135 (v3), Eq. 6.
     """
     if compat not in (None, "release"):
         raise ConfigError(f"compat is {compat!r}; give 'release' or nothing.")
+    if compat == "release" and ddof not in (None, 0):
+        raise ConfigError(f"The released script takes the std with ddof 0, and {ddof} was given.")
+    ddof = (0 if compat == "release" else 1) if ddof is None else ddof
     if dense.metric != pruned.metric:
         raise ConfigError(
             f"Task {dense.task}: the dense model was scored by {dense.metric}, the pruned one by "
@@ -216,7 +220,6 @@ def stability(
     other = align(dense, pruned)
     before, after = dense.correct, other.correct
     stable = before == after
-    ddof = 0 if compat == "release" else ddof
     value: float | None = None
     stderr: float | None = None
     if dense.nll is not None:

@@ -236,6 +236,7 @@ def test_prune_and_evaluate_hand_over_checked_values(
     assert (pruned["config"].seeds, pruned["out"]) == ((4,), tmp_path / "c")
     assert (folder, evaluated["out"]) == (f"{tmp_path}/c", tmp_path / "r.json")
     assert (evaluated["config"].tasks, evaluated["config"].limit) == (("piqa",), 4)
+    assert evaluated["config"].perplexity.n_tokens == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["piqa", "acc", "0.6667", "-", "4"] in rows
     assert ["heldout", "perplexity", "12.35", "-", "-"] in rows

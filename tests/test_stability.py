@@ -79,6 +79,8 @@ def test_release_mode_adds_the_first_weights_of_the_file():
     released = stability(dense, pruned, compat="release")
     assert released.value == pytest.approx((a + b) / (a + b + 1))
     assert (released.ddof, released.compat, released.stderr) == (0, "release", None)
+    with pytest.raises(ConfigError, match="takes the std with ddof 0, and 1 was given"):
+        stability(dense, pruned, ddof=1, compat="release")
 
 
 @settings(max_examples=50, deadline=None)

@@ -30,7 +30,7 @@ Examples:
 
     streamline-bench evaluate out/short --tasks piqa,arc_easy --limit 100 --out short.json
 
-    streamline-bench evaluate facebook/opt-1.3b --tasks commonsense --out opt.json
+    streamline-bench evaluate facebook/opt-1.3b --tasks commonsense,wikitext2 --out opt.json
 """
 
 
@@ -67,6 +67,7 @@ def command(
             batch_tokens=batch_tokens,
             compile=compile,
             trust_remote_code=trust_remote_code,
+            perplexity={"n_tokens": 0},  # perplexities are measured where they are asked for
         )
     )
     from streamline import pipeline

@@ -42,8 +42,12 @@ def command(
     dense: Annotated[str, typer.Argument(help="Predictions of the model before pruning.")],
     pruned: Annotated[str, typer.Argument(help="Predictions of the model after pruning.")],
     ddof: Annotated[
-        int, typer.Option(help="Std of the options: 1 sample (the paper), 0 population.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Std of the options: 1 sample (the paper, default), 0 population.",
+            show_default=False,
+        ),
+    ] = None,
     compat: Annotated[
         Compat | None, typer.Option(help="Do as the released script, faults included.")
     ] = None,

@@ -30,10 +30,9 @@ from streamline.decoder import Decoder
 from streamline.errors import AssetError
 from streamline.evaluation.data import provenance, unavailable
 from streamline.evaluation.generation_answers import answer_texts
-from streamline.evaluation.generation_engine import Limits
 from streamline.evaluation.harness import Part, build, combine, finish, max_length
 from streamline.evaluation.perplexity import Perplexity, perplexity, text_windows
-from streamline.evaluation.running_text import running_text
+from streamline.evaluation.running_text import RunningText, running_text
 from streamline.evaluation.samples import read_samples, write_samples
 from streamline.evaluation.scoring import score
 from streamline.evaluation.tasks import TaskEntry, resolve
@@ -82,6 +81,7 @@ class Session:
         self.budget = TokenBudget(config.batch_tokens, cache_dir / "batch_tokens")
         self.progress = progress
         self.unavailable: dict[str, str] = {}
+        self._running: dict[str, RunningText] = {}
         self.entries = [entry for entry in resolve(config.tasks) if self._available(entry)]
         self._parts: list[Part] | None = None
         if not self.entries and not config.perplexity.n_tokens:
@@ -161,14 +161,25 @@ class Session:
         }
 
     def _available(self, entry: TaskEntry) -> bool:
-        """Whether a row's questions can be had; if not, its reason is kept and said."""
-        for name in entry.tasks:
-            reason = unavailable(name, source=self.config.data, data_dir=self.config.data_dir)
-            if reason is not None:
-                self.unavailable[entry.name] = reason
-                self.progress.say(f"left out: {entry.name}: {reason}")
-                return False
-        return True
+        """Whether a row's questions or text can be had; if not, its reason is kept and said."""
+        reason = self._lacks(entry)
+        if reason is not None:
+            self.unavailable[entry.name] = reason
+            self.progress.say(f"left out: {entry.name}: {reason}")
+        return reason is None
+
+    def _lacks(self, entry: TaskEntry) -> str | None:
+        """Why a row cannot be measured here; a text is kept when it can be read."""
+        source, data_dir = self.config.data, self.config.data_dir
+        if entry.protocol == "perplexity":
+            try:
+                self._running[entry.name] = running_text(
+                    entry.name, source=source, data_dir=data_dir
+                )
+            except AssetError as error:
+                return str(error)
+        reasons = (unavailable(name, source=source, data_dir=data_dir) for name in entry.tasks)
+        return next((reason for reason in reasons if reason is not None), None)
 
     def _questions(self, longest: int) -> list[Part]:
         if self._parts is None:
@@ -205,9 +216,7 @@ class Session:
             )
         for entry in self.entries:
             if entry.protocol == "perplexity" and entry.name not in {t.name for t in texts}:
-                running = running_text(
-                    entry.name, source=self.config.data, data_dir=self.config.data_dir
-                )
+                running = self._running[entry.name]
                 tokens = text_windows(running.text, self.tokenizer, entry.window or 2048)
                 tokens = tokens[: self.config.limit] if self.config.limit else tokens
                 texts.append(_Text(entry.name, tokens, running.to_json()))
@@ -236,7 +245,7 @@ class Session:
                 part,
                 self.tokenizer,
                 files={key: self._file(key, f"{part.name}.texts") for key in paths},
-                limits=lambda device: Limits.of(device, self.config.batch_tokens),
+                batch_tokens=self.config.batch_tokens,
                 progress=self.progress.step,
             )
         return score(
