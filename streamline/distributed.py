@@ -1,14 +1,15 @@
 """Several processes as one team: each works a share, and every one gets the whole result.
 
-Under ``torchrun`` or ``accelerate launch``, scoring, perplexity, calibration and the losses of
-paths are data-parallel: each process works some of the batches, and the parts are gathered. There
-are two ways to use it. In a script of one's own all processes make the same calls::
+Under ``torchrun`` or ``accelerate launch``, scoring, perplexity, generation, calibration and the
+losses of paths are data-parallel: each process works some of the batches, and the parts are
+gathered. There are two ways to use it. In a script of one's own all processes make the same
+calls::
 
     with joined():
         answers = score(paths, requests)            # the same on every process
 
-In a run of this package the first process leads: it alone reads and writes files, prunes, trains,
-heals and generates, and hands the others their shares (:mod:`streamline.following`); they wait
+In a run of this package the first process leads: it alone reads and writes files, prunes, trains
+and heals, and hands the others their shares (:mod:`streamline.following`); they wait
 meanwhile. The transport is gloo, whatever the devices, so a GPU's tensors pass through memory.
 
 A function given to :func:`spread` is told its :class:`Share`. Shares do not change what is computed

@@ -21,6 +21,8 @@ from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder
 from streamline.distributed import WHOLE, Share, joined, led, spread, team, woven
 from streamline.errors import StreamlineError
+from streamline.evaluation.generation_prompts import Prompt
+from streamline.evaluation.generation_shares import generate_shared
 from streamline.evaluation.packing import Request, dealt, pack
 from streamline.evaluation.perplexity import perplexity
 from streamline.evaluation.scoring import score
@@ -101,7 +103,7 @@ def test_two_processes_give_the_numbers_of_one(
         for rank in "01"
     ]
     try:
-        alone = figures()
+        alone, written = figures(), texts()
         records = run(config(tmp_path, tmp_path / "alone"))
         errors = [worker.communicate(timeout=240)[1] for worker in workers]
     finally:
@@ -112,6 +114,7 @@ def test_two_processes_give_the_numbers_of_one(
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["figures"] == alone
+        assert found["texts"] == found["led"] == written and len(written) == 300
         assert found["shares"] == [[0, 2], [1, 2]]
         assert found["fault"] == (
             "ValueError: broken here"
@@ -182,6 +185,22 @@ def figures() -> list[Any]:
     ]
 
 
+def texts() -> list[Any]:
+    """Tokens that two paths generate behind some prompts, by path and prompt."""
+    decoder = Decoder(tiny_model("llama", n_layers=3))
+    layers = decoder.layers
+    pruned = LayerPath(decoder, (Node(layers[0], 0), Node(layers[2], 2)))
+    prompts = [Prompt((5, 6, i, i + 1), ("zz",), 4) for i in range(150)]
+    found: dict[tuple[int, int], list[int]] = {}
+
+    def written(path: int, prompt: int, tokens: list[int]) -> None:
+        assert (path, prompt) not in found
+        found[path, prompt] = tokens
+
+    generate_shared([dense_path(decoder), pruned], prompts, tiny_tokenizer(), written=written)
+    return [[*key, *found[key]] for key in sorted(found)]
+
+
 def told(share: Share, *, progress: None) -> list[int]:
     """A share, for the test of spreading."""
     return [share.rank, share.size]
@@ -198,11 +217,12 @@ def work(folder: Path) -> None:
     torch.set_num_threads(1)
     with joined():
         rank = team().share.rank
-        found = {"figures": figures(), "shares": spread(told)}
+        found = {"figures": figures(), "shares": spread(told), "texts": texts()}
         try:
             spread(broken)
         except (StreamlineError, ValueError) as error:
             found["fault"] = f"{type(error).__name__}: {error}"
+    found["led"] = led(texts)
     found["records"] = numbers(run(config(folder, folder / "together")))
     (folder / f"{rank}.json").write_text(json.dumps(found))
 

@@ -14,7 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 from transformers import PreTrainedTokenizerFast
 
 from streamline.decoder import Decoder
-from streamline.evaluation import generation_answers
+from streamline.evaluation import generation_answers, generation_shares
 from streamline.evaluation.generation_answers import answer_texts
 from streamline.evaluation.generation_engine import generate as generate_together
 from streamline.evaluation.harness import (
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on(
         asked.append(len(prompts))
         generate_together(chosen, prompts, *rest, written=once, **more)
 
-    monkeypatch.setattr(generation_answers, "generate", dies)
+    monkeypatch.setattr(generation_shares, "generate", dies)
     with pytest.raises(KeyboardInterrupt):
         answer_texts(paths, part, tokenizer, files=files(tmp_path))
     kept = json.loads(files(tmp_path)["dropped"].read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on(
     assert answer_texts(paths, part, tokenizer, files=files(tmp_path)) == wanted
     n_kept = json.loads(files(tmp_path)["dense"].read_text(encoding="utf-8"))["texts"]
     assert len(n_kept) == 4 and sum(asked[1:]) < 8
-    monkeypatch.setattr(generation_answers, "generate", None)
+    monkeypatch.setattr(generation_shares, "generate", None)
     assert answer_texts(paths, part, tokenizer, files=files(tmp_path)) == wanted
 
 

@@ -20,9 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from streamline.evaluation.generation_engine import Limits, generate, unsupported
+from streamline.evaluation.generation_engine import unsupported
+from streamline.evaluation.generation_shares import generate_shared
 from streamline.evaluation.harness import asks_for_more, continuations, max_length, text_of
 from streamline.evaluation.harness import generate as generate_alone
 from streamline.evaluation.parts import Part
@@ -43,7 +42,7 @@ def answer_texts(
     tokenizer: Any,
     *,
     files: Mapping[str, Path],
-    limits: Callable[[torch.device], Limits] = Limits.of,
+    batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[str]]:
     """Every path's text for every request of a task.
@@ -54,7 +53,7 @@ def answer_texts(
         tokenizer: The tokenizer of all of them.
         files: Where each path's texts are kept as they come; what lies there of the same
             questions is not generated again.
-        limits: How much a device does at once.
+        batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
         progress: Told the requests done and in all, each counted once for every path.
 
     Returns:
@@ -98,13 +97,12 @@ def answer_texts(
             kept[keys[path]].add(index, text_of(prompts[index], tokens, tokenizer))
             tell()
 
-        chosen = [paths[key] for key in keys]
-        generate(
-            chosen,
+        generate_shared(
+            [paths[key] for key in keys],
             [prompts[i] for i in missing],
             tokenizer,
             written=written,
-            limits=limits(chosen[0].decoder.device),
+            batch_tokens=batch_tokens,
         )
         for key in keys:
             kept[key].write()
