@@ -19,10 +19,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from streamline.budget import layers_to_remove, mean_layer_parameters, removed_fraction
 from streamline.calibration import Calibration, measure
@@ -30,6 +29,9 @@ from streamline.decoder import Decoder
 from streamline.paths import Node, Path, dense_path
 from streamline.plan import Plan, Span
 from streamline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass

@@ -22,17 +22,19 @@ from __future__ import annotations
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from streamline.decoder import Decoder, Entry, submodule
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.families import family_of
 from streamline.streaming_source import WeightSource
 from streamline.streaming_states import StateStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["EMBEDDING", "HEAD", "STATE_BYTES", "StreamedDecoder", "grouped"]
 

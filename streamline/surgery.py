@@ -12,14 +12,16 @@ Example:
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from streamline.decoder import Decoder, submodule
 from streamline.modeling_layers import LayerModule, Stack, number_caches
 from streamline.paths import Path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Config fields that hold one value per layer.
 PER_LAYER_FIELDS = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers")
