@@ -30,6 +30,7 @@ from typing import Any, Literal
 import torch
 
 from streamline.assets import load_model
+from streamline.benchmarks.speed.peak import largest_resident, restart
 from streamline.environment import versions
 from streamline.errors import StreamlineError
 
@@ -72,11 +73,14 @@ class Race:
         wall_s: Wall-clock seconds by contestant.
         cpu_s: Processor seconds of this process by contestant; steadier on a shared machine.
         facts: What the comparison found (largest differences and the like).
+        peak_bytes: Largest resident set by contestant, above what was resident when it began; None
+            where the system cannot tell.
     """
 
     wall_s: dict[str, float]
     cpu_s: dict[str, float]
     facts: dict[str, Any]
+    peak_bytes: dict[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -170,14 +174,17 @@ def contest(
     names = list(runs)
     for index in range(repeats):
         results, wall, cpu = {}, {}, {}
+        peak: dict[str, int | None] = {}
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
+            before = restart()
             started, used = time.perf_counter(), time.process_time()
             results[name] = runs[name](index)
             wall[name] = time.perf_counter() - started
             cpu[name] = time.process_time() - used
+            peak[name] = None if before is None else largest_resident() - before
         facts = compare(results)
-        races.append(Race(wall, cpu, facts))
+        races.append(Race(wall, cpu, facts, peak))
     return races
 
 

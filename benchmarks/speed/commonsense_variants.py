@@ -20,7 +20,7 @@ from streamline.texts import load_texts
 
 __all__ = ["QUESTIONS", "SPARSITIES", "run", "variants"]
 
-QUESTIONS = {"quick": 1, "default": 3, "full": 100}
+QUESTIONS = {"quick": 1, "default": 9, "full": 100}
 """Questions of each task, over all repetitions, for all thirteen models."""
 SPARSITIES = (0.1, 0.15, 0.25)
 

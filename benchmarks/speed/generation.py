@@ -31,9 +31,9 @@ from streamline.surgery import assemble
 
 __all__ = ["QUESTIONS", "run"]
 
-QUESTIONS = {"quick": 8, "default": 32, "full": 128}
+QUESTIONS = {"quick": 2, "default": 6, "full": 128}
 """Questions over all repetitions."""
-NEW_TOKENS = {"quick": 24, "default": 96, "full": 512}
+NEW_TOKENS = {"quick": 16, "default": 64, "full": 512}
 """Longest answer; the task's own limit is 512."""
 BATCH_SIZES = (8, 16)
 TIE = 1e-3

@@ -1,7 +1,7 @@
-"""Run one function in this process and write its peak memory as JSON.
+"""The peak memory of a piece of work: of this process, or of one function in a process of its own.
 
-Started by :func:`streamline.benchmarks.speed.common.peak_bytes`, one process a number, because the
-largest resident set of a process never falls.
+A process of its own, started by :func:`streamline.benchmarks.speed.common.peak_bytes`, gives
+numbers that nothing ran before; Linux can also start the count anew within a process.
 
 Example::
 
@@ -10,13 +10,14 @@ Example::
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import resource
 import sys
 from pathlib import Path
 
-__all__ = ["largest_resident", "main"]
+__all__ = ["largest_resident", "main", "restart"]
 
 
 def largest_resident() -> int:
@@ -32,6 +33,20 @@ def largest_resident() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def restart() -> int | None:
+    """Give freed memory back and count the largest resident set from here on.
+
+    Returns:
+        Bytes resident now, or None where the count cannot be started anew.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except (OSError, AttributeError, TypeError):
+        return None
+    return largest_resident()
 
 
 def main(module: str, function: str, arguments: str) -> dict[str, int]:

@@ -9,13 +9,15 @@ from typing import Any
 from streamline.benchmarks.speed.common import Outcome, counted
 from streamline.files import write_json_atomic, write_text_atomic
 
-__all__ = ["ROWS", "markdown", "save"]
+__all__ = ["APART", "ROWS", "markdown", "save"]
 
 ROWS = (
     "commonsense_dense", "commonsense_variants", "deep_config", "passages", "mmlu_5shot", "spans",
-    "students", "sleb", "generation", "rate", "scaling", "streaming",
+    "students", "sleb", "rate", "scaling", "embedded", "generation", "streaming",
 )  # fmt: skip
 """The rows, in the order of the table; each is a module of this package."""
+APART = ("embedded", "generation", "streaming")
+"""Rows without a target, run only by name: they take long, the last gigabytes of disk too."""
 
 
 def save(outcome: Outcome, folder: Path, size: str) -> None:
@@ -97,7 +99,7 @@ def _details(row: dict[str, Any]) -> list[str]:
         times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in race["wall_s"].items())
         used = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in race["cpu_s"].items())
         out.append(f"repetition {index + 1}: {times}; processor time {used}")
-    out += [*_answers(facts), *_counts(facts), *_measured(facts)]
+    out += [*_peaks(row["races"]), *_answers(facts), *_counts(facts), *_measured(facts)]
     if row["row"] == "scaling":
         out.append("![time against questions, models, layers and tokens](scaling.svg)")
     for side, sizes in (row["memory_bytes"] or {}).items():
@@ -106,6 +108,17 @@ def _details(row: dict[str, Any]) -> list[str]:
         )
         out.append(f"peak memory above the loaded model, {side}, by samples or tokens: {shown}")
     return [*out, _machine(row)]
+
+
+def _peaks(races: list[dict[str, Any]]) -> list[str]:
+    """The largest resident sets of the repetitions, where they were measured."""
+    most: dict[str, int] = {}
+    for race in races:
+        for name, size in race.get("peak_bytes", {}).items():
+            if size is not None:
+                most[name] = max(size, most.get(name, 0))
+    shown = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sorted(most.items()))
+    return [f"peak memory beyond what was loaded: {shown}"] if shown else []
 
 
 def _answers(facts: dict[str, Any]) -> list[str]:

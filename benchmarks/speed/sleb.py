@@ -67,7 +67,7 @@ def run(options: Options) -> Outcome:
                 ),
             }
         )
-        return [r.layer for r in rounds], [r.loss for r in rounds]
+        return [r.unit for r in rounds], [r.loss for r in rounds]
 
     model(cuts[0], labels=cuts[0], use_cache=False)  # warm up
     outcome.again = lambda: ours(0)

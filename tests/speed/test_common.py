@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ def test_contestants_take_turns_to_be_first() -> None:
     runs = {name: lambda i, name=name: order.append(name) for name in ("ours", "theirs")}
     common.contest(3, runs, lambda results: {})
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="Linux alone can tell")
+def test_peak_memory_of_each_contestant() -> None:
+    sizes = {"ours": 2**22, "theirs": 2**26}
+    runs = {name: lambda i, size=size: len(bytearray(size)) for name, size in sizes.items()}
+    for race in common.contest(2, runs, lambda results: {}):
+        assert (race.peak_bytes["theirs"] or 0) > 2**25 > (race.peak_bytes["ours"] or 0)
 
 
 def test_the_ratio_is_the_median_of_pairs() -> None:

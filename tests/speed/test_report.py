@@ -32,7 +32,8 @@ def test_a_missed_target_is_profiled(
 
 
 def test_files_of_a_row(tmp_path: Any) -> None:
-    races = [Race({"ours": 1.0, "theirs": 1.5}, {"ours": 1.0, "theirs": 1.6}, {})]
+    peaks = {"ours": 3 * 2**20, "theirs": None}
+    races = [Race({"ours": 1.0, "theirs": 1.5}, {"ours": 1.0, "theirs": 1.6}, {}, peaks)]
     report.save(
         Outcome(name="sleb", work="w", against="a", target=1.8, races=races), tmp_path, "quick"
     )
@@ -46,6 +47,7 @@ def test_files_of_a_row(tmp_path: Any) -> None:
     assert " took " not in text  # nobody timed them
     assert "| sleb | w | a | 1.80 | 1.50 | 1.60 | no | quick | 1 |" in text
     assert "| scaling | w | a | - | - | - | - | default | - |" in text
+    assert "* peak memory beyond what was loaded: ours 3 MiB\n" in text
     assert (tmp_path / "scaling.svg").read_text() == "<svg/>"
 
 

@@ -1,0 +1,185 @@
+"""Row: the embedded benchmark by the runner, and the same cells one model after another.
+
+The peer works as a loop over the usual tools does: for each method and sparsity it calibrates,
+prunes, trains the replacement beside a teacher of its own, puts the model together, has lm-eval's
+``hf`` model answer the questions, and runs the plain model on the held-out text.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from streamline import pipeline
+from streamline.benchmarks.speed.common import (
+    Options,
+    Outcome,
+    contest,
+    counted,
+    loaded,
+    require_close,
+    require_equal,
+)
+from streamline.benchmarks.speed.peers import LmEval, best_batch_size
+from streamline.benchmarks.speed.questions import Questions, slices
+from streamline.cells import Cell, expand
+from streamline.config import RunConfig, build_config
+from streamline.decoder import Decoder
+from streamline.errors import StreamlineError
+from streamline.evaluation import harness
+from streamline.evaluation.tasks import resolve
+from streamline.materials import Materials
+from streamline.paths import Path as LayerPath
+from streamline.specs import build_method
+from streamline.surgery import assemble
+from streamline.training import fit
+
+__all__ = ["SHARES", "one_by_one", "run", "settings", "side_by_side"]
+
+SHARES = {"quick": 0.02, "default": 0.1, "full": 1.0}
+"""Share of the suite's questions and tokens that is worked."""
+TOLERANCE = 1e-3
+"""Largest relative difference of a perplexity."""
+
+Found = dict[str, tuple[dict[str, float], float]]
+"""By cell: the accuracy of each task, and the perplexity of the held-out text."""
+
+
+def settings(options: Options, out: Path) -> RunConfig:
+    """The suite ``embedded`` with a share of its questions and tokens."""
+    whole = build_config({"models": options.model, "out": out}, suite="embedded")
+    share = SHARES[options.size]
+
+    def some(n: int, least: int) -> int:
+        return max(least, round(share * n))
+
+    def tokens(stage: Any, *fields: str) -> Any:
+        less = {field: some(getattr(stage, field), stage.length) for field in fields}
+        return stage.model_copy(update=less)
+
+    calibration = whole.calibration
+    return whole.model_copy(
+        update={
+            "limit": some(whole.limit or 100, 1),
+            "calibration": calibration.model_copy(
+                update={"n_samples": some(calibration.n_samples, 2)}
+            ),
+            "training": tokens(whole.training, "n_tokens", "validation_tokens"),
+            "perplexity": tokens(whole.perplexity, "n_tokens"),
+        }
+    )
+
+
+def side_by_side(config: RunConfig) -> Found:
+    """The run, into a folder that holds nothing yet.
+
+    Raises:
+        StreamlineError: If a cell is not measured.
+    """
+    found = {}
+    for record in pipeline.run(config):
+        label = Cell(record.model, record.method, record.sparsity, record.seed).label
+        if record.status != "ok":
+            raise StreamlineError(f"{label}: {record.status}: {record.reason}")
+        (perplexity,) = record.summary.perplexity.values()
+        values = {task: result.value for task, result in record.tasks.items()}
+        found[label] = values, perplexity
+    return found
+
+
+def one_by_one(
+    config: RunConfig, model: Any, tokenizer: Any, questions: Questions, batch_size: int
+) -> Found:
+    """The same cells, each for itself."""
+    decoder = Decoder(model)
+    materials = Materials(config, tokenizer)
+    found = {}
+    for cell in expand(config, config.models[0]):
+        whole = model if cell.is_dense else assemble(_made(cell, decoder, config, materials))
+        (answers,) = LmEval([whole], tokenizer, batch_size).answer(questions)
+        grades = questions.grade(answers)
+        values = {task: sum(right) / len(right) for task, right in grades.items()}
+        found[cell.label] = values, _perplexity(whole, materials.heldout())
+    return found
+
+
+def _made(cell: Cell, decoder: Decoder, config: RunConfig, materials: Materials) -> LayerPath:
+    """One cell's path, its replacements trained by themselves."""
+    method, batches = build_method(cell.method), materials.calibration(cell.seed)
+    calibration = method.calibrate(decoder, batches)
+    pruned = method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)
+    train, validation = materials.training(cell.seed)
+    for student in pruned.students:
+        recipe = config.training.recipe()
+        n_tokens = max(1, round(recipe.n_tokens * student.share))
+        student.recipe = replace(recipe, **{"n_tokens": n_tokens, **student.overrides})
+        fit(decoder, [student], train, validation, seed=cell.seed)
+    return pruned.path(decoder)
+
+
+@torch.no_grad()
+def _perplexity(model: Any, windows: Tensor) -> float:
+    losses = [
+        cross_entropy(model(window[None]).logits[0, :-1].float(), window[1:], reduction="none")
+        for window in windows
+    ]
+    return float(torch.cat(losses).double().mean().exp())
+
+
+def same(results: dict[str, Any]) -> dict[str, Any]:
+    """Compare every accuracy and perplexity of every cell."""
+    mine, other = results["ours"], results["theirs"]
+    require_equal("cells", list(mine), list(other))
+    for label in mine:
+        require_equal(f"tasks of {label}", list(mine[label][0]), list(other[label][0]))
+        values = (list(found[label][0].values()) for found in (mine, other))
+        require_close(f"accuracies of {label}", *values, tolerance=1e-12)
+    sides = [[perplexity for _, perplexity in found.values()] for found in (mine, other)]
+    worst = require_close("perplexities", *sides, tolerance=TOLERANCE, relative=True)
+    return {"cells": len(mine), "max_relative_difference": worst}
+
+
+def run(options: Options) -> Outcome:
+    """Time the row; once, for it is long."""
+    model, tokenizer = loaded(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(options, Path(folder) / "run")
+        parts = harness.build(
+            resolve(config.tasks),
+            tokenizer,
+            max_length=harness.max_length(model.config, tokenizer),
+            limit=config.limit,
+            source=config.data,
+            data_dir=config.data_dir,
+        )
+        (questions,) = slices(parts, config.limit or 0, 1)
+        size, costs = best_batch_size(model, tokenizer, questions)
+        cells = expand(config, config.models[0])
+        outcome = Outcome(
+            name="embedded",
+            work=f"`make bench` with {SHARES[options.size]:.0%} of its questions and tokens: "
+            f"{counted(len(cells), 'cell')}, {counted(config.limit or 0, 'question')} of each task",
+            against="one cell after another: calibration, training, lm-eval hf, perplexity",
+            target=None,
+            notes=[
+                "The peer is spared reading the model and preparing the questions; the runner's "
+                "time has both, and its records, figures and report.",
+                "Accuracies of all cells are the same, trained ones included.",
+            ],
+        )
+        outcome.races = contest(
+            1,
+            {
+                "ours": lambda i: side_by_side(config),
+                "theirs": lambda i: one_by_one(config, model, tokenizer, questions, size),
+            },
+            same,
+        )
+    outcome.facts |= {"batch_size": size, "batch_size_us_per_token": costs}
+    return outcome
