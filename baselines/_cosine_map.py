@@ -69,4 +69,4 @@ def fit_cosine(
                 (gradient,) = torch.autograd.grad(distance(indices), transform)
             transform.grad = gradient
             optimiser.step()
-    return transform.detach().double().cpu(), {"error": total(), "error_dropped": dropped}
+    return transform.detach().cpu().double(), {"error": total(), "error_dropped": dropped}

@@ -65,6 +65,11 @@ def each_gradient(
             parameter.grad = grad
 
 
+def absolute_sum(values: Tensor) -> float:
+    """Sum of absolute values: rows in the values' own type, their sums in float64 on the CPU."""
+    return float(values.abs().reshape(-1, values.shape[-1]).sum(1).cpu().double().sum())
+
+
 def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str, Tensor]:
     """Taylor importance of every head and channel of every layer.
 
@@ -111,7 +116,7 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
             table = rows(linear, change)
             table = table if side == "out" else table.T
             change = table.sum(1) if importance == "vectorize" else table.abs().sum(1)
-        values = change.abs().double().cpu()
+        values = change.abs().cpu().double()
         sums[index][path, side] = sums[index].get((path, side), 0.0) + values
 
     n_done = len(tokens) if fisher else 0

@@ -20,7 +20,7 @@ from streamline.errors import ConfigError
 from streamline.method import Method, Pruned, Size
 from streamline.modeling_layers import LinearMap
 from streamline.plan import Plan, Span
-from streamline.replacement import seeded
+from streamline.replacement import home, seeded
 
 from ._distilling import Distillation
 
@@ -98,10 +98,10 @@ class LinearPatch(Method):
         patch.tuple_output = decoder.family.tuple_output
         with torch.no_grad():
             patch.map.weight.copy_((turn * scales) @ turn.T)
-        home = next(decoder.layers[span.start].parameters())
+        place = home(decoder, span.start)
         distilled: dict[str, Any] = {}
         if self.distill_epochs:
-            patch = patch.to(home.device)
+            patch = patch.to(place)
             distillation = Distillation(decoder, span, patch, self.top_k)
             distilled["distillation"] = distillation.train(
                 batches,
@@ -110,7 +110,7 @@ class LinearPatch(Method):
                 step_tokens=self.step_tokens,
                 seed=seed,
             )
-        patch = patch.to(device=home.device, dtype=home.dtype)
+        patch = patch.to(device=place, dtype=decoder.dtype)
         notes: dict[str, Any] = {
             "span": [span.start, span.stop],
             "cosine": cosine,

@@ -148,4 +148,4 @@ def _summed_cosines(decoder: Decoder, halves: Halves, tokens: Tensor) -> Tensor:
 
 def _summed_cosine(x: Tensor, y: Tensor) -> float:
     cosine = torch.cosine_similarity(x.float(), y.float().to(x.device), dim=-1)
-    return float(cosine.sum(dtype=torch.float64))
+    return float(cosine.cpu().double().sum())

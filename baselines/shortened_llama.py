@@ -21,7 +21,7 @@ from streamline.method import DepthMethod
 from streamline.paths import Path, dense_path
 from streamline.plan import Plan
 
-from ._taylor import each_gradient
+from ._taylor import absolute_sum, each_gradient
 
 
 def without_each_layer(decoder: Decoder) -> list[Path]:
@@ -158,7 +158,7 @@ class ShortenedLlamaMagnitude(ShortenedLlama):
     def scores(self, decoder: Decoder, tokens: Tensor) -> tuple[list[float], dict[str, Any]]:
         """Sums of absolute weights."""
         return [
-            sum(float(w.abs().sum(dtype=torch.float64)) for w in layer_weights(decoder, i))
+            sum(absolute_sum(w.detach().float()) for w in layer_weights(decoder, i))
             for i in range(decoder.n_layers)
         ], {}
 
@@ -184,8 +184,7 @@ def taylor_scores(decoder: Decoder, tokens: Tensor) -> list[float]:
     scores = [0.0] * decoder.n_layers
 
     def take(weight: torch.nn.Parameter, gradient: Tensor) -> None:
-        product = weight.detach().float() * gradient.float()
-        scores[owners[id(weight)]] += float(product.abs().sum(dtype=torch.float64))
+        scores[owners[id(weight)]] += absolute_sum(weight.detach().float() * gradient.float())
 
     each_gradient(decoder, tokens, weights, take)
     return scores

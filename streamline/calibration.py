@@ -216,9 +216,9 @@ def _sums(
                 torch.nn.functional.normalize(hidden.float(), dim=-1) for _, hidden in next(traces)
             ]
         cosine += _token_cosines(states)
-        last = torch.stack([state[:, -1].to(states[0].device) for state in states], 1).double()
+        last = torch.stack([state[:, -1].cpu() for state in states], 1).double()
         pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
-        angle += (torch.arccos(pairs).sum(0) / torch.pi).cpu()
+        angle += torch.arccos(pairs).sum(0) / torch.pi
         done += len(tokens)
         if progress is not None:
             progress(done, total)
@@ -240,7 +240,7 @@ def _token_cosines(states: list[Tensor]) -> Tensor:
     for start in range(0, flat[0].shape[0], _CHUNK):
         rows = torch.stack([f[start : start + _CHUNK].to(flat[0].device) for f in flat])
         rows = rows.reshape(n_depths, -1)
-        total += (rows @ rows.T).double().cpu()
+        total += (rows @ rows.T).cpu().double()
     return total
 
 

@@ -152,7 +152,7 @@ class Decoder:
         args, kwargs = entry.calls[layer]
         if not hasattr(module, "_hf_hook"):
             device = module_device(module)
-            if device is not None and device != hidden.device:
+            if device is not None:
                 hidden = hidden.to(device)
                 args, kwargs = _to_device(args, device), _to_device(kwargs, device)
         output = module(hidden, *args, **kwargs)

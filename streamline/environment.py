@@ -50,10 +50,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def restart_peak_memory() -> None:
+    """Count the accelerators' peak memory from here on; that of a process cannot be restarted."""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: the device's own on CUDA, else the process's resident set."""
+    """Most memory held: on CUDA that of all devices since the last restart, else the process's."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return sum(
+            int(torch.cuda.max_memory_allocated(index))
+            for index in range(torch.cuda.device_count())
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -67,17 +77,22 @@ def hush() -> None:
     logging.disable_progress_bar()
 
 
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on, and the machine."""
+@lru_cache(maxsize=4)
+def versions(device: str = "auto") -> dict[str, str | None]:
+    """Versions of what the numbers depend on, and the machine.
+
+    Args:
+        device: Where the numbers are computed, as for :func:`pick_device`.
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    cuda = torch.cuda.is_available()
-    found["device"] = torch.cuda.get_device_name() if cuda else _processor()
+    place = pick_device(device)
+    cuda = place.type == "cuda"
+    found["device"] = torch.cuda.get_device_name(place) if cuda else _processor()
     return found
 
 

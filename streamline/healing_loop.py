@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +22,11 @@ from streamline.healing_data import Sequences
 from streamline.lm_training import next_token_loss
 from streamline.lora_recipe import LoraRecipe
 from streamline.objectives import mixed
+from streamline.replacement import seeded
 from streamline.schedule import data_order
 from streamline.trainee import Trainee
 
-__all__ = ["HealingLoop", "plan_batches", "seeded"]
+__all__ = ["HealingLoop", "plan_batches"]
 
 
 def plan_batches(
@@ -142,12 +142,3 @@ class HealingLoop:
             for index, layer in enumerate(decoder.layers):
                 hidden = decoder.run(layer, hidden, entry, index)
             return next_token_loss(decoder, hidden, ids, scored)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """A random state of its own for a while."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed % 2**63)
-        yield

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from streamline.decoder import Decoder, submodule
-from streamline.errors import ConfigError, UnknownNameError
+from streamline.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from streamline.modeling_layers import FFN, LayerModule, LinearMap, Repeated, Stack, SwiGLU
 from streamline.plan import Span
 
@@ -104,8 +104,16 @@ def make(
         module = Repeated(module, len(span))
     if isinstance(module, LayerModule):
         module.tuple_output = decoder.family.tuple_output
-    device = next(decoder.layers[span.start].parameters()).device
-    return module.to(device=device, dtype=torch.float32).requires_grad_(True)
+    return module.to(device=home(decoder, span.start), dtype=torch.float32).requires_grad_(True)
+
+
+def home(decoder: Decoder, layer: int) -> torch.device:
+    """Where what stands for a layer belongs: with the layer, or with the model if it is offloaded.
+
+    An offloaded layer's weights are on the meta device between its calls.
+    """
+    device = next(decoder.layers[layer].parameters()).device
+    return decoder.device if device.type == "meta" else device
 
 
 def added_parameters(kind: str, decoder: Decoder, n: int) -> int:
@@ -148,9 +156,10 @@ def split_kind(kind: str) -> tuple[str, str]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed on the CPU, then give the global random state back as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Draw from a seed, then give the global random states back as they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed % 2**63)
         yield
 
 
@@ -231,12 +240,26 @@ def set_linear(module: FFN | LinearMap, weight: Tensor, bias: Tensor) -> None:
     module.fc2.bias.copy_(bias)
 
 
+def _without_hooks(layer: nn.Module) -> nn.Module:
+    """A copy that no longer sends its inputs to the device of the layer it was made from."""
+    if any(hasattr(module, "_hf_hook") for module in layer.modules()):
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(layer, recurse=True)
+    return layer
+
+
 @torch.no_grad()
 def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
     """A copy of a decoder layer in float32 that shares nothing with the model."""
     source = decoder.layers[span.stop - 1 if init == "last" else span.start]
+    if any(p.is_meta for i in span.layers for p in decoder.layers[i].parameters()):
+        raise UnsupportedModelError(
+            f"a decoder layer in the place of {span} starts from weights of {decoder.name} that "
+            "are offloaded; use more devices, or a kind that starts from random weights"
+        )
     memo = {id(decoder.config): decoder.config}
-    layer = copy.deepcopy(source, memo).to("cpu", torch.float32)
+    layer = _without_hooks(copy.deepcopy(source, memo)).to("cpu", torch.float32)
     if init == "mean":
         named = [dict(decoder.layers[i].named_parameters()) for i in span.layers]
         for name, parameter in layer.named_parameters():

@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from streamline.calibration import measure
 from streamline.decoder import Decoder
+from streamline.errors import UnsupportedModelError
 from streamline.evaluation.scoring import Request, score
 from streamline.losses import path_losses
 from streamline.paths import Node, dense_path
 from streamline.paths import Path as LayerPath
-from streamline.replacement import FFN
+from streamline.plan import Span
+from streamline.replacement import FFN, make
 from streamline.testing import tiny_model
 
 TOKENS = torch.randint(0, 256, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -70,3 +72,21 @@ def test_a_model_on_the_disk_gives_the_same_numbers(
     np.testing.assert_allclose(answers[1][0], answers[0][0], rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(answers[1][1], answers[0][1], rtol=1e-5)
     torch.testing.assert_close(measure(away, TOKENS).cosine, measure(whole, TOKENS).cosine)
+
+
+def test_networks_for_offloaded_layers_keep_their_start(tmp_path: Path) -> None:
+    model = tiny_model("llama", n_layers=4)
+    model.save_pretrained(tmp_path / "model")
+    whole = Decoder(model)
+    away = Decoder(
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", device_map=spread(whole), offload_folder=tmp_path / "offloaded"
+        )
+    )
+    wanted, found = (make("ffn", d, Span(1, 3), init="random", seed=3) for d in (whole, away))
+    for a, b in zip(wanted.parameters(), found.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(UnsupportedModelError, match="are offloaded"):
+        make("layer", away, Span(1, 3), init="first", seed=0)
+    layer = make("layer", away, Span(0, 1), init="first", seed=0)
+    assert not any(hasattr(module, "_hf_hook") for module in layer.modules())

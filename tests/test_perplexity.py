@@ -57,6 +57,7 @@ def test_windows_drop_the_rest(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_perplexity_that_overflows_is_infinite() -> None:
     assert Perplexity(1e6, 5).value == math.inf
+    assert math.isnan(Perplexity(math.nan, 5).value)
 
 
 def test_too_short_a_text_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -18,6 +18,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from streamline.errors import ConfigError
+
 __all__ = [
     "MAX_NEW_TOKENS",
     "PROMPTS",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
+_LEAST = 32  # tokens that a prompt may be cut to
 MAX_NEW_TOKENS = {"gsm8k": 512, "strategyqa": 512, "xsum": 100}
 _QUESTIONS = {
     "gsm8k": "Question: {question}\nLet's think step by step\nAnswer:",
@@ -91,11 +94,20 @@ def document(name: str, row: Row, tokenizer: Any, max_length: int = 2048) -> dic
         row: The question, with the field names of its hub copy.
         tokenizer: The model's tokenizer.
         max_length: Tokens of prompt and answer together; a longer prompt loses its beginning.
+
+    Raises:
+        ConfigError: If an answer alone fills that.
     """
     from streamline.evaluation.documents import fit_text
 
+    room = max_length - MAX_NEW_TOKENS[name]
+    if room < _LEAST:
+        raise ConfigError(
+            f"{name} lets an answer take {MAX_NEW_TOKENS[name]} tokens, and the model has room for "
+            f"{max_length} in all; leave {name} out for this model"
+        )
     prompt, target = PROMPTS[name](row)
-    prompt = fit_text(tokenizer, prompt, max_length - MAX_NEW_TOKENS[name])
+    prompt = fit_text(tokenizer, prompt, room)
     return {"prompt": prompt, "target": target}
 
 

@@ -31,7 +31,7 @@ from streamline.evaluation.generation_cache import Forest, Phase
 from streamline.evaluation.generation_phases import Prefix, Prompts
 from streamline.evaluation.generation_prompts import Prompt, Stops, alike
 from streamline.evaluation.generation_rows import Rows
-from streamline.evaluation.room import Room
+from streamline.evaluation.room import Room, free_memory
 from streamline.evaluation.token_budget import default_batch_tokens
 from streamline.evaluation.tree_length import tree_length
 from streamline.paths import Path
@@ -71,6 +71,7 @@ class Limits:
         """What suits a device: on an accelerator, half of the memory that is free now."""
         tokens = batch_tokens or default_batch_tokens(device)
         if device.type == "cuda":
+            free_memory()  # what earlier work has reserved counts as taken otherwise
             free = int(torch.cuda.mem_get_info(device)[0])
             return cls(batch_tokens=tokens, rows=512, cache_bytes=free // 2)
         return cls(batch_tokens=tokens, rows=64, cache_bytes=2 << 30)
@@ -254,7 +255,9 @@ class _Run:
                 tokens, held = tokens[kept], live
             out: list[Tensor] = [tokens] * len(self.forest.lanes)
             self._walk(tokens[:, None], rows.positions(), rows, out.__setitem__)
-            ended = [states[:, -1] for states, n in zip(out, rows.counts(), strict=True) if n]
+            device = self.decoder.device  # lanes may end on several
+            counts = zip(out, rows.counts(), strict=True)
+            ended = [states[:, -1].to(device) for states, n in counts if n]
             tokens = self._likeliest(torch.cat(ended))
             rows.next()
 

@@ -146,7 +146,8 @@ class Rows:
         parts.append(scores.view(*grouped.shape[:3], count))
         scores = torch.cat(parts, dim=-1)
         if attention.softcap is not None:
-            scores = attention.softcap * torch.tanh(scores / attention.softcap)
+            capped = attention.softcap * torch.tanh(scores / attention.softcap)
+            scores = capped.masked_fill(scores.isneginf(), float("-inf"))
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         ends = list(accumulate((part.shape[-1] for part in parts), initial=0))
         parts = [weights[..., first:end] for first, end in pairwise(ends)]

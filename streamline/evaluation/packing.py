@@ -7,7 +7,8 @@ depth first. In that order a token may look at exactly the tokens ``j`` with ``j
 where ``end[j]`` is where the subtree of ``j`` ends; positions are depths.
 
 The packing depends on the requests and the budget alone, never on the model's answers or on which
-paths are walked, so a run that was interrupted gives the same numbers as one that was not.
+paths are walked, so with one budget a run that was interrupted gives the same numbers as one that
+was not; another budget changes them by rounding.
 
 Example::
 

@@ -202,4 +202,4 @@ def _batch_nll(trie: PathTrie, batch: Tensor) -> NDArray[np.float64]:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)

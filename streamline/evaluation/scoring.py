@@ -331,8 +331,8 @@ def token_logprobs(
         logits = decoder.leave(hidden[where[low : low + step].to(device)])
         logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         begin, end = torch.searchsorted(ordered, torch.tensor([low, low + step])).tolist()
-        rows = (ordered[begin:end] - low).to(device)
-        wanted = targets[by_place[begin:end]].to(device)
+        rows = (ordered[begin:end] - low).to(logits.device)  # the head may be on another device
+        wanted = targets[by_place[begin:end]].to(logits.device)
         chosen = logprobs[rows, wanted]
         best = torch.zeros_like(wanted, dtype=torch.bool)
         if greedy:

@@ -1,8 +1,8 @@
 """Evaluate many paths on many tasks, keeping every answer as soon as it is there.
 
 Questions are built once and scored for all paths in one walk, task by task. Each path's answers to
-a task go to ``DIR/cache/answers/KEY`` at once, so a killed run asks only what is missing; the
-numbers do not depend on what was asked together.
+a task go to ``DIR/cache/answers/KEY`` at once, so a killed run asks only what is missing; what was
+asked together changes no number by more than rounding.
 
 Example:
     session = Session(config, tokenizer, materials, out / "cache", progress)
@@ -84,6 +84,7 @@ class Session:
         self._running: dict[str, RunningText] = {}
         self.entries = [entry for entry in resolve(config.tasks) if self._available(entry)]
         self._parts: list[Part] | None = None
+        self._longest: int | None = None
         if not self.entries and not config.perplexity.n_tokens:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.unavailable.items())
             raise AssetError(f"none of the asked tasks has questions here: {reasons}")
@@ -131,7 +132,12 @@ class Session:
 
     def answered(self, key: str, decoder: Decoder) -> bool:
         """Whether all of a cell's answers lie on disk."""
-        return self._complete(key, self._questions(max_length(decoder.config, self.tokenizer)))
+        self._questions(max_length(decoder.config, self.tokenizer))
+        return self.has(key)
+
+    def has(self, key: str) -> bool:
+        """Whether all of a cell's answers to the questions at hand lie on disk."""
+        return self._complete(key, self._parts or [])
 
     def _complete(self, key: str, parts: Iterable[Part]) -> bool:
         """Whether a path's answers to these tasks and all texts lie on disk."""
@@ -140,9 +146,11 @@ class Session:
 
     def write_samples(self, cell: Cell, result: CellResult) -> None:
         """Write a cell's rows where reports look for them."""
+        file = self.config.out / "samples" / f"{cell.slug}.parquet"
         if len(result.samples):
-            folder = self.config.out / "samples"
-            write_samples(folder / f"{cell.slug}.parquet", result.samples)
+            write_samples(file, result.samples)
+        else:
+            file.unlink(missing_ok=True)  # of other tasks
 
     def facts(self) -> dict[str, Any]:
         """Content hashes of the questions and texts, for the record."""
@@ -183,6 +191,7 @@ class Session:
 
     def _questions(self, longest: int) -> list[Part]:
         if self._parts is None:
+            self._longest = longest
             self.progress.stage("questions")
             self._parts = build(
                 self.entries,
@@ -209,18 +218,31 @@ class Session:
     def _texts(self) -> list[_Text]:
         """Texts whose perplexity is asked for: the run's own, then those among the tasks."""
         texts = []
-        if self.config.perplexity.n_tokens:
+        own = self.config.perplexity
+        if own.n_tokens and self._has_room(_label(own.texts), own.length):
             held = self.materials.heldout()
-            texts.append(
-                _Text(_label(self.config.perplexity.texts), held, {"window": held.shape[1]})
-            )
+            texts.append(_Text(_label(own.texts), held, {"window": held.shape[1]}))
         for entry in self.entries:
             if entry.protocol == "perplexity" and entry.name not in {t.name for t in texts}:
+                window = entry.window or 2048
+                if not self._has_room(entry.name, window):
+                    continue
                 running = self._running[entry.name]
-                tokens = text_windows(running.text, self.tokenizer, entry.window or 2048)
+                tokens = text_windows(running.text, self.tokenizer, window)
                 tokens = tokens[: self.config.limit] if self.config.limit else tokens
                 texts.append(_Text(entry.name, tokens, running.to_json()))
         return texts
+
+    def _has_room(self, name: str, window: int) -> bool:
+        """Whether the model has positions for a text's windows; if not, that is kept and said."""
+        if self._longest is None or window <= self._longest:
+            return True
+        self.unavailable[name] = (
+            f"windows of {window:,} tokens are longer than the {self._longest:,} positions of the "
+            f"model; ask for shorter ones, as wikitext2@{self._longest}, or set perplexity: length:"
+        )
+        self.progress.say(f"left out: {name}: {self.unavailable[name]}")
+        return False
 
     def _answer(self, part: Part, paths: Mapping[str, LayerPath]) -> None:
         self.progress.stage(f"{part.name}: {part.n_docs} questions, {len(paths)} models")
@@ -274,7 +296,7 @@ class Session:
         for key, result in zip(paths, found, strict=True):
             block = {
                 "value": result.value if math.isfinite(result.value) else None,
-                "mean_nll": result.mean_nll,
+                "mean_nll": result.mean_nll if math.isfinite(result.mean_nll) else None,
                 "n_tokens": result.n_tokens,
                 "window": text.windows.shape[1],
             }

@@ -27,7 +27,8 @@ def tree_length(decoder: Decoder) -> int | None:
     inputs, are exact in a tree only up to that length.
     """
     config = decoder.config
-    if not decoder.family.tree or getattr(config, "alibi", False):
+    own_masks = str(getattr(config, "_attn_implementation", "")).startswith(("flash", "flex"))
+    if not decoder.family.tree or getattr(config, "alibi", False) or own_masks:
         return 0
     kinds = getattr(config, "layer_types", None)
     slides = kinds is None or any("sliding" in kind or "chunked" in kind for kind in kinds)
