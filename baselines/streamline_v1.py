@@ -57,7 +57,7 @@ class StreamlineV1MLP(StreamlineReplacement):
     name: ClassVar[str] = "streamline-v1-mlp"
     kind: ClassVar[str] = "mlp"
 
-    recipe: Recipe = field(default_factory=v1_recipe)
+    recipe: Recipe = field(default_factory=v1_recipe, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class StreamlineV1MLPShared(StreamlineReplacement):
     name: ClassVar[str] = "streamline-v1-mlp-shared"
     kind: ClassVar[str] = "shared-mlp"
 
-    recipe: Recipe = field(default_factory=v1_recipe)
+    recipe: Recipe = field(default_factory=v1_recipe, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class StreamlineV1MultipleMLP(StreamlineReplacement):
     name: ClassVar[str] = "streamline-v1-multiple-mlp"
     kind: ClassVar[str] = "multiple-mlp"
 
-    recipe: Recipe = field(default_factory=v1_recipe)
+    recipe: Recipe = field(default_factory=v1_recipe, repr=False)
 
     def prune(
         self,
@@ -121,7 +121,7 @@ class StreamlineV1Layer(StreamlineReplacement):
     kind: ClassVar[str] = "layer"
 
     init: Literal["first", "last", "mean", "random"] = "random"
-    recipe: Recipe = field(default_factory=v1_recipe)
+    recipe: Recipe = field(default_factory=v1_recipe, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,4 +139,4 @@ class StreamlineV1LayerShared(StreamlineReplacement):
     kind: ClassVar[str] = "shared-layer"
 
     init: Literal["first", "last", "mean", "random"] = "random"
-    recipe: Recipe = field(default_factory=v1_recipe)
+    recipe: Recipe = field(default_factory=v1_recipe, repr=False)

@@ -138,7 +138,7 @@ class ActivationCache:
             The shelf; one that only rounds and holds nothing if it does not fit the budget or
             the disk.
         """
-        folder = self.directory / key[:16]
+        folder = self.directory / f"{key[:16]}-{str(self.dtype).removeprefix('torch.')}"
         need = len(depths) * shape[0] * (shape[1] * shape[2] * self.dtype.itemsize + 1)
         names = {f"depth-{d}.{part}" for d in depths for part in ("states", "filled")}
         used, mine = 0, 0

@@ -172,15 +172,23 @@ class RunConfig(Strict):
                 raise ValueError(f"per_model, {name}: {wrong}") from error
         return self
 
+    def recovers(self) -> bool:
+        """Whether any cell is post-trained."""
+        own = (method.recovery or () for method in self.per_method.values())
+        return any("lora" in stages for stages in (self.recovery, *own))
+
     def check_names(self) -> None:
         """Look up tasks, texts and fields of methods before anything is loaded or fetched.
 
         Raises:
-            UnknownNameError: If nobody knows a task.
-            ConfigError: If a task's name is malformed, or a method's field does not fit.
+            UnknownNameError: If nobody knows a task or the recipe of recovery.
+            ConfigError: If a task's name is malformed, a method's field does not fit, or the
+                recipe of recovery needs a number that is not given.
             AssetError: If a text is neither a known name nor a file or folder of texts.
         """
         from streamline.evaluation.tasks import resolve
+        from streamline.instructions import is_instructions
+        from streamline.lora_recipe import recipe_of
         from streamline.specs import build_method
         from streamline.texts import check_text
 
@@ -189,6 +197,11 @@ class RunConfig(Strict):
             if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
                 build_method(spec)
         for config in (self, *map(self.for_model, self.per_model)):
+            if config.recovers():
+                healing = config.healing
+                recipe_of(healing.preset, healing.trained_parameters)
+                if healing.texts is not None and not is_instructions(healing.texts):
+                    check_text(healing.texts)
             for part in (config.calibration, config.training, config.perplexity):
                 if part.texts is not None:
                     check_text(part.texts)
@@ -231,7 +244,7 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     if suite is not None:
         found = load_suite(suite)
         values = merge({"suite": suite, "out": f"out/{found.name}"}, found.settings)
-    values = merge(values, flags) | _yielding(values, flags)
+    values = merge(values | _yielding(values, flags), flags)
     missing = [name for name in ("models", "methods") if not values.get(name)]
     if missing:
         options = " and ".join(f"--{name}" for name in missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -53,10 +53,17 @@ def faults_text(faults: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> 
 def _nearest(place: list[str], model: type[BaseModel]) -> str:
     """The field most like an unknown one, from the model where it was written."""
     for part in place[:-1]:
-        annotation = model.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        if part in model.model_fields:  # else it is a key of a mapping, as a method's name
+            model = _model_in(model.model_fields[part].annotation) or model
     near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; its fields are: {', '.join(model.model_fields)}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation names, alone, as an option or as a mapping's values."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    found = (_model_in(part) for part in get_args(annotation))
+    return next((model for model in found if model is not None), None)

@@ -12,9 +12,9 @@ In a run of this package the first process leads: it alone reads and writes file
 and heals, and hands the others their shares (:mod:`streamline.following`); they wait
 meanwhile. The transport is gloo, whatever the devices, so a GPU's tensors pass through memory.
 
-A function given to :func:`spread` is told its :class:`Share`. Shares do not change what is computed
-from a batch, and parts are put together in the order of one process, so the numbers are those of
-one process.
+A function given to :func:`spread` is told its :class:`Share`. Parts are put together in the order
+of one process; where shares are dealt smaller batches than one process would take, the numbers
+differ from its by rounding.
 """
 
 from __future__ import annotations

@@ -108,12 +108,17 @@ class _Leader:
             raise _Unsendable(f"{decoder.name} is not held whole")
         if any(hasattr(module, "_hf_hook") for module in decoder.model.modules()):
             raise _Unsendable(f"{decoder.name} is spread over devices")
-        version = sum(0 if p.is_inference() else p._version for p in decoder.model.parameters())
+        version = hash(
+            tuple(
+                (id(p), 0 if p.is_inference() else p._version) for p in decoder.model.parameters()
+            )
+        )
         for key, sent in list(self._sent.items()):
             if sent.decoder() is decoder:
                 if sent.version == version:
                     return
                 del self._sent[key]
+                self.send("forget", [key])
         body, tensors = self._packed(decoder.model)
         self._broadcast("model", body, tensors, self._next)
         self._sent[self._next] = _Sent(weakref.ref(decoder), version)

@@ -11,7 +11,6 @@ Example::
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +24,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from streamline.decoder import Decoder, submodule
-from streamline.errors import ConfigError, UnknownNameError
+from streamline.environment import peak_memory_bytes, restart_peak_memory
+from streamline.errors import ConfigError
 from streamline.files import content_key
 from streamline.healing_data import Data, Sequences, as_sequences
-from streamline.healing_loop import HealingLoop, plan_batches, seeded
-from streamline.lora_recipe import PRESETS, LoraRecipe, Targets
+from streamline.healing_loop import HealingLoop, plan_batches
+from streamline.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
+from streamline.replacement import seeded
 from streamline.schedule import Schedule
 from streamline.trainee import Trainee, digest
 from streamline.training_loop import fingerprint
@@ -129,7 +130,7 @@ def heal(
     Differs from the papers:
         The warm-up is at most a tenth of the run; ``uidl`` adapts unquantised weights.
     """
-    recipe = _recipe(preset, trained_parameters)
+    recipe = recipe_of(preset, trained_parameters)
     decoder = Decoder(model)
     targets = target_modules(decoder, recipe.targets)
     if not targets:
@@ -161,7 +162,7 @@ def heal(
             "autocast": str(autocast),
         }
     )
-    _reset_peak(decoder.device)
+    restart_peak_memory()
     with _adapters(model, list(targets), recipe, seed) as (parameters, dropouts):
         trainee = Trainee(
             label="lora",
@@ -186,7 +187,7 @@ def heal(
         tokens=trainee.n_tokens,
         n_steps=len(batches),
         seconds=trainee.seconds,
-        peak_memory_bytes=_peak(decoder.device),
+        peak_memory_bytes=peak_memory_bytes(decoder.device),
         losses=trainee.rows,
         before=None if held_out is None else trainee.rows[0]["validation_loss"],
         after=None if held_out is None else trainee.best_loss,
@@ -222,18 +223,6 @@ def matched_rank(targets: Iterable[nn.Module], trained_parameters: int) -> int:
 def _new(module: nn.Module, found: Mapping[str, nn.Module]) -> bool:
     """Whether a module has not been met yet: one that is applied twice gets one adapter."""
     return all(module is not other for other in found.values())
-
-
-def _recipe(preset: str | LoraRecipe, trained_parameters: int | None) -> LoraRecipe:
-    if isinstance(preset, LoraRecipe):
-        return preset
-    if preset not in PRESETS:
-        raise UnknownNameError(
-            f"unknown LoRA preset {preset!r}; choose {', '.join(sorted(PRESETS))} or give a recipe"
-        )
-    if preset == "matched" and trained_parameters is None:
-        raise ConfigError("preset 'matched' needs trained_parameters=, the number to match")
-    return PRESETS[preset]
 
 
 def _digest(sequences: Sequences) -> str:
@@ -295,19 +284,3 @@ def _merge(model: nn.Module) -> None:
         old = base.weight
         merged = old.float() + layer.get_delta_weight("default").float()
         base.weight = nn.Parameter(merged.to(old.dtype), requires_grad=old.requires_grad)
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: torch.device) -> int | None:
-    """Largest memory use in bytes; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform != "linux":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnknownNameError
 
-__all__ = ["PRESETS", "LoraRecipe", "Targets"]
+__all__ = ["PRESETS", "LoraRecipe", "Targets", "recipe_of"]
 
 Targets = Literal["all", "attention", "mlp"]
 
@@ -81,3 +81,21 @@ PRESETS: dict[str, LoraRecipe] = {
         rank=64, alpha=64, targets="mlp", learning_rate=3e-4, batch=16, length=2048, max_steps=5000
     ),
 }
+
+
+def recipe_of(preset: str | LoraRecipe, trained_parameters: int | None) -> LoraRecipe:
+    """The recipe that a name stands for.
+
+    Raises:
+        UnknownNameError: If there is no such recipe.
+        ConfigError: If ``matched`` has no number to match.
+    """
+    if isinstance(preset, LoraRecipe):
+        return preset
+    if preset not in PRESETS:
+        raise UnknownNameError(
+            f"unknown LoRA preset {preset!r}; choose {', '.join(sorted(PRESETS))} or give a recipe"
+        )
+    if preset == "matched" and trained_parameters is None:
+        raise ConfigError("preset 'matched' needs trained_parameters, the number to match")
+    return PRESETS[preset]

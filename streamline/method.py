@@ -126,6 +126,8 @@ class Method(ABC):
         streams: Whether a ``calibrate`` or ``prune`` of its own needs of the model no more than
             its config, statistics and losses of paths, so that it works where layers are read one
             at a time (:mod:`streamline.streaming`).
+        whole: Whether it hands over a model of its own (:attr:`Pruned.model`); a run makes and
+            evaluates these one at a time, so that memory holds one beside the dense model.
     """
 
     name: ClassVar[str]
@@ -133,6 +135,7 @@ class Method(ABC):
     trains: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("all",)
     streams: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
         """Measure what the method decides by; leaves the model as it was.

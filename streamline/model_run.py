@@ -17,14 +17,21 @@ from typing import Any
 
 import torch
 
+from streamline import __version__
 from streamline.assets import load_model, model_fingerprint
 from streamline.calibration import Calibration, batches_fingerprint
 from streamline.cell_training import CellTraining
 from streamline.cells import Cell, cell_key, expand
 from streamline.config import RunConfig
 from streamline.decoder import Decoder
-from streamline.environment import peak_memory_bytes, pick_device, versions
-from streamline.errors import UnsupportedModelError
+from streamline.environment import (
+    peak_memory_bytes,
+    pick_device,
+    restart_peak_memory,
+    versions,
+)
+from streamline.errors import StreamlineError, UnsupportedModelError
+from streamline.evaluation.room import free_memory
 from streamline.evaluation.session import Session
 from streamline.files import content_key, write_json_atomic
 from streamline.materials import Materials
@@ -111,7 +118,7 @@ class ModelRun:
             "method": repr(work.method),
             "notes": work.built.notes,
             "training": work.trained,
-            "versions": versions(),
+            "versions": versions(self.config.device),
             "model_sha256": self.fingerprint,
             "texts": materials.facts(),
         }
@@ -161,15 +168,19 @@ class ModelRun:
         decoder, tokenizer = self._load()
         materials = Materials(self.config, tokenizer)
         evaluation = Session(self.config, tokenizer, materials, self.cache_dir, self.progress)
-        works = self._prune(works, decoder, materials)
+        whole = [work for work in works if work.method.whole]  # models of their own, one at a time
+        works = self._prune([w for w in works if w not in whole], decoder, materials)
         works = self._train(works, decoder, materials)
         shared = [w for w in works if w.built.model is None and w.cell.recovery == "none"]
-        if shared and dense not in shared and not evaluation.answered(dense.key, decoder):
+        if dense not in shared and not evaluation.answered(dense.key, decoder):
             shared.insert(0, dense)  # finished before, but its answers are gone
             dense.pruned = Pruned(Plan.dense(decoder.n_layers))
         self._together(shared, decoder, evaluation, dense)
         for work in works:
             if work not in shared:
+                self._alone(work, decoder, materials, evaluation, dense)
+        for work in whole:
+            if self._prune([work], decoder, materials):
                 self._alone(work, decoder, materials, evaluation, dense)
 
     def _guard(self, work: Work, action: Callable[[], None]) -> bool:
@@ -186,7 +197,8 @@ class ModelRun:
         """Calibrate once for each key, then let every method decide."""
         kept = []
         for number, work in enumerate(works, 1):
-            self.progress.stage(f"{self.name}: prune {number} of {len(works)}: {work.cell.label}")
+            count = f"{number} of {len(works)}: " if len(works) > 1 else ""
+            self.progress.stage(f"{self.name}: prune {count}{work.cell.label}")
             reason = self._unfit(work, decoder)
             if reason is not None:
                 self.recorder.skipped(work, reason)
@@ -222,6 +234,7 @@ class ModelRun:
         """The method's calibration from disk, or measured now and kept."""
         key = content_key(
             [
+                __version__,
                 self.fingerprint,
                 self.config.dtype,
                 batches_fingerprint(batches),
@@ -261,14 +274,17 @@ class ModelRun:
         """
         try:
             self._evaluate(works, decoder, evaluation, dense)
+            return
         except Exception:  # whose fault it is shows when each is alone
             log.debug("evaluating together failed", exc_info=True)
-            for work in works:
+        # Outside the handler, so that the failed walk's tensors are free.
+        free_memory()
+        for work in works:
 
-                def action(work: Work = work) -> None:
-                    self._evaluate([work], decoder, evaluation, dense)
+            def action(work: Work = work) -> None:
+                self._evaluate([work], decoder, evaluation, dense)
 
-                self._guard(work, action)
+            self._guard(work, action)
 
     def _alone(
         self,
@@ -302,7 +318,10 @@ class ModelRun:
             else w.built.path(decoder, w.cell.label)
             for w in works
         ]
+        restart_peak_memory()
         results = evaluation.run({w.key: path for w, path in zip(works, paths, strict=True)})
+        if not evaluation.has(dense.key):
+            raise StreamlineError("the dense model could not be evaluated; see its own record")
         reference = evaluation.stored(dense.key)
         for work, path in zip(works, paths, strict=True):
             result = results[work.key]

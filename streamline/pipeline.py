@@ -1,7 +1,7 @@
 """The verbs that need a model, as functions: run, prune to a checkpoint, evaluate one model.
 
 Launched as several processes (``torchrun``, ``accelerate launch``), the first one does all of it
-and the others help it to calibrate and to score; every process is given the result.
+and the others help it to calibrate, to score and to generate; every process is given the result.
 
 Example:
     config = build_config({"models": "smollm2-135m-instruct", "methods": "shortgpt"})
@@ -125,6 +125,7 @@ def evaluate_model(
     """
 
     def work() -> Record:
+        from streamline.evaluation.samples import samples_path
         from streamline.model_run import ModelRun
 
         if out.is_dir() or out.suffix == ".parquet":
@@ -136,8 +137,11 @@ def evaluate_model(
         alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
         with claimed(folder):
             record = ModelRun(alone, model, progress or Silent()).run()[0]
-            for rows in (folder / "samples").glob("*.parquet"):
-                write_bytes_atomic(out.with_suffix(".parquet"), rows.read_bytes())
+            rows, target = samples_path(folder, record), out.with_suffix(".parquet")
+            if record.status == "ok" and rows.is_file():
+                write_bytes_atomic(target, rows.read_bytes())
+            else:
+                target.unlink(missing_ok=True)  # of another model or other tasks
             write_json_atomic(out, record.to_json())
         return record
 

@@ -109,7 +109,7 @@ class Recorder:
                 key=work.key,
                 method_repr=repr(work.method),
                 cost={name: work.cost.get(name) for name in _COSTS},
-                versions=versions() | {"model_sha256": self.fingerprint},
+                versions=versions(self.config.device) | {"model_sha256": self.fingerprint},
                 **values,
             ),
         )

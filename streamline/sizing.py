@@ -25,7 +25,15 @@ from streamline.errors import ConfigError, StreamlineError
 from streamline.method import Method
 from streamline.specs import build_method
 
-__all__ = ["Estimate", "Row", "check_fits", "device_memory", "plan_run", "require_fit"]
+__all__ = [
+    "Estimate",
+    "Row",
+    "check_fits",
+    "device_memory",
+    "plan_run",
+    "require_fit",
+    "run_memory",
+]
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _HUB_BYTES = 2  # of a parameter in the weights on the hub; the least that is common
@@ -233,6 +241,23 @@ def device_memory(name: str) -> int | None:
     return memory if text == "max" else min(memory, int(text))
 
 
+def run_memory(config: RunConfig) -> int | None:
+    """Bytes that a run may take on this machine, or None if that cannot be told.
+
+    With ``executor: ray`` other machines do the work, so that this one's memory says nothing; with
+    ``device_map`` a model has all accelerators, and the main memory for what they cannot take.
+    """
+    if config.executor == "ray":
+        return None
+    if config.device_map is None:
+        return device_memory(config.device)
+    import torch
+
+    places = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    found = [device_memory(place) for place in (*places, "cpu")]
+    return None if None in found else sum(size for size in found if size is not None)
+
+
 def check_fits(estimate: Estimate, out: Path, memory: int | None) -> list[str]:
     """What cannot fit on this machine, in words; empty if all can.
 
@@ -268,15 +293,13 @@ def require_fit(config: RunConfig) -> None:
     """Refuse a run that cannot fit on this machine, before anything is loaded.
 
     Args:
-        config: The run. With ``executor: ray`` other machines do the work, so that this one's
-            memory says nothing.
+        config: The run.
 
     Raises:
         ConfigError: If memory or disk are too small.
         StreamlineError: If a model's config or a method cannot be had.
     """
-    memory = None if config.executor == "ray" else device_memory(config.device)
-    problems = check_fits(plan_run(config), config.out, memory)
+    problems = check_fits(plan_run(config), config.out, run_memory(config))
     if problems:
         raise ConfigError("; ".join(problems))
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamline import __version__
 from streamline.activations import ActivationCache
 from streamline.cpu_linear import FastLinears
 from streamline.decoder import Decoder, module_device
@@ -242,7 +243,7 @@ def _pupil(setting: Setting, members: list[Student], path: Path | None, label: s
             "spans": [[span.start, span.stop] for span in spans],
             "kinds": kinds,
             "start": digest(parameters.values()),
-            "teacher": setting.teacher,
+            "teacher": [setting.teacher, str(setting.decoder.dtype), __version__],
             "path": None if path is None else _describe(path, members),
             "train": digest([setting.train[: clock.n_sequences]]),
             "validation": digest([setting.held_out(recipe)]),

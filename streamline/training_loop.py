@@ -150,7 +150,7 @@ def _shelves(
         keep = Shelf(depths, shape, setting.decoder.dtype)
     if setting.cache is not None:
         data = setting.train[: pupils[0].clock.n_sequences]
-        key = content_key([setting.teacher, digest([data])])
+        key = content_key([setting.teacher, str(setting.decoder.dtype), digest([data])])
         shelf = setting.cache.shelf(key, depths, (len(data), data.shape[1], width))
     return shelf, keep
 

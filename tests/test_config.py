@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from streamline.config import RunConfig, build_config, merge
-from streamline.errors import ConfigError, UnknownNameError
+from streamline.errors import AssetError, ConfigError, UnknownNameError
 from streamline.recipe import Recipe
 
 _LEAST: dict[str, Any] = {"models": "opt-1.3b", "methods": "dense"}
@@ -61,6 +61,14 @@ def test_merge_goes_into_mappings_and_changes_nothing_given() -> None:
             "data_dir: path does not point to a directory .*/no/such/f",
         ),
         ({"sparsitys": "0.1"}, "sparsitys is not a field of a run; did you mean sparsities"),
+        (
+            {"per_method": {"shortgpt": {"sparsitys": "0.1"}}},
+            "per_method.shortgpt.sparsitys is not a field of a run; did you mean sparsities",
+        ),
+        (
+            {"training": {"post_train": {"epoch": 2}}},
+            "training.post_train.epoch is not a field of a run; did you mean epochs",
+        ),
         ({"calibration": {"sampels": 3}}, "calibration.sampels is not .* mean n_samples"),
     ],
 )
@@ -117,3 +125,21 @@ def test_a_second_training_takes_over_what_it_does_not_set() -> None:
 def test_a_configuration_goes_through_json_unchanged() -> None:
     config = build_config({**_LEAST, "sparsities": "0.1,0.3", "recovery": "none,lora"})
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_flags_for_one_method_win_over_the_suites() -> None:
+    own = {"shortgpt": {"sparsities": (0.5,)}}
+    config = build_config({"per_method": own}, suite="paper-table5")
+    assert config.per_method["shortgpt"].sparsities == (0.5,)
+    assert len(config.per_method) > 1
+
+
+def test_recovery_is_checked_before_anything_is_loaded() -> None:
+    run = {"models": "opt-1.3b", "methods": "shortgpt", "recovery": "lora"}
+    with pytest.raises(UnknownNameError, match="unknown LoRA preset 'defualt'"):
+        build_config(run | {"healing": {"preset": "defualt"}})
+    with pytest.raises(ConfigError, match="'matched' needs trained_parameters"):
+        build_config(run | {"healing": {"preset": "matched"}})
+    with pytest.raises(AssetError):
+        build_config(run | {"healing": {"texts": "no-such-text"}})
+    assert not build_config(run | {"recovery": "none", "healing": {"preset": "x"}}).recovers()

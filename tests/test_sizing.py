@@ -138,3 +138,10 @@ def test_the_main_memory_is_what_a_cpu_has() -> None:
     memory = device_memory("cpu")
     assert memory is not None
     assert memory > GIB // 2
+
+
+def test_a_model_spread_over_devices_has_all_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "device_memory", lambda name: GIB if name == "cpu" else 2 * GIB)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert sizing.run_memory(_config(device="cuda", device_map="auto")) == 5 * GIB
+    assert sizing.run_memory(_config(device="cuda")) == 2 * GIB

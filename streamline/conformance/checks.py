@@ -143,6 +143,15 @@ def _check_students(subject: Subject) -> None:
         )
 
 
+def _check_whole(subject: Subject) -> None:
+    """A method says whether it hands over a model of its own."""
+    found = subject.pruned.model is not None
+    _require(
+        found == subject.method.whole,
+        f"whole is {subject.method.whole}, yet prune {'gives a' if found else 'gives no'} model",
+    )
+
+
 def _check_generate(subject: Subject) -> None:
     """The built model gives the path's logits, and generates alike with and without cache."""
     model = _built(subject)
@@ -183,6 +192,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "exact count": _check_count,
     "same seed": _check_same_seed,
     "students": _check_students,
+    "whole": _check_whole,
     "generate": _check_generate,
     "checkpoint": _check_checkpoint,
 }

@@ -137,6 +137,22 @@ def test_lost_answers_of_the_dense_model_are_asked_again(whole, tmp_path, config
     assert numbers(records)[:-1] == numbers(whole[1])
 
 
+def test_models_of_their_own_are_compared_with_lost_answers_too(tmp_path, config, numbers):
+    [dense, first] = run(config(tmp_path, methods="slicegpt+max_slicing=0.8"))
+    shutil.rmtree(tmp_path / "cache" / "answers")
+    records = run(config(tmp_path, methods="slicegpt+max_slicing=0.8,llm-pruner"))
+    assert [r.status for r in records] == ["ok"] * 3
+    assert numbers(records[:2]) == numbers([dense, first])
+
+
+def test_a_text_longer_than_the_model_is_left_out(place, tmp_path, config):
+    long = {"texts": str(place / "text.jsonl"), "n_tokens": 1024, "length": 1024}
+    [dense] = run(config(tmp_path, methods="dense", perplexity=long))
+    assert dense.status == "ok" and dense.summary.perplexity == {}
+    (reason,) = dense.notes["data"]["unavailable"].values()
+    assert reason.startswith("windows of 1,024 tokens are longer than the 512 positions")
+
+
 def test_a_fault_in_the_common_evaluation_stays_with_its_cell(tmp_path, monkeypatch, config):
     original = Session.run
 
@@ -255,6 +271,12 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, c
     written = json.loads((tmp_path / "record.json").read_text())
     assert len(read_samples(tmp_path / "record.parquet")) == 16
     assert written["tasks"]["piqa"]["value"] == record.tasks["piqa"].value
+    samples = read_samples(tmp_path / "record.parquet")
+    evaluate_model(str(place / "model"), out=tmp_path / "record.json", config=settings)
+    other = read_samples(tmp_path / "record.parquet")
+    assert len(other) == 16 and not other["loglikelihood"].equals(samples["loglikelihood"])
+    evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
+    assert read_samples(tmp_path / "record.parquet").equals(samples)
 
 
 def test_settings_that_are_not_used_do_not_change_a_key(tmp_path, config, post_trained):
