@@ -42,6 +42,9 @@ class CellTraining:
         owners = [(work, student) for work in works for student in work.built.students]
         if not owners:
             return
+        few = self.config.training.too_few(decoder.n_parameters())
+        if few is not None:
+            self.progress.say(f"{self.name}: {few}")
         stages = self.config.training.stages()
         for recipe, suffix in zip(stages, ("", POST), strict=False):
             what = "post-train" if suffix else "train"

@@ -45,6 +45,10 @@ Recoveries = Annotated[tuple[Literal["none", "lora"], ...], BeforeValidator(dist
 Positive = Annotated[int, Field(ge=1)]
 
 
+_LARGE = 1_000_000_000  # parameters of a model that a trial's training does not suit
+_ENOUGH = 10_000_000  # training tokens
+
+
 class Strict(BaseModel):
     """A frozen value that refuses fields it does not know."""
 
@@ -160,6 +164,15 @@ class TrainingConfig(Strict):
     def seen_tokens(self) -> int:
         """Training tokens that a replacement sees, epochs and stages counted."""
         return sum(recipe.n_tokens * recipe.epochs for recipe in self.stages())
+
+    def too_few(self, n_parameters: int) -> str | None:
+        """What to tell someone whose large model would get a trial's training, or None."""
+        if n_parameters < _LARGE or self.seen_tokens >= _ENOUGH:
+            return None
+        return (
+            f"replacements see {self.seen_tokens:,} training tokens, enough for a trial; "
+            "published results take tens of millions: give --train-tokens, or a suite with its own"
+        )
 
 
 class HealingConfig(Strict):

@@ -213,6 +213,20 @@ def test_a_dry_run_warns_of_what_cannot_fit_after_showing_it(
     assert "6,738,415,616" in shown.out
 
 
+def test_a_large_model_with_a_trials_training_is_warned_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = "--models llama2-7b --methods llm-streamline-ffn --dry-run --dtype bfloat16"
+    assert _exit(flags) == 0
+    warning = "llama2-7b: replacements see 200,000 training tokens, enough for a trial"
+    assert warning in capsys.readouterr().err
+    assert _exit(f"{flags} --train-tokens 30000000") == 0
+    shown = capsys.readouterr()
+    assert "enough for a trial" not in shown.err and "training 60,000,000" in shown.out
+    assert _exit("--models llama2-7b --methods shortgpt --dry-run") == 0
+    assert "enough for a trial" not in capsys.readouterr().err
+
+
 def test_prune_and_evaluate_hand_over_checked_values(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

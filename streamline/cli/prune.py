@@ -16,6 +16,7 @@ from streamline.cli.options import (
     Recovery,
     Stream,
     Suite,
+    TrainTokens,
     TrustRemoteCode,
     given,
 )
@@ -45,6 +46,7 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
     calibration: Calibration = None,
     objective: Objective = None,
+    train_tokens: TrainTokens = None,
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance."""
     from streamline.config import build_config
@@ -62,7 +64,7 @@ def command(
             stream=stream,
             dtype=dtype,
             calibration=calibration and {"texts": calibration},
-            training=objective and {"objective": objective},
+            training=given(objective=objective, n_tokens=train_tokens) or None,
             trust_remote_code=trust_remote_code,
         ),
         suite=suite,

@@ -28,6 +28,7 @@ from streamline.cli.options import (
     Stream,
     Suite,
     Tasks,
+    TrainTokens,
     TrustRemoteCode,
     given,
 )
@@ -55,7 +56,9 @@ def command(
     seed: Seeds = None,
     recovery: Recovery = None,
     suite: Suite = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; else out/run, or out/SUITE.")
+    ] = None,
     device: Device = None,
     device_map: DeviceMap = None,
     stream: Stream = False,
@@ -69,6 +72,7 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
     calibration: Calibration = None,
     objective: Objective = None,
+    train_tokens: TrainTokens = None,
 ) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
     from streamline.config import build_config
@@ -95,7 +99,7 @@ def command(
             compile=compile,
             trust_remote_code=trust_remote_code,
             calibration=calibration and {"texts": calibration},
-            training=objective and {"objective": objective},
+            training=given(objective=objective, n_tokens=train_tokens) or None,
         ),
         suite=suite,
     )
