@@ -91,7 +91,7 @@ class StreamlineReplacement(Method):
             released networks learn the output.
         runner_up: 0 takes the span of highest cosine, 1 the next best, and so on.
         share: Share of the run's training tokens that it is trained on, in (0, 1].
-        recipe: How it is trained.
+        recipe: How it is trained; a run puts its own in the place, so it is no part of the name.
     """
 
     paper: ClassVar[str] = PAPER
@@ -102,7 +102,7 @@ class StreamlineReplacement(Method):
     residual: bool = False
     runner_up: int = 0
     share: float = 1.0
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=Recipe, repr=False)
 
     def __post_init__(self) -> None:
         """Check the share."""

@@ -217,6 +217,10 @@ def cost_table(records: Sequence[Record]) -> Table:
         rows=tuple(rows),
         keys=len(heads),
         sections=_sections(ordered),
+        notes=(
+            "Cells are trained and evaluated together: their seconds are equal shares of that "
+            "work, and memory is the peak of all of it, so neither compares methods.",
+        ),
     )
 
 
