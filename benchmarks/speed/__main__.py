@@ -3,7 +3,7 @@
 Example::
 
     python -m streamline.benchmarks.speed sleb spans --repeats 5
-    python -m streamline.benchmarks.speed --quick --out /tmp/speed
+    python -m streamline.benchmarks.speed --quick --out out/speed
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=HELP)
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument(
-        "--quick", action="store_true", help="a quarter of an hour or less for all rows"
-    )
-    sizes.add_argument("--full", action="store_true", help="the table's own sizes; hours")
+    sizes.add_argument("--quick", action="store_true", help="the fewest questions")
+    sizes.add_argument("--full", action="store_true", help="100 questions a task; hours")
     parser.add_argument("--repeats", type=int, default=3, help="paired repetitions (default 3)")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--threads", type=int, help="threads of torch")

@@ -12,7 +12,7 @@ from streamline.paths import dense_path
 
 __all__ = ["HALF_TARGET", "QUESTIONS", "run"]
 
-QUESTIONS = {"quick": 9, "default": 45, "full": 100}
+QUESTIONS = {"quick": 9, "default": 30, "full": 100}
 """Questions of each task, over all repetitions."""
 HALF_TARGET = 3.5
 """Ratio asked of our scorer in bfloat16 against lm-eval in float32."""

@@ -23,7 +23,7 @@ from streamline.plan import Span
 
 __all__ = ["QUESTIONS", "SPANS", "deep_model", "run"]
 
-QUESTIONS = {"quick": 1, "default": 3, "full": 100}
+QUESTIONS = {"quick": 1, "default": 6, "full": 100}
 """Questions of each task, over all repetitions, for all thirteen models."""
 SPANS = (Span(24, 27), Span(22, 28), Span(21, 30))
 """About 8, 16 and 24 % of the parameters."""

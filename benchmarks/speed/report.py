@@ -40,11 +40,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Speed, measured against peers in one run",
         "",
-        "Made by `python -m streamline.benchmarks.speed`. Ratios are medians of paired repetitions "
-        "in one process, the peer's time over ours; results are compared first, and a row whose "
-        "results differ has no number. `cpu` is the same ratio in processor time, steadier where "
-        "other programs run: the load stands with each row. Sizes: `quick`, `default` or `full` "
-        "(the sizes of the table).",
+        "Made by `make speed`, that is `python -m streamline.benchmarks.speed [ROW ...]`. A ratio "
+        "is the peer's time over ours, the median of paired repetitions in one process (their "
+        "number stands with each row); results are compared first, and a row whose results differ "
+        "has no number. `cpu` is the same ratio in processor time, steadier where other programs "
+        "run: the load stands with each row. Sizes: `quick` (fewest questions), `default`, `full` "
+        "(hours). "
+        "`make bench` itself, before and after: [make-bench.md](make-bench.md).",
         "",
         "| row | work | against | target | wall | cpu | reached | size | repetitions |",
         "|---|---|---|---|---|---|---|---|---|",

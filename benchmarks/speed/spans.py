@@ -36,7 +36,8 @@ __all__ = [
 
 SAMPLES = {"quick": (1, 512), "default": (1, 2048), "full": (8, 2048)}
 """Samples of each repetition, and their tokens."""
-MEMORY_SAMPLES = (2, 4)
+MEMORY_SAMPLES = (16, 32)
+MEMORY_LENGTH = 512  # so that both numbers are several batches
 REPEATS = 2
 """Most repetitions but at full size: one takes the peer more than a minute."""
 SPARSITIES = (0.1, 0.15, 0.2, 0.25, 0.3)
@@ -141,7 +142,7 @@ def run(options: Options) -> Outcome:
     outcome.facts["ratio_against_cosine_runs_alone"] = only[len(only) // 2]
     outcome.facts["layers"] = lengths
     if options.memory:
-        outcome.memory = peaks("spans", options.model, MEMORY_SAMPLES, length)
+        outcome.memory = peaks("spans", options.model, MEMORY_SAMPLES, min(length, MEMORY_LENGTH))
     return outcome
 
 
