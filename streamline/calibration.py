@@ -37,6 +37,7 @@ from streamline.progress import tell
 
 #: Tokens whose states are multiplied at once: bounds the float32 error of one product.
 _CHUNK = 256
+_STATES = 2 << 30  # bytes of the states of one batch, in float32
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,14 @@ def measure(
     Args:
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T], int64.
-        batch_tokens: Tokens walked at once (at least one sequence).
+        batch_tokens: Tokens walked at once (at least one sequence); fewer where the states of all
+            depths would take more than 2 GiB.
 
     Returns:
         The statistics, on the CPU.
     """
     depths = decoder.n_layers + 1
+    batch_tokens = min(batch_tokens, _STATES // (4 * depths * decoder.hidden_size))
     cosine = torch.zeros(depths, depths, dtype=torch.float64)
     angle = torch.zeros(depths, depths, dtype=torch.float64)
     rows = max(1, batch_tokens // batches.shape[1])
@@ -219,6 +222,7 @@ def _sums(
         last = torch.stack([state[:, -1].cpu() for state in states], 1).double()
         pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
         angle += torch.arccos(pairs).sum(0) / torch.pi
+        del states  # before the next batch's are made
         done += len(tokens)
         if progress is not None:
             progress(done, total)

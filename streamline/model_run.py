@@ -172,7 +172,8 @@ class ModelRun:
         works = self._prune([w for w in works if w not in whole], decoder, materials)
         works = self._train(works, decoder, materials)
         shared = [w for w in works if w.built.model is None and w.cell.recovery == "none"]
-        if dense not in shared and not evaluation.answered(dense.key, decoder):
+        lost = dense not in shared and not evaluation.answered(dense.key, decoder)
+        if lost and (works or whole):
             shared.insert(0, dense)  # finished before, but its answers are gone
             dense.pruned = Pruned(Plan.dense(decoder.n_layers))
         self._together(shared, decoder, evaluation, dense)

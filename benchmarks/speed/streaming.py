@@ -269,7 +269,7 @@ def _fails(folder: Path, limit: int) -> str:
     if done.returncode == 0:
         raise StreamlineError(f"the whole model was held within {_mib(limit)}: it is no limit")
     last = done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"]
-    return last[-1][:200]
+    return last[-1].replace(f"{folder}/", "")[:200]
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:

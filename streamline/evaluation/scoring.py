@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 """Called after each batch with the tokens done and the tokens in all."""
 _Part = tuple[NDArray[np.int64], list["Answers"]]
 
-_LOGITS = 1 << 22  # most logits held at once by the head
+_LOGITS_ON_CPU, _LOGITS = 1 << 22, 1 << 26  # most logits held at once by the head
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,8 @@ def token_logprobs(
     by_place = torch.argsort(picks, stable=True)
     ordered = picks[by_place]
     vocabulary = int(decoder.config.vocab_size)
-    step = max(1, _LOGITS // vocabulary)
+    most = _LOGITS_ON_CPU if device.type == "cpu" else _LOGITS
+    step = max(1, most // vocabulary)
     values, tops = [], []
     for low in range(0, len(where), step):
         logits = decoder.leave(hidden[where[low : low + step].to(device)])
