@@ -21,17 +21,17 @@ APART = ("embedded", "generation", "streaming")
 
 
 def save(outcome: Outcome, folder: Path, size: str) -> None:
-    """Write a row's JSON (and plot), then the table over all rows that are there."""
+    """Write a row's JSON (and plot), then the table over all rows that are there.
+
+    A row at its full size is kept beside the same row at another.
+    """
     found = outcome.to_json() | {"size": size}
     svg = found["facts"].pop("svg", None)
     if svg is not None:
         write_text_atomic(folder / f"{outcome.name}.svg", svg)
-    write_json_atomic(folder / f"{outcome.name}.json", found)
-    rows = [
-        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ROWS
-        if (folder / f"{name}.json").is_file()
-    ]
+    write_json_atomic(folder / f"{outcome.name}{'-full' if size == 'full' else ''}.json", found)
+    files = [folder / f"{name}{end}.json" for name in ROWS for end in ("", "-full")]
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     write_text_atomic(folder / "README.md", markdown(rows))
 
 
@@ -54,25 +54,31 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         value = row["ratio"] if row["value"] is None else row["value"]
         cpu = row["ratios"].get("ours", {}).get("cpu", row["facts"].get("value_cpu"))
-        lines.append(_line(row, row["row"], row["work"], row["against"], row["target"], value, cpu))
+        lines.append(_line(row, _name(row), row["work"], row["against"], row["target"], value, cpu))
         half = row["facts"].get("bf16")
         if half is not None:
-            name, work = f"{row['row']}, bf16", "the same, ours in bfloat16"
+            name, work = f"{_name(row)}, bf16", "the same, ours in bfloat16"
             cpu = row["ratios"].get("ours_bf16", {}).get("cpu", half.get("cpu"))
             lines.append(
                 _line(row, name, work, half["against"], half.get("target"), half["ratio"], cpu)
             )
-    taken = [row["facts"]["row_s"] for row in rows if "row_s" in row["facts"]]
+    asked = [row for row in rows if row["row"] not in APART and row["size"] != "full"]
+    taken = [row["facts"]["row_s"] for row in asked if "row_s" in row["facts"]]
     if taken:
         lines += [
             "",
-            f"{counted(len(taken), 'row')} took {sum(taken) / 60:.0f} minutes, all preparation in.",
+            f"`make speed`'s {counted(len(taken), 'row')} took {sum(taken) / 60:.0f} minutes, all "
+            "preparation in; the others are run by name.",
         ]
     for row in rows:
-        lines += ["", f"## {row['row']}", ""]
+        lines += ["", f"## {_name(row)}", ""]
         lines += [f"* {note}" for note in row["notes"]]
         lines += [f"* {line}" for line in _details(row)]
     return "\n".join(lines) + "\n"
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['row']}, full" if row["size"] == "full" else str(row["row"])
 
 
 def _line(

@@ -49,6 +49,11 @@ def test_files_of_a_row(tmp_path: Any) -> None:
     assert "| scaling | w | a | - | - | - | - | default | - |" in text
     assert "* peak memory beyond what was loaded: ours 3 MiB\n" in text
     assert (tmp_path / "scaling.svg").read_text() == "<svg/>"
+    report.save(
+        Outcome(name="sleb", work="all", against="a", target=1.8, races=races), tmp_path, "full"
+    )
+    text = (tmp_path / "README.md").read_text()
+    assert "| sleb | w | a |" in text and "| sleb, full | all | a |" in text
 
 
 def test_command_line(
