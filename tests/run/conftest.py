@@ -14,7 +14,7 @@ from streamline.results.record import Record
 from streamline.testing import tiny_model, tiny_tokenizer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a text and questions in their original form."""
     folder = tmp_path_factory.mktemp("place")
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def config(place: Path) -> Callable[..., RunConfig]:
     """``config(out, **changes)``: a small run of that model with other fields as given."""
 
@@ -65,7 +65,7 @@ def config(place: Path) -> Callable[..., RunConfig]:
     return build
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def numbers() -> Callable[[list[Record]], list[Any]]:
     """Everything measured of some records but the times and the memory."""
 
@@ -75,7 +75,7 @@ def numbers() -> Callable[[list[Record]], list[Any]]:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def post_trained(config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
     """``post_trained(out, **changes)``: replacements trained a second time, on the next token."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamline import checkpoint
-from streamline.config import RunConfig, build_config
+from streamline.config import RunConfig
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.model_run import ModelRun
 from streamline.pipeline import prune_to_checkpoint
@@ -39,26 +41,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(place: Path, out: Path, **changes: Any) -> RunConfig:
-    text = str(place / "text.jsonl")
-    values = {
-        "models": str(place / "model"),
-        "methods": METHODS,
-        "sparsities": "0.3",
-        "tasks": "piqa",
-        "out": out,
-        "device": "cpu",
-        "data_dir": place / "data",
-        "calibration": {"texts": text, "n_samples": 4, "length": 16},
-        "perplexity": {"texts": text, "n_tokens": 64, "length": 16},
-        "batch_tokens": 256,
-    }
-    return build_config(values | changes)
+@pytest.fixture(scope="module")
+def config(config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """The small run with what can be streamed, and what cannot."""
+    return partial(config, methods=METHODS, batch_tokens=256)
 
 
-def worked(place: Path, out: Path, **changes: Any) -> dict[str, Record]:
-    run = ModelRun(config(place, out, **changes), str(place / "model"), Silent())
-    return {record.method: record for record in run.run()}
+@pytest.fixture
+def worked(place: Path, config: Callable[..., RunConfig]) -> Callable[..., dict[str, Record]]:
+    """``worked(out, **changes)``: the records of a run by method."""
+
+    def run(out: Path, **changes: Any) -> dict[str, Record]:
+        cells = ModelRun(config(out, **changes), str(place / "model"), Silent())
+        return {record.method: record for record in cells.run()}
+
+    return run
 
 
 @pytest.fixture
@@ -75,11 +72,9 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[WeightSource]:
     return found
 
 
-def test_records_are_those_of_a_run_in_memory(
-    place: Path, tmp_path: Path, sources: list[WeightSource]
-) -> None:
-    wanted = worked(place, tmp_path / "whole", methods="shortgpt,sleb")
-    found = worked(place, tmp_path / "streamed", stream=True)
+def test_records_are_those_of_a_run_in_memory(tmp_path, sources, worked):
+    wanted = worked(tmp_path / "whole", methods="shortgpt,sleb")
+    found = worked(tmp_path / "streamed", stream=True)
     for method in ("dense", "shortgpt", "sleb"):
         assert found[method].status == "ok"
         assert found[method].key == wanted[method].key
@@ -95,12 +90,8 @@ def test_records_are_those_of_a_run_in_memory(
     assert source.reads["lm_head.weight"] == source.reads["model.layers.0.mlp.up_proj.weight"] - 2
 
 
-def test_a_pass_serves_every_question_and_text(
-    place: Path, tmp_path: Path, sources: list[WeightSource]
-) -> None:
-    run = ModelRun(
-        config(place, tmp_path, methods="dense", stream=True), str(place / "model"), Silent()
-    )
+def test_a_pass_serves_every_question_and_text(place, tmp_path, sources, config):
+    run = ModelRun(config(tmp_path, methods="dense", stream=True), str(place / "model"), Silent())
     run.run()
     (source,) = sources
     assert set(source.reads) == set(source) and set(source.reads.values()) == {1}
@@ -108,14 +99,14 @@ def test_a_pass_serves_every_question_and_text(
     assert len(sources) == 1  # nothing is opened for what is done
 
 
-def test_recovery_is_skipped_with_its_reason(place: Path, tmp_path: Path) -> None:
-    found = worked(place, tmp_path, methods="shortgpt", recovery="lora", stream=True)
+def test_recovery_is_skipped_with_its_reason(tmp_path, worked):
+    found = worked(tmp_path, methods="shortgpt", recovery="lora", stream=True)
     assert found["dense"].status == "ok"
     assert found["shortgpt"].status == "skipped"
     assert "lora trains the whole model" in str(found["shortgpt"].reason)
 
 
-def test_a_checkpoint_is_pruned_without_the_whole_model(place: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_pruned_without_the_whole_model(place, tmp_path, config):
     model = str(place / "model")
     for name, stream in (("whole", False), ("streamed", True)):
         prune_to_checkpoint(
@@ -123,7 +114,7 @@ def test_a_checkpoint_is_pruned_without_the_whole_model(place: Path, tmp_path: P
             method="shortgpt",
             sparsity=0.3,
             out=tmp_path / name,
-            config=config(place, tmp_path / "run", methods="shortgpt", stream=stream),
+            config=config(tmp_path / "run", methods="shortgpt", stream=stream),
         )
     (_, _, whole), (_, _, found) = (checkpoint.load(tmp_path / n) for n in ("whole", "streamed"))
     assert found.plan == whole.plan
@@ -136,13 +127,13 @@ def test_a_checkpoint_is_pruned_without_the_whole_model(place: Path, tmp_path: P
             method="llm-streamline-ffn",
             sparsity=0.3,
             out=tmp_path / "refused",
-            config=config(place, tmp_path / "run", stream=True),
+            config=config(tmp_path / "run", stream=True),
         )
 
 
-def test_a_plan_counts_two_layers_and_names_the_skipped(place: Path, tmp_path: Path) -> None:
-    whole = plan_run(config(place, tmp_path, methods="shortgpt"))
-    found = plan_run(config(place, tmp_path, stream=True))
+def test_a_plan_counts_two_layers_and_names_the_skipped(tmp_path, config):
+    whole = plan_run(config(tmp_path, methods="shortgpt"))
+    found = plan_run(config(tmp_path, stream=True))
     layer = 4 * (whole.rows[0].dense - 2 * 320 * 32 - 32) // 5
     assert found.memory_bytes == 4 * 32 + max(2 * layer, layer + 4 * 320 * 32)
     assert found.memory_bytes < whole.memory_bytes
@@ -150,6 +141,6 @@ def test_a_plan_counts_two_layers_and_names_the_skipped(place: Path, tmp_path: P
     assert reasons["shortgpt"] is None and "trains" in str(reasons["llm-streamline-ffn"])
 
 
-def test_streaming_excludes_a_device_map(place: Path, tmp_path: Path) -> None:
+def test_streaming_excludes_a_device_map(tmp_path, config):
     with pytest.raises(ConfigError, match="give one of the two"):
-        config(place, tmp_path, stream=True, device_map="auto")
+        config(tmp_path, stream=True, device_map="auto")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from streamline.testing import tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1000, 10**6])
-def test_a_run_keeps_teacher_states_within_its_budget(tmp_path: Path, cache_bytes: int) -> None:
+def test_a_run_keeps_teacher_states_within_its_budget(tmp_path, cache_bytes):
     tiny_model("llama", n_layers=4).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     text = tmp_path / "text.jsonl"

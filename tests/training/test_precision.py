@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
 
 from streamline.decoder import Decoder
-from streamline.method import Student
 from streamline.trainee import Trainee
 from streamline.training import fit
 
@@ -17,13 +13,8 @@ from streamline.training import fit
 @pytest.mark.parametrize("objective", ["mse", "lm"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_accumulation_equals_one_big_batch(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    objective: str,
-    autocast: torch.dtype | None,
-) -> None:
+    decoder, train, validation, student, objective, autocast
+):
     """Batches of six sequences (and a rest of four) at once, in unequal parts, and one by one."""
     runs = []
     for micro_batch in (1024, 64, 16):
@@ -38,12 +29,7 @@ def test_accumulation_equals_one_big_batch(
             torch.testing.assert_close(a, b, **rough)
 
 
-def test_mixed_precision_keeps_float32_weights(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-) -> None:
+def test_mixed_precision_keeps_float32_weights(decoder, train, validation, student):
     plain, mixed = student(decoder, 1, 3, "layer"), student(decoder, 1, 3, "layer")
     dtypes: set[torch.dtype] = set()
     mixed.module.mlp.up_proj.register_forward_hook(lambda _m, _a, out: dtypes.add(out.dtype))
@@ -56,13 +42,8 @@ def test_mixed_precision_keeps_float32_weights(
 
 @pytest.mark.parametrize("objective", ["mse", "lm"])
 def test_a_bfloat16_teacher_has_float32_students_while_they_learn(
-    tiny_llama: Callable[..., nn.Module],
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    objective: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tiny_llama, train, validation, student, objective, monkeypatch
+):
     decoder = Decoder(tiny_llama(n_layers=4).to(torch.bfloat16))
     one = student(decoder, 1, 3, "layer", objective=objective)
     seen: dict[str, set[torch.dtype]] = {"teacher": set(), "gradient": set(), "moment": set()}
@@ -83,13 +64,7 @@ def test_a_bfloat16_teacher_has_float32_students_while_they_learn(
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("objective", ["mse", "lm"])
-def test_bfloat16_model_trains_in_float32(
-    tiny_llama: Callable[..., nn.Module],
-    attention: str,
-    objective: str,
-    train: Tensor,
-    student: Callable[..., Student],
-) -> None:
+def test_bfloat16_model_trains_in_float32(tiny_llama, attention, objective, train, student):
     model = tiny_llama(n_layers=4)
     model.set_attn_implementation(attention)
     decoder = Decoder(model.to(torch.bfloat16))

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from torch import Tensor
 
-from streamline.decoder import Decoder
 from streamline.method import Student
 from streamline.training import fit
 
@@ -21,16 +17,8 @@ class Stop(Exception):
 @pytest.mark.parametrize("objective", ["mse", "lm"])
 @pytest.mark.parametrize("calls", [2, 6, 10])
 def test_killed_and_resumed_equals_uninterrupted(
-    decoder: Decoder,
-    tmp_path: Path,
-    objective: str,
-    calls: int,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+    decoder, tmp_path, objective, calls, train, validation, student, weights, assert_equal
+):
     def students() -> list[Student]:
         return [
             student(decoder, 1, 3, "layer", objective=objective),
@@ -64,14 +52,8 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 
 def test_a_student_saved_later_waits_for_the_other(
-    decoder: Decoder,
-    tmp_path: Path,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+    decoder, tmp_path, train, validation, student, weights, assert_equal
+):
     def students() -> list[Student]:
         return [student(decoder, 1, 3, "layer"), student(decoder, 2, 4, "ffn")]
 
@@ -91,14 +73,8 @@ def test_a_student_saved_later_waits_for_the_other(
 
 
 def test_finished_training_is_only_loaded(
-    decoder: Decoder,
-    tmp_path: Path,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+    decoder, tmp_path, train, validation, student, weights, assert_equal
+):
     one = student(decoder, 2, 4)
     (first,) = fit(decoder, [one], train, validation, directory=tmp_path)
     two = student(decoder, 2, 4)
@@ -113,14 +89,8 @@ def test_finished_training_is_only_loaded(
 
 
 def test_another_recipe_under_the_same_label_starts_afresh(
-    decoder: Decoder,
-    tmp_path: Path,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+    decoder, tmp_path, train, validation, student, weights, assert_equal
+):
     fit(decoder, [student(decoder, 2, 4)], train, validation, directory=tmp_path, labels=["a"])
     other = student(decoder, 2, 4, learning_rate=1e-3)
     (losses,) = fit(decoder, [other], train, validation, directory=tmp_path, labels=["a"])

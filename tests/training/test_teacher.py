@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +10,10 @@ from torch import Tensor, nn
 
 from streamline.activations import ActivationCache
 from streamline.decoder import Decoder
-from streamline.method import Student
 from streamline.training import fit
 
 
-def test_teacher_stops_at_the_last_tap_and_serves_all_students(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-) -> None:
+def test_teacher_stops_at_the_last_tap_and_serves_all_students(decoder, train, validation, student):
     students = [student(decoder, 1, 3), student(decoder, 2, 4), student(decoder, 1, 3, "layer")]
     counts = [0] * 6
     for index, layer in enumerate(decoder.layers):
@@ -34,12 +26,8 @@ def test_teacher_stops_at_the_last_tap_and_serves_all_students(
 
 
 def test_teacher_stops_where_each_run_of_students_ends(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    decoder, train, validation, student, monkeypatch
+):
     """The deepest layer that runs, for a shallow span, a deep one, and both together."""
     deepest: list[int] = []
     run = Decoder.run
@@ -56,12 +44,7 @@ def test_teacher_stops_where_each_run_of_students_ends(
         assert max(deepest) == last
 
 
-def test_memory_is_flat_in_the_number_of_samples(
-    decoder: Decoder,
-    validation: Tensor,
-    student: Callable[..., Student],
-    tokens: Callable[..., Tensor],
-) -> None:
+def test_memory_is_flat_in_the_number_of_samples(decoder, validation, student, tokens):
     """Few hidden states are alive at any time, however many samples there are."""
 
     def most_alive(n: int) -> int:
@@ -85,14 +68,8 @@ def test_memory_is_flat_in_the_number_of_samples(
 
 
 def test_activation_cache_spares_the_teacher(
-    decoder: Decoder,
-    tmp_path: Path,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+    decoder, tmp_path, train, validation, student, weights, assert_equal
+):
     counts = [0]
     decoder.layers[0].self_attn.register_forward_hook(
         lambda *_: counts.__setitem__(0, counts[0] + 1)

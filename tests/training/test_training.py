@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,18 +14,10 @@ from streamline.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import Student
 from streamline.plan import Span
-from streamline.recipe import Recipe
 from streamline.training import fit
 
 
-def test_mse_falls_and_is_reported(
-    decoder: Decoder,
-    tmp_path: Path,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    recipe: Recipe,
-) -> None:
+def test_mse_falls_and_is_reported(decoder, tmp_path, train, validation, student, recipe):
     one = student(decoder, 2, 4, "layer")
     seen: list[tuple[int, int, str]] = []
     (losses,) = fit(
@@ -49,12 +39,7 @@ def test_mse_falls_and_is_reported(
     assert not any(p.requires_grad for p in one.module.parameters())
 
 
-def test_losses_are_the_plain_mean_over_tokens_and_features(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-) -> None:
+def test_losses_are_the_plain_mean_over_tokens_and_features(decoder, train, validation, student):
     one = student(decoder, 1, 3, "layer")
     start = copy.deepcopy(one.module)
     (losses,) = fit(decoder, [one], train, validation)
@@ -72,13 +57,7 @@ def test_losses_are_the_plain_mean_over_tokens_and_features(
     assert losses.dropping == pytest.approx(mse(start)[1], rel=1e-5)
 
 
-def test_first_step_is_adamw_on_the_mean_gradient(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    recipe: Recipe,
-) -> None:
+def test_first_step_is_adamw_on_the_mean_gradient(decoder, train, validation, student, recipe):
     one = student(decoder, 2, 4, epochs=1, batch_tokens=train.numel(), warmup=0.0, evaluations=1)
     module = copy.deepcopy(one.module)
     with torch.no_grad():
@@ -95,13 +74,7 @@ def test_first_step_is_adamw_on_the_mean_gradient(
         torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_joint_training_equals_separate(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-) -> None:
+def test_joint_training_equals_separate(decoder, train, validation, student, weights):
     def several() -> list[Student]:
         return [
             student(decoder, 2, 4, "layer"),
@@ -121,14 +94,8 @@ def test_joint_training_equals_separate(
 
 
 def test_equal_students_are_trained_once(
-    decoder: Decoder,
-    tmp_path: Path,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+    decoder, tmp_path, train, validation, student, weights, assert_equal
+):
     twins = [student(decoder, 2, 4), student(decoder, 2, 4)]
     losses = fit(
         decoder, twins, train, validation, directory=tmp_path, labels=["a", "b"],
@@ -139,14 +106,7 @@ def test_equal_students_are_trained_once(
     assert (tmp_path / "students" / "b.json").exists()
 
 
-def test_best_weights_are_a_copy(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+def test_best_weights_are_a_copy(decoder, train, validation, student, weights, assert_equal):
     one = student(decoder, 2, 4, learning_rate=5.0, final_learning_rate=5.0, clip=1e9)
     start = weights(one)
     (losses,) = fit(decoder, [one], train, validation)
@@ -164,14 +124,8 @@ def replace_rate(one: Student) -> Student:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("objective", ["mse", "lm"])
 def test_students_are_causal_in_training_as_at_use(
-    tiny_llama: Callable[..., nn.Module],
-    attention: str,
-    objective: str,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    recipe: Recipe,
-) -> None:
+    tiny_llama, attention, objective, train, validation, student, recipe
+):
     model = tiny_llama(n_layers=4)
     model.set_attn_implementation(attention)
     decoder = Decoder(model)
@@ -193,12 +147,7 @@ def test_students_are_causal_in_training_as_at_use(
     assert (a[:, 9:] - b[:, 9:]).abs().max() > 1e-2
 
 
-def test_decoder_is_left_as_it_was(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-) -> None:
+def test_decoder_is_left_as_it_was(decoder, train, validation, student):
     decoder.model.train()
     before = {k: v.clone() for k, v in decoder.model.state_dict().items()}
     students = [student(decoder, 1, 3, "layer"), student(decoder, 2, 4, "layer", objective="lm")]
@@ -210,13 +159,7 @@ def test_decoder_is_left_as_it_was(
 
 
 @pytest.mark.parametrize("family", ["tiny_opt", "tiny_qwen3"])
-def test_other_families_train(
-    family: str,
-    request: pytest.FixtureRequest,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-) -> None:
+def test_other_families_train(family, request, train, validation, student):
     decoder = Decoder(request.getfixturevalue(family)(n_layers=4))
     kinds = [student(decoder, 1, 3, "layer"), student(decoder, 1, 3, "ffn")]
     for losses in fit(decoder, kinds, train, validation):
@@ -224,13 +167,8 @@ def test_other_families_train(
 
 
 def test_steps_without_a_finite_gradient_are_left_out(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    weights: Callable[..., list[Tensor]],
-    assert_equal: Callable[..., None],
-) -> None:
+    decoder, train, validation, student, weights, assert_equal
+):
     one = student(decoder, 2, 4)
     one.module.register_forward_hook(
         lambda m, _a, out: out * float("inf") if torch.is_grad_enabled() else out
@@ -242,13 +180,7 @@ def test_steps_without_a_finite_gradient_are_left_out(
     assert_equal(weights(one), start)
 
 
-def test_refusals(
-    decoder: Decoder,
-    train: Tensor,
-    validation: Tensor,
-    student: Callable[..., Student],
-    recipe: Recipe,
-) -> None:
+def test_refusals(decoder, train, validation, student, recipe):
     one = student(decoder, 2, 4)
     with pytest.raises(ConfigError, match=r"train tokens must be .* got torch.float32"):
         fit(decoder, [one], train.float(), validation)
