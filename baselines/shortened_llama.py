@@ -179,12 +179,11 @@ def taylor_scores(decoder: Decoder, tokens: Tensor) -> list[float]:
     Returns:
         One score per layer, at least 0.
     """
-    owners = {id(w): i for i in range(decoder.n_layers) for w in layer_weights(decoder, i)}
-    weights = [w for i in range(decoder.n_layers) for w in layer_weights(decoder, i)]
+    owners = {w: i for i in range(decoder.n_layers) for w in layer_weights(decoder, i)}
     scores = [0.0] * decoder.n_layers
 
     def take(weight: torch.nn.Parameter, gradient: Tensor) -> None:
-        scores[owners[id(weight)]] += absolute_sum(weight.detach().float() * gradient.float())
+        scores[owners[weight]] += absolute_sum(weight.detach().float() * gradient.float())
 
-    each_gradient(decoder, tokens, weights, take)
+    each_gradient(decoder, tokens, list(owners), take)
     return scores

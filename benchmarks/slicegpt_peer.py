@@ -55,8 +55,8 @@ def main(folder: Path) -> int:
     import transformers
     from safetensors.torch import load_file, save_file
 
-    torch.set_num_threads(int(json.loads((folder / "task.json").read_text())["threads"]))
     task = json.loads((folder / "task.json").read_text())
+    torch.set_num_threads(int(task["threads"]))
     adapters = {"llama": LlamaModelAdapter, "opt": OPTModelAdapter}
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "model", torch_dtype=torch.float32

@@ -67,8 +67,7 @@ class CellTraining:
         train, validation = materials.training(seed)
         labels = []
         for work, student in owners:
-            n_tokens = max(1, round(recipe.n_tokens * student.share))
-            student.recipe = replace(recipe, **{"n_tokens": n_tokens, **student.overrides})
+            student.take(recipe)
             several = f"-{student.span.start}" if len(work.built.students) > 1 else ""
             labels.append(work.cell.slug + several + suffix)
         cache_bytes = self.config.training.cache_bytes

@@ -18,7 +18,7 @@ Example:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -51,6 +51,11 @@ class Student:
     recipe: Recipe
     overrides: dict[str, Any] = field(default_factory=dict)
     share: float = 1.0
+
+    def take(self, recipe: Recipe) -> None:
+        """Take a run's recipe, with this student's share of the tokens and what is insisted on."""
+        n_tokens = max(1, round(recipe.n_tokens * self.share))
+        self.recipe = replace(recipe, **{"n_tokens": n_tokens, **self.overrides})
 
 
 @dataclass

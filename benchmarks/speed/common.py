@@ -41,6 +41,7 @@ __all__ = [
 
 Size = Literal["quick", "default", "full"]
 _PACKAGE = "streamline.benchmarks.speed"
+_FEW = 2
 
 
 class Disagreement(StreamlineError):
@@ -63,6 +64,11 @@ class Options:
     repeats: int = 3
     model: str = "smollm2-135m-instruct"
     memory: bool = True
+
+    @property
+    def few_repeats(self) -> int:
+        """Repetitions of rows of which one takes the peer most of a minute; all at full size."""
+        return self.repeats if self.size == "full" else min(self.repeats, _FEW)
 
 
 @dataclass(frozen=True)

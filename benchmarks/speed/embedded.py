@@ -8,15 +8,11 @@ prunes, trains the replacement beside a teacher of its own, puts the model toget
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from streamline import pipeline
+from streamline.benchmarks.slicegpt_peer import perplexity
 from streamline.benchmarks.speed.common import (
     Options,
     Outcome,
@@ -87,9 +83,8 @@ def side_by_side(config: RunConfig) -> Found:
         label = Cell(record.model, record.method, record.sparsity, record.seed).label
         if record.status != "ok":
             raise StreamlineError(f"{label}: {record.status}: {record.reason}")
-        (perplexity,) = record.summary.perplexity.values()
-        values = {task: result.value for task, result in record.tasks.items()}
-        found[label] = values, perplexity
+        (value,) = record.summary.perplexity.values()
+        found[label] = {task: result.value for task, result in record.tasks.items()}, value
     return found
 
 
@@ -105,7 +100,7 @@ def one_by_one(
         (answers,) = LmEval([whole], tokenizer, batch_size).answer(questions)
         grades = questions.grade(answers)
         values = {task: sum(right) / len(right) for task, right in grades.items()}
-        found[cell.label] = values, _perplexity(whole, materials.heldout())
+        found[cell.label] = values, perplexity(whole, materials.heldout())
     return found
 
 
@@ -116,20 +111,9 @@ def _made(cell: Cell, decoder: Decoder, config: RunConfig, materials: Materials)
     pruned = method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)
     train, validation = materials.training(cell.seed)
     for student in pruned.students:
-        recipe = config.training.recipe()
-        n_tokens = max(1, round(recipe.n_tokens * student.share))
-        student.recipe = replace(recipe, **{"n_tokens": n_tokens, **student.overrides})
+        student.take(config.training.recipe())
         fit(decoder, [student], train, validation, seed=cell.seed)
     return pruned.path(decoder)
-
-
-@torch.no_grad()
-def _perplexity(model: Any, windows: Tensor) -> float:
-    losses = [
-        cross_entropy(model(window[None]).logits[0, :-1].float(), window[1:], reduction="none")
-        for window in windows
-    ]
-    return float(torch.cat(losses).double().mean().exp())
 
 
 def same(results: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +124,7 @@ def same(results: dict[str, Any]) -> dict[str, Any]:
         require_equal(f"tasks of {label}", list(mine[label][0]), list(other[label][0]))
         values = (list(found[label][0].values()) for found in (mine, other))
         require_close(f"accuracies of {label}", *values, tolerance=1e-12)
-    sides = [[perplexity for _, perplexity in found.values()] for found in (mine, other)]
+    sides = [[value for _, value in found.values()] for found in (mine, other)]
     worst = require_close("perplexities", *sides, tolerance=TOLERANCE, relative=True)
     return {"cells": len(mine), "max_relative_difference": worst}
 

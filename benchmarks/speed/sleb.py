@@ -25,8 +25,6 @@ SAMPLES = {"quick": (1, 64), "default": (1, 64), "full": (10, 128)}
 """Sequences of each repetition, and their tokens."""
 SPARSITY = {"quick": 0.05, "default": 0.25, "full": 0.25}
 TOLERANCE = 1e-4
-REPEATS = 2
-"""Most repetitions but at full size: one takes the peer most of a minute."""
 
 
 def same(results: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +41,7 @@ def run(options: Options) -> Outcome:
     decoder, method = Decoder(model), SLEB(n_samples=None, length=None)
     n, length = SAMPLES[options.size]
     n_remove = layers_to_remove(decoder, SPARSITY[options.size])
-    repeats = options.repeats if options.size == "full" else min(options.repeats, REPEATS)
+    repeats = options.few_repeats
     cuts = samples(tokenizer, n * repeats, length).split(n)
     outcome = Outcome(
         name="sleb",

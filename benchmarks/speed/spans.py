@@ -38,8 +38,6 @@ SAMPLES = {"quick": (1, 512), "default": (1, 2048), "full": (8, 2048)}
 """Samples of each repetition, and their tokens."""
 MEMORY_SAMPLES = (16, 32)
 MEMORY_LENGTH = 512  # so that both numbers are several batches
-REPEATS = 2
-"""Most repetitions but at full size: one takes the peer more than a minute."""
 SPARSITIES = (0.1, 0.15, 0.2, 0.25, 0.3)
 TOLERANCE = 1e-4
 
@@ -109,7 +107,7 @@ def run(options: Options) -> Outcome:
     model, tokenizer = loaded(options.model)
     decoder = Decoder(model)
     n, length = SAMPLES[options.size]
-    repeats = options.repeats if options.size == "full" else min(options.repeats, REPEATS)
+    repeats = options.few_repeats
     batches = samples(tokenizer, n * repeats, length)
     lengths = [layers_to_remove(decoder, sparsity) for sparsity in SPARSITIES]
     cuts = batches.split(n)

@@ -36,8 +36,6 @@ TOKENS = {"quick": (1024, 256), "default": (3072, 512), "full": (100_000, 512)}
 SPANS = (Span(11, 19), Span(12, 17))
 KINDS = ("ffn", "layer")
 TOLERANCE = 1e-4
-REPEATS = 2
-"""Most repetitions but at full size: one takes the peer most of a minute."""
 _MICRO = 1024  # tokens of a forward pass, on both sides
 _VALIDATION = 512
 
@@ -184,7 +182,7 @@ def run(options: Options) -> Outcome:
     n_tokens, length = TOKENS[options.size]
     n = math.ceil(n_tokens / length)
     held = math.ceil(_VALIDATION / length)
-    repeats = options.repeats if options.size == "full" else min(options.repeats, REPEATS)
+    repeats = options.few_repeats
     batches = samples(tokenizer, n * repeats + held, length)
     validation, cuts = batches[:held], batches[held:].split(n)
     how, start = recipe(n * length, length), students(decoder)
