@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.schedule import data_order
+from streamline.training.schedule import data_order
 
 
 def cosine_distance(found: Tensor, wanted: Tensor) -> Tensor:

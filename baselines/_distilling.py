@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.plan import Span
-from streamline.schedule import Schedule, data_order
+from streamline.training.schedule import Schedule, data_order
 
 #: The learning rate falls to this share of its peak, as in the code released with LinearPatch.
 _LAST_SHARE = 1 / 20

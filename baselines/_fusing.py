@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.modeling_narrow import empty_linear
+from streamline.modeling.modeling_narrow import empty_linear
 
 from ._groups import rows
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder, submodule
-from streamline.families import Family
-from streamline.modeling_layers import Spec
-from streamline.modeling_narrow import resize
-from streamline.surgery import shared_copy
+from streamline.engine.assemble import shared_copy
+from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.families import Family
+from streamline.modeling.modeling_layers import Spec
+from streamline.modeling.modeling_narrow import resize
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline.loss_search import Found
+from streamline.methods.loss_search import Found
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ Example:
 
 from __future__ import annotations
 
-from streamline.model_table import MODEL_TABLE
+from streamline.sources.model_table import MODEL_TABLE
 
-#: Short names of :data:`streamline.model_table.MODEL_TABLE`, largest first.
+#: Short names of :data:`streamline.sources.model_table.MODEL_TABLE`, largest first.
 LADDERS: tuple[tuple[str, ...], ...] = (
     ("opt-13b", "opt-6.7b", "opt-2.7b", "opt-1.3b", "opt-350m", "opt-125m"),
     (

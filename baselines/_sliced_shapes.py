@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from streamline.decoder import Decoder, count_parameters, submodule
-from streamline.modeling_layers import Spec
+from streamline.engine.decoder import Decoder, count_parameters, submodule
+from streamline.modeling.modeling_layers import Spec
 
 from ._groups import shape
 
 
 def layer_spec(decoder: Decoder, index: int, width: int) -> Spec:
-    """The spec of a layer's sliced form, see :class:`streamline.modeling_narrow.SlicedLayer`.
+    """The spec of a layer as a ``SlicedLayer`` (:mod:`streamline.modeling.modeling_narrow`).
 
     The last layer writes in full width.
     """

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder, Entry, submodule
-from streamline.modeling_narrow import SlicedLayer, build_shell
-from streamline.paths import Node, Path
+from streamline.engine.assemble import assemble, shared_copy
+from streamline.engine.decoder import Decoder, Entry, submodule
+from streamline.engine.paths import Node, Path
+from streamline.modeling.modeling_narrow import SlicedLayer, build_shell
 from streamline.progress import tell
-from streamline.surgery import assemble, shared_copy
 
 from ._fusing import (
     affine,

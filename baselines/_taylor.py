@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder, submodule
 from streamline.progress import part, tell
 
 from ._groups import group_sums, layer_groups, rows

@@ -12,15 +12,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamline.budget import check_sparsity
 from streamline.calibration import Calibration, measure
-from streamline.decoder import Decoder
+from streamline.engine.budget import check_sparsity
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.files import content_key
-from streamline.halves import Halves, Unit
-from streamline.loss_search import LossSearch
-from streamline.losses import loss_sample
 from streamline.method import Method, Pruned
+from streamline.methods.halves import Halves, Unit
+from streamline.methods.loss import loss_sample
+from streamline.methods.loss_search import LossSearch
 from streamline.plan import Plan
 from streamline.progress import part
 

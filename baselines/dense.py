@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from streamline.budget import check_sparsity
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
+from streamline.engine.budget import check_sparsity
+from streamline.engine.decoder import Decoder
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan
 

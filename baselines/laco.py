@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from streamline.budget import layers_to_remove, mean_layer_parameters
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder, submodule
+from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.losses import loss_sample
 from streamline.method import Method, Pruned, Size
+from streamline.methods.loss import loss_sample
 from streamline.plan import Plan, Span, Step
 from streamline.progress import part, tell
 

@@ -13,14 +13,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from streamline.budget import layers_to_remove, mean_layer_parameters
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
+from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import Method, Pruned, Size
-from streamline.modeling_layers import LinearMap
+from streamline.methods.replacement import home, seeded
+from streamline.modeling.modeling_layers import LinearMap
 from streamline.plan import Plan, Span
-from streamline.replacement import home, seeded
 
 from ._distilling import Distillation
 

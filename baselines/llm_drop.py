@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from streamline.budget import check_sparsity
 from streamline.calibration import Calibration, measure
-from streamline.cpu_linear import FastLinears
-from streamline.decoder import Decoder
+from streamline.engine.budget import check_sparsity
+from streamline.engine.decoder import Decoder
+from streamline.engine.kernels import FastLinears
 from streamline.errors import UnsupportedModelError
-from streamline.halves import PARTS, Halves, Unit
 from streamline.method import Method, Pruned
+from streamline.methods.halves import PARTS, Halves, Unit
 from streamline.plan import Plan
 
 

@@ -14,16 +14,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from streamline.budget import check_sparsity, mean_layer_parameters
 from streamline.calibration import Calibration, measure
-from streamline.decoder import Decoder
+from streamline.engine.assemble import assemble
+from streamline.engine.budget import check_sparsity, mean_layer_parameters
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.files import content_key
-from streamline.losses import loss_sample
 from streamline.method import Method, Pruned, Size
-from streamline.paths import Node, Path
+from streamline.methods.loss import loss_sample
 from streamline.plan import Plan
-from streamline.surgery import assemble
 
 from ._groups import Coupling, layer_groups, reason_against, shrink
 from ._taylor import taylor_scores

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamline.budget import layers_to_remove
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
+from streamline.engine.budget import layers_to_remove
+from streamline.engine.decoder import Decoder
 from streamline.method import DepthMethod, Pruned
 from streamline.plan import Plan
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from streamline.budget import layers_to_remove, mean_layer_parameters
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder, submodule
+from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan, Span, Step

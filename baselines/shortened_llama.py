@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from streamline.calibration import Calibration, measure
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
 from streamline.files import content_key
-from streamline.losses import loss_sample, score_paths
 from streamline.method import DepthMethod
-from streamline.paths import Path, dense_path
+from streamline.methods.loss import loss_sample, score_paths
 from streamline.plan import Plan
 
 from ._taylor import absolute_sum, each_gradient

@@ -8,15 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from streamline.budget import layers_to_remove, mean_layer_parameters
 from streamline.calibration import Calibration, measure
-from streamline.decoder import Decoder
+from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
 from streamline.errors import ConfigError
 from streamline.files import content_key
-from streamline.loss_search import LossSearch
-from streamline.losses import loss_sample
 from streamline.method import Method, Pruned, Size
-from streamline.paths import Path, dense_path
+from streamline.methods.loss import loss_sample
+from streamline.methods.loss_search import LossSearch
 from streamline.plan import Plan
 from streamline.progress import part
 

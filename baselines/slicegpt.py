@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from streamline.budget import check_sparsity, mean_layer_parameters, removed_fraction
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
+from streamline.engine.budget import check_sparsity, mean_layer_parameters, removed_fraction
+from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from streamline.assets import load_config, load_model, load_tokenizer
-from streamline.budget import check_sparsity, removed_fraction
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
+from streamline.engine.budget import check_sparsity, removed_fraction
+from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan, Span
+from streamline.sources.models import load_config, load_model, load_tokenizer
 
 from ._sizes import smaller_releases
 

@@ -14,12 +14,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
-from streamline.llm_streamline import StreamlineReplacement
+from streamline.engine.decoder import Decoder
 from streamline.method import Pruned
-from streamline.modeling_layers import Stack
+from streamline.methods.llm_streamline import StreamlineReplacement
+from streamline.modeling.modeling_layers import Stack
 from streamline.plan import Span
-from streamline.recipe import Recipe
+from streamline.training.student import Recipe
 
 #: Tokens of a training sequence; the first version counts samples and does not give their length.
 _LENGTH = 2048

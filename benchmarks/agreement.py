@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from streamline import modeling
-from streamline.assets import load_model
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
 from streamline.evaluation import harness
-from streamline.evaluation.scoring import score
-from streamline.evaluation.tasks import resolve
+from streamline.evaluation.scoring.score import score
+from streamline.evaluation.tasks.catalogue import resolve
 from streamline.files import write_json_atomic
-from streamline.paths import dense_path
+from streamline.modeling import modeling_streamline as modeling
+from streamline.sources.models import load_model
 
 TOLERANCE = 1e-3
 

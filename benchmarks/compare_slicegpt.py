@@ -31,15 +31,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline.assets import load_model
 from streamline.baselines._slicing import principal, slice_model
 from streamline.benchmarks import slicegpt_peer
 from streamline.benchmarks.slicegpt_peer import perplexity
 from streamline.calibration import token_batches
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, StreamlineError, UnsupportedModelError
 from streamline.files import write_json_atomic
-from streamline.texts import load_texts
+from streamline.sources.models import load_model
+from streamline.sources.texts import load_texts
 
 _FAMILIES = ("llama", "opt")
 

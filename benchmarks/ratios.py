@@ -40,15 +40,15 @@ def recomputed_rows(suite: str) -> list[dict[str, str]]:
     Returns:
         One row for each printed model, method and ratio but the dense ones.
     """
-    from streamline.assets import load_config
-    from streamline.config import build_config
-    from streamline.decoder import Decoder
-    from streamline.results.layouts import model_name, plain
-    from streamline.results.paper_ratio import paper_ratio, ratio_rule
-    from streamline.results.published import published_rows
-    from streamline.sizing import plan_run
+    from streamline.engine.decoder import Decoder
+    from streamline.report.layouts import model_name, plain
+    from streamline.report.published import published_rows
+    from streamline.run.config import build_config
+    from streamline.run.estimate import plan_run
+    from streamline.run.paper_ratio import paper_ratio, ratio_rule
+    from streamline.run.suites import load_suite
+    from streamline.sources.models import load_config
     from streamline.specs import build_method
-    from streamline.suites import load_suite
 
     report = load_suite(suite).report
     rule, layout = ratio_rule(report), report.get("layout")
@@ -91,7 +91,7 @@ def recomputed_rows(suite: str) -> list[dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the file; returns the exit code."""
-    from streamline.suites import suite_files
+    from streamline.run.suites import suite_files
 
     [out] = sys.argv[1:] if arguments is None else arguments
     sink = io.StringIO()

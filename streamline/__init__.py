@@ -3,8 +3,8 @@
 The package names only what every user needs and imports nothing heavy. Everything else is
 reached through its module::
 
-    from streamline.assets import load_model
-    from streamline.decoder import Decoder
+    from streamline.sources.models import load_model
+    from streamline.engine.decoder import Decoder
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ def register() -> None:
     Needed only for those whose layers are not all plain (FFN, SwiGLU, ...); with it they load
     without ``trust_remote_code``. Imports torch and transformers.
     """
-    from streamline.modeling import register as register_classes
+    from streamline.modeling.modeling_streamline import register as register_classes
 
     register_classes()

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline.cpu_linear import FastLinears
-from streamline.decoder import Decoder
 from streamline.distributed import Share, spread, woven
+from streamline.engine.decoder import Decoder
+from streamline.engine.kernels import FastLinears
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.plan import Span

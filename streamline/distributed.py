@@ -9,7 +9,7 @@ calls::
         answers = score(paths, requests)            # the same on every process
 
 In a run of this package the first process leads: it alone reads and writes files, prunes, trains
-and heals, and hands the others their shares (:mod:`streamline.following`); they wait
+and heals, and hands the others their shares (:mod:`streamline.engine.following`); they wait
 meanwhile. The transport is gloo, whatever the devices, so a GPU's tensors pass through memory.
 
 A function given to :func:`spread` is told its :class:`Share`. Parts are put together in the order
@@ -72,7 +72,7 @@ WHOLE = Share()
 
 
 class Caller(Protocol):
-    """Tells the other processes what to call; see :mod:`streamline.following`."""
+    """Tells the other processes what to call; see :mod:`streamline.engine.following`."""
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         """Let the others make a call too; False if it cannot be handed over."""
@@ -215,10 +215,10 @@ def woven(parts: Sequence[Sequence[Item]]) -> list[Item]:
 
 
 def led(work: Callable[[], Result]) -> Result:
-    """Let the first process work and the others help it; see :func:`streamline.following.lead`."""
+    """Let the first process work and the others help it (:mod:`streamline.engine.following`)."""
     if world_size() == 1:
         return work()
-    from streamline.following import lead
+    from streamline.engine.following import lead
 
     return lead(work)
 

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from streamline.budget import layers_to_remove, mean_layer_parameters, removed_fraction
 from streamline.calibration import Calibration, measure
-from streamline.decoder import Decoder
-from streamline.paths import Node, Path, dense_path
+from streamline.engine.budget import layers_to_remove, mean_layer_parameters, removed_fraction
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Node, Path, dense_path
 from streamline.plan import Plan, Span
-from streamline.recipe import Recipe
+from streamline.training.student import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,7 +130,7 @@ class Method(ABC):
         families: Names of the model families it works on, or ``("all",)``.
         streams: Whether a ``calibrate`` or ``prune`` of its own needs of the model no more than
             its config, statistics and losses of paths, so that it works where layers are read one
-            at a time (:mod:`streamline.streaming`).
+            at a time (:mod:`streamline.streaming.decoder`).
         whole: Whether it hands over a model of its own (:attr:`Pruned.model`); a run makes and
             evaluates these one at a time, so that memory holds one beside the dense model.
     """

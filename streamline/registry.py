@@ -7,7 +7,7 @@ a name is asked for, so listing names is cheap and a broken plugin harms only it
 |---|---|
 | ``streamline.methods`` | a class derived from :class:`streamline.method.Method` |
 | ``streamline.tasks`` | a package whose folder holds lm-eval YAML |
-| ``streamline.suites`` | a package whose folder holds suite YAML |
+| ``streamline.run.suites`` | a package whose folder holds suite YAML |
 
 A name of the form ``pkg.module:Class`` needs no entry point: it is imported from the path.
 
@@ -48,7 +48,7 @@ __all__ = [
 
 METHODS = "streamline.methods"
 TASKS = "streamline.tasks"
-SUITES = "streamline.suites"
+SUITES = "streamline.run.suites"
 
 
 def available(group: str) -> dict[str, EntryPoint]:

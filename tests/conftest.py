@@ -15,9 +15,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
+pytest_plugins = ["fabricated_run"]
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from streamline.calibration import Calibration, measure, token_batches
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.plan import Span
-from streamline.snapshot import differences, snapshot
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.testing.snapshot import differences, snapshot
 
 
 @pytest.fixture

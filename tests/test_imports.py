@@ -48,7 +48,7 @@ def test_the_core_never_imports_a_baseline() -> None:
 def test_each_outside_seam_is_one_file() -> None:
     everything = [*_CORE, *sorted((_ROOT / "baselines").rglob("*.py"))]
     assert _importers("lm_eval", everything) <= {"streamline/evaluation/harness.py"}
-    assert _importers("peft", everything) <= {"streamline/healing.py"}
+    assert _importers("peft", everything) <= {"streamline/training/lora.py"}
 
 
 def test_the_rule_would_find_an_import(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamline.errors import ConfigError, UnknownNameError
-from streamline.llm_streamline import StreamlineFFN, StreamlineNone
+from streamline.methods.llm_streamline import StreamlineFFN, StreamlineNone
 from streamline.specs import base_name, build_method
 
 

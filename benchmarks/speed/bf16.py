@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from streamline.benchmarks.speed.questions import Questions
-from streamline.decoder import Decoder
-from streamline.evaluation.scoring import Answers
-from streamline.paths import Node, Path
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Node, Path
+from streamline.evaluation.scoring.score import Answers
 
 __all__ = ["effect", "in_bfloat16", "merged", "twin"]
 

@@ -29,10 +29,10 @@ from typing import Any, Literal
 
 import torch
 
-from streamline.assets import load_model
 from streamline.benchmarks.speed.peak import largest_resident, restart
 from streamline.environment import versions
 from streamline.errors import StreamlineError
+from streamline.sources.models import load_model
 
 __all__ = [
     "Disagreement", "Options", "Outcome", "Race", "contest", "counted", "loaded", "machine",

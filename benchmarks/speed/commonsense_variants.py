@@ -14,9 +14,9 @@ from streamline.benchmarks.speed.scoring_row import (
     subset,
 )
 from streamline.calibration import measure, token_batches
-from streamline.decoder import Decoder
-from streamline.paths import Path, dense_path
-from streamline.texts import load_texts
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
+from streamline.sources.texts import load_texts
 
 __all__ = ["QUESTIONS", "SPARSITIES", "run", "variants"]
 

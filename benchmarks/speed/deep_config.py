@@ -17,8 +17,8 @@ from streamline.benchmarks.speed.scoring_row import (
     replaced,
     subset,
 )
-from streamline.decoder import Decoder
-from streamline.paths import dense_path
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
 from streamline.plan import Span
 
 __all__ = ["QUESTIONS", "SPANS", "deep_model", "run"]

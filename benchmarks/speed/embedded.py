@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from streamline import pipeline
 from streamline.benchmarks.slicegpt_peer import perplexity
 from streamline.benchmarks.speed.common import (
     Options,
@@ -24,17 +23,18 @@ from streamline.benchmarks.speed.common import (
 )
 from streamline.benchmarks.speed.peers import LmEval, best_batch_size
 from streamline.benchmarks.speed.questions import Questions, slices
-from streamline.cells import Cell, expand
-from streamline.config import RunConfig, build_config
-from streamline.decoder import Decoder
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path as LayerPath
 from streamline.errors import StreamlineError
 from streamline.evaluation import harness
-from streamline.evaluation.tasks import resolve
-from streamline.materials import Materials
-from streamline.paths import Path as LayerPath
+from streamline.evaluation.tasks.catalogue import resolve
+from streamline.run import pipeline
+from streamline.run.cell import Cell, expand
+from streamline.run.config import RunConfig, build_config
+from streamline.run.inputs import Materials
 from streamline.specs import build_method
-from streamline.surgery import assemble
-from streamline.training import fit
+from streamline.training.fit import fit
 
 __all__ = ["SHARES", "one_by_one", "run", "settings", "side_by_side"]
 

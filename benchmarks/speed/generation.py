@@ -21,13 +21,13 @@ from streamline.benchmarks.speed.common import (
 )  # fmt: skip
 from streamline.benchmarks.speed.questions import task_parts
 from streamline.benchmarks.speed.scoring_row import KINDS, replaced
-from streamline.decoder import Decoder
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
 from streamline.evaluation import harness
-from streamline.evaluation.generation_engine import generate
-from streamline.evaluation.generation_prompts import Prompt
-from streamline.paths import Path, dense_path
+from streamline.evaluation.generation.engine import generate
+from streamline.evaluation.generation.prompts import Prompt
 from streamline.plan import Span
-from streamline.surgery import assemble
 
 __all__ = ["QUESTIONS", "run"]
 

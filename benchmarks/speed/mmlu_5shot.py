@@ -5,8 +5,8 @@ from __future__ import annotations
 from streamline.benchmarks.speed import questions
 from streamline.benchmarks.speed.common import Options, Outcome, loaded
 from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring
-from streamline.decoder import Decoder
-from streamline.paths import dense_path
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
 
 __all__ = ["QUESTIONS", "SUBJECT", "run"]
 

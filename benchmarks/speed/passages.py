@@ -7,8 +7,8 @@ import math
 from streamline.benchmarks.speed import questions
 from streamline.benchmarks.speed.common import Options, Outcome, counted, loaded
 from streamline.benchmarks.speed.scoring_row import quick_batch, race_scoring
-from streamline.decoder import Decoder
-from streamline.paths import dense_path
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
 
 __all__ = ["PASSAGES", "run"]
 

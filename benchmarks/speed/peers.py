@@ -19,8 +19,8 @@ import numpy as np
 
 from streamline.benchmarks.speed.common import require_close, require_equal
 from streamline.benchmarks.speed.questions import Questions, encode
-from streamline.evaluation.scoring import Answers, score
-from streamline.paths import Path
+from streamline.engine.paths import Path
+from streamline.evaluation.scoring.score import Answers, score
 
 __all__ = [
     "BATCH_SIZES",

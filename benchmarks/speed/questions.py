@@ -19,12 +19,12 @@ import numpy as np
 
 from streamline.errors import ConfigError
 from streamline.evaluation import harness
-from streamline.evaluation.loading import load_questions, load_shots
-from streamline.evaluation.origin import origin
-from streamline.evaluation.packing import Request
-from streamline.evaluation.scoring import Answers
-from streamline.evaluation.tasks import resolve
-from streamline.texts import load_texts
+from streamline.evaluation.scoring.packing import Request
+from streamline.evaluation.scoring.score import Answers
+from streamline.evaluation.tasks.catalogue import resolve
+from streamline.evaluation.tasks.loaders import load_questions, load_shots
+from streamline.evaluation.tasks.sources import origin
+from streamline.sources.texts import load_texts
 
 __all__ = [
     "Questions", "encode", "instances_of", "mmlu", "passages", "slices", "task_parts", "written",

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from streamline.benchmarks.speed.bf16 import in_bfloat16
 from streamline.benchmarks.speed.common import Options, Outcome, loaded, profile
 from streamline.benchmarks.speed.questions import Questions, slices, task_parts
-from streamline.cpu_linear import FastLinears
-from streamline.decoder import Decoder
-from streamline.evaluation.packing import Request
-from streamline.evaluation.scoring import score
-from streamline.paths import Path, dense_path
+from streamline.engine.decoder import Decoder
+from streamline.engine.kernels import FastLinears
+from streamline.engine.paths import Path, dense_path
+from streamline.evaluation.scoring.packing import Request
+from streamline.evaluation.scoring.score import score
 
 __all__ = ["QUESTIONS", "distinct", "fractions", "matrix_rate", "run", "useful_operations"]
 
@@ -40,7 +40,7 @@ def matrix_rate(dtype: torch.dtype = torch.float32, seconds: float = 1.0) -> Rat
     """Floating-point operations per second of matrix products, by clock and shape.
 
     Each is measured as a plain product and, where torch can, with the right factor laid out once
-    as in :mod:`streamline.cpu_linear`; the faster counts.
+    as in :mod:`streamline.engine.kernels`; the faster counts.
 
     Args:
         dtype: Of both factors.

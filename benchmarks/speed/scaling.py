@@ -11,10 +11,10 @@ from typing import Any
 from streamline.benchmarks.speed import questions
 from streamline.benchmarks.speed.common import Options, Outcome, loaded
 from streamline.benchmarks.speed.scoring_row import KINDS, replaced
-from streamline.decoder import Decoder
-from streamline.evaluation.packing import Request
-from streamline.evaluation.scoring import score
-from streamline.paths import Path, dense_path
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
+from streamline.evaluation.scoring.packing import Request
+from streamline.evaluation.scoring.score import score
 from streamline.plan import Span
 
 __all__ = ["AXES", "fitted", "plot", "run", "sweep"]

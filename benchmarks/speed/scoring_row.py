@@ -9,19 +9,19 @@ from streamline.benchmarks.speed.bf16 import effect, in_bfloat16, merged
 from streamline.benchmarks.speed.common import Options, Outcome, contest, counted
 from streamline.benchmarks.speed.peers import LmEval, answer, best_batch_size, same_answers
 from streamline.benchmarks.speed.questions import Questions
-from streamline.decoder import Decoder
-from streamline.evaluation.packing import pack
-from streamline.llm_streamline import (
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, PathTrie, dense_path
+from streamline.evaluation.scoring.packing import pack
+from streamline.method import Pruned
+from streamline.methods.llm_streamline import (
     StreamlineFFN,
     StreamlineLayer,
     StreamlineNone,
     StreamlineSwiGLU,
 )
-from streamline.method import Pruned
-from streamline.paths import Path, PathTrie, dense_path
+from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
-from streamline.replacement import make
-from streamline.surgery import assemble
 
 __all__ = [
     "KINDS",

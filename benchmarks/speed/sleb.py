@@ -16,8 +16,8 @@ from streamline.benchmarks.speed.common import (
     require_equal,
 )
 from streamline.benchmarks.speed.spans import samples
-from streamline.budget import layers_to_remove, mean_layer_parameters
-from streamline.decoder import Decoder
+from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.decoder import Decoder
 
 __all__ = ["SAMPLES", "SPARSITY", "run", "same"]
 

@@ -18,10 +18,10 @@ from streamline.benchmarks.speed.common import (
     require_close,
     require_equal,
 )
-from streamline.budget import layers_to_remove
 from streamline.calibration import measure, token_batches
-from streamline.decoder import Decoder
-from streamline.texts import load_texts
+from streamline.engine.budget import layers_to_remove
+from streamline.engine.decoder import Decoder
+from streamline.sources.texts import load_texts
 
 __all__ = [
     "SAMPLES",

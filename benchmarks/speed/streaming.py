@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from streamline.assets import cache_dir
 from streamline.benchmarks.speed.common import (
     Options,
     Outcome,
@@ -36,18 +35,19 @@ from streamline.benchmarks.speed.common import (
     require_equal,
 )
 from streamline.benchmarks.speed.peak import largest_resident
-from streamline.checkpoint import save
-from streamline.decoder import Decoder
+from streamline.checkpoints.checkpoint import save
+from streamline.checkpoints.streamed import write_shards
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
 from streamline.errors import StreamlineError
-from streamline.evaluation.perplexity import perplexity
-from streamline.evaluation.scoring import Request, score
+from streamline.evaluation.scoring.perplexity import perplexity
+from streamline.evaluation.scoring.score import Request, score
+from streamline.evaluation.streamed import evaluate_streamed
 from streamline.method import Pruned
-from streamline.paths import dense_path
+from streamline.sources.models import cache_dir
 from streamline.specs import build_method
-from streamline.streaming import StreamedDecoder
-from streamline.streaming_open import empty_model, open_streamed
-from streamline.streaming_save import write_shards
-from streamline.streaming_scores import evaluate_streamed
+from streamline.streaming.decoder import StreamedDecoder
+from streamline.streaming.opening import empty_model, open_streamed
 
 __all__ = ["SIZES", "make_model", "race", "run", "work"]
 

@@ -19,13 +19,13 @@ from streamline.benchmarks.speed.common import (
     require_close,
 )
 from streamline.benchmarks.speed.spans import samples
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.method import Student
+from streamline.methods.replacement import make
 from streamline.plan import Span
-from streamline.recipe import Recipe
-from streamline.replacement import make
-from streamline.schedule import Clock, Schedule
-from streamline.training import fit
+from streamline.training.fit import fit
+from streamline.training.schedule import Clock, Schedule
+from streamline.training.student import Recipe
 
 __all__ = [
     "TOKENS", "measure_ours", "measure_theirs", "ours", "run", "same", "students", "train_alone",

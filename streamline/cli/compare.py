@@ -100,7 +100,7 @@ def _finite(value: Any) -> Any:
 
 
 def _show(result: Comparison, tasks: bool) -> None:
-    from streamline.results.comparison_tables import comparison_tables
-    from streamline.results.render import screen_width, terminal
+    from streamline.report.comparison_tables import comparison_tables
+    from streamline.report.render import screen_width, terminal
 
     typer.echo(terminal(comparison_tables(result, tasks), screen_width()), nl=False)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from streamline.cli.show import show_table, show_warning
 
 if TYPE_CHECKING:
-    from streamline.config import RunConfig
-    from streamline.results.published import PublishedRow
-    from streamline.sizing import Estimate, Row
+    from streamline.report.published import PublishedRow
+    from streamline.run.config import RunConfig
+    from streamline.run.estimate import Estimate, Row
 
 __all__ = ["show_plan"]
 
@@ -34,7 +34,7 @@ def show_plan(config: RunConfig) -> None:
     Raises:
         StreamlineError: If a model's config or a method cannot be had.
     """
-    from streamline.sizing import check_fits, plan_run, run_memory
+    from streamline.run.estimate import check_fits, plan_run, run_memory
 
     estimate = plan_run(config)
     paper = _Paper(config.suite)
@@ -102,9 +102,9 @@ class _Paper:
     """The table that a suite regenerates, if it regenerates one, and what is to be said of it."""
 
     def __init__(self, suite: str | None) -> None:
-        from streamline.results.paper_ratio import ratio_rule
-        from streamline.results.published import published_rows
-        from streamline.suites import load_suite
+        from streamline.report.published import published_rows
+        from streamline.run.paper_ratio import ratio_rule
+        from streamline.run.suites import load_suite
 
         report: Mapping[str, Any] = load_suite(suite).report if suite else {}
         self.layout: Mapping[str, Any] = report.get("layout") or {}
@@ -117,8 +117,8 @@ class _Paper:
 
     def ratios(self, row: Row) -> tuple[float | None, float | None]:
         """A cell's ratio as the paper counts it, and the printed one in percent."""
-        from streamline.results.layouts import model_name, plain
-        from streamline.results.paper_ratio import paper_ratio, printed_for
+        from streamline.report.layouts import model_name, plain
+        from streamline.run.paper_ratio import paper_ratio, printed_for
         from streamline.specs import build_method
 
         cell = row.cell
@@ -149,7 +149,7 @@ class _Paper:
 
     def show(self) -> None:
         """Print how each figure comes about, what makes it differ, and why some do not."""
-        from streamline.results.layouts import model_name, plain
+        from streamline.report.layouts import model_name, plain
 
         if self.rule is None or not self.explained:
             return
@@ -174,8 +174,8 @@ class _Paper:
         print()
 
     def _decoder(self, model: str) -> Any:
-        from streamline.assets import load_config
-        from streamline.decoder import Decoder
+        from streamline.engine.decoder import Decoder
+        from streamline.sources.models import load_config
 
         if model not in self.decoders:
             self.decoders[model] = Decoder.from_config(load_config(model))

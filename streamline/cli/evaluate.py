@@ -50,7 +50,7 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate a model on tasks and write one record."""
-    from streamline.config import build_config
+    from streamline.run.config import build_config
 
     config = build_config(
         given(
@@ -70,8 +70,8 @@ def command(
             perplexity={"n_tokens": 0},  # perplexities are measured where they are asked for
         )
     )
-    from streamline import pipeline
     from streamline.cli.bar import progress_display
+    from streamline.run import pipeline
 
     with progress_display() as display:
         record = pipeline.evaluate_model(model, out=out, config=config, progress=display)

@@ -75,8 +75,8 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from streamline.assets import MODELS
-    from streamline.model_table import MODEL_TABLE
+    from streamline.sources.model_table import MODEL_TABLE
+    from streamline.sources.models import MODELS
 
     return [
         {
@@ -90,13 +90,13 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _tasks() -> list[dict[str, Any]]:
-    from streamline.evaluation.tasks import listing
+    from streamline.evaluation.tasks.catalogue import listing
 
     return listing()
 
 
 def _suites() -> list[dict[str, Any]]:
-    from streamline.suites import load_suite, suite_files
+    from streamline.run.suites import load_suite, suite_files
 
     return [
         {"name": name, "title": load_suite(name).title, "source": path.name}

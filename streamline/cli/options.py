@@ -1,7 +1,7 @@
 """The options that verbs share: one declaration each, so that a flag is the same everywhere.
 
 A verb names the type and its default, ``device: Device = None``, and hands what was given on to
-:func:`streamline.config.build_config`.
+:func:`streamline.run.config.build_config`.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def command(
     train_tokens: TrainTokens = None,
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance."""
-    from streamline.config import build_config
     from streamline.errors import ConfigError
+    from streamline.run.config import build_config
 
     config = build_config(
         given(
@@ -76,8 +76,8 @@ def command(
                 f"prune writes one checkpoint, so it takes one of {flag}, got "
                 f"{', '.join(map(str, values))}; use `streamline-bench run` to compare several"
             )
-    from streamline import pipeline
     from streamline.cli.bar import progress_display
+    from streamline.run import pipeline
 
     with progress_display() as display:
         pipeline.prune_to_checkpoint(

@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """Make the report of a run from its records."""
     from streamline.errors import ConfigError
-    from streamline.results.report import write_report
+    from streamline.report.report import write_report
 
     if directory.is_file():
         raise ConfigError(f"{directory} is a file; give the folder that a run wrote with --out")

@@ -75,7 +75,7 @@ def command(
     train_tokens: TrainTokens = None,
 ) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
-    from streamline.config import build_config
+    from streamline.run.config import build_config
 
     config = build_config(
         given(
@@ -109,9 +109,9 @@ def command(
         show_plan(config)
         return
 
-    from streamline import pipeline
     from streamline.cli.bar import progress_display
     from streamline.results.record import label
+    from streamline.run import pipeline
 
     with progress_display() as display:
         records = pipeline.run(config, progress=display)

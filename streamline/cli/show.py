@@ -38,8 +38,8 @@ def show_warning(message: str) -> None:
 
 def show_results(records: Sequence[Record]) -> None:
     """Write a run's accuracy table to standard output, cut to the width of the screen."""
-    from streamline.results.render import screen_width, terminal
-    from streamline.results.tables import results_table
+    from streamline.report.render import screen_width, terminal
+    from streamline.report.tables import results_table
 
     for model in dict.fromkeys(record.model for record in records):
         mine = [record for record in records if record.model == model]

@@ -12,7 +12,7 @@ from streamline.cli.show import show_json
 
 if TYPE_CHECKING:
     from streamline.results.predictions import Predictions
-    from streamline.stability import Stability
+    from streamline.results.stability import Stability
 
 __all__ = ["EPILOG", "command"]
 
@@ -59,7 +59,7 @@ def command(
     """Stability, agreement and answer flips between a dense and a pruned model."""
     from streamline.errors import ConfigError
     from streamline.results.predictions import read_predictions
-    from streamline.stability import grouped, stability
+    from streamline.results.stability import grouped, stability
 
     before, after = read_predictions(dense, metric), _pruned(pruned, metric)
     for side in (before, after):
@@ -143,8 +143,8 @@ def _left_out(before: Predictions, after: Predictions) -> list[str]:
 
 
 def _show(results: list[Stability]) -> None:
-    from streamline.results.render import screen_width, terminal
-    from streamline.results.tables import MISSING, Table
+    from streamline.report.render import screen_width, terminal
+    from streamline.report.tables import MISSING, Table
 
     def share(value: float | None) -> str:
         return MISSING if value is None else f"{value:.4f}"

@@ -31,7 +31,7 @@ def command(
     from streamline.errors import ConfigError
     from streamline.registry import method_names, unknown_name
     from streamline.specs import build_method
-    from streamline.testing import FAMILIES
+    from streamline.testing.models import FAMILIES
 
     wanted = [name.strip() for name in families.split(",") if name.strip()]
     if not wanted:
@@ -43,7 +43,7 @@ def command(
 
     from dataclasses import asdict
 
-    from streamline.conformance import check_method
+    from streamline.testing import check_method
 
     rows = [asdict(outcome) for outcome in check_method(build_method(method), wanted)]
     if as_json:

@@ -26,18 +26,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.evaluation.data import fingerprint, overrides
-from streamline.evaluation.documents import full_text_ids
-from streamline.evaluation.generation_prompts import Prompt
-from streamline.evaluation.packing import Request
-from streamline.evaluation.parts import BatchTokenizer, Part, combine, option_rows
-from streamline.evaluation.tasks import TaskEntry, include_paths
+from streamline.evaluation.generation.prompts import Prompt
+from streamline.evaluation.part import BatchTokenizer, Part, combine, option_rows
+from streamline.evaluation.scoring.packing import Request
+from streamline.evaluation.tasks.catalogue import TaskEntry, include_paths
+from streamline.evaluation.tasks.documents import full_text_ids
+from streamline.evaluation.tasks.overrides import fingerprint, overrides
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from streamline.evaluation.scoring import Answers
+    from streamline.evaluation.scoring.score import Answers
 
 __all__ = [
     "Part",
@@ -194,7 +194,7 @@ def finish(part: Part, answers: Answers | Sequence[str]) -> tuple[dict[str, Any]
     Returns:
         The task's block of a record (``metric``, ``value``, ``stderr``, ``n``, ``version``,
         ``data_hash``, and all of lm-eval's ``metrics``), and a frame with one row for each
-        question and option (see :mod:`streamline.evaluation.samples`).
+        question and option (see :mod:`streamline.results.samples`).
     """
     task, texts = part.task, part.generates
     if texts:
@@ -259,7 +259,7 @@ def generate(
     """Answer a task that generates text, greedily, as lm-eval's ``hf`` model does.
 
     Args:
-        model: A whole model (see :func:`streamline.surgery.assemble`).
+        model: A whole model (see :func:`streamline.engine.assemble.assemble`).
         part: A part that generates.
         tokenizer: Its tokenizer.
         batch_size: Prompts at once.

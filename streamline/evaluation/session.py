@@ -24,24 +24,24 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from streamline.cells import Cell
-from streamline.config import RunConfig
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError
-from streamline.evaluation.data import provenance, unavailable
-from streamline.evaluation.generation_answers import answer_texts
+from streamline.evaluation.generation.answers import answer_texts
 from streamline.evaluation.harness import Part, build, combine, finish, max_length
-from streamline.evaluation.perplexity import Perplexity, perplexity, text_windows
-from streamline.evaluation.running_text import RunningText, running_text
-from streamline.evaluation.samples import read_samples, write_samples
-from streamline.evaluation.scoring import score
-from streamline.evaluation.tasks import TaskEntry, resolve
-from streamline.evaluation.token_budget import TokenBudget
+from streamline.evaluation.scoring.perplexity import Perplexity, perplexity, text_windows
+from streamline.evaluation.scoring.score import score
+from streamline.evaluation.scoring.token_budget import TokenBudget
+from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
+from streamline.evaluation.tasks.overrides import provenance, unavailable
+from streamline.evaluation.tasks.running_text import RunningText, running_text
 from streamline.files import write_json_atomic
-from streamline.materials import Materials
-from streamline.paths import Path as LayerPath
 from streamline.progress import Progress
 from streamline.results.assess import CellResult
+from streamline.results.samples import read_samples, write_samples
+from streamline.run.cell import Cell
+from streamline.run.config import RunConfig
+from streamline.run.inputs import Materials
 
 __all__ = ["Session"]
 
@@ -304,7 +304,7 @@ class Session:
 
     def _in_one_pass(self, parts: list[Part], paths: Mapping[str, LayerPath]) -> None:
         """Answer everything that is missing of a streamed model's paths, its weights read once."""
-        from streamline.streaming_scores import evaluate_streamed
+        from streamline.evaluation.streamed import evaluate_streamed
 
         missing = {key: path for key, path in paths.items() if not self._complete(key, parts)}
         if not missing:

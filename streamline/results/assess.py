@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamline.results.answers import Answers
 from streamline.results.predictions import from_samples
-from streamline.stability import Stability, average, grouped, relative_accuracy, stability
+from streamline.results.stability import Stability, average, grouped, relative_accuracy, stability
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ class CellResult:
     Attributes:
         tasks: For each row of the report ``metric``, ``value``, ``stderr``, ``n``, ``version`` and
             ``subtasks``, the task names of its sample rows.
-        samples: One row for each question and option, as in :mod:`streamline.evaluation.samples`.
+        samples: One row for each question and option, as in :mod:`streamline.results.samples`.
         perplexity: For each text ``value``, ``n_tokens`` and ``window``.
         seconds: Wall time, a shared pass split evenly over the cells that shared it.
     """

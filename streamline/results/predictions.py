@@ -143,7 +143,7 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
     Raises:
         ConfigError: If a question's rows contradict each other.
     """
-    from streamline.evaluation.samples import COLUMNS
+    from streamline.results.samples import COLUMNS
 
     whole = frame.reindex(columns=list(COLUMNS))
     return {
@@ -154,7 +154,7 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
 
 def _of_record(text: str, folder: Path, record: Record) -> Predictions:
     """The samples of one cell."""
-    from streamline.evaluation.samples import read_samples, samples_path
+    from streamline.results.samples import read_samples, samples_path
 
     tasks = from_samples(read_samples(samples_path(folder, record)))
     return Predictions(source=text, kind="samples", tasks=tasks, record=record)
@@ -162,7 +162,7 @@ def _of_record(text: str, folder: Path, record: Record) -> Predictions:
 
 def _from_parquet(text: str, path: Path) -> Predictions:
     """A samples file, or a folder with exactly one."""
-    from streamline.evaluation.samples import read_samples
+    from streamline.results.samples import read_samples
 
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from streamline.baselines.blockpruner import BlockPruner
-from streamline.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import ConfigError
-from streamline.halves import Halves, Unit
-from streamline.losses import path_losses
 from streamline.method import Pruned
-from streamline.testing import tiny_model
+from streamline.methods.halves import Halves, Unit
+from streamline.methods.loss import path_losses
+from streamline.testing.models import tiny_model
 
 TOKENS = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(8))
 

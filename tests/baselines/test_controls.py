@@ -8,7 +8,7 @@ from streamline.baselines.first_layers import FirstLayers
 from streamline.baselines.last_layers import LastLayers
 from streamline.baselines.random_layers import RandomLayers
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 
 TOKENS = torch.arange(16).view(2, 8)

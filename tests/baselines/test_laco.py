@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from streamline.baselines.laco import Collapse, LaCo, LaCoRelease, Merge, collapse, merge_layers
-from streamline.decoder import Decoder
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.method import Pruned
-from streamline.surgery import assemble
 
 TOKENS = torch.randint(0, 256, (5, 20), generator=torch.Generator().manual_seed(4))
 

@@ -6,12 +6,12 @@ import torch
 from streamline.baselines._distilling import Distillation, top_divergence
 from streamline.baselines.linearpatch import LinearPatch, magnitude_ratios, orthogonal_rotation
 from streamline.calibration import measure
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import Pruned
-from streamline.modeling_layers import LinearMap
+from streamline.modeling.modeling_layers import LinearMap
 from streamline.plan import Span
-from streamline.snapshot import differences, snapshot
+from streamline.testing.snapshot import differences, snapshot
 
 TOKENS = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(6))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from streamline.baselines.llm_drop import LLMDrop, half_cosines
-from streamline.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import UnsupportedModelError
-from streamline.testing import tiny_model
+from streamline.testing.models import tiny_model
 
 TOKENS = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(8))
 

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from streamline import checkpoint
 from streamline.baselines._groups import Heads, layer_groups
 from streamline.baselines._taylor import taylor_scores
 from streamline.baselines.llm_pruner import LLMPruner, lowest, removed_parameters
-from streamline.decoder import Decoder, submodule
+from streamline.checkpoints import checkpoint
+from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.snapshot import differences, snapshot
-from streamline.testing import tiny_config, tiny_model
+from streamline.testing.models import tiny_config, tiny_model
+from streamline.testing.snapshot import differences, snapshot
 
 TOKENS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(3))
 IDS = TOKENS[:2, :12]

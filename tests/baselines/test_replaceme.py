@@ -7,13 +7,13 @@ from torch import nn
 from streamline.baselines._cosine_map import cosine_distance, fit_cosine
 from streamline.baselines.replaceme import ReplaceMe, fit, fold, states
 from streamline.calibration import measure
-from streamline.decoder import Decoder, submodule
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.paths import dense_path
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.paths import dense_path
 from streamline.plan import Span
-from streamline.snapshot import differences, snapshot
-from streamline.surgery import assemble
-from streamline.testing import tiny_model
+from streamline.testing.models import tiny_model
+from streamline.testing.snapshot import differences, snapshot
 
 TOKENS = torch.randint(0, 256, (24, 24), generator=torch.Generator().manual_seed(5))
 

@@ -12,11 +12,11 @@ from streamline.baselines.shortened_llama import (
     layer_weights,
     taylor_scores,
 )
-from streamline.decoder import Decoder
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder
 from streamline.method import Pruned
 from streamline.plan import Plan
-from streamline.snapshot import differences, snapshot
-from streamline.surgery import assemble
+from streamline.testing.snapshot import differences, snapshot
 
 TOKENS = torch.randint(0, 256, (10, 16), generator=torch.Generator().manual_seed(2))
 

@@ -4,7 +4,7 @@ import torch
 
 from streamline.baselines.shortgpt import ShortGPT
 from streamline.calibration import Calibration, measure
-from streamline.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder, submodule
 from streamline.plan import Plan
 
 

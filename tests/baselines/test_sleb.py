@@ -5,10 +5,10 @@ import torch
 
 from streamline.baselines.shortened_llama import ShortenedLlamaPPL
 from streamline.baselines.sleb import SLEB
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
-from streamline.losses import path_losses
 from streamline.method import Pruned
+from streamline.methods.loss import path_losses
 from streamline.plan import Plan
 
 TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(2))

@@ -5,17 +5,17 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, OPTConfig
 
-from streamline import checkpoint
 from streamline.baselines._sliced_shapes import sliced_parameters
 from streamline.baselines._slicing import principal, slice_model, turned
 from streamline.baselines.llm_pruner import LLMPruner
 from streamline.baselines.slicegpt import SliceGPT
 from streamline.calibration import measure
-from streamline.decoder import Decoder, submodule
+from streamline.checkpoints import checkpoint
+from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import UnsupportedModelError
-from streamline.modeling_narrow import SlicedLayer, UnitNorm
-from streamline.snapshot import differences, snapshot
-from streamline.testing import tiny_config, tiny_model
+from streamline.modeling.modeling_narrow import SlicedLayer, UnitNorm
+from streamline.testing.models import tiny_config, tiny_model
+from streamline.testing.snapshot import differences, snapshot
 
 TOKENS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(3))
 IDS = TOKENS[:2, :12]

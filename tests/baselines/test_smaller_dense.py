@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamline import checkpoint
-from streamline.assets import load_config, load_model
 from streamline.baselines._sizes import LADDERS, smaller_releases
 from streamline.baselines.smaller_dense import SmallerDense
 from streamline.calibration import Calibration
-from streamline.decoder import Decoder
+from streamline.checkpoints import checkpoint
+from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
-from streamline.model_table import MODEL_TABLE
-from streamline.snapshot import differences, snapshot
+from streamline.sources.model_table import MODEL_TABLE
+from streamline.sources.models import load_config, load_model
 from streamline.specs import build_method
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.testing.snapshot import differences, snapshot
 
 TOKENS = torch.arange(16).view(2, 8)
 NOTHING = Calibration(torch.zeros(7, 7), torch.zeros(7, 7), 16, 2)

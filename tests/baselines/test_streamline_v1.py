@@ -12,8 +12,8 @@ from streamline.baselines.streamline_v1 import (
     StreamlineV1MultipleMLP,
 )
 from streamline.calibration import measure
-from streamline.decoder import Decoder
-from streamline.modeling_layers import Repeated
+from streamline.engine.decoder import Decoder
+from streamline.modeling.modeling_layers import Repeated
 from streamline.plan import Span
 
 TOKENS = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(8))

@@ -6,7 +6,7 @@ import torch
 
 from streamline.baselines.uidl import UIDL
 from streamline.calibration import measure
-from streamline.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder, submodule
 
 
 def test_run_of_least_angle_at_the_last_token_against_a_naive_count(tiny_llama, tiny_opt):

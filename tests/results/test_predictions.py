@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
-from streamline.evaluation.samples import samples_path
 from streamline.results.predictions import from_samples, read_cells, read_predictions
 from streamline.results.record import load
+from streamline.results.samples import samples_path
 
 
 def row(doc, option, task="t", **changes):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from streamline.config import RunConfig, build_config
 from streamline.results.record import Record
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.run.config import RunConfig, build_config
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from streamline.assets import load_model
 from streamline.benchmarks.speed import embedded
 from streamline.benchmarks.speed.common import Disagreement, Options
+from streamline.sources.models import load_model
 
 
 def test_both_ways_end_equal(place, config, tmp_path, monkeypatch):

@@ -12,20 +12,20 @@ from typing import Any, ClassVar
 import pytest
 from torch import Tensor
 
-from streamline import model_run
 from streamline.calibration import Calibration
-from streamline.config import RunConfig
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.evaluation.samples import read_samples
 from streamline.evaluation.session import Session
 from streamline.method import DepthMethod
-from streamline.model_run import ModelRun
-from streamline.pipeline import evaluate_model, prune_to_checkpoint, run
 from streamline.plan import Plan
 from streamline.progress import Silent
 from streamline.results.record import Record
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.results.samples import read_samples
+from streamline.run import model_run
+from streamline.run.config import RunConfig
+from streamline.run.model_run import ModelRun
+from streamline.run.pipeline import evaluate_model, prune_to_checkpoint, run
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 METHODS = "random-layers,shortgpt,llm-streamline-layer,llm-streamline-ffn"
 
@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on_and_ends_equal(
         patch.setattr(Session, name, die)
         with pytest.raises(Killed):
             run(config(tmp_path))
-    from streamline import training
+    from streamline.training import fit as training
 
     trained: list[int] = []
     original = training.Trainee.update
@@ -238,7 +238,7 @@ def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(tmp_path, 
 
 
 def test_a_failed_training_fails_its_cells_only(tmp_path, monkeypatch, config):
-    from streamline import training
+    from streamline.training import fit as training
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("diverged")
@@ -294,7 +294,7 @@ def test_settings_that_are_not_used_do_not_change_a_key(tmp_path, config, post_t
         used.append(value)
         return "key"
 
-    from streamline import cells as cells_module
+    from streamline.run import cell as cells_module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells_module, "content_key", watched)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from streamline.pipeline import run
-from streamline.testing import tiny_tokenizer
+from streamline.run.pipeline import run
+from streamline.testing.models import tiny_tokenizer
 
 
 def test_healing_is_a_cell_of_its_own(tmp_path, config):
@@ -59,7 +59,7 @@ def test_replacements_are_post_trained_on_the_next_token(tmp_path, config, post_
 def test_a_killed_post_training_goes_on_where_it_stopped(
     tmp_path, monkeypatch, numbers, post_trained
 ):
-    from streamline import training
+    from streamline.training import fit as training
 
     whole = run(post_trained(tmp_path / "whole"))
     original, steps = training.Trainee.update, []
@@ -96,7 +96,7 @@ def instructions(folder: Path, n: int = 60) -> str:
 
 
 def test_recovery_learns_only_the_answers_of_instructions(tmp_path, monkeypatch, config):
-    from streamline import healing_loop
+    from streamline.training import lora_loop as healing_loop
 
     seen: list[Any] = []
     original = healing_loop.HealingLoop._sum

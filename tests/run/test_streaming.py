@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from streamline import checkpoint
-from streamline.config import RunConfig
+from streamline.checkpoints import checkpoint
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.model_run import ModelRun
-from streamline.pipeline import prune_to_checkpoint
 from streamline.progress import Silent
 from streamline.results.record import Record
-from streamline.sizing import plan_run
-from streamline.streaming_source import WeightSource
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.run.config import RunConfig
+from streamline.run.estimate import plan_run
+from streamline.run.model_run import ModelRun
+from streamline.run.pipeline import prune_to_checkpoint
+from streamline.streaming.weights import WeightSource
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 METHODS = "shortgpt,sleb,llm-streamline-ffn"
 

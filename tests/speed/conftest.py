@@ -12,8 +12,8 @@ from datasets import Dataset
 
 from streamline.benchmarks.speed.common import Options
 from streamline.evaluation.harness import task_part
-from streamline.evaluation.tasks import TaskEntry
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.evaluation.tasks.catalogue import TaskEntry
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 WORDS = re.findall(
     r"\w+", "the cat sat on a warm mat while the old garden of rue grew near a wall of stone"

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from streamline.benchmarks.speed import bf16, questions, scoring_row
-from streamline.decoder import Decoder
-from streamline.evaluation.scoring import score
-from streamline.paths import dense_path
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
+from streamline.evaluation.scoring.score import score
 from streamline.plan import Span
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 def test_a_twin_has_rounded_weights_and_exact_frequencies() -> None:

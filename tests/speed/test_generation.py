@@ -9,8 +9,8 @@ import pytest
 
 from streamline.benchmarks.speed import generation
 from streamline.benchmarks.speed.common import Disagreement, Options
-from streamline.evaluation.generation_prompts import Prompt
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.evaluation.generation.prompts import Prompt
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 def part(limit: int) -> Any:
@@ -19,7 +19,7 @@ def part(limit: int) -> Any:
     from lm_eval.api.task import ConfigurableTask
 
     from streamline.evaluation.harness import task_part
-    from streamline.evaluation.tasks import TaskEntry
+    from streamline.evaluation.tasks.catalogue import TaskEntry
 
     docs = [{"q": "Examples: so it is. Then " + "why " * i, "a": "no"} for i in range(limit)]
     config = {

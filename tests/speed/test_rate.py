@@ -10,9 +10,9 @@ import pytest
 
 from streamline.benchmarks.speed import rate, report
 from streamline.benchmarks.speed.common import Options
-from streamline.decoder import Decoder
-from streamline.evaluation.packing import Request, pack
-from streamline.testing import tiny_config
+from streamline.engine.decoder import Decoder
+from streamline.evaluation.scoring.packing import Request, pack
+from streamline.testing.models import tiny_config
 
 
 def test_useful_operations_count_each_token_once() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from streamline.benchmarks.speed import questions, scaling
-from streamline.decoder import Decoder
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.engine.decoder import Decoder
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 def test_scaling_row(toy_parts: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

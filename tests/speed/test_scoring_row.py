@@ -12,11 +12,11 @@ import pytest
 
 from streamline.benchmarks.speed import peers, questions, scoring_row
 from streamline.benchmarks.speed.common import Disagreement, Outcome
-from streamline.decoder import Decoder
-from streamline.evaluation.scoring import Answers
-from streamline.paths import dense_path
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
+from streamline.evaluation.scoring.score import Answers
 from streamline.plan import Span
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 def altered(answers: Answers, by: float) -> Answers:

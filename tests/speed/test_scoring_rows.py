@@ -21,9 +21,9 @@ from streamline.benchmarks.speed import (
 )
 from streamline.benchmarks.speed.common import Options
 from streamline.errors import ConfigError
-from streamline.mixing import Document
 from streamline.plan import Span
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.sources.mixing import Document
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 def test_slices_share_no_question(toy_parts: Callable[..., Any]) -> None:

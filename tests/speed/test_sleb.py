@@ -12,7 +12,7 @@ from streamline.baselines._rounds import Round
 from streamline.baselines.sleb import SLEB
 from streamline.benchmarks.speed import published, sleb
 from streamline.benchmarks.speed.common import Disagreement, Options
-from streamline.testing import tiny_model
+from streamline.testing.models import tiny_model
 
 
 def test_sleb_row(

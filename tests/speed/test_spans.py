@@ -9,8 +9,8 @@ import pytest
 
 from streamline.benchmarks.speed import spans
 from streamline.benchmarks.speed.common import Disagreement, Options
-from streamline.decoder import Decoder
-from streamline.testing import tiny_model
+from streamline.engine.decoder import Decoder
+from streamline.testing.models import tiny_model
 
 
 def test_spans_row(options: Options, tiny: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from streamline.benchmarks.speed import streaming
 from streamline.benchmarks.speed.common import Disagreement, Options
 from streamline.errors import StreamlineError
-from streamline.streaming_source import WeightSource
+from streamline.streaming.weights import WeightSource
 
 SIZE = {"hidden": 64, "layers": 4, "vocabulary": 300, "limit_mib": 0}
 

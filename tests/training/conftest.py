@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.method import Student
+from streamline.methods.replacement import make
 from streamline.plan import Span
-from streamline.recipe import Recipe
-from streamline.replacement import make
+from streamline.training.student import Recipe
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from streamline.config import build_config
-from streamline.model_run import ModelRun
 from streamline.progress import Silent
-from streamline.testing import tiny_model, tiny_tokenizer
+from streamline.run.config import build_config
+from streamline.run.model_run import ModelRun
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1000, 10**6])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamline.decoder import Decoder
-from streamline.trainee import Trainee
-from streamline.training import fit
+from streamline.engine.decoder import Decoder
+from streamline.training.fit import fit
+from streamline.training.state import Trainee
 
 
 @pytest.mark.parametrize("objective", ["mse", "lm"])

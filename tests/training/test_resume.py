@@ -7,7 +7,7 @@ import json
 import pytest
 
 from streamline.method import Student
-from streamline.training import fit
+from streamline.training.fit import fit
 
 
 class Stop(Exception):

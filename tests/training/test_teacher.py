@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from streamline.activations import ActivationCache
-from streamline.decoder import Decoder
-from streamline.training import fit
+from streamline.engine.decoder import Decoder
+from streamline.training.activations import ActivationCache
+from streamline.training.fit import fit
 
 
 def test_teacher_stops_at_the_last_tap_and_serves_all_students(decoder, train, validation, student):

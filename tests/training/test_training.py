@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamline.decoder import Decoder
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import Student
 from streamline.plan import Span
-from streamline.training import fit
+from streamline.training.fit import fit
 
 
 def test_mse_falls_and_is_reported(decoder, tmp_path, train, validation, student, recipe):

@@ -1,0 +1,304 @@
+"""Checkpoints: a pruned model as a folder, and the proof that the folder holds it.
+
+A model whose layers are all plain layers of its family becomes an ordinary Hugging Face folder. Any
+other folder carries a copy of the files in :data:`MODELING_FILES` and loads with this package, or
+without it through ``trust_remote_code``. Beside the weights lie ``plan.json``, ``provenance.json``
+and ``self_test.safetensors``: a few tokens with the logits and the continuation that the model in
+memory gave for them.
+
+Example:
+    save(pruned, decoder, tokenizer, "out/checkpoint", {"method": repr(method)})
+    verify("out/checkpoint")                       # in a fresh process, without this package
+    model, tokenizer, info = load("out/checkpoint")
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+import streamline
+from streamline.checkpoints.self_test import SELF_TEST, SelfTest, self_test, verify, write_self_test
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.paths import Path as LayerPath
+from streamline.errors import AssetError, ConfigError, PlanError
+from streamline.files import write_json_atomic
+from streamline.method import Pruned
+from streamline.modeling import modeling_streamline as modeling
+from streamline.modeling.modeling_layers import Spec, spec_of
+from streamline.plan import Plan
+
+__all__ = ["CheckpointInfo", "layer_specs", "load", "save", "verify"]
+
+PLAN, PROVENANCE = "plan.json", "provenance.json"
+#: Source files that a checkpoint with layers of its own carries.
+MODELING_FILES = ("modeling_streamline.py", "modeling_layers.py", "modeling_narrow.py")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        plan: Which layers of the dense model stayed, went, or were replaced.
+        provenance: How the model was made.
+        plain: Whether transformers alone loads the folder, without this package's code.
+    """
+
+    plan: Plan
+    provenance: dict[str, Any]
+    plain: bool
+
+
+def save(
+    pruned: Pruned,
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    provenance: dict[str, Any],
+) -> Path:
+    """Write a pruned model as a folder that appears whole or not at all.
+
+    Args:
+        pruned: The plan with its modules, trained and in the model's dtype; or a model of its own.
+        decoder: The dense model; it is not changed.
+        tokenizer: Saved beside the weights, or None.
+        folder: Must not exist or be empty. What an interrupted save of the same folder left
+            behind is removed.
+        provenance: How the model was made; JSON. Versions are added to it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If the folder exists and is not empty.
+        PlanError: If a module is in another dtype than the model.
+        AssetError: If the written tensors are not exactly those that the config asks for.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists and is not empty; choose another folder or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(leftover)
+    model = assemble(pruned.path(decoder)).eval()
+    _check_dtypes(model, decoder.dtype)
+    specs = layer_specs(model, decoder.family.layers)
+    plain = all(spec == {"kind": "layer"} for spec in specs)
+    plain = plain and not hasattr(model.config, "streamline")
+    if not plain:
+        model = modeling.with_layers(
+            model,
+            {
+                "layers": specs,
+                "layers_path": decoder.family.layers,
+                "tuple_output": decoder.family.tuple_output,
+                **({"shell": shell} if (shell := model.__dict__.get("streamline_shell")) else {}),
+            },
+        )
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with quiet():
+            if decoder.streamed:
+                said = _write_streamed(model, pruned.path(decoder), temporary)
+            else:
+                model.save_pretrained(temporary)
+                said = self_test(model)
+        if not plain:
+            source = Path(modeling.__file__).parent
+            for name in MODELING_FILES:
+                shutil.copyfile(source / name, temporary / name)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        write_json_atomic(temporary / PLAN, pruned.plan.to_json())
+        write_json_atomic(temporary / PROVENANCE, _provenance(model, provenance, plain))
+        if decoder.streamed:
+            _check_streamed(temporary, decoder.dtype)
+        else:
+            read_model(temporary, device_map="meta")
+        write_self_test(
+            said,
+            temporary / SELF_TEST,
+            attention=str(model.config._attn_implementation),
+            device=decoder.device,
+            trust_remote_code=not plain,
+        )
+        temporary.replace(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def load(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict[str, Any] | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, CheckpointInfo]:
+    """Read a checkpoint back; every tensor must be accounted for.
+
+    Args:
+        folder: A folder that :func:`save` wrote.
+        device: Where the weights go; not used with ``device_map``.
+        dtype: Dtype of the weights; ``"auto"`` is that of the folder.
+        device_map: Handed to transformers, to spread a large model.
+
+    Returns:
+        The model in eval mode, the tokenizer (None if none was saved), and what the folder says.
+
+    Raises:
+        AssetError: If the folder is no checkpoint, or its tensors are not those of its config.
+    """
+    path = Path(folder)
+    info = read_info(path)
+    model = read_model(path, dtype=dtype, device_map=device_map)
+    if device_map is None:
+        model.to(device)
+    tokenizer: Any = None
+    if (path / "tokenizer_config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    return model.eval(), tokenizer, info
+
+
+def read_info(folder: str | Path) -> CheckpointInfo:
+    """What a checkpoint says of itself, without its weights.
+
+    Raises:
+        AssetError: If the folder is no checkpoint.
+    """
+    path = Path(folder)
+    missing = [n for n in ("config.json", PLAN, PROVENANCE) if not (path / n).is_file()]
+    if missing:
+        raise AssetError(
+            f"{path} is no checkpoint of this package: {', '.join(missing)} missing; "
+            "make one with 'streamline-bench prune'"
+        )
+    provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
+    plan = Plan.from_json(json.loads((path / PLAN).read_text(encoding="utf-8")))
+    return CheckpointInfo(plan, provenance, provenance["plain"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without progress bars and reports of transformers, which are then as they were before."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def layer_specs(model: PreTrainedModel, layers_path: str) -> list[Spec]:
+    """One spec per layer of a model; a layer that shares another's weights names it.
+
+    Args:
+        model: From :func:`streamline.engine.assemble.assemble`.
+        layers_path: Path to its list of layers.
+    """
+    specs: list[Spec] = []
+    first: dict[tuple[int, ...], int] = {}
+    for index, layer in enumerate(submodule(model, layers_path).children()):
+        spec = spec_of(layer)
+        key = tuple(id(parameter) for parameter in layer.parameters())
+        original = first.setdefault(key, index) if key else index
+        shared = {"kind": "shared", "of": original, "module": spec}
+        specs.append(spec if original == index else shared)
+    return specs
+
+
+def read_model(path: Path, **options: Any) -> Any:
+    """Load a folder's model and account for every tensor.
+
+    Args:
+        path: A saved model.
+        **options: Handed to ``from_pretrained``.
+
+    Returns:
+        The model.
+
+    Raises:
+        AssetError: If a tensor is missing, left over or of another shape.
+    """
+    modeling.register()
+    loader: Any = AutoModelForCausalLM
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        with quiet():
+            model, report = loader.from_pretrained(path, **options)
+    except ValueError as error:
+        raise AssetError(f"checkpoint {path} cannot be loaded: {error}") from error
+    wrong = {key: sorted(map(str, keys)) for key, keys in report.items() if keys}
+    if wrong:
+        raise AssetError(f"the tensors in {path} are not those of its config: {wrong}")
+    return model
+
+
+def _write_streamed(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
+    """Write a model whose layers were never all in memory; what it says comes from one walk."""
+    from streamline.checkpoints.streamed import streamed_self_test, write_weights
+    from streamline.streaming.decoder import StreamedDecoder
+
+    assert isinstance(path.decoder, StreamedDecoder)
+    write_weights(model, path.decoder, folder)
+    return streamed_self_test(path)
+
+
+def _check_streamed(folder: Path, dtype: torch.dtype) -> None:
+    """:func:`read_model` for files that must not be mapped: they may be larger than the memory."""
+    from streamline.checkpoints.streamed import check_written
+
+    modeling.register()
+    check_written(folder, dtype)
+
+
+def _check_dtypes(model: nn.Module, dtype: torch.dtype) -> None:
+    wrong = {
+        f"{name} is {parameter.dtype}"
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and parameter.dtype != dtype
+    }
+    if wrong:
+        raise PlanError(
+            f"a checkpoint has one dtype, {dtype}: {', '.join(sorted(wrong)[:3])}; "
+            "bring replacements to the model's dtype before saving"
+        )
+
+
+def _provenance(model: PreTrainedModel, provenance: dict[str, Any], plain: bool) -> dict[str, Any]:
+    import transformers
+
+    return {
+        **provenance,
+        "plain": plain,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {
+            "streamline-bench": streamline.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **provenance.get("versions", {}),
+        },
+    }

@@ -1,0 +1,198 @@
+"""Writing a model pruned from a streamed one: tensor by tensor, from shard to shard.
+
+The pruned model is the streamed one's skeleton with other layers, so its own parameter names are
+the new, renumbered ones, and each parameter knows where its weight lies. One tensor is in memory at
+a time; what a path holds in memory anyway is written from there. The self-test is one walk.
+
+Example::
+
+    write_weights(model, decoder, folder)          # model: assemble(pruned.path(decoder))
+    streamed_self_test(pruned.path(decoder))       # ids, logits, tokens
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from streamline.checkpoints.self_test import SelfTest, self_test_ids
+from streamline.engine.paths import Path as LayerPath
+from streamline.engine.paths import PathTrie
+from streamline.errors import AssetError
+from streamline.files import write_json_atomic
+from streamline.streaming.decoder import StreamedDecoder
+from streamline.streaming.opening import empty_model
+from streamline.streaming.order import Inputs, Job, walk
+from streamline.streaming.weights import DTYPES, WeightSource, memory_of
+
+__all__ = ["SHARD_BYTES", "check_written", "streamed_self_test", "write_shards", "write_weights"]
+
+SHARD_BYTES = 5 << 30
+"""Most bytes of a file, unless one tensor is larger."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_weights(
+    model: PreTrainedModel,
+    decoder: StreamedDecoder,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model's config and weights as ``save_pretrained`` would, without having them.
+
+    Args:
+        model: A model on the streamed one's parameters and on others that are in memory.
+        decoder: The streamed model.
+        folder: Where to write; made if it is not there.
+        shard_bytes: Most bytes of a file.
+
+    Raises:
+        AssetError: If a weight cannot be read.
+    """
+    model.save_pretrained(folder, state_dict={})
+
+    def value(tensor: Tensor) -> Tensor:
+        key = decoder.key_of(tensor) if tensor.is_meta else None
+        assert key is not None or not tensor.is_meta
+        return tensor.detach() if key is None else decoder.source.read(key, tensor.dtype)
+
+    write_shards(folder, _tensors(model), value, shard_bytes=shard_bytes)
+
+
+def write_shards(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    value: Callable[[Tensor], Tensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write safetensors of which only one tensor is in memory at a time.
+
+    Args:
+        folder: Where to write, one file or several with an index.
+        tensors: Names, with tensors of the right shape and dtype; these may be empty.
+        value: Gives what is to be written for each of them, when its turn comes.
+        shard_bytes: Most bytes of a file.
+    """
+    shards: list[list[tuple[str, Tensor]]] = [[]]
+    room, total = shard_bytes, 0
+    for name, tensor in tensors:
+        size = _size(tensor)
+        if shards[-1] and size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append((name, tensor))
+        room -= size
+        total += size
+    if len(shards) == 1:
+        _write_file(folder / "model.safetensors", shards[0], value)
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, shard, value)
+        places |= {name: file for name, _ in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_json_atomic(folder / "model.safetensors.index.json", index)
+
+
+def check_written(folder: Path, dtype: torch.dtype) -> None:
+    """Account for every tensor of a written folder, without reading or mapping any.
+
+    Args:
+        folder: Config and weights.
+        dtype: Dtype of the weights.
+
+    Raises:
+        AssetError: If a tensor is missing, left over, or of another shape or dtype than the model
+            of the config has.
+    """
+    model = empty_model(AutoConfig.from_pretrained(folder), dtype)
+    tensors = dict(model.state_dict(keep_vars=True))
+    with WeightSource(folder) as source:
+        there = {id(tensors[name]) for name in source if name in tensors}
+        wrong = {
+            "missing": sorted(n for n, tensor in tensors.items() if id(tensor) not in there),
+            "left over": sorted(name for name in source if name not in tensors),
+            "of another shape": sorted(
+                name
+                for name in source
+                if name in tensors
+                and (source[name].shape, source[name].dtype)
+                != (tuple(tensors[name].shape), tensors[name].dtype)
+            ),
+        }
+    if any(wrong.values()):
+        raise AssetError(f"the tensors in {folder} are not those of its config: {wrong}")
+
+
+def streamed_self_test(path: LayerPath) -> SelfTest:
+    """The self-test of a path through a streamed model: one walk, and so one new token."""
+    decoder = path.decoder
+    # Token 0 stands for padding where the continuation is checked, and would be masked there.
+    ids = self_test_ids(decoder.config).clamp(min=1)
+    job = _LastToken(decoder, ids)
+    walk(PathTrie([path]), [job])
+    new = job.logits[:1].argmax(dim=-1, keepdim=True)
+    return SelfTest(ids, job.logits, torch.cat([ids[:1], new], dim=1))
+
+
+class _LastToken(Job):
+    """Logits at the last token of a batch."""
+
+    def __init__(self, decoder: object, ids: Tensor) -> None:
+        assert isinstance(decoder, StreamedDecoder)
+        self.decoder = decoder
+        self.ids = ids
+        self.logits = torch.empty(0)
+
+    def inputs(self) -> Inputs:
+        return self.ids, None, None
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        return hidden[:, -1]
+
+    def finish(self, index: int, kept: Tensor) -> None:
+        self.logits = self.decoder.leave(kept).float().cpu().clone()
+
+
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """What a file has to hold: every distinct tensor under its first name."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _write_file(
+    file: Path, tensors: list[tuple[str, Tensor]], value: Callable[[Tensor], Tensor]
+) -> None:
+    """Write one safetensors file, a tensor at a time."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors:
+        size = _size(tensor)
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("xb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in tensors:
+            stream.write(memory_of(value(tensor).cpu().contiguous()))

@@ -1,0 +1,1 @@
+"""The engine: many paths through one model's layers, each shared layer run once per batch."""

@@ -1,0 +1,141 @@
+"""The texts that many paths generate for a task, kept while they come.
+
+All paths that can generate side by side do so (:mod:`streamline.evaluation.generation.engine`);
+those that cannot, by their architecture or because the task asks for more than the likeliest
+tokens, are made whole models and left to lm-eval, one after the other, and the log says why. What
+is done is written every few seconds, so a killed run goes on where it was.
+
+Example::
+
+    texts = answer_texts({"a": dense, "b": pruned}, part, tokenizer, files={"a": ..., "b": ...})
+    finish(part, texts[0])
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from streamline.engine.assemble import assemble
+from streamline.engine.paths import Path as LayerPath
+from streamline.evaluation.generation.engine import unsupported
+from streamline.evaluation.generation.shards import generate_shared
+from streamline.evaluation.harness import asks_for_more, continuations, max_length, text_of
+from streamline.evaluation.harness import generate as generate_alone
+from streamline.evaluation.part import Part
+from streamline.files import write_json_atomic
+
+__all__ = ["answer_texts"]
+
+logger = logging.getLogger(__name__)
+
+_EVERY_S = 20.0  # seconds of work that a killed run may lose
+
+
+def answer_texts(
+    paths: Mapping[str, LayerPath],
+    part: Part,
+    tokenizer: Any,
+    *,
+    files: Mapping[str, Path],
+    batch_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[str]]:
+    """Every path's text for every request of a task.
+
+    Args:
+        paths: What generates, by any key.
+        part: A part that generates.
+        tokenizer: The tokenizer of all of them.
+        files: Where each path's texts are kept as they come; what lies there of the same
+            questions is not generated again.
+        batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
+        progress: Told the requests done and in all, each counted once for every path.
+
+    Returns:
+        For each path, in order, one text per instance, as lm-eval's ``hf`` model gives them one
+        at a time.
+    """
+    decoder = next(iter(paths.values())).decoder
+    longest = max_length(decoder.config, tokenizer)
+    kept = {key: _Kept(files[key], part) for key in paths}
+    n = len(part.instances)
+
+    def tell() -> None:
+        if progress is not None:
+            progress(sum(len(texts.texts) for texts in kept.values()), n * len(paths))
+
+    more = asks_for_more(part)
+    prompts = [] if more else continuations(part, tokenizer, max_length=longest)
+    length = max((len(p.tokens) + p.max_new_tokens for p in prompts), default=0)
+    together: dict[tuple[int, ...], list[str]] = {}
+    for key, path in paths.items():
+        missing = tuple(i for i in range(n) if i not in kept[key].texts)
+        reason = f"the task asks for {more}" if more else unsupported(path.decoder, length)
+        if missing and reason is not None:
+            logger.warning("%s generates by itself for %s: %s", path.name or key, part.name, reason)
+            texts = generate_alone(assemble(path), part, tokenizer)
+            kept[key].texts = dict(enumerate(texts))
+            kept[key].write()
+            tell()
+        elif missing:
+            together.setdefault(missing, []).append(key)
+    for missing, keys in together.items():
+
+        def written(
+            path: int,
+            prompt: int,
+            tokens: list[int],
+            missing: tuple[int, ...] = missing,
+            keys: list[str] = keys,
+        ) -> None:
+            index = missing[prompt]
+            kept[keys[path]].add(index, text_of(prompts[index], tokens, tokenizer))
+            tell()
+
+        generate_shared(
+            [paths[key] for key in keys],
+            [prompts[i] for i in missing],
+            tokenizer,
+            written=written,
+            batch_tokens=batch_tokens,
+        )
+        for key in keys:
+            kept[key].write()
+    return [[kept[key].texts[i] for i in range(n)] for key in paths]
+
+
+class _Kept:
+    """The texts of one path that are done, on disk.
+
+    Args:
+        file: Where they lie.
+        part: Whose requests they answer; texts for other questions are not taken up.
+    """
+
+    def __init__(self, file: Path, part: Part) -> None:
+        self.texts: dict[int, str] = {}
+        self._file, self._data_hash = file, part.data_hash
+        self._written = time.monotonic()
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["data_hash"] == part.data_hash:
+                texts = {int(index): text for index, text in found["texts"].items()}
+                self.texts = {i: text for i, text in texts.items() if i < len(part.instances)}
+
+    def add(self, index: int, text: str) -> None:
+        """Keep a text, on disk if the last writing is a while ago."""
+        self.texts[index] = text
+        if time.monotonic() - self._written > _EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Bring the file up to date."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        texts = {str(index): self.texts[index] for index in sorted(self.texts)}
+        write_json_atomic(self._file, {"data_hash": self._data_hash, "texts": texts})
+        self._written = time.monotonic()

@@ -1,0 +1,285 @@
+"""Keys and values of many paths that generate side by side, each kept once.
+
+The cache follows the trie of the paths. A stage is a module at its place in the trie; it keeps, for
+every attention inside it, keys and values in three pieces: the beginning that all prompts have in
+common (few-shot examples), once; each prompt's own rest, once for all paths below the stage; and
+what each row, a prompt on a lane, has generated. Generating attends to the three in one softmax
+without ever joining them (:mod:`streamline.evaluation.generation.rows`), so the common beginning is
+read once for all rows.
+
+Paths that run the same modules are one lane. Lanes are numbered depth first and rows lie lane after
+lane, so a stage's rows are a range. No module needs to know of the cache: it is filled and read by
+the attention function, so a layer that stands in two places has two places in the cache.
+
+Example::
+
+    forest = Forest(paths)
+    with forest.attention():
+        forest.walk(decoder.enter(beginning), Prefix(), at_end=ignore)
+        forest.walk(decoder.enter(prompts, mask, positions), Prompts(...), at_end=first_tokens)
+
+Notation: R prompts, N rows, P tokens of the beginning, T of the longest prompt behind it, H heads,
+G heads of keys and values, d width of a head, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from streamline.engine.decoder import Decoder, Entry
+from streamline.engine.paths import Node, Path
+from streamline.evaluation.scoring.tree_attention import own_attention, replaced_attention
+
+__all__ = ["Attention", "Forest", "Phase", "Slot", "Stage"]
+
+_NAME = "streamline_generation"
+_FIRST = 16  # generated tokens that a fresh buffer has room for
+
+
+@dataclass
+class Slot:
+    """Keys and values of one attention: pairs of tensors, None before they are there.
+
+    Attributes:
+        prefix: Of the common beginning, [G, P, d].
+        prompts: Of the prompts behind it, [R, G, T, d].
+        rows: Of the generated tokens, [N, G, room, d].
+    """
+
+    prefix: tuple[Tensor, Tensor] | None = None
+    prompts: tuple[Tensor, Tensor] | None = None
+    rows: tuple[Tensor, Tensor] | None = None
+
+    def put_prompts(self, key: Tensor, value: Tensor, start: int, shape: tuple[int, int]) -> None:
+        """Keep some prompts, [r, G, t, d], from number ``start`` on, of R with T tokens."""
+        n, heads, length, width = key.shape
+        if (n, length) == shape:
+            self.prompts = key.contiguous(), value.contiguous()
+            return
+        if self.prompts is None:
+            size = (shape[0], heads, shape[1], width)
+            self.prompts = key.new_zeros(size), value.new_zeros(size)
+        for kept, new in zip(self.prompts, (key, value), strict=True):
+            kept[start : start + n, :, :length] = new
+
+    def put_token(self, key: Tensor, value: Tensor, index: int) -> None:
+        """Keep the token that every row generated as number ``index``, [N, G, 1, d]."""
+        if self.rows is None or index >= self.rows[0].shape[2]:
+            n, heads, _, width = key.shape
+            room = max(_FIRST, 2 * index)
+            grown = key.new_empty(n, heads, room, width), value.new_empty(n, heads, room, width)
+            for new, old in zip(grown, self.rows or (), strict=False):
+                new[:, :, :index] = old[:, :, :index]
+            self.rows = grown
+        for kept, new in zip(self.rows, (key, value), strict=True):
+            kept[:, :, index] = new[:, :, 0]
+
+
+@dataclass
+class Stage:
+    """A module at its place in the trie.
+
+    Attributes:
+        node: The module; None at the root.
+        lanes: The range of lanes that run it, first and end.
+        end: The lane that ends behind it, if one does.
+        children: What follows it.
+        slots: What its attentions keep, in the order in which they run.
+    """
+
+    node: Node | None
+    lanes: tuple[int, int] = (0, 0)
+    end: int | None = None
+    children: list[Stage] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a module computes its attention.
+
+    Attributes:
+        own: The model's own function: query [B, H, n, d], key and value [B, G, m, d] and an
+            additive mask, or None for causal, to [B, n, H, d].
+        scale: What the products of queries and keys are multiplied by.
+        softcap: What they are kept below, or None.
+    """
+
+    own: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    scale: float
+    softcap: float | None
+
+
+class Phase(Protocol):
+    """What a batch is: the beginning, the prompts, or one token of every row."""
+
+    @property
+    def offsets(self) -> Sequence[int] | None:
+        """Where each lane's rows begin, and their number; None if all lanes run all rows."""
+
+    def attend(
+        self,
+        stage: Stage,
+        slot: Slot,
+        states: tuple[Tensor, Tensor, Tensor],
+        attention: Attention,
+    ) -> Tensor:
+        """Keep keys and values and attend: states [B, H or G, n, d] to [B, n, H, d]."""
+
+
+class Forest:
+    """The stages of paths that enter one model, and the walks along them.
+
+    Args:
+        paths: At least one; all of one decoder.
+
+    Attributes:
+        lanes: For each lane the indices of the paths that it stands for.
+        stages: All stages, depth first, without the root.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.decoder: Decoder = paths[0].decoder
+        self.lanes: list[list[int]] = []
+        self.stages: list[Stage] = []
+        self._root = Stage(None)
+        ending: dict[int, list[int]] = {}
+        for index, path in enumerate(paths):
+            stage = self._root
+            for node in path.nodes:
+                known = [s for s in stage.children if s.node is not None and s.node.key == node.key]
+                if not known:
+                    known = [Stage(node)]
+                    stage.children += known
+                stage = known[0]
+            ending.setdefault(id(stage), []).append(index)
+        self._number(self._root, ending)
+
+    def modules(self) -> list[nn.Module]:
+        """The modules of all stages, each once."""
+        nodes = (stage.node for stage in self.stages)
+        return list({id(n.module): n.module for n in nodes if n is not None}.values())
+
+    def forget(self, *, prefix: bool = False) -> None:
+        """Drop what is kept of prompts and rows, and of the common beginning too if asked."""
+        for slot in (slot for stage in self.stages for slot in stage.slots):
+            slot.prompts = slot.rows = None
+            slot.prefix = None if prefix else slot.prefix
+
+    @contextmanager
+    def attention(self) -> Iterator[None]:
+        """Within it the modules' attention fills and reads the cache."""
+        with replaced_attention(self.modules(), _NAME, _forward) as original:
+            token = _running.set(_Running(original))
+            try:
+                yield
+            finally:
+                _running.reset(token)
+
+    def walk(self, entry: Entry, phase: Phase, at_end: Callable[[int, Tensor], None]) -> None:
+        """Run a batch along every lane.
+
+        Args:
+            entry: The batch, from the decoder's ``enter``.
+            phase: What it is.
+            at_end: Called once per lane, in their order, with its number and its hidden states
+                behind the last module, which may be shared between lanes.
+        """
+        offsets = phase.offsets
+        todo = [(self._root, entry.hidden, 0)]
+        while todo:
+            stage, hidden, origin = todo.pop()
+            rows = None
+            if offsets is not None:
+                rows = slice(offsets[stage.lanes[0]], offsets[stage.lanes[1]])
+                if rows.start == rows.stop:
+                    continue
+                hidden = hidden[rows.start - origin : rows.stop - origin]
+                origin = rows.start
+            if stage.node is not None:
+                hidden = self._run(stage, hidden, entry, phase, rows)
+            if stage.end is not None and offsets is None:
+                at_end(stage.end, hidden)
+            elif stage.end is not None and offsets is not None:
+                at_end(stage.end, hidden[: offsets[stage.end + 1] - origin])
+            todo += [(child, hidden, origin) for child in reversed(stage.children)]
+
+    def _run(
+        self, stage: Stage, hidden: Tensor, entry: Entry, phase: Phase, rows: slice | None
+    ) -> Tensor:
+        """One module on a stage's rows of the batch, or on all of it."""
+        node, running = stage.node, _running.get()
+        assert node is not None and running is not None
+        call = entry.calls[node.layer]
+        n = len(entry.hidden)
+        if rows is not None and rows.stop - rows.start < n:
+            call = _rows(call, rows, n)
+        running.stage, running.phase, running.calls = stage, phase, 0
+        return self.decoder.run(node.module, hidden, Entry(hidden, [call]), 0)
+
+    def _number(self, stage: Stage, ending: dict[int, list[int]]) -> None:
+        """Number the lanes and list the stages, depth first."""
+        start = len(self.lanes)
+        if stage.node is not None:
+            self.stages.append(stage)
+        if id(stage) in ending:
+            stage.end = start
+            self.lanes.append(ending[id(stage)])
+        for child in stage.children:
+            self._number(child, ending)
+        stage.lanes = start, len(self.lanes)
+
+
+@dataclass
+class _Running:
+    """What the attention function needs to know of the walk it is called in."""
+
+    original: dict[int, str]
+    stage: Stage | None = None
+    phase: Phase | None = None
+    calls: int = 0
+
+
+_running: ContextVar[_Running | None] = ContextVar("streamline_generation", default=None)
+
+
+def _forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one module: query [B, H, n, d], key and value [B, G, n, d] -> [B, n, H, d]."""
+    running = _running.get()
+    assert running is not None and running.stage is not None and running.phase is not None
+    slots = running.stage.slots
+    if running.calls == len(slots):
+        slots.append(Slot())
+    slot = slots[running.calls]
+    running.calls += 1
+    scale = kwargs.get("scaling")
+    attention = Attention(
+        own=own_attention(module, running.original[id(module.config)], kwargs),
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        softcap=kwargs.get("softcap"),
+    )
+    return running.phase.attend(running.stage, slot, (query, key, value), attention), None
+
+
+def _rows(value: Any, rows: slice, n: int) -> Any:
+    """Some rows of every tensor with n of them, in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() and len(value) == n else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows(item, rows, n) for item in value)
+    if isinstance(value, dict):
+        return {key: _rows(item, rows, n) for key, item in value.items()}
+    return value

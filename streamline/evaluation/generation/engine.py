@@ -1,0 +1,339 @@
+"""Greedy generation for many paths side by side.
+
+Prompts that begin alike (few-shot examples) are taken together: their common beginning is run once,
+the rest of each prompt once along the trie of all paths, and from then on every prompt on every
+path is a row. A step gives one token to all rows in one walk: a layer that several paths share
+runs once on all their rows. Rows leave when they are done. The tokens are those that
+``generate(do_sample=False)`` gives on each model by itself, one prompt at a time, as far as
+rounding goes.
+
+Example::
+
+    prompts = [Prompt(tuple(ids), stops=("Question:",), max_new_tokens=512) for ids in encoded]
+    generate(paths, prompts, tokenizer, written=lambda path, prompt, tokens: store(...))
+
+Notation: see :mod:`streamline.evaluation.generation.cache`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.kernels import FastLinears
+from streamline.engine.memory import Room, free_memory
+from streamline.engine.paths import Path
+from streamline.evaluation.generation.cache import Forest, Phase
+from streamline.evaluation.generation.phases import Prefix, Prompts
+from streamline.evaluation.generation.prompts import Prompt, Stops, alike
+from streamline.evaluation.generation.rows import Rows
+from streamline.evaluation.scoring.token_budget import default_batch_tokens
+from streamline.evaluation.scoring.tree_length import tree_length
+
+__all__ = ["Limits", "Written", "generate", "unsupported"]
+
+Written = Callable[[int, int, list[int]], None]
+"""Told the numbers of path and prompt and the tokens that follow, as soon as a row is done."""
+
+_CLOSE_UP = 8  # rows are closed up when one in so many is done
+_LOGITS = 1 << 24  # most logits held at once
+_HARMLESS = {
+    "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "max_length",
+    "max_new_tokens", "min_p", "pad_token_id", "temperature", "top_k", "top_p",
+    "transformers_version", "typical_p", "use_cache", "cache_implementation", "_from_model_config",
+}  # fmt: skip
+_NEUTRAL = {"length_penalty": 1.0, "num_beams": 1, "repetition_penalty": 1.0}
+"""Generation settings that leave the likeliest token what it is: any value, or just this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much is done at once.
+
+    Attributes:
+        batch_tokens: Most tokens of prompts that are run together.
+        rows: Most rows that generate together; a prompt's paths are never parted.
+        cache_bytes: Most memory for keys and values, as far as it can be foretold.
+    """
+
+    batch_tokens: int
+    rows: int
+    cache_bytes: int
+
+    @classmethod
+    def of(cls, device: torch.device, batch_tokens: int | None = None) -> Limits:
+        """What suits a device: on an accelerator, half of the memory that is free now."""
+        tokens = batch_tokens or default_batch_tokens(device)
+        if device.type == "cuda":
+            free_memory()  # what earlier work has reserved counts as taken otherwise
+            free = int(torch.cuda.mem_get_info(device)[0])
+            return cls(batch_tokens=tokens, rows=512, cache_bytes=free // 2)
+        return cls(batch_tokens=tokens, rows=64, cache_bytes=2 << 30)
+
+
+def unsupported(decoder: Decoder, longest: int) -> str | None:
+    """Why a model must generate by itself, or None if it need not.
+
+    Args:
+        decoder: The model.
+        longest: Tokens of the longest prompt with its text.
+    """
+    limit = tree_length(decoder)
+    if limit == 0:
+        return "its attention takes no other mask than its own"
+    if limit is not None and longest > limit:
+        return f"its attention changes beyond {limit} tokens, and there may be {longest}"
+    settings = decoder.model.generation_config
+    asked = {} if settings is None else settings.to_diff_dict()
+    changing = sorted(
+        name
+        for name, value in asked.items()
+        if name not in _HARMLESS
+        and value not in (None, False)
+        and not (name in _NEUTRAL and _NEUTRAL[name] == value)
+    )
+    if changing:
+        return f"its generation settings ask for {', '.join(changing)}"
+    return None
+
+
+def generate(
+    paths: Sequence[Path],
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    written: Written,
+    limits: Limits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Continue every prompt along every path.
+
+    Args:
+        paths: What generates; paths of one decoder share what they have in common. None may be
+            :func:`unsupported`.
+        prompts: What to continue, in any order.
+        tokenizer: Turns tokens into text to look for stop strings.
+        written: Told each text's tokens once, the end-of-text token included; a batch that ran
+            out of memory is done again and may tell the same twice.
+        limits: How much to do at once; None for what suits the device.
+        progress: Told the prompts done and in all, each counted once for every decoder.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(id(path.decoder), []).append(index)
+    total, done = len(groups) * len(prompts), 0
+    stops = Stops(prompts, tokenizer)
+    for members in groups.values():
+        forest = Forest([paths[i] for i in members])
+        here = limits or Limits.of(forest.decoder.device)
+        run = _Run(forest, members, prompts, stops, here, written)
+        head = submodule(forest.decoder.model, forest.decoder.family.head)
+        linears = FastLinears([head, *forest.modules()], forest.decoder.model)
+        room: Room[list[int]] = Room(size=run.size, halves=_halves, describe=run.describe)
+        with linears.active(), torch.inference_mode():
+            for n_prefix, together in alike(prompts):
+                run.begin(prompts[together[0]].tokens[:n_prefix])
+                for batch in run.batches(together):
+                    room.work(batch, run.work)
+                    done += len(batch)
+                    if progress is not None:
+                        progress(done, total)
+            forest.forget(prefix=True)
+
+
+class _Run:
+    """The work of one forest on all prompts.
+
+    Args:
+        forest: The paths.
+        members: For each of them its number among all.
+        prompts: All prompts.
+        stops: Their stop strings.
+        limits: How much to do at once.
+        written: Told what is done.
+    """
+
+    def __init__(
+        self,
+        forest: Forest,
+        members: Sequence[int],
+        prompts: Sequence[Prompt],
+        stops: Stops,
+        limits: Limits,
+        written: Written,
+    ) -> None:
+        self.forest, self.decoder = forest, forest.decoder
+        self.members, self.prompts = members, prompts
+        self.stops, self.limits, self.written = stops, limits, written
+        settings: Any = self.decoder.model.generation_config
+        ends = getattr(settings, "eos_token_id", None)
+        self.ends = set(ends) if isinstance(ends, (list, tuple)) else {ends} - {None}
+        self.n_prefix = 0
+
+    def size(self, batch: list[int]) -> int:
+        """Tokens whose keys and values a batch may keep."""
+        lanes = len(self.forest.lanes)
+        new = sum(lanes * self.prompts[i].max_new_tokens for i in batch)
+        return new + sum(len(self.prompts[i].tokens) - self.n_prefix for i in batch)
+
+    def describe(self, batch: list[int]) -> str:
+        """A batch of one prompt, in words."""
+        lanes, tokens = len(self.forest.lanes), len(self.prompts[batch[0]].tokens)
+        return f"one prompt of {tokens} tokens on {lanes} paths"
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """Run the common beginning of the prompts that follow."""
+        self.forest.forget(prefix=True)
+        self.n_prefix = len(tokens)
+        if tokens:
+            self._walk(torch.tensor([list(tokens)]), 0, Prefix(), lambda lane, hidden: None)
+
+    def batches(self, together: Sequence[int]) -> Iterator[list[int]]:
+        """Prompts in batches, the longest first."""
+        lanes, each = len(self.forest.lanes), _bytes_per_token(self.decoder)
+        most = max(1, self.limits.rows // lanes)
+        batch: list[int] = []
+        used = 0
+        for index in sorted(together, key=lambda i: (-len(self.prompts[i].tokens), i)):
+            prompt = self.prompts[index]
+            rest = len(prompt.tokens) - self.n_prefix
+            cost = each * sum(
+                rest + prompt.max_new_tokens * (stage.lanes[1] - stage.lanes[0])
+                for stage in self.forest.stages
+            )
+            if batch and (len(batch) == most or used + cost > self.limits.cache_bytes):
+                yield batch
+                batch, used = [], 0
+            batch.append(index)
+            used += cost
+        if batch:
+            yield batch
+
+    def work(self, batch: list[int]) -> None:
+        """Continue some prompts along all lanes."""
+        try:
+            self._work(batch)
+        finally:
+            self.forest.forget()
+
+    def _work(self, batch: list[int]) -> None:
+        lengths = [len(self.prompts[i].tokens) - self.n_prefix for i in batch]
+        tokens = self._read(batch, lengths)
+        rows = Rows(self.forest, lengths, self.n_prefix, self.decoder.device)
+        texts: list[list[int]] = [[] for _ in range(rows.n)]
+        asked = [self.prompts[batch[i]] for i in rows.prompt.tolist()]
+        names = list(zip(rows.lane.tolist(), rows.prompt.tolist(), strict=True))
+        live = list(range(rows.n))  # the texts that are not done
+        held = list(range(rows.n))  # the text of each row, those that are done included
+        while True:
+            values = dict(zip(held, tokens.tolist(), strict=True))
+            for text in live:
+                texts[text].append(values[text])
+            stopped = self.stops.found([(asked[text], texts[text]) for text in live])
+            going = []
+            for text, stop in zip(live, stopped, strict=True):
+                new = texts[text]
+                if stop or new[-1] in self.ends or len(new) == asked[text].max_new_tokens:
+                    lane, prompt = names[text]
+                    for member in self.forest.lanes[lane]:
+                        self.written(self.members[member], batch[prompt], new)
+                else:
+                    going.append(text)
+            live = going
+            if not live:
+                return
+            if (len(held) - len(live)) * _CLOSE_UP >= len(held):
+                left = set(live)
+                kept = [row for row, text in enumerate(held) if text in left]
+                rows.keep(kept)
+                tokens, held = tokens[kept], live
+            out: list[Tensor] = [tokens] * len(self.forest.lanes)
+            self._walk(tokens[:, None], rows.positions(), rows, out.__setitem__)
+            device = self.decoder.device  # lanes may end on several
+            counts = zip(out, rows.counts(), strict=True)
+            ended = [states[:, -1].to(device) for states, n in counts if n]
+            tokens = self._likeliest(torch.cat(ended))
+            rows.next()
+
+    def _read(self, batch: list[int], lengths: list[int]) -> Tensor:
+        """Run the prompts; their first new tokens, lane after lane, [lanes * R]."""
+        longest = max(lengths)
+        first = torch.empty(len(self.forest.lanes), len(batch), dtype=torch.int64)
+        start = 0
+        while start < len(batch):
+            width = max(lengths[start:])
+            n = min(len(batch) - start, max(1, self.limits.batch_tokens // width))
+            width = max(lengths[start : start + n])
+            part = torch.zeros(n, width, dtype=torch.int64)
+            for row, index in enumerate(batch[start : start + n]):
+                rest = self.prompts[index].tokens[self.n_prefix :]
+                part[row, : len(rest)] = torch.tensor(rest)
+            last = torch.tensor(lengths[start : start + n]) - 1
+            where = slice(start, start + n)
+
+            def at_end(
+                lane: int, hidden: Tensor, last: Tensor = last, where: slice = where
+            ) -> None:
+                states = hidden[torch.arange(len(last)), last.to(hidden.device)]
+                first[lane, where] = self._likeliest(states).cpu()
+
+            phase = Prompts(start, (len(batch), longest), self._mask(width))
+            self._walk(part, self.n_prefix, phase, at_end)
+            start += n
+        return first.flatten().to(self.decoder.device)
+
+    def _mask(self, width: int) -> Tensor | None:
+        """What prompts see behind the common beginning, [1, 1, t, P + t]; None if there is none."""
+        if not self.n_prefix:
+            return None
+        dtype = self.decoder.dtype
+        unseen = torch.ones(width, width, dtype=torch.bool).triu(1)
+        own = torch.zeros(width, width, dtype=dtype).masked_fill(unseen, torch.finfo(dtype).min)
+        return torch.cat([torch.zeros(width, self.n_prefix, dtype=dtype), own], dim=1)[None, None]
+
+    def _walk(
+        self,
+        tokens: Tensor,
+        positions: Tensor | int,
+        phase: Phase,
+        at_end: Callable[[int, Tensor], None],
+    ) -> None:
+        """Run tokens [B, T] at some positions [B, T], or counted from a number, along all lanes."""
+        n, length = tokens.shape
+        if isinstance(positions, int):
+            positions = (torch.arange(length) + positions).expand(n, length)
+        # Attention here brings its own mask; this one only keeps the model from making one.
+        mask = torch.zeros((), dtype=self.decoder.dtype).expand(n, 1, length, length)
+        entry = self.decoder.enter(tokens, mask, positions)
+        with self.forest.attention():
+            self.forest.walk(entry, phase, at_end)
+
+    def _likeliest(self, states: Tensor) -> Tensor:
+        """The likeliest next tokens after hidden states [n, D], [n]."""
+        step = max(1, _LOGITS // int(self.decoder.config.vocab_size))
+        parts = [
+            self.decoder.leave(states[i : i + step]).float().argmax(dim=-1)
+            for i in range(0, len(states), step)
+        ]
+        return torch.cat(parts).to(self.decoder.device)
+
+
+def _halves(batch: list[int]) -> list[list[int]]:
+    """A batch in two, or nothing if it is one prompt."""
+    middle = math.ceil(len(batch) / 2)
+    return [batch[:middle], batch[middle:]] if len(batch) > 1 else []
+
+
+def _bytes_per_token(decoder: Decoder) -> int:
+    """What one layer keeps of one token, at most."""
+    config: Any = decoder.config
+    heads = int(config.num_attention_heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or decoder.hidden_size // heads)
+    return 2 * groups * width * decoder.dtype.itemsize

@@ -1,0 +1,76 @@
+"""Reading prompts before anything is generated: their common beginning, then each one's rest.
+
+Both fill the cache of :mod:`streamline.evaluation.generation.cache` and compute attention by the
+model's own function.
+
+Example::
+
+    forest.walk(decoder.enter(beginning), Prefix(), at_end=ignore)
+    forest.walk(decoder.enter(rest, mask, positions), Prompts(0, rest.shape, mask), at_end=collect)
+
+Notation: see :mod:`streamline.evaluation.generation.cache`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from streamline.evaluation.generation.cache import Attention, Slot, Stage
+
+__all__ = ["Prefix", "Prompts"]
+
+
+class Prefix:
+    """The common beginning of all prompts, [1, P]."""
+
+    offsets: ClassVar[None] = None
+
+    def attend(
+        self,
+        stage: Stage,
+        slot: Slot,
+        states: tuple[Tensor, Tensor, Tensor],
+        attention: Attention,
+    ) -> Tensor:
+        """Causal attention."""
+        query, key, value = states
+        slot.prefix = key[0].contiguous(), value[0].contiguous()
+        return attention.own(query, key, value, None)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Some of the prompts behind the common beginning, padded on the right.
+
+    Attributes:
+        start: The number of the first.
+        shape: R and T of all prompts.
+        mask: Additive, [1, 1, t, P + t]; None without a beginning.
+    """
+
+    start: int
+    shape: tuple[int, int]
+    mask: Tensor | None
+    offsets: ClassVar[None] = None
+
+    def attend(
+        self,
+        stage: Stage,
+        slot: Slot,
+        states: tuple[Tensor, Tensor, Tensor],
+        attention: Attention,
+    ) -> Tensor:
+        """Causal attention, to all of the beginning besides."""
+        query, key, value = states
+        slot.put_prompts(key, value, self.start, self.shape)
+        if self.mask is None or slot.prefix is None:
+            return attention.own(query, key, value, None)
+        key, value = (
+            torch.cat([old.expand(len(new), *old.shape), new], dim=2)
+            for old, new in zip(slot.prefix, (key, value), strict=True)
+        )
+        return attention.own(query, key, value, self.mask.to(query.device))

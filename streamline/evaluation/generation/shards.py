@@ -1,0 +1,67 @@
+"""Generation by one process or by several, of which each continues every n-th prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streamline.distributed import Share, spread, team
+from streamline.engine.paths import Path
+from streamline.evaluation.generation.engine import Limits, Written, generate
+from streamline.evaluation.generation.prompts import Prompt
+
+__all__ = ["generate_shared"]
+
+_AT_ONCE = 64  # prompts of each process between two exchanges, which a killed run may lose
+
+
+def generate_shared(
+    paths: Sequence[Path],
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    written: Written,
+    batch_tokens: int | None = None,
+) -> None:
+    """As :func:`streamline.evaluation.generation.engine.generate`, by all processes of the team.
+
+    Args:
+        paths: What generates, of one decoder.
+        prompts: What to continue.
+        tokenizer: Turns tokens into text to look for stop strings.
+        written: Told each text's tokens once: as soon as they are there where one process is
+            alone, else after every few prompts.
+        batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
+    """
+    size = team().share.size
+    if size == 1:
+        limits = Limits.of(paths[0].decoder.device, batch_tokens)
+        generate(paths, prompts, tokenizer, written=written, limits=limits)
+        return
+    for start in range(0, len(prompts), size * _AT_ONCE):
+        some = prompts[start : start + size * _AT_ONCE]
+        for found in spread(_texts, paths, some, tokenizer, batch_tokens):
+            for path, prompt, tokens in found:
+                written(path, start + prompt, tokens)
+
+
+def _texts(
+    share: Share,
+    paths: Sequence[Path],
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    batch_tokens: int | None,
+    *,
+    progress: Callable[..., None] | None,
+) -> list[tuple[int, int, list[int]]]:
+    """One process's tokens, with the numbers of path and prompt."""
+    mine = share.of(range(len(prompts)))
+    found: dict[tuple[int, int], list[int]] = {}
+
+    def written(path: int, prompt: int, tokens: list[int]) -> None:
+        found[path, mine[prompt]] = tokens
+
+    limits = Limits.of(paths[0].decoder.device, batch_tokens)
+    if mine:
+        generate(paths, [prompts[i] for i in mine], tokenizer, written=written, limits=limits)
+    return [(path, prompt, tokens) for (path, prompt), tokens in found.items()]

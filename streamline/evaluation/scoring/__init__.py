@@ -1,0 +1,1 @@
+"""Log-probabilities of options and texts under many paths."""

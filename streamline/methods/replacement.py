@@ -1,0 +1,346 @@
+"""Networks that take the place of a span of layers, and how they start.
+
+Each is called like a decoder layer. They are made in float32 on the device of the span's first
+layer, ready to be trained; bringing them to the model's dtype is the business of whoever trains.
+
+Example:
+    module = make("ffn", decoder, Span(21, 30), init="random", seed=0)
+    added_parameters("ffn", decoder, 9)                 # 134,238,208 for Llama-2-7B
+
+    moments = LinearMoments(decoder.hidden_size)
+    moments.update(hidden_before, hidden_after)
+    make("linear", decoder, span, init="linear", linear=moments.solve())
+
+Notation: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from streamline.engine.decoder import Decoder, submodule
+from streamline.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from streamline.modeling.modeling_layers import FFN, LayerModule, LinearMap, Repeated, Stack, SwiGLU
+from streamline.plan import Span
+
+#: Kinds of one network. Each also exists as ``shared-KIND`` (one network, applied once per layer
+#: of the span) and ``multiple-KIND`` (a network of its own for every layer of the span).
+KINDS = ("ffn", "mlp", "swiglu", "linear", "layer")
+PREFIXES = ("shared-", "multiple-")
+#: How each kind may start.
+INITS = {
+    "ffn": ("random", "linear", "identity"),
+    "mlp": ("random", "linear", "identity"),
+    "swiglu": ("random",),
+    "linear": ("random", "linear", "identity"),
+    "layer": ("first", "last", "mean", "random"),
+}
+
+
+def make(
+    kind: str,
+    decoder: Decoder,
+    span: Span,
+    *,
+    init: str = "random",
+    residual: bool = False,
+    seed: int = 0,
+    linear: tuple[Tensor, Tensor] | None = None,
+) -> nn.Module:
+    """Make the network that is to stand for a span.
+
+    Args:
+        kind: ``"ffn"`` (d-4d-d, ReLU), ``"mlp"`` (d-2d-d, ReLU), ``"swiglu"`` (the model's own
+            intermediate size), ``"linear"``, ``"layer"`` (a decoder layer), or one of these after
+            ``shared-`` (one network applied once per layer of the span) or ``multiple-`` (one
+            network per layer of the span, in a row).
+        decoder: The dense model; it is not changed.
+        span: The layers to stand for.
+        init: ``"random"``; for layers also ``"first"``, ``"last"`` or ``"mean"`` of the span's
+            layers; for ``ffn``, ``mlp`` and ``linear`` also ``"linear"`` (computes exactly the map
+            given as ``linear``) and ``"identity"`` (computes its input).
+        residual: Whether an ``ffn``, ``mlp`` or ``swiglu`` adds its input to its output. With
+            ``init="random"`` its output projection then starts at zero.
+        seed: Seed of everything random; the global random state is left as it was.
+        linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from :meth:`LinearMoments.solve`.
+
+    Returns:
+        A module in float32 with gradients, on the device of the span's first layer.
+
+    Raises:
+        UnknownNameError: If the kind does not exist.
+        ConfigError: If the span is empty, or the start does not go with the kind.
+    """
+    prefix, base = split_kind(kind)
+    if not len(span) or span.stop > decoder.n_layers:
+        raise ConfigError(
+            f"a replacement needs a span of 1 to {decoder.n_layers} layers of {decoder.name}, "
+            f"got {span}"
+        )
+    if init not in INITS[base]:
+        raise ConfigError(
+            f"{kind} cannot start from init={init!r}; choose {', '.join(INITS[base])}"
+        )
+    if residual and base in ("linear", "layer"):
+        raise ConfigError(f"{kind} has no residual form; use residual=False")
+    if init == "linear" and linear is None:
+        raise ConfigError('init="linear" needs linear=(W, b), for example from LinearMoments.solve')
+    if init == "linear" and prefix and len(span) > 1:
+        raise ConfigError(f'{kind} over {len(span)} layers cannot start from one map; use "{base}"')
+    spans = [span]
+    if prefix == "multiple-":
+        spans = [Span(i, i + 1) for i in span.layers]
+    with seeded(seed):
+        parts = [_one(base, decoder, part, init, residual, linear) for part in spans]
+    module = parts[0]
+    if prefix == "multiple-":
+        module = Stack(parts)
+    if prefix == "shared-":
+        module = Repeated(module, len(span))
+    if isinstance(module, LayerModule):
+        module.tuple_output = decoder.family.tuple_output
+    return module.to(device=home(decoder, span.start), dtype=torch.float32).requires_grad_(True)
+
+
+def home(decoder: Decoder, layer: int) -> torch.device:
+    """Where what stands for a layer belongs: with the layer, or with the model if it is offloaded.
+
+    An offloaded layer's weights are on the meta device between its calls.
+    """
+    device = next(decoder.layers[layer].parameters()).device
+    return decoder.device if device.type == "meta" else device
+
+
+def added_parameters(kind: str, decoder: Decoder, n: int) -> int:
+    """Parameters that a replacement of ``n`` layers brings with it.
+
+    Args:
+        kind: As for :func:`make`.
+        decoder: The dense model; its weights may lie on the meta device.
+        n: Layers in the span; 0 needs no replacement and adds nothing.
+
+    Raises:
+        UnknownNameError: If the kind does not exist.
+    """
+    prefix, base = split_kind(kind)
+    if n == 0:
+        return 0
+    if base == "layer":
+        one = round(sum(map(decoder.layer_parameters, range(decoder.n_layers))) / decoder.n_layers)
+    else:
+        with torch.device("meta"):
+            one = sum(p.numel() for p in _network(base, decoder, False).parameters())
+    return one * n if prefix == "multiple-" else one
+
+
+def split_kind(kind: str) -> tuple[str, str]:
+    """A kind's prefix (or the empty string) and the kind of one network.
+
+    Raises:
+        UnknownNameError: If the kind does not exist.
+    """
+    prefix = next((p for p in PREFIXES if kind.startswith(p)), "")
+    base = kind.removeprefix(prefix)
+    if base not in KINDS:
+        raise UnknownNameError(
+            f"unknown kind of replacement {kind!r}; choose {', '.join(KINDS)}, "
+            f"each also after {' or '.join(PREFIXES)}"
+        )
+    return prefix, base
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed, then give the global random states back as they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+def _network(kind: str, decoder: Decoder, residual: bool) -> FFN | SwiGLU | LinearMap:
+    d = decoder.hidden_size
+    if kind == "linear":
+        return LinearMap(d)
+    if kind == "swiglu":
+        out = submodule(decoder.layers[0], decoder.family.mlp_out)
+        return SwiGLU(d, out.weight.numel() // d, residual=residual)  # type: ignore[operator]
+    return FFN(d, 4 * d if kind == "ffn" else 2 * d, residual=residual)
+
+
+def _one(
+    kind: str,
+    decoder: Decoder,
+    span: Span,
+    init: str,
+    residual: bool,
+    linear: tuple[Tensor, Tensor] | None,
+) -> nn.Module:
+    if kind == "layer":
+        return _layer(decoder, span, init)
+    module = _network(kind, decoder, residual)
+    if init == "random":
+        if isinstance(module, (FFN, SwiGLU)) and residual:
+            out = module.fc2 if isinstance(module, FFN) else module.down_proj
+            nn.init.zeros_(out.weight)
+            if out.bias is not None:
+                nn.init.zeros_(out.bias)
+        return module
+    d = decoder.hidden_size
+    weight, bias = torch.eye(d), torch.zeros(d)
+    if init == "linear" and linear is not None:
+        weight, bias = (tensor.detach().to("cpu", torch.float64) for tensor in linear)
+        if weight.shape != (d, d) or bias.shape != (d,):
+            raise ConfigError(
+                f"linear must be (W [{d}, {d}], b [{d}]), "
+                f"got {list(weight.shape)} and {list(bias.shape)}"
+            )
+    assert not isinstance(module, SwiGLU)
+    set_linear(module, weight, bias)
+    return module
+
+
+@torch.no_grad()
+def set_linear(module: FFN | LinearMap, weight: Tensor, bias: Tensor) -> None:
+    """Make a network compute exactly ``W x + b``.
+
+    An FFN does it as ``relu(W x) - relu(-W x)`` with its first 2 D units; the other units keep
+    their random input weights and get output weights of zero, so they start silent and can learn.
+
+    Args:
+        module: An FFN of at least 2 D units with ReLU and bias, or a linear map.
+        weight: W, [D, D].
+        bias: b, [D].
+
+    Raises:
+        ConfigError: If the network is too narrow or is not piecewise linear.
+    """
+    d = len(bias)
+    if isinstance(module, LinearMap):
+        module.map.weight.copy_(weight)
+        module.map.bias.copy_(bias)
+        return
+    if module.fc1.out_features < 2 * d or module.activation != "relu" or module.fc1.bias is None:
+        raise ConfigError(
+            f"an FFN computes a linear map exactly with relu, bias and a width of {2 * d} or more; "
+            f"this one has {module.activation} and width {module.fc1.out_features}"
+        )
+    eye = torch.eye(d, dtype=weight.dtype)
+    if module.residual:
+        weight = weight - eye
+    module.fc1.weight[: 2 * d].copy_(torch.cat([weight, -weight]))
+    module.fc1.bias[: 2 * d].zero_()
+    module.fc2.weight.zero_()
+    module.fc2.weight[:, : 2 * d].copy_(torch.cat([eye, -eye], dim=1))
+    module.fc2.bias.copy_(bias)
+
+
+def _without_hooks(layer: nn.Module) -> nn.Module:
+    """A copy that no longer sends its inputs to the device of the layer it was made from."""
+    if any(hasattr(module, "_hf_hook") for module in layer.modules()):
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(layer, recurse=True)
+    return layer
+
+
+@torch.no_grad()
+def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
+    """A copy of a decoder layer in float32 that shares nothing with the model."""
+    source = decoder.layers[span.stop - 1 if init == "last" else span.start]
+    if any(p.is_meta for i in span.layers for p in decoder.layers[i].parameters()):
+        raise UnsupportedModelError(
+            f"a decoder layer in the place of {span} starts from weights of {decoder.name} that "
+            "are offloaded; use more devices, or a kind that starts from random weights"
+        )
+    memo = {id(decoder.config): decoder.config}
+    layer = _without_hooks(copy.deepcopy(source, memo)).to("cpu", torch.float32)
+    if init == "mean":
+        named = [dict(decoder.layers[i].named_parameters()) for i in span.layers]
+        for name, parameter in layer.named_parameters():
+            values = [params[name].detach().to("cpu", torch.float64) for params in named]
+            parameter.copy_(torch.stack(values).mean(0))
+    if init == "random":
+        for module in layer.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                fresh = torch.empty_like(parameter)
+                if name == "bias":
+                    fresh.zero_()
+                setattr(module, name, nn.Parameter(fresh))
+        for module in layer.modules():
+            decoder.model._init_weights(module)
+    return layer
+
+
+class LinearMoments:
+    """First and second moments of pairs of hidden states, for the best linear map between them.
+
+    Sums are kept in float64 around the mean of the first batch, in two D x D matrices.
+
+    Args:
+        d: Hidden size, D.
+        device: Where the sums are kept.
+    """
+
+    def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self.n_tokens = 0
+        self.shift = zeros(d)
+        self.sum_x, self.sum_step = zeros(d), zeros(d)
+        self.xtx, self.xt_step = zeros(d, d), zeros(d, d)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            x: Hidden states before the span, [..., D].
+            y: Hidden states after it, of the same shape.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if x.shape != y.shape:
+            raise ValueError(f"x {list(x.shape)} and y {list(y.shape)} must have the same shape")
+        x = x.reshape(-1, x.shape[-1]).to(self.shift)
+        step = y.reshape(-1, y.shape[-1]).to(self.shift) - x
+        if self.n_tokens == 0:
+            self.shift = x.mean(0)
+        x = x - self.shift
+        self.n_tokens += len(x)
+        self.sum_x += x.sum(0)
+        self.sum_step += step.sum(0)
+        self.xtx += x.T @ x
+        self.xt_step += x.T @ step
+
+    def solve(self, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
+        """The map of least squared error.
+
+        The penalty draws it towards the identity, which is what dropping the span would be.
+
+        Args:
+            ridge: Penalty, as a share of the mean variance of x.
+
+        Returns:
+            ``(W [D, D], b [D])``, float64, with ``y`` near ``W x + b``.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        if self.n_tokens == 0:
+            raise ValueError("no hidden states were added; call update first")
+        mean_x, mean_step = self.sum_x / self.n_tokens, self.sum_step / self.n_tokens
+        variance = self.xtx / self.n_tokens - torch.outer(mean_x, mean_x)
+        covariance = self.xt_step / self.n_tokens - torch.outer(mean_x, mean_step)
+        eye = torch.eye(len(mean_x), dtype=variance.dtype, device=variance.device)
+        penalty = ridge * variance.diagonal().mean().clamp_min(torch.finfo(variance.dtype).tiny)
+        change = torch.linalg.solve(variance + penalty * eye, covariance).T
+        bias = mean_step - change @ (mean_x + self.shift)
+        return eye + change, bias

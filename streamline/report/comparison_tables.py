@@ -1,0 +1,117 @@
+"""The tables of a comparison: differences with their intervals, and groups by letters.
+
+Example::
+
+    for table in comparison_tables(compare(models, "dense")):
+        terminal(table)
+"""
+
+from __future__ import annotations
+
+import math
+
+from streamline.report.tables import Table
+from streamline.results.compare import POOLED, Comparison, Row, noise_floor
+
+__all__ = ["comparison_tables"]
+
+
+def comparison_tables(result: Comparison, tasks: bool = True) -> list[Table]:
+    """Groups first, then the differences against the reference and against the best.
+
+    Args:
+        result: From ``compare``.
+        tasks: Whether each task is shown, or only all questions together.
+
+    Returns:
+        Two or three tables.
+    """
+    tables = [_groups(result)]
+    for against in (result.reference, result.best):
+        rows = [
+            row for row in result.rows if row.against == against and (tasks or row.task == POOLED)
+        ]
+        if rows:
+            tables.append(_differences(result, against or "", rows))
+    return tables
+
+
+def _groups(result: Comparison) -> Table:
+    """Each model's accuracy over all questions and its letters."""
+    pooled = {row.model: row for row in result.rows if row.task == POOLED}
+    against = next(
+        row for row in result.rows if row.task == POOLED and row.against == result.reference
+    )
+    accuracy = {name: row.accuracy for name, row in pooled.items()}
+    accuracy[result.reference] = against.accuracy - against.difference
+    n = against.n
+    floor = noise_floor(n, alpha=result.alpha)
+    least = (
+        "no difference could ever be significant"
+        if math.isinf(floor)
+        else (f"a difference below {100 * floor:.2f} points can never be significant")
+    )
+    return Table(
+        name="groups",
+        title="Models that share a letter cannot be told apart over all questions",
+        columns=("model", "accuracy\n%", "group"),
+        rows=tuple(
+            (name, f"{100 * accuracy[name]:.1f}", letters)
+            for name, letters in result.letters.items()
+        ),
+        notes=(
+            f"{n} questions, all tasks pooled, each question counted once: {least}.",
+            f"Pairwise McNemar tests, Holm-corrected, level {result.alpha:g}.",
+        ),
+    )
+
+
+def _differences(result: Comparison, against: str, rows: list[Row]) -> Table:
+    """One row for each task and model."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    starts = [next(i for i, row in enumerate(rows) if row.task == task) for task in tasks]
+    cover = 100 * (1 - result.alpha)
+    return Table(
+        name=f"against-{against}",
+        title=f"Difference in accuracy against {against}, in points",
+        columns=(
+            "model",
+            "task",
+            "n",
+            "difference",
+            f"{cover:g} % interval",
+            "gained",
+            "lost",
+            "p",
+            "p\nHolm",
+            "floor",
+        ),
+        rows=tuple(
+            (
+                row.model,
+                row.task,
+                str(row.n),
+                f"{100 * row.difference:+.1f}",
+                f"{100 * row.low:+.1f} to {100 * row.high:+.1f}",
+                str(row.gained),
+                str(row.lost),
+                _p(row.p),
+                _p(row.p_holm) + (" *" if row.p_holm < result.alpha else ""),
+                "-" if math.isinf(row.floor) else f"{100 * row.floor:.1f}",
+            )
+            for row in rows
+        ),
+        keys=2,
+        words=2,
+        sections=frozenset(starts[1:]),
+        notes=(
+            f"Paired bootstrap interval (percentile, seed {result.seed}); McNemar's exact test; "
+            f"* after Holm's correction over this table below {result.alpha:g}.",
+            "floor: the smallest difference that would be significant, uncorrected, with as many "
+            "questions that only one of the two gets right.",
+        ),
+    )
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -1,0 +1,274 @@
+"""Records as data frames of plain numbers: what the tables show and the CSV files hold.
+
+One row per record, nothing rounded, a missing number is NaN. A task's column is named after the
+task *and* its metric, so that figures under two metrics never share a column; the subjects of MMLU
+and of CMMLU become one column each, their unweighted mean.
+
+Example::
+
+    frame = results_frame(load("out"))
+    frame[["method", "sparsity", "piqa acc", "accuracy", "stability"]]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from streamline.results.answers import group_of
+from streamline.results.record import Record, TaskResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "CELL",
+    "collapsed_tasks",
+    "cost_frame",
+    "protocol_of",
+    "results_frame",
+    "seeds_frame",
+    "sort_records",
+    "stability_frame",
+]
+
+CELL = ("model", "method", "recovery", "sparsity", "seed")
+_MEASURES = ("accuracy", "relative_accuracy", "stability")
+
+
+def sort_records(records: Sequence[Record]) -> list[Record]:
+    """Records by model, sparsity, then in the order in which methods and recoveries appear."""
+    models = _places(record.model for record in records)
+    methods = _places(record.method for record in records)
+    recoveries = _places(record.recovery for record in records)
+    return sorted(
+        records,
+        key=lambda record: (
+            models[record.model],
+            record.sparsity,
+            methods[record.method],
+            recoveries[record.recovery],
+            record.seed,
+        ),
+    )
+
+
+def results_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """The figures of every record.
+
+    Args:
+        records: Of any models and states.
+
+    Returns:
+        The cell's five names; status, reason, removed_fraction, flag; ``TASK METRIC`` and
+        ``TASK METRIC stderr`` for each task; accuracy, relative_accuracy, stability; and
+        ``perplexity TEXT`` for each text.
+    """
+    rows = []
+    for record in sort_records(records):
+        row = {
+            **_cell(record),
+            "status": record.status,
+            "reason": record.reason,
+            "removed_fraction": record.parameters.removed_fraction,
+            "flag": record.notes.get("flag"),
+        }
+        for task, result in collapsed_tasks(record).items():
+            row[f"{task} {result.metric}"] = result.value
+            row[f"{task} {result.metric} stderr"] = result.stderr
+        for name in _MEASURES:
+            row[name] = getattr(record.summary, name)
+        for text, value in record.summary.perplexity.items():
+            row[f"perplexity {text}"] = value
+        rows.append(row)
+    return _frame(rows, last=(*_MEASURES, "perplexity "))
+
+
+def stability_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Stability, agreement and the four counts of each task, one row per record and task.
+
+    Args:
+        records: Those that are not ``ok`` are left out.
+
+    Returns:
+        The cell's five names; task, metric, n, value, stability, stability_stderr, agreement,
+        both_right, lost, gained, both_wrong.
+    """
+    rows = []
+    for record in sort_records(records):
+        if record.status != "ok":
+            continue
+        for task, result in collapsed_tasks(record).items():
+            extra = result.model_extra or {}
+            counts = extra.get("counts") or {}
+            rows.append(
+                {
+                    **_cell(record),
+                    "task": task,
+                    "metric": result.metric,
+                    "n": result.n,
+                    "value": result.value,
+                    "stability": result.stability,
+                    "stability_stderr": extra.get("stability_stderr"),
+                    "agreement": extra.get("agreement"),
+                    **{
+                        name: counts.get(name)
+                        for name in ("both_right", "lost", "gained", "both_wrong")
+                    },
+                }
+            )
+    return _frame(rows)
+
+
+def cost_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """What each record cost, and its parameters.
+
+    Returns:
+        The cell's five names; status; dense and pruned parameter counts; calibrate_s, train_s,
+        eval_s, peak_memory_bytes, train_tokens.
+    """
+    rows = [
+        {
+            **_cell(record),
+            "status": record.status,
+            "dense_parameters": record.parameters.dense,
+            "pruned_parameters": record.parameters.pruned,
+            "calibrate_s": record.cost.calibrate_s,
+            "train_s": record.cost.train_s,
+            "eval_s": record.cost.eval_s,
+            "peak_memory_bytes": record.cost.peak_memory_bytes,
+            "train_tokens": record.cost.train_tokens,
+        }
+        for record in sort_records(records)
+    ]
+    return _frame(rows)
+
+
+def seeds_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Mean and spread over seeds, one row per cell without its seed and measure.
+
+    Args:
+        records: Cells that were run with one seed only, or not finished, are left out.
+
+    Returns:
+        model, method, recovery, sparsity, measure, seeds (their number), mean, std (sample),
+        min, max.
+    """
+    import numpy as np
+
+    cells: dict[tuple[Any, ...], list[Record]] = {}
+    for record in sort_records(records):
+        if record.status == "ok":
+            cells.setdefault(tuple(_cell(record).values())[:-1], []).append(record)
+    rows = []
+    for cell, group in cells.items():
+        for name in _MEASURES:
+            values = [getattr(record.summary, name) for record in group]
+            if len(values) < 2 or None in values:
+                continue
+            rows.append(
+                {
+                    **dict(zip(CELL[:-1], cell, strict=True)),
+                    "measure": name,
+                    "seeds": len(values),
+                    "mean": float(np.mean(values)),
+                    "std": float(np.std(values, ddof=1)),
+                    "min": min(values),
+                    "max": max(values),
+                }
+            )
+    return _frame(rows)
+
+
+def collapsed_tasks(record: Record) -> dict[str, TaskResult]:
+    """A record's tasks, with MMLU's and CMMLU's subjects as one task each.
+
+    Shares are averaged over subjects without weights; a share that one subject lacks is lacking.
+    Counts and n are added up.
+    """
+    blocks: dict[str, list[TaskResult]] = {}
+    whole: dict[str, bool] = {}
+    for task, result in record.tasks.items():
+        name = group_of(task)
+        blocks.setdefault(name or task, []).append(result)
+        whole[name or task] = name is None
+    return {
+        name: block[0] if whole[name] else _mean_result(block) for name, block in blocks.items()
+    }
+
+
+def protocol_of(task: str, result: TaskResult) -> str | None:
+    """How a task was scored: by its record, else by the table of tasks; None if neither knows."""
+    from streamline.evaluation.tasks.catalogue import TASKS
+
+    recorded = (result.model_extra or {}).get("protocol")
+    entry = TASKS.get(task)
+    return str(recorded) if recorded else (entry.protocol if entry is not None else None)
+
+
+def _mean_result(block: list[TaskResult]) -> TaskResult:
+    """The macro average of subjects."""
+    extras = [result.model_extra or {} for result in block]
+    counts = [extra.get("counts") for extra in extras]
+    fields: dict[str, Any] = {
+        "metric": block[0].metric,
+        "value": _mean([result.value for result in block]),
+        "stderr": _mean_error([result.stderr for result in block]),
+        "n": _total([result.n for result in block]),
+        "stability": _mean([result.stability for result in block]),
+        "stability_stderr": _mean_error([extra.get("stability_stderr") for extra in extras]),
+        "agreement": _mean([extra.get("agreement") for extra in extras]),
+        "version": extras[0].get("version"),
+        "protocol": extras[0].get("protocol"),
+        "subjects": len(block),
+    }
+    if all(isinstance(item, dict) for item in counts):
+        fields["counts"] = {
+            name: _total([item.get(name) for item in counts if item]) for name in counts[0] or ()
+        }
+    return TaskResult.model_validate(fields)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _mean_error(values: Sequence[float | None]) -> float | None:
+    """Standard error of the unweighted mean of independent figures."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) != len(values):
+        return None
+    return math.sqrt(sum(value**2 for value in known)) / len(known)
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _cell(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in CELL}
+
+
+def _places(names: Any) -> dict[str, int]:
+    """Name -> place of its first appearance."""
+    return {name: place for place, name in enumerate(dict.fromkeys(names))}
+
+
+def _frame(rows: list[dict[str, Any]], last: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A frame whose columns keep their first appearance, except those that belong last."""
+    import pandas as pd
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns.sort(key=lambda name: _rank(name, last))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _rank(name: str, last: tuple[str, ...]) -> int:
+    """0 for a column that stays, else its place among the last ones; ``x `` stands for a prefix."""
+    for place, start in enumerate(last, start=1):
+        if name == start or (start.endswith(" ") and name.startswith(start)):
+            return place
+    return 0

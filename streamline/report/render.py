@@ -1,0 +1,202 @@
+"""Tables in the terminal, in Markdown, as CSV and in LaTeX.
+
+Example::
+
+    text = terminal(results_table(records), width=80)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from collections.abc import Iterable
+
+from streamline.report.tables import Table
+
+__all__ = ["blocks", "csv_text", "latex", "markdown", "screen_width", "terminal"]
+
+_GAP = 2
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+}
+
+
+def blocks(table: Table, width: int = 80) -> list[Table]:
+    """Cut a table into blocks of columns that fit a width; each repeats the key columns.
+
+    Args:
+        table: Any table.
+        width: Characters to a line.
+
+    Returns:
+        At least one table. A block holds at least one column that is no key, even if it is wider.
+    """
+    sizes = [
+        max(
+            len(line)
+            for text in (head, *(row[place] for row in table.rows))
+            for line in _lines(text)
+        )
+        for place, head in enumerate(table.columns)
+    ]
+    key_width = sum(size + _GAP for size in sizes[: table.keys])
+    chosen: list[list[int]] = [[]]
+    used = key_width
+    for place in range(table.keys, len(table.columns)):
+        need = sizes[place] + _GAP
+        if chosen[-1] and used + need > width:
+            chosen.append([])
+            used = key_width
+        chosen[-1].append(place)
+        used += need
+    keys = list(range(table.keys))
+    return [_columns(table, keys + places) for places in chosen]
+
+
+def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = False) -> str:
+    """Tables as text for a terminal, wide ones cut into blocks.
+
+    Args:
+        tables: One or several.
+        width: Characters to a line; 80 is always readable.
+        color: Whether to keep terminal escapes for bold headings.
+
+    Returns:
+        The text.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    sink = io.StringIO()
+    console = Console(
+        file=sink, width=width, force_terminal=color, no_color=not color, highlight=False
+    )
+    for table in [tables] if isinstance(tables, Table) else tables:
+        console.print(Text(table.title, style="bold"), end="\n\n")
+        for block in blocks(table, width):
+            grid = RichTable(
+                box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+            )
+            for place, head in enumerate(block.columns):
+                grid.add_column(
+                    Text(head), justify="left" if place < table.words else "right", no_wrap=True
+                )
+            for place, row in enumerate(block.rows):
+                if place in block.sections:
+                    grid.add_section()
+                grid.add_row(*(Text(cell) for cell in row))
+            console.print(grid)
+            console.print()
+        for note in table.notes:
+            console.print(Text(note))
+        if table.notes:
+            console.print()
+    return "\n".join(line.rstrip() for line in sink.getvalue().split("\n"))
+
+
+def screen_width() -> int:
+    """Characters to a line where the output goes: at least 80, and 200 where it is no screen."""
+    return max(80, shutil.get_terminal_size(fallback=(200, 24)).columns)
+
+
+def markdown(table: Table) -> str:
+    """A table as GitHub Markdown, without its title, its notes as a list below."""
+    heads = [_escape_markdown(_one_line(head)) for head in table.columns]
+    marks = [":--" if place < table.words else "--:" for place in range(len(heads))]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "|".join(marks) + "|"]
+    for row in table.rows:
+        lines.append("| " + " | ".join(_escape_markdown(cell) for cell in row) + " |")
+    if table.notes:
+        lines += ["", *(f"- {_escape_markdown(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """A table's cells as CSV, headings on one line, notes left out."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(_one_line(head) for head in table.columns)
+    writer.writerows(table.rows)
+    return sink.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A table for LaTeX with the packages booktabs and graphicx, notes as comments above."""
+    heads = []
+    for head in table.columns:
+        lines = [_escape_latex(line) for line in _lines(head)]
+        stack = r" \\ ".join(lines)
+        heads.append(stack if len(lines) == 1 else rf"\shortstack{{{stack}}}")
+    comments = [f"% {note}" for line in (table.title, *table.notes) for note in line.split("\n")]
+    spec = "l" * table.words + "r" * (len(heads) - table.words)
+    body = [
+        ("\\midrule\n" if place in table.sections else "")
+        + " & ".join(_escape_latex(cell) for cell in row)
+        + r" \\"
+        for place, row in enumerate(table.rows)
+    ]
+    return "\n".join(
+        [
+            *comments,
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape_latex(table.title)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{spec}}}",
+            r"\toprule",
+            " & ".join(heads) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _columns(table: Table, places: list[int]) -> Table:
+    """The same table with some of its columns."""
+    return Table(
+        name=table.name,
+        title=table.title,
+        columns=tuple(table.columns[place] for place in places),
+        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
+        keys=table.keys,
+        words=table.words,
+        sections=table.sections,
+        notes=table.notes,
+    )
+
+
+def _lines(text: str) -> list[str]:
+    return text.split("\n") if text else [""]
+
+
+def _one_line(head: str) -> str:
+    """``piqa (acc)`` for a heading of two lines."""
+    first, *rest = _lines(head)
+    return f"{first} ({' '.join(rest)})" if rest else first
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([|*`<])", r"\\\1", text.replace("\n", " "))
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,1 @@
+"""A benchmark run: its settings, its cells, its folder."""

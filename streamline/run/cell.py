@@ -1,0 +1,139 @@
+"""Cells: the units of a run, one record each.
+
+A run is models x methods x sparsities x seeds x recoveries. The dense model is one cell whatever
+the rest, and is always among them: stability and relative accuracy are measured against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from streamline import __version__
+from streamline.files import content_key
+from streamline.results.record import Record
+from streamline.run.config import RunConfig
+from streamline.run.stage_config import MethodConfig
+
+DENSE = "dense"
+#: Settings that a cell's numbers depend on.
+KEYED = (
+    "calibration",
+    "training",
+    "tasks",
+    "limit",
+    "perplexity",
+    "dtype",
+    "data",
+    "data_dir",
+    "batch_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model made smaller in one way.
+
+    Attributes:
+        model: Alias, hub id or folder, as asked.
+        method: Method spec.
+        sparsity: Asked share of parameters to remove.
+        seed: Seed of calibration, training and whatever is random in the method.
+        recovery: ``"none"`` or ``"lora"``.
+    """
+
+    model: str
+    method: str
+    sparsity: float
+    seed: int
+    recovery: str = "none"
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the unpruned model that the others are measured against."""
+        return self.method == DENSE and self.recovery == "none"
+
+    @property
+    def label(self) -> str:
+        """A short name for progress and messages."""
+        if self.is_dense:
+            return DENSE
+        recovery = "" if self.recovery == "none" else f" +{self.recovery}"
+        return f"{self.method} {self.sparsity:g}{recovery}" + (
+            f" s{self.seed}" if self.seed else ""
+        )
+
+    def record(self, **values: Any) -> dict[str, Any]:
+        """The keys of a record of this cell."""
+        return {
+            "model": self.model,
+            "method": self.method,
+            "sparsity": self.sparsity,
+            "seed": self.seed,
+            "recovery": self.recovery,
+            **values,
+        }
+
+    @property
+    def slug(self) -> str:
+        """A file name that no other cell has."""
+        from streamline.results.samples import samples_path
+
+        return samples_path("", Record.build(self.record(status="ok"))).stem
+
+
+def expand(config: RunConfig, model: str) -> list[Cell]:
+    """The cells of one model, the dense one first.
+
+    Args:
+        config: The run, as the model has it (:meth:`RunConfig.for_model`).
+        model: One of its models.
+
+    Returns:
+        Cells without repetition, in the order of methods, sparsities, seeds and recoveries.
+    """
+    cells = [Cell(model, DENSE, 0.0, config.seeds[0])]
+    for method in config.methods:
+        if method == DENSE:
+            continue
+        own = config.per_method.get(method, MethodConfig())
+        cells += [
+            Cell(model, method, sparsity, seed, recovery)
+            for sparsity in own.sparsities or config.sparsities
+            for seed in config.seeds
+            for recovery in own.recovery or config.recovery
+        ]
+    return cells
+
+
+def cell_key(cell: Cell, config: RunConfig, method_repr: str, fingerprint: str) -> str:
+    """The content key of everything that a cell's numbers depend on.
+
+    Args:
+        cell: The cell.
+        config: The run.
+        method_repr: The method with all its fields.
+        fingerprint: Content hash of the dense model.
+
+    Returns:
+        64 hexadecimal digits; equal keys mean that the cell need not be computed again.
+    """
+    values = config.model_dump(mode="json")
+    inputs = {name: values[name] for name in KEYED}
+    if inputs["training"]["post_train"] is None:
+        del inputs["training"]["post_train"]  # keys are as before there was one
+    if cell.recovery != "none":
+        inputs["healing"] = values["healing"]
+        if not inputs["healing"]["validation_tokens"]:
+            del inputs["healing"]["validation_tokens"]
+    if cell.is_dense:
+        del inputs["calibration"], inputs["training"]
+    return content_key(
+        {
+            "cell": cell.record(),
+            "method": method_repr,
+            "model": fingerprint,
+            "version": __version__,
+            **inputs,
+        }
+    )

@@ -1,0 +1,314 @@
+"""What a run would do, from configs alone: cells, exact parameter counts, compute, memory, disk.
+
+Nothing is downloaded but a model's config, and for the known models not even that. Memory and disk
+are lower bounds, so what they refuse cannot run; what they let pass may still be tight.
+
+Example:
+    for row in plan_run(config).rows:
+        print(row.cell.label, row.n_removed, row.removed_fraction)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamline.engine.budget import mean_layer_parameters
+from streamline.engine.decoder import Decoder
+from streamline.errors import ConfigError, StreamlineError
+from streamline.method import Method
+from streamline.run.cell import Cell, expand
+from streamline.run.config import RunConfig
+from streamline.sources.models import cache_dir, load_config, resolve_model
+from streamline.specs import build_method
+
+__all__ = [
+    "Estimate",
+    "Row",
+    "check_fits",
+    "device_memory",
+    "plan_run",
+    "require_fit",
+    "run_memory",
+]
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_HUB_BYTES = 2  # of a parameter in the weights on the hub; the least that is common
+# A trained network is held in float32 with its gradient, two moments and the best weights so far.
+_TRAINING_COPIES = 5
+_STATE_COPIES = 4  # of these, what is written down to go on from
+_HUB_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell as planned.
+
+    Attributes:
+        cell: The cell.
+        n_removed: Layers taken out or stood for; None if the method keeps all or only a run tells.
+        dense: Parameters of the dense model.
+        pruned: Parameters that would remain; None if only a run can tell.
+        reason: Why the cell would be skipped, or None.
+    """
+
+    cell: Cell
+    n_removed: int | None
+    dense: int
+    pruned: int | None
+    reason: str | None = None
+
+    @property
+    def removed_fraction(self) -> float | None:
+        """Share of the dense model's parameters that would be gone."""
+        return None if self.pruned is None else 1.0 - self.pruned / self.dense
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return self.cell.record(
+            removed_layers=self.n_removed,
+            dense=self.dense,
+            pruned=self.pruned,
+            removed_fraction=self.removed_fraction,
+            reason=self.reason,
+        )
+
+
+@dataclass
+class Estimate:
+    """A whole run as planned.
+
+    Attributes:
+        rows: One for each cell.
+        tokens: Tokens by use (calibration, training, recovery of all recovered cells, held-out
+            text), of all models together.
+        flops: Estimated floating-point operations by stage, 2 per parameter and token forward and
+            4 more backward, 2 where the weights are frozen; the evaluation's are per 1,000 tokens
+            of questions, since only the questions tell their length.
+        memory_bytes: Least device memory: the largest model's weights and what training adds.
+        download_bytes: Weights that are not on this machine yet.
+        work_bytes: What the run writes into its folder: training states and cached activations.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    memory_bytes: int = 0
+    download_bytes: int = 0
+    work_bytes: int = 0
+
+
+def plan_run(config: RunConfig) -> Estimate:
+    """Plan every cell of a run from configs alone.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The rows and what they would cost.
+
+    Raises:
+        StreamlineError: If a model's config or a method cannot be had.
+    """
+    estimate = Estimate()
+    for model in config.models:
+        own = config.for_model(model)
+        decoder = Decoder.from_config(load_config(model, trust_remote_code=own.trust_remote_code))
+        methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
+        rows = [_row(cell, methods[cell.method], decoder, own) for cell in expand(own, model)]
+        estimate.rows += rows
+        _add_costs(estimate, rows, methods, decoder, own)
+        if not _is_here(model):
+            estimate.download_bytes += decoder.n_parameters() * _HUB_BYTES
+    return estimate
+
+
+def _row(cell: Cell, method: Method, decoder: Decoder, config: RunConfig) -> Row:
+    dense = decoder.n_parameters()
+    reason = method.unsupported(decoder)
+    if reason is None and config.stream:
+        from streamline.streaming.opening import refusal
+
+        reason = refusal(method, cell.recovery)
+    if reason is not None:
+        return Row(cell, None, dense, None, reason)
+    if cell.sparsity == 0.0:
+        return Row(cell, 0, dense, dense)
+    try:
+        size = method.size(decoder, cell.sparsity)
+    except StreamlineError as error:
+        return Row(cell, None, dense, None, str(error))
+    if size is None:
+        return Row(cell, None, dense, None)
+    return Row(cell, size.n_removed, dense, size.pruned)
+
+
+def _add_costs(
+    estimate: Estimate,
+    rows: list[Row],
+    methods: dict[str, Method],
+    decoder: Decoder,
+    config: RunConfig,
+) -> None:
+    """Add one model's tokens, compute, memory and disk."""
+    dense, training = decoder.n_parameters(), config.training
+    body = round(decoder.n_layers * mean_layer_parameters(decoder))
+    working = [row for row in rows if row.reason is None]
+    pruned = [row for row in working if row.cell.sparsity]
+    trained = [row for row in pruned if methods[row.cell.method].trains]
+    added = sum(_added(row, decoder) for row in trained)
+    healed = [row for row in working if row.cell.recovery != "none"]
+    each = config.healing.n_tokens or training.seen_tokens
+    tokens = {
+        "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
+        "training": training.seen_tokens * bool(trained),
+        "recovery": each * len(healed),
+        "heldout": config.perplexity.n_tokens,
+    }
+    flops = {
+        "calibration": 2.0 * body * tokens["calibration"],
+        "training": (2.0 * body + 6.0 * added) * tokens["training"],
+        "recovery": 4.0 * each * sum(row.pruned or row.dense for row in healed),
+        "evaluation_per_1000_tokens": 2.0 * 1000 * sum(row.pruned or row.dense for row in working),
+    }
+    for name, count in tokens.items():
+        estimate.tokens[name] = estimate.tokens.get(name, 0) + count
+    for name, value in flops.items():
+        estimate.flops[name] = estimate.flops.get(name, 0.0) + value
+    resident = _streamed_parameters(decoder) if config.stream else dense
+    memory = resident * _BYTES[config.dtype] + added // len(config.seeds) * 4 * _TRAINING_COPIES
+    estimate.memory_bytes = max(estimate.memory_bytes, memory)
+    estimate.work_bytes += added * 4 * _STATE_COPIES + training.cache_bytes * bool(trained)
+
+
+def _streamed_parameters(decoder: Decoder) -> int:
+    """Parameters in memory at once where layers are streamed: two layers, and what always stays."""
+    from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
+
+    groups = {name: sum(p.numel() for p in own) for name, own in grouped(decoder).items()}
+    stays = groups.pop(None)
+    order = [groups[name] for name in (EMBEDDING, *range(decoder.n_layers), HEAD)]
+    return stays + max(a + b for a, b in zip(order, order[1:], strict=False))
+
+
+def _added(row: Row, decoder: Decoder) -> int:
+    """Parameters that a row's replacement brings."""
+    if row.pruned is None or row.n_removed is None:
+        return 0
+    return max(0, row.pruned - row.dense + round(row.n_removed * mean_layer_parameters(decoder)))
+
+
+def _is_here(model: str) -> bool:
+    """Whether a model's weights lie on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source = resolve_model(model)
+    if source.kind == "hub":
+        return any(
+            isinstance(try_to_load_from_cache(source.location, name), str) for name in _HUB_WEIGHTS
+        )
+    return source.kind == "folder" or any((cache_dir() / "models").glob(f"{model}-*"))
+
+
+def device_memory(name: str) -> int | None:
+    """Bytes of a device of this machine, or None if it has no such device or does not tell.
+
+    Args:
+        name: As ``--device``. Without an accelerator, ``auto`` is the main memory, of which a
+            container may have only a part.
+    """
+    import torch
+
+    if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
+        if not torch.cuda.is_available():
+            return None
+        place = torch.device("cuda" if name == "auto" else name)
+        return int(torch.cuda.get_device_properties(place).total_memory)
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return memory if text == "max" else min(memory, int(text))
+
+
+def run_memory(config: RunConfig) -> int | None:
+    """Bytes that a run may take on this machine, or None if that cannot be told.
+
+    With ``executor: ray`` other machines do the work, so that this one's memory says nothing; with
+    ``device_map`` a model has all accelerators, and the main memory for what they cannot take.
+    """
+    if config.executor == "ray":
+        return None
+    if config.device_map is None:
+        return device_memory(config.device)
+    import torch
+
+    places = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    found = [device_memory(place) for place in (*places, "cpu")]
+    return None if None in found else sum(size for size in found if size is not None)
+
+
+def check_fits(estimate: Estimate, out: Path, memory: int | None) -> list[str]:
+    """What cannot fit on this machine, in words; empty if all can.
+
+    Args:
+        estimate: From :func:`plan_run`.
+        out: The run's folder, on whose disk the artefacts go.
+        memory: Bytes of the device, or None if unknown.
+    """
+    problems = []
+    if memory is not None and estimate.memory_bytes > memory:
+        problems.append(
+            f"the run needs at least {_gib(estimate.memory_bytes)} of device memory, and there are "
+            f"{_gib(memory)}; take --dtype bfloat16, fewer methods or sparsities at once, a "
+            "smaller model or a larger device"
+        )
+    needs: dict[Path, int] = {}
+    for folder, size in ((_hub_folder(), estimate.download_bytes), (out, estimate.work_bytes)):
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        same = next((p for p in needs if p.stat().st_dev == there.stat().st_dev), there)
+        needs[same] = needs.get(same, 0) + size
+    for folder, size in needs.items():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            problems.append(
+                f"the run needs at least {_gib(size)} of disk at {folder} (weights and training "
+                f"states), and {_gib(free)} are free; free some, or set HF_HOME or --out to a "
+                "larger disk"
+            )
+    return problems
+
+
+def require_fit(config: RunConfig) -> None:
+    """Refuse a run that cannot fit on this machine, before anything is loaded.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: If memory or disk are too small.
+        StreamlineError: If a model's config or a method cannot be had.
+    """
+    problems = check_fits(plan_run(config), config.out, run_memory(config))
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _hub_folder() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,148 @@
+"""The verbs that need a model, as functions: run, prune to a checkpoint, evaluate one model.
+
+Launched as several processes (``torchrun``, ``accelerate launch``), the first one does all of it
+and the others help it to calibrate, to score and to generate; every process is given the result.
+
+Example:
+    config = build_config({"models": "smollm2-135m-instruct", "methods": "shortgpt"})
+    records = run(config)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from streamline.distributed import led
+from streamline.errors import ConfigError
+from streamline.files import write_bytes_atomic, write_json_atomic
+from streamline.progress import Progress, Silent
+from streamline.results.record import Record
+from streamline.run.config import RunConfig
+from streamline.run.folder import SETTINGS, claimed, refuse_mixture
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
+    """Work all cells of a run and write its report.
+
+    What is finished stays finished: cells whose record is there for the same inputs are left
+    alone, and the others go on from the last artefact on disk.
+
+    Args:
+        config: The run.
+        progress: Where to say what is being done.
+
+    Returns:
+        One record for each cell, failed and skipped ones included.
+
+    Raises:
+        ConfigError: If the run cannot fit into the memory or on the disk of this machine, another
+            run is at work in its folder, or results of other settings would stay there.
+        StreamlineError: If a model, a text or a set of questions cannot be had at all.
+    """
+    return led(lambda: _run(config, progress or Silent()))
+
+
+def _run(config: RunConfig, progress: Progress) -> list[Record]:
+    from streamline.report.report import write_report
+    from streamline.run.estimate import require_fit
+    from streamline.run.executors import executor
+
+    require_fit(config)
+    with claimed(config.out):
+        refuse_mixture(config)
+        settings = config.model_dump(
+            mode="json", exclude={"dry_run", "executor", "device", "device_map"}
+        )
+        write_json_atomic(config.out / SETTINGS, settings)
+        records = executor(config.executor).run(config, progress)
+        write_report(config.out)
+    return records
+
+
+def prune_to_checkpoint(
+    model: str,
+    *,
+    method: str,
+    sparsity: float,
+    out: Path,
+    config: RunConfig,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Prune one model, train what has to be trained, and save a checkpoint.
+
+    Args:
+        model: Alias, hub id or folder.
+        method: Method spec.
+        sparsity: Share of parameters to remove.
+        out: Folder of the checkpoint; must not exist or be empty.
+        config: Calibration, training and device settings.
+        progress: Where to say what is being done.
+
+    Returns:
+        The provenance as saved beside the weights.
+
+    Raises:
+        ConfigError: If the folder is not empty.
+        UnsupportedModelError: If the method cannot work on this model.
+    """
+
+    def work() -> dict[str, Any]:
+        from streamline.checkpoints.checkpoint import save
+        from streamline.run.model_run import ModelRun
+
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
+        cache = out.with_name(f".{out.name}.unfinished")
+        with claimed(cache):
+            run = ModelRun(config.model_copy(update={"out": cache}), model, progress or Silent())
+            built = run.build(method, sparsity)
+            save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
+        shutil.rmtree(cache, ignore_errors=True)
+        return built.provenance
+
+    return led(work)
+
+
+def evaluate_model(
+    model: str, *, out: Path, config: RunConfig, progress: Progress | None = None
+) -> Record:
+    """Evaluate one model or checkpoint as it is and write its record.
+
+    Args:
+        model: Alias, hub id, local model or checkpoint folder.
+        out: File that receives the record.
+        config: Tasks, limits and device settings.
+        progress: Where to say what is being done.
+
+    Returns:
+        The record; its ``method`` is ``dense`` because the model itself is what was evaluated. Its
+        per-question rows lie beside it, in a file of the same name ending in ``.parquet``.
+
+    Raises:
+        ConfigError: If ``out`` is a folder, or would be the rows' own file.
+    """
+
+    def work() -> Record:
+        from streamline.results.samples import samples_path
+        from streamline.run.model_run import ModelRun
+
+        if out.is_dir() or out.suffix == ".parquet":
+            raise ConfigError(
+                f"{out} cannot be the record: give the name of a file, such as {out.stem}.json "
+                "(the samples go beside it, ending in .parquet)"
+            )
+        folder = out.parent / f".{out.stem}-run"
+        alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
+        with claimed(folder):
+            record = ModelRun(alone, model, progress or Silent()).run()[0]
+            rows, target = samples_path(folder, record), out.with_suffix(".parquet")
+            if record.status == "ok" and rows.is_file():
+                write_bytes_atomic(target, rows.read_bytes())
+            else:
+                target.unlink(missing_ok=True)  # of another model or other tasks
+            write_json_atomic(out, record.to_json())
+        return record
+
+    return led(work)

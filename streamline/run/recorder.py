@@ -1,0 +1,115 @@
+"""Writes the record of a cell: done, skipped or failed."""
+
+from __future__ import annotations
+
+import traceback
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from streamline.engine.budget import removed_fraction
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path as LayerPath
+from streamline.environment import versions
+from streamline.errors import StreamlineError, UnsupportedModelError
+from streamline.progress import Progress
+from streamline.results.assess import Assessment
+from streamline.results.record import upsert
+from streamline.run.config import RunConfig
+from streamline.run.work import Work
+from streamline.sources.models import load_config
+
+_COSTS = ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens")
+
+
+class Recorder:
+    """Turns finished work into records of a run's folder.
+
+    Args:
+        config: The run.
+        name: The model.
+        fingerprint: Content hash of the model.
+        progress: Where to say that a cell was skipped or failed.
+    """
+
+    def __init__(self, config: RunConfig, name: str, fingerprint: str, progress: Progress) -> None:
+        self.config = config
+        self.name = name
+        self.fingerprint = fingerprint
+        self.progress = progress
+
+    def done(
+        self, work: Work, path: LayerPath, assessment: Assessment, facts: dict[str, Any]
+    ) -> None:
+        """Record a cell with its figures.
+
+        Args:
+            work: The cell.
+            path: Its way through the model, for the exact count.
+            assessment: Its figures.
+            facts: Where the questions and texts came from.
+        """
+        dense, pruned = self._dense.n_parameters(), path.n_parameters()
+        achieved = removed_fraction(dense, pruned)
+        notes: dict[str, Any] = dict(work.built.notes)
+        half = 0.5 * self._dense.layer_parameters(0) / dense
+        if abs(achieved - work.cell.sparsity) > half + 1e-12:
+            notes["flag"] = (
+                f"asked {work.cell.sparsity:.4f}, achieved {achieved:.4f}: "
+                f"more than half a layer ({half:.4f}) apart"
+            )
+        if work.trained:
+            notes["training"] = work.trained
+        plan = work.built.plan
+        self._write(
+            work,
+            status="ok",
+            plan={
+                "removed_layers": plan.removed_layers,
+                "kept_layers": plan.kept_layers,
+                "replacement": plan.replacement,
+            },
+            parameters={"dense": dense, "pruned": pruned, "removed_fraction": achieved},
+            tasks=assessment.tasks,
+            summary=assessment.summary,
+            notes=notes | {"data": facts},
+        )
+
+    def skipped(self, work: Work, reason: str) -> None:
+        """Record that a method cannot meet a cell, and why."""
+        self.progress.say(f"skipped: {work.cell.label}: {reason}")
+        self._write(work, status="skipped", reason=reason)
+
+    def failed(self, work: Work, error: Exception) -> None:
+        """Record a fault; one that says the model is unsupported is a cell skipped."""
+        reason = str(error) if isinstance(error, StreamlineError) else repr(error)
+        if isinstance(error, UnsupportedModelError):
+            self.skipped(work, reason)
+            return
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        self.progress.say(f"failed: {work.cell.label}: {reason}")
+        self._write(
+            work,
+            status="failed",
+            reason=reason,
+            notes={"where": f"{Path(where.filename).name}:{where.lineno}"},
+        )
+
+    @cached_property
+    def _dense(self) -> Decoder:
+        """The dense model without weights, for counting."""
+        config = load_config(self.name, trust_remote_code=self.config.trust_remote_code)
+        return Decoder.from_config(config)
+
+    def _write(self, work: Work, *, status: str, **values: Any) -> None:
+        upsert(
+            self.config.out,
+            work.cell.record(
+                status=status,
+                key=work.key,
+                method_repr=repr(work.method),
+                cost={name: work.cost.get(name) for name in _COSTS},
+                versions=versions(self.config.device) | {"model_sha256": self.fingerprint},
+                **values,
+            ),
+        )

@@ -1,0 +1,125 @@
+"""Instructions with answers, for recovery that learns the answers alone.
+
+Sources: ``alpaca`` (yahma/alpaca-cleaned on the hub), or a local ``.jsonl`` file whose lines are
+objects with ``instruction``, ``output`` and perhaps ``input``.
+
+Example::
+
+    train, held_out = load_examples("alpaca", [100_000, 8_192], tokenizer=tokenizer, seed=0)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from streamline.errors import AssetError, ConfigError
+from streamline.sources.examples import prompt_text
+from streamline.sources.hub import hub_errors
+
+__all__ = ["HUB_EXAMPLES", "Example", "is_instructions", "load_examples"]
+
+Example = dict[str, str]
+
+HUB_EXAMPLES = {"alpaca": "yahma/alpaca-cleaned"}
+"""Short name -> repository on the hub with a train split of such rows."""
+
+_FIELDS = ("instruction", "input", "output")
+
+
+def is_instructions(spec: str) -> bool:
+    """Whether a text is made of instructions with answers, by its name or its first line."""
+    if spec in HUB_EXAMPLES:
+        return True
+    path = Path(spec).expanduser()
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    try:
+        row = json.loads(first) if first else None
+    except ValueError:
+        return False
+    return isinstance(row, dict) and "instruction" in row and "output" in row
+
+
+def load_examples(
+    spec: str, n_tokens: Sequence[int], *, tokenizer: Any, seed: int
+) -> list[list[Example]]:
+    """Examples in an order fixed by the seed, cut into parts that share none.
+
+    Args:
+        spec: A source as in the module's docstring.
+        n_tokens: Tokens wanted in each part, prompts and answers together. 0 gives an empty part.
+            The first part may be smaller than asked if there are no more examples.
+        tokenizer: Counts the tokens.
+        seed: Order of the examples.
+
+    Returns:
+        One list for each part, with the fields ``instruction``, ``input`` and ``output``.
+
+    Raises:
+        ConfigError: If there are too few examples for every part.
+        AssetError: If the source cannot be read.
+    """
+    rows = _hub(spec) if spec in HUB_EXAMPLES else _local(Path(spec).expanduser())
+    random.Random(seed).shuffle(rows)
+    parts: list[list[Example]] = [[] for _ in n_tokens]
+    left = iter(rows)
+    for place in sorted(range(len(n_tokens)), reverse=True):  # what is kept apart comes first
+        count = 0
+        while count < n_tokens[place]:
+            row = next(left, None)
+            if row is None:
+                break
+            parts[place].append(row)
+            count += len(tokenizer(prompt_text(row) + row["output"]).input_ids)
+    if any(wanted and not part for wanted, part in zip(n_tokens, parts, strict=True)):
+        raise ConfigError(
+            f"{spec!r} has {len(rows)} examples, too few for parts of {list(n_tokens)} tokens; ask "
+            "for fewer, or give more examples"
+        )
+    return parts
+
+
+def _hub(name: str) -> list[Example]:
+    from datasets import load_dataset
+
+    repository = HUB_EXAMPLES[name]
+    try:
+        return [_example(row, name) for row in load_dataset(repository, split="train")]
+    except hub_errors() as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AssetError(
+            f"Examples {name!r} ({repository}) could not be read from the hub: {reason} Check the "
+            "network (and HF_HUB_OFFLINE), or use a local .jsonl file with 'instruction' and "
+            "'output'."
+        ) from error
+
+
+def _local(path: Path) -> list[Example]:
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise AssetError(f"{path}, line {number} is not JSON: {error}.") from error
+            found.append(_example(row, f"{path}, line {number}"))
+    return found
+
+
+def _example(row: Any, place: str) -> Example:
+    """The fields that matter, as text."""
+    values = {name: row.get(name) or "" for name in _FIELDS} if isinstance(row, dict) else {}
+    if not all(isinstance(value, str) for value in values.values()) or not values.get("output"):
+        raise AssetError(
+            f"{place}: an example needs 'instruction' and 'output' with text (and may have "
+            '\'input\'), like {"instruction": "Add 2 and 3.", "output": "5"}.'
+        )
+    if not values["instruction"]:
+        raise AssetError(f"{place}: the example has no 'instruction'.")
+    return values

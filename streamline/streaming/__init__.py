@@ -1,0 +1,1 @@
+"""A model larger than memory, read layer by layer."""

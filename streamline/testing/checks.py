@@ -1,0 +1,238 @@
+"""What every method promises on a model, one check a function.
+
+A check takes a :class:`Subject` and raises :class:`Violation` with what was found and what was
+promised. Add one by writing it and naming it in :data:`CHECKS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamline.engine.assemble import assemble
+from streamline.engine.budget import layers_to_remove
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
+from streamline.errors import StreamlineError
+from streamline.method import DepthMethod, Method
+from streamline.testing.models import tiny_config, tiny_tokenizer
+from streamline.testing.snapshot import differences, snapshot
+from streamline.testing.subject import SPARSITY, Subject
+
+__all__ = ["CHECKS", "Violation", "check_declaration", "check_refusal"]
+
+_TOLERANCE = 1e-3
+
+
+class Violation(StreamlineError):
+    """A method does not keep a promise of the contract."""
+
+
+def check_declaration(method: Method) -> None:
+    """A frozen dataclass of defaults, with name, paper, families and trains."""
+    cls = type(method)
+    parameters = getattr(cls, "__dataclass_params__", None)
+    _require(
+        parameters is not None and parameters.frozen, f"{cls.__name__} is not a frozen dataclass"
+    )
+    for name, kind in (("name", str), ("paper", str), ("trains", bool), ("families", tuple)):
+        value = getattr(cls, name, None)
+        _require(
+            isinstance(value, kind) and value not in ("", ()),
+            f"the class attribute {name} must be a {kind.__name__} and not empty, got {value!r}",
+        )
+    _require(dataclasses.replace(method) == method, "two methods of equal fields are not equal")
+
+
+def check_refusal(subject: Subject) -> None:
+    """``unsupported`` answers None or a reason in words."""
+    reason = subject.method.unsupported(subject.decoder)
+    _require(
+        reason is None or (isinstance(reason, str) and len(reason.split()) >= 3),
+        f"a refusal needs its reason in words, got {reason!r}",
+    )
+
+
+def _check_calibrate_is_clean(subject: Subject) -> None:
+    """Calibration leaves weights, hooks, modes and random state as they were."""
+    with _unchanged(subject, "calibrate"):
+        subject.method.calibrate(subject.decoder, subject.batches)
+
+
+def _check_prune_is_clean(subject: Subject) -> None:
+    """Pruning leaves the dense model and the random state as they were."""
+    calibration = subject.calibration
+    with _unchanged(subject, "prune"):
+        subject.method.prune(subject.decoder, calibration, SPARSITY, subject.batches, 0)
+
+
+def _check_identity(subject: Subject) -> None:
+    """Sparsity 0 changes no logit."""
+    pruned = subject.prune(0.0)
+    _close(
+        subject.logits(pruned.path(subject.decoder)),
+        subject.logits(dense_path(subject.decoder)),
+        "logits at sparsity 0 differ from the dense model's",
+    )
+
+
+def _check_count(subject: Subject) -> None:
+    """Layers and parameters are those that plan, size and the built model say."""
+    pruned, decoder, method = subject.pruned, subject.decoder, subject.method
+    removed = pruned.plan.removed_layers
+    if isinstance(method, DepthMethod):
+        asked = layers_to_remove(decoder, SPARSITY)
+        _require(len(removed) == asked, f"{asked} layers should go, {removed} do")
+    counted = pruned.n_parameters(decoder)
+    built = _built(subject)
+    held = sum(parameter.numel() for parameter in built.parameters())
+    _require(counted == held, f"the plan counts {counted} parameters, the model holds {held}")
+    meta = Decoder.from_config(tiny_config(subject.family))
+    size = method.size(meta, SPARSITY)
+    if size is not None:
+        _require(
+            size.pruned == counted,
+            f"size() says {size.pruned} parameters from the config, pruning leaves {counted}",
+        )
+    if size is not None and size.n_removed is not None:
+        _require(
+            len(removed) == size.n_removed,
+            f"size() says {size.n_removed} layers go, the plan removes {removed}",
+        )
+
+
+def _check_same_seed(subject: Subject) -> None:
+    """The same seed gives the same plan and modules, whatever the global random state."""
+    first = subject.pruned
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        again = subject.method.prune(
+            subject.decoder,
+            subject.method.calibrate(subject.decoder, subject.batches),
+            SPARSITY,
+            subject.batches,
+            0,
+        )
+    before, after = first.plan.to_json(), again.plan.to_json()
+    _require(before == after, f"the same seed gave two plans: {before} and {after}")
+    _close(
+        subject.logits(again.path(subject.decoder)),
+        subject.logits(first.path(subject.decoder)),
+        "the same seed gave two models",
+    )
+
+
+def _check_students(subject: Subject) -> None:
+    """A method that trains hands over students that stand in the model; others hand over none."""
+    students = subject.pruned.students
+    _require(
+        bool(students) == subject.method.trains,
+        f"trains is {subject.method.trains}, yet there are {len(students)} students",
+    )
+    inside = {id(m) for module in subject.pruned.modules.values() for m in module.modules()}
+    for student in students:
+        _require(
+            id(student.module) in inside, f"the student for {student.span} is not in the model"
+        )
+
+
+def _check_whole(subject: Subject) -> None:
+    """A method says whether it hands over a model of its own."""
+    found = subject.pruned.model is not None
+    _require(
+        found == subject.method.whole,
+        f"whole is {subject.method.whole}, yet prune {'gives a' if found else 'gives no'} model",
+    )
+
+
+def _check_generate(subject: Subject) -> None:
+    """The built model gives the path's logits, and generates alike with and without cache."""
+    model = _built(subject)
+    with torch.no_grad():
+        logits = model(subject.ids).logits
+    _close(logits, subject.logits(subject.pruned.path(subject.decoder)), "model and path differ")
+    cached, plain = _generate(model, subject.ids, True), _generate(model, subject.ids, False)
+    _require(
+        torch.equal(cached, plain),
+        f"generate with cache gives {cached.tolist()}, without {plain.tolist()}",
+    )
+
+
+def _check_checkpoint(subject: Subject) -> None:
+    """What was saved loads as the same model, and generates the same."""
+    from streamline.checkpoints import checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "checkpoint"
+        checkpoint.save(subject.pruned, subject.decoder, tiny_tokenizer(), target, {})
+        loaded, _, _ = checkpoint.load(target)
+        with torch.no_grad():
+            logits = loaded(subject.ids).logits
+        _close(
+            logits,
+            subject.logits(subject.pruned.path(subject.decoder)),
+            "logits differ after saving and loading",
+        )
+        before = _generate(_built(subject), subject.ids, True)
+        after = _generate(loaded, subject.ids, True)
+        _require(torch.equal(before, after), "generate differs after saving and loading")
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    "calibrate is clean": _check_calibrate_is_clean,
+    "prune is clean": _check_prune_is_clean,
+    "zero is identity": _check_identity,
+    "exact count": _check_count,
+    "same seed": _check_same_seed,
+    "students": _check_students,
+    "whole": _check_whole,
+    "generate": _check_generate,
+    "checkpoint": _check_checkpoint,
+}
+"""The checks that need a model, by name, in the order they run."""
+
+
+def _built(subject: Subject) -> Any:
+    """The pruned model as a model of its own."""
+    if subject.pruned.model is not None:
+        return subject.pruned.model
+    return assemble(subject.pruned.path(subject.decoder))
+
+
+def _generate(model: Any, ids: Tensor, use_cache: bool) -> Tensor:
+    """Eight greedy tokens, [2, T + 8]."""
+    result: Tensor = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        use_cache=use_cache,
+    )
+    return result
+
+
+def _close(found: Tensor, expected: Tensor, message: str) -> None:
+    _require(found.shape == expected.shape, f"{message}: shapes {found.shape}, {expected.shape}")
+    gap = (found.float() - expected.float()).abs().max().item()
+    _require(gap <= _TOLERANCE, f"{message} by up to {gap:.2e} (allowed {_TOLERANCE:.0e})")
+
+
+@contextmanager
+def _unchanged(subject: Subject, doing: str) -> Iterator[None]:
+    before = snapshot(subject.model)
+    yield
+    changed = differences(before, snapshot(subject.model))
+    _require(not changed, f"{doing} changed {', '.join(changed[:3])}")
+
+
+def _require(kept: bool, message: str) -> None:
+    if not kept:
+        raise Violation(message)

@@ -1,0 +1,69 @@
+"""Run the checks over families and say how each ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from streamline.method import Method
+from streamline.testing.checks import CHECKS, Violation, check_declaration, check_refusal
+from streamline.testing.subject import Subject
+
+__all__ = ["CONFORMANCE_FAMILIES", "Outcome", "check_method"]
+
+CONFORMANCE_FAMILIES = ("opt", "llama", "qwen3")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one check ended on one family.
+
+    Attributes:
+        family: The tiny model's family; ``-`` for checks that need none.
+        check: The check's name.
+        status: ``refused`` where the method says that it does not support the family.
+        detail: The violation, the error or the reason of the refusal; empty when passed.
+    """
+
+    family: str
+    check: str
+    status: Literal["passed", "failed", "refused"]
+    detail: str = ""
+
+
+def check_method(
+    method: Method, families: Sequence[str] = CONFORMANCE_FAMILIES
+) -> Iterator[Outcome]:
+    """Run every check on every family, one outcome at a time.
+
+    Args:
+        method: The method, with the fields to be tested.
+        families: Families of :data:`streamline.testing.models.FAMILIES`.
+
+    Yields:
+        One outcome for each family and check; one alone for a family that the method refuses.
+    """
+    yield _attempt("-", "declaration", partial(check_declaration, method))
+    for family in families:
+        subject = Subject(method, family)
+        outcome = _attempt(family, "refusal", partial(check_refusal, subject))
+        reason = method.unsupported(subject.decoder) if outcome.status == "passed" else None
+        if reason is not None:
+            yield Outcome(family, "refusal", "refused", reason)
+            continue
+        yield outcome
+        for name, check in CHECKS.items():
+            yield _attempt(family, name, partial(check, subject))
+
+
+def _attempt(family: str, name: str, check: Callable[[], None]) -> Outcome:
+    """Run a check; whatever a plugin raises is its failure and not the end of the run."""
+    try:
+        check()
+    except Violation as error:
+        return Outcome(family, name, "failed", str(error))
+    except Exception as error:
+        return Outcome(family, name, "failed", f"{type(error).__name__}: {error}")
+    return Outcome(family, name, "passed")

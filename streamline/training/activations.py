@@ -1,0 +1,204 @@
+"""The teacher's hidden states: streamed from the dense path, and kept on disk where needed again.
+
+A teacher pass runs no deeper than the last depth that somebody wants and keeps nothing of its own.
+What is kept lies on a :class:`Shelf`: one memory-mapped file per depth, rounded to one dtype
+whether it is read back or freshly computed, so that results do not depend on what the shelf already
+holds.
+
+Example::
+
+    stream(decoder, decoder.enter(ids), {8, 12}, at=lambda depth, hidden: use(depth, hidden))
+    maps = linear_maps(decoder, [Span(8, 12)], train)       # {Span(8, 12): (weight, bias)}
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from streamline.engine.decoder import Decoder, Entry
+from streamline.methods.replacement import LinearMoments
+from streamline.plan import Span
+
+__all__ = ["ActivationCache", "Shelf", "linear_maps", "stream"]
+
+log = logging.getLogger(__name__)
+
+At = Callable[[int, Tensor], None]
+
+
+def stream(decoder: Decoder, entry: Entry, depths: Collection[int], at: At) -> None:
+    """Walk the dense path, without gradients, as deep as somebody wants and no deeper.
+
+    Args:
+        decoder: The teacher.
+        entry: The batch, from :meth:`Decoder.enter`.
+        depths: Depths to report: 0 is the input of layer 0, i the output of layer i - 1.
+        at: Called with each depth, in rising order, and its hidden states, [B, T, D].
+    """
+    with torch.no_grad():
+        for depth, hidden in decoder.trace(entry, max(depths)):
+            if depth in depths:
+                at(depth, hidden.detach())
+
+
+class Shelf:
+    """Hidden states of some depths for a fixed list of sequences.
+
+    Args:
+        depths: The depths it can hold.
+        shape: Sequences, tokens and width, (N, T, D).
+        dtype: What hidden states are rounded to.
+        directory: Folder of the memory-mapped files; None keeps the tensors in memory.
+    """
+
+    def __init__(
+        self,
+        depths: Collection[int],
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        directory: Path | None = None,
+    ) -> None:
+        self.depths, self.shape, self.dtype, self.directory = (
+            sorted(depths),
+            shape,
+            dtype,
+            directory,
+        )
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+        size = shape[0] * shape[1] * shape[2]
+        self._states = {d: self._array(f"depth-{d}.states", size, dtype) for d in self.depths}
+        self._filled = {d: self._array(f"depth-{d}.filled", shape[0], torch.uint8) for d in depths}
+
+    def _array(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
+        if self.directory is None:
+            return torch.zeros(size, dtype=dtype)
+        path = self.directory / name
+        n_bytes = size * dtype.itemsize
+        # Blocks are reserved now: a disk that fills up later would kill the process.
+        with path.open("ab") as file:
+            if file.tell() != n_bytes:
+                file.truncate(0)
+                file.truncate(n_bytes)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, n_bytes)
+        return torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+
+    def round(self, hidden: Tensor) -> Tensor:
+        """Hidden states as they would be read back."""
+        return hidden.to(self.dtype)
+
+    def holds(self, indices: Tensor) -> bool:
+        """Whether every depth of all these sequences is there; never for a shelf of no depths."""
+        return bool(self.depths) and all(bool(self._filled[d][indices].all()) for d in self.depths)
+
+    def write(self, depth: int, indices: Tensor, hidden: Tensor) -> None:
+        """Keep the hidden states of some sequences, [B, T, D], if the depth has a place."""
+        if depth not in self._states:
+            return
+        self._states[depth].view(self.shape)[indices] = self.round(hidden).cpu()
+        self._filled[depth][indices] = 1
+
+    def read(self, depth: int, indices: Tensor) -> Tensor:
+        """The hidden states of some sequences, [B, T, D], on the CPU in the shelf's dtype."""
+        return self._states[depth].view(self.shape)[indices]
+
+
+@dataclass(frozen=True)
+class ActivationCache:
+    """A folder for teacher activations that are used in more than one epoch.
+
+    Attributes:
+        directory: Where the files go.
+        byte_budget: Largest size of everything in the folder; what does not fit is computed again.
+        dtype: What activations are rounded to, read back or not.
+    """
+
+    directory: Path
+    byte_budget: int
+    dtype: torch.dtype = torch.bfloat16
+
+    def shelf(self, key: str, depths: Collection[int], shape: tuple[int, int, int]) -> Shelf:
+        """Open the files of one teacher and one list of sequences.
+
+        Args:
+            key: Content key of the teacher and the data.
+            depths: Depths that are needed.
+            shape: Sequences, tokens and width, (N, T, D).
+
+        Returns:
+            The shelf; one that only rounds and holds nothing if it does not fit the budget or
+            the disk.
+        """
+        folder = self.directory / f"{key[:16]}-{str(self.dtype).removeprefix('torch.')}"
+        need = len(depths) * shape[0] * (shape[1] * shape[2] * self.dtype.itemsize + 1)
+        names = {f"depth-{d}.{part}" for d in depths for part in ("states", "filled")}
+        used, mine = 0, 0
+        for path in self.directory.rglob("depth-*.*") if self.directory.exists() else ():
+            if path.parent == folder and path.name in names:
+                mine += path.stat().st_size
+            else:
+                used += path.stat().st_size
+        self.directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.directory).free
+        if used + need > self.byte_budget or need - mine > free:
+            log.info(
+                "activations of %d depths need %d bytes beside %d in %s (budget %d, disk free %d): "
+                "the teacher is run again in each epoch",
+                *(len(depths), need, used, self.directory, self.byte_budget, free),
+            )
+            return Shelf((), shape, self.dtype)
+        return Shelf(depths, shape, self.dtype, folder)
+
+
+def linear_maps(
+    decoder: Decoder,
+    spans: Sequence[Span],
+    train: Tensor,
+    *,
+    ridge: float = 1e-4,
+    micro_batch: int = 4096,
+) -> dict[Span, tuple[Tensor, Tensor]]:
+    """The linear map that best takes a span's input to its output, for several spans in one pass.
+
+    Args:
+        decoder: The dense model.
+        spans: Spans to stand for.
+        train: Tokens, [N, T], int64.
+        ridge: Pull towards the identity, as a share of the mean variance of the input.
+        micro_batch: Tokens per forward pass.
+
+    Returns:
+        For each span ``(W [D, D], b [D])``, float64 on the CPU, with ``output`` near ``W x + b``:
+        what :func:`streamline.methods.replacement.make` takes as ``linear``.
+    """
+    device = "cpu" if decoder.device.type == "mps" else decoder.device  # float64 is needed
+    moments = {span: LinearMoments(decoder.hidden_size, device) for span in sorted(set(spans))}
+    last = {span.start: 0 for span in moments}
+    for span in moments:
+        last[span.start] = max(last[span.start], span.stop)
+    held: dict[int, Tensor] = {}
+
+    def at(depth: int, hidden: Tensor) -> None:
+        for span, moment in moments.items():
+            if span.stop == depth:
+                moment.update(held[span.start], hidden)
+        for start in [start for start in held if last[start] <= depth]:
+            del held[start]
+        if depth in last:
+            held[depth] = hidden
+
+    depths = {depth for span in moments for depth in (span.start, span.stop)}
+    with torch.no_grad():
+        for ids in torch.split(train, max(1, micro_batch // train.shape[1])):
+            stream(decoder, decoder.enter(ids), depths, at)
+    solved = {span: moment.solve(ridge) for span, moment in moments.items()}
+    return {span: (weight.cpu(), bias.cpu()) for span, (weight, bias) in solved.items()}

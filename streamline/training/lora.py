@@ -1,0 +1,286 @@
+"""Recovery: post-train any pruned model with LoRA adapters and merge them into its weights.
+
+A stage of a run that can follow every method: same data, same tokens, merged before evaluation.
+Only this file imports peft.
+
+Example::
+
+    result = heal(model, batches, preset="llm-pruner", token_budget=100_000, directory=out)
+    result.model, result.trained_parameters, result.seconds
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from streamline.engine.decoder import Decoder, submodule
+from streamline.environment import peak_memory_bytes, restart_peak_memory
+from streamline.errors import ConfigError
+from streamline.files import content_key
+from streamline.methods.replacement import seeded
+from streamline.sources.examples import Data, Sequences, as_sequences
+from streamline.training.loop import fingerprint
+from streamline.training.lora_loop import HealingLoop, plan_batches
+from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
+from streamline.training.schedule import Schedule
+from streamline.training.state import Trainee, digest
+
+__all__ = ["PRESETS", "HealResult", "LoraRecipe", "heal", "matched_rank", "target_modules"]
+
+
+@dataclass
+class HealResult:
+    """What recovery made of a model.
+
+    Attributes:
+        model: The model with the adapters merged into its weights.
+        recipe: The recipe that was used, with its rank.
+        trained_parameters: Parameters of the adapters.
+        tokens: Training tokens seen, epochs counted, padding not.
+        n_steps: Optimiser steps.
+        seconds: Time spent.
+        peak_memory_bytes: Largest memory use: of the accelerator, or of the process on a CPU.
+        losses: One row per optimiser step, as in the JSON lines file.
+        before: Validation loss before, if validation data was given.
+        after: Validation loss of the weights that were kept, likewise.
+    """
+
+    model: PreTrainedModel
+    recipe: LoraRecipe
+    trained_parameters: int
+    tokens: int
+    n_steps: int
+    seconds: float
+    peak_memory_bytes: int | None
+    losses: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    before: float | None = None
+    after: float | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but model and rows, as a JSON object."""
+        names = ("trained_parameters", "tokens", "n_steps", "seconds", "peak_memory_bytes")
+        return {
+            "recipe": asdict(self.recipe),
+            **{name: getattr(self, name) for name in (*names, "before", "after")},
+        }
+
+
+def heal(
+    model: PreTrainedModel,
+    data: Data,
+    *,
+    tokenizer: Any = None,
+    preset: str | LoraRecipe = "default",
+    token_budget: int | None = None,
+    trained_parameters: int | None = None,
+    validation: Data | None = None,
+    evaluations: int = 4,
+    seed: int = 0,
+    directory: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    autocast: torch.dtype | None = None,
+    micro_batch: int = 4096,
+    save_seconds: float = 30.0,
+) -> HealResult:
+    """Train LoRA adapters on a model and merge them.
+
+    Tensors that the model shares with another (the dense one) are not written to: merged weights
+    are new tensors. Only the adapters' dropout is on.
+
+    Args:
+        model: Any pruned model of a known family.
+        data: Token batches, [N, T], int64, with loss on every token; or examples with
+            ``instruction``, ``input`` (may be missing) and ``output``, with loss on the output.
+        tokenizer: Needed for examples.
+        preset: A name from :data:`PRESETS` or a recipe.
+        token_budget: Training tokens to see in all, in place of the recipe's epochs and steps, so
+            that every method gets the same; the data is repeated or cut to it.
+        trained_parameters: Solve the rank so that about as many parameters are trained.
+        validation: Held-out data; with it the weights of the lowest loss are kept.
+        evaluations: How often its loss is measured, beside before.
+        seed: Seed of the data order, the adapters' start and their dropout.
+        directory: For state and losses; a killed recovery goes on, a finished one is loaded.
+        progress: Called with tokens done, tokens in all, and a line.
+        autocast: ``torch.bfloat16`` for mixed precision. Adapters are always float32.
+        micro_batch: Tokens per forward pass, padding included.
+        save_seconds: How often the state is written.
+
+    Returns:
+        The merged model, on the device and in the dtype it came in, and what it cost.
+
+    Raises:
+        UnknownNameError: If there is no such preset.
+        ConfigError: If the data cannot be used, ``matched`` has no number to match, or the model
+            has no linear map to adapt.
+
+    Reference:
+        LoRA, arXiv:2106.09685; the presets after arXiv:2305.11627, arXiv:2401.15024 and
+        arXiv:2403.17887.
+
+    Differs from the papers:
+        The warm-up is at most a tenth of the run; ``uidl`` adapts unquantised weights.
+    """
+    recipe = recipe_of(preset, trained_parameters)
+    decoder = Decoder(model)
+    targets = target_modules(decoder, recipe.targets)
+    if not targets:
+        raise ConfigError(
+            f"{decoder.name} has no linear map among the LoRA targets {recipe.targets!r}; "
+            "choose other targets"
+        )
+    if trained_parameters is not None:
+        rank = matched_rank(targets.values(), trained_parameters)
+        recipe = replace(recipe, rank=rank, alpha=2 * rank)
+    sequences = as_sequences(data, tokenizer, recipe.length)
+    held_out = None if validation is None else as_sequences(validation, tokenizer, recipe.length)
+    batches = plan_batches(sequences, recipe, token_budget, seed)
+    schedule = Schedule(
+        n_steps=len(batches),
+        peak=recipe.learning_rate,
+        final=recipe.final_learning_rate,
+        warmup_steps=min(recipe.warmup_steps, len(batches) // 10),
+        shape=recipe.shape,
+    )
+    key = content_key(
+        {
+            "recipe": asdict(recipe),
+            "model": fingerprint(decoder),
+            "data": _digest(sequences),
+            "validation": None if held_out is None else [_digest(held_out), evaluations],
+            "seed": seed,
+            "batches": digest(batches),
+            "autocast": str(autocast),
+        }
+    )
+    restart_peak_memory()
+    with _adapters(model, list(targets), recipe, seed) as (parameters, dropouts):
+        trainee = Trainee(
+            label="lora",
+            key=key,
+            parameters=parameters,
+            schedule=schedule,
+            weight_decay=recipe.weight_decay,
+            clip=recipe.clip,
+            directory=directory,
+        )
+        trainee.resume()
+        loop = HealingLoop(
+            decoder, sequences, held_out, batches, dropouts, seed, autocast, micro_batch
+        )
+        loop.train(trainee, evaluations, progress, save_seconds)
+        trainee.finish()
+        _merge(model)
+    return HealResult(
+        model=model,
+        recipe=recipe,
+        trained_parameters=trainee.n_parameters,
+        tokens=trainee.n_tokens,
+        n_steps=len(batches),
+        seconds=trainee.seconds,
+        peak_memory_bytes=peak_memory_bytes(decoder.device),
+        losses=trainee.rows,
+        before=None if held_out is None else trainee.rows[0]["validation_loss"],
+        after=None if held_out is None else trainee.best_loss,
+    )
+
+
+def target_modules(decoder: Decoder, targets: Targets) -> dict[str, nn.Module]:
+    """The linear maps of a model's layers, replacements included, by their full names.
+
+    Args:
+        decoder: The model.
+        targets: Which of them; those of attention are known from the table of families.
+    """
+    family = decoder.family
+    attention = {name for name in (family.q, family.k, family.v, family.qkv, family.o) if name}
+    found: dict[str, nn.Module] = {}
+    for index, layer in enumerate(decoder.layers):
+        for name, module in layer.named_modules():
+            wanted = targets == "all" or (targets == "attention") == (name in attention)
+            if wanted and isinstance(module, (nn.Linear, Conv1D)) and _new(module, found):
+                found[f"{family.layers}.{index}.{name}" if name else f"{family.layers}.{index}"] = (
+                    module
+                )
+    return found
+
+
+def matched_rank(targets: Iterable[nn.Module], trained_parameters: int) -> int:
+    """The rank whose adapters train most nearly a number of parameters, at least 1."""
+    per_rank = sum(sum(cast("Tensor", module.weight).shape) for module in targets)
+    return max(1, round(trained_parameters / per_rank))
+
+
+def _new(module: nn.Module, found: Mapping[str, nn.Module]) -> bool:
+    """Whether a module has not been met yet: one that is applied twice gets one adapter."""
+    return all(module is not other for other in found.values())
+
+
+def _digest(sequences: Sequences) -> str:
+    return digest([sequences.ids, sequences.lengths, sequences.first])
+
+
+@contextmanager
+def _adapters(
+    model: PreTrainedModel, targets: list[str], recipe: LoraRecipe, seed: int
+) -> Iterator[tuple[dict[str, nn.Parameter], list[nn.Module]]]:
+    """Put adapters on some linear maps, train nothing else, and take them off again."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    gradients = {p: p.requires_grad for p in model.parameters()}
+    by_name = {name: p.requires_grad for name, p in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    attributes = set(vars(model))
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=targets,
+    )
+    try:
+        with seeded(seed), warnings.catch_warnings():
+            # peft remarks on each transposed map among plain ones and handles both.
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out")
+            inject_adapter_in_model(config, model)
+        model.eval()
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in parameters.values():
+            parameter.data = parameter.data.float()
+        yield parameters, [layer.lora_dropout for layer in _lora_layers(model).values()]
+    finally:
+        for name, module in _lora_layers(model).items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(submodule(model, parent), leaf, module.get_base_layer())
+        for name in set(vars(model)) - attributes:
+            delattr(model, name)
+        for parameter, flag in gradients.items():
+            parameter.requires_grad_(flag)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(by_name[name])
+        for name, module in model.named_modules():
+            module.training = modes[name]
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+
+
+@torch.no_grad()
+def _merge(model: nn.Module) -> None:
+    """Add each adapter to its map, as a new tensor: the old one may be shared."""
+    for layer in _lora_layers(model).values():
+        base = layer.get_base_layer()
+        old = base.weight
+        merged = old.float() + layer.get_delta_weight("default").float()
+        base.weight = nn.Parameter(merged.to(old.dtype), requires_grad=old.requires_grad)

@@ -1,0 +1,144 @@
+"""The loop of recovery: batches of text or answers in, optimiser steps of a trainee out.
+
+Example::
+
+    loop = HealingLoop(decoder, sequences, None, batches, dropouts, seed=0, autocast=None)
+    loop.train(trainee, evaluations=4, progress=None, save_seconds=30.0)
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from streamline.engine.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.methods.replacement import seeded
+from streamline.sources.examples import Sequences
+from streamline.training.lora_recipe import LoraRecipe
+from streamline.training.next_token import next_token_loss
+from streamline.training.objectives import mixed
+from streamline.training.schedule import data_order
+from streamline.training.state import Trainee
+
+__all__ = ["HealingLoop", "plan_batches"]
+
+
+def plan_batches(
+    sequences: Sequences, recipe: LoraRecipe, budget: int | None, seed: int
+) -> list[Tensor]:
+    """Indices of every optimiser step, by epochs and steps or up to a budget of tokens.
+
+    Raises:
+        ConfigError: If the budget is not positive.
+    """
+    if budget is not None and budget < 1:
+        raise ConfigError(f"the token budget of recovery must be at least 1, got {budget}")
+    size = recipe.batch
+    if sequences.packed:
+        size = max(1, round(recipe.batch * recipe.length / sequences.ids.shape[1]))
+    batches: list[Tensor] = []
+    seen = 0
+    for epoch in itertools.count():
+        if budget is None and epoch == recipe.epochs:
+            return batches
+        for indices in torch.split(data_order(len(sequences.ids), seed, epoch), size):
+            if budget is None and len(batches) == recipe.max_steps:
+                return batches
+            so_far = seen + sequences.lengths[indices].cumsum(0)
+            if budget is not None and int(so_far[-1]) >= budget:
+                last = int((so_far >= budget).nonzero()[0])
+                return [*batches, indices[: last + 1]]
+            batches.append(indices)
+            seen = int(so_far[-1])
+    raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class HealingLoop:
+    """The loop over a recovery's batches."""
+
+    decoder: Decoder
+    sequences: Sequences
+    held_out: Sequences | None
+    batches: list[Tensor]
+    dropouts: list[nn.Module]
+    seed: int
+    autocast: torch.dtype | None
+    micro_batch: int = 4096
+
+    def train(
+        self,
+        trainee: Trainee,
+        evaluations: int,
+        progress: Callable[[int, int, str], None] | None,
+        save_seconds: float,
+    ) -> None:
+        """Make the steps that are left."""
+        saved = time.monotonic()
+        total = sum(int(self.sequences.lengths[indices].sum()) for indices in self.batches)
+        n_steps = len(self.batches)
+        started = time.monotonic()
+        if self.held_out is not None and not trainee.rows:
+            trainee.validated(self._loss(self.held_out))
+            trainee.spent(time.monotonic() - started)
+        for step in range(trainee.step + 1, n_steps + 1):
+            started = time.monotonic()
+            indices = self.batches[step - 1]
+            loss = self._gradients(indices, step)
+            trainee.update(loss, int(self.sequences.lengths[indices].sum()))
+            due = step * evaluations // n_steps > (step - 1) * evaluations // n_steps
+            if self.held_out is not None and (due or step == n_steps):
+                trainee.validated(self._loss(self.held_out))
+            trainee.spent(time.monotonic() - started)
+            if progress is not None:
+                text = f"step {step}/{n_steps}, loss {loss:.4f}"
+                progress(trainee.n_tokens, total, text)
+            if step < n_steps and time.monotonic() - saved >= save_seconds:
+                trainee.save()
+                saved = time.monotonic()
+
+    def _gradients(self, indices: Tensor, step: int) -> float:
+        """Add the gradients of one optimiser batch; its mean loss per scored token."""
+        count = max(1, int((self.sequences.lengths - self.sequences.first)[indices].sum()))
+        total = 0.0
+        self._dropout(True)
+        with seeded(self.seed * 1_000_003 + step):
+            for part in self._micro(self.sequences, indices):
+                loss = self._sum(self.sequences, part) / count
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+        self._dropout(False)
+        return total
+
+    def _dropout(self, on: bool) -> None:
+        """Switch the adapters' dropout, and no other."""
+        for module in self.dropouts:
+            module.train(on)
+
+    @torch.no_grad()
+    def _loss(self, sequences: Sequences) -> float:
+        """Mean loss per scored token."""
+        parts = self._micro(sequences, torch.arange(len(sequences.ids)))
+        total = sum(float(self._sum(sequences, part)) for part in parts)
+        return total / int((sequences.lengths - sequences.first).sum())
+
+    def _micro(self, sequences: Sequences, indices: Tensor) -> tuple[Tensor, ...]:
+        width = int(sequences.lengths[indices].max())
+        return torch.split(indices, max(1, self.micro_batch // width))
+
+    def _sum(self, sequences: Sequences, indices: Tensor) -> Tensor:
+        """Summed loss of some sequences."""
+        ids, scored = sequences.part(indices)
+        decoder = self.decoder
+        with mixed(decoder.device, self.autocast):
+            entry = decoder.enter(ids)
+            hidden = entry.hidden
+            for index, layer in enumerate(decoder.layers):
+                hidden = decoder.run(layer, hidden, entry, index)
+            return next_token_loss(decoder, hidden, ids, scored)

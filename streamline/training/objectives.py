@@ -1,0 +1,198 @@
+"""What a student is trained for: the objectives, and the pupil that they work on.
+
+An objective runs one batch of tokens for several pupils and hands out each one's summed error. Here
+is the squared error on hidden states (the paper); :mod:`streamline.training.next_token` has the
+language- model loss.
+
+Example::
+
+    HiddenStates(decoder, autocast=None).walk(ids, indices, pupils, consume, shelf=None)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from streamline.engine.decoder import Decoder, Entry
+from streamline.engine.paths import Path
+from streamline.plan import Span
+from streamline.training.activations import Shelf, stream
+from streamline.training.schedule import Clock
+from streamline.training.state import Trainee
+from streamline.training.student import Recipe
+
+__all__ = ["Consume", "HiddenStates", "Objective", "Pupil", "as_dtype", "mixed"]
+
+
+@dataclass
+class Pupil:
+    """One optimiser's worth of students.
+
+    Attributes:
+        spans: The spans they stand for.
+        modules: Their networks.
+        recipe: How they are trained.
+        clock: When they are.
+        trainee: Their parameters, optimiser and files.
+        path: The pruned model, for the LM objective.
+    """
+
+    spans: list[Span]
+    modules: nn.ModuleList
+    recipe: Recipe
+    clock: Clock
+    trainee: Trainee
+    path: Path | None = None
+
+
+#: Called with a pupil, its summed error, and the summed error of leaving its span out.
+Consume = Callable[[Pupil, Tensor, "Tensor | None"], None]
+
+
+class Objective(Protocol):
+    """What is minimised: run a batch and hand out each pupil's summed error."""
+
+    def n_terms(self, length: int) -> int:
+        """Number of summands that one sequence adds to the error."""
+        ...
+
+    def depths(self, pupils: Sequence[Pupil]) -> set[int]:
+        """Depths of the dense path that are read; empty if none can be kept."""
+        ...
+
+    def walk(
+        self,
+        ids: Tensor,
+        indices: Tensor,
+        pupils: Sequence[Pupil],
+        consume: Consume,
+        shelf: Shelf | None,
+    ) -> None:
+        """Run one batch; gradients as the caller has set them."""
+        ...
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Squared error between a student's output and the span's, summed over tokens and features."""
+
+    decoder: Decoder
+    autocast: torch.dtype | None
+
+    def n_terms(self, length: int) -> int:
+        """Tokens times features."""
+        return length * self.decoder.hidden_size
+
+    def depths(self, pupils: Sequence[Pupil]) -> set[int]:
+        """Both ends of every span."""
+        return {d for pupil in pupils for span in pupil.spans for d in (span.start, span.stop)}
+
+    def walk(
+        self,
+        ids: Tensor,
+        indices: Tensor,
+        pupils: Sequence[Pupil],
+        consume: Consume,
+        shelf: Shelf | None,
+    ) -> None:
+        """One teacher pass; each student runs when its stop is reached."""
+        depths = self.depths(pupils)
+        held: dict[int, Tensor] = {}
+        last = {p.spans[0].start: 0 for p in pupils}
+        for pupil in pupils:
+            span = pupil.spans[0]
+            last[span.start] = max(last[span.start], span.stop)
+        training = torch.is_grad_enabled()
+        with torch.no_grad():
+            entry = self.decoder.enter(ids)
+
+        def at(depth: int, hidden: Tensor) -> None:
+            hidden = hidden if shelf is None else shelf.round(hidden)
+            hidden = hidden.to(torch.float32)
+            for pupil in pupils:
+                span = pupil.spans[0]
+                if span.stop == depth:
+                    with torch.set_grad_enabled(training):
+                        self._compare(pupil, held[span.start], hidden, entry, consume)
+            for start in [s for s in held if last[s] <= depth]:
+                del held[start]
+            if depth in last:
+                held[depth] = hidden
+
+        if shelf is None:
+            stream(self.decoder, entry, depths, at)
+        elif shelf.holds(indices):
+            for depth in sorted(depths):
+                at(depth, shelf.read(depth, indices).to(self.decoder.device))
+        else:
+
+            def keep(depth: int, hidden: Tensor) -> None:
+                shelf.write(depth, indices, hidden)
+                at(depth, hidden)
+
+            stream(self.decoder, entry, depths, keep)
+
+    def _compare(
+        self, pupil: Pupil, start: Tensor, stop: Tensor, entry: Entry, consume: Consume
+    ) -> None:
+        layer = pupil.spans[0].start
+        call = as_dtype(entry, layer, torch.float32)
+        with mixed(start.device, self.autocast):
+            output = self.decoder.run(pupil.modules[0], start, call, layer)
+        normalize = pupil.recipe.normalize
+        error = squared_error(output.float(), stop.to(output.device), normalize)
+        dropped = (
+            None
+            if torch.is_grad_enabled()
+            else squared_error(start, stop.to(start.device), normalize)
+        )
+        consume(pupil, error, dropped)
+
+
+def squared_error(output: Tensor, target: Tensor, normalize: bool) -> Tensor:
+    """Squared error summed over tokens and features.
+
+    Args:
+        output: What the network gave, [..., D], float32.
+        target: What the span gave, of the same shape.
+        normalize: Divide each token's error by the mean square of its target.
+
+    Returns:
+        A scalar, float32.
+    """
+    error = (output - target).square()
+    if normalize:
+        scale = target.square().mean(-1, keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
+        error = error / scale
+    return error.sum()
+
+
+def mixed(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast to a dtype on the device's kind, or nothing for None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def as_dtype(entry: Entry, layer: int, dtype: torch.dtype) -> Entry:
+    """A batch whose call of one layer has its floating tensors (masks, rotations) in a dtype."""
+    if entry.hidden.dtype == dtype:
+        return entry
+    args, kwargs = entry.calls[layer]
+    calls = list(entry.calls)
+    calls[layer] = (_cast(args, dtype), _cast(kwargs, dtype))
+    return Entry(entry.hidden, calls)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(item, dtype) for item in value)
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return value

@@ -1,0 +1,385 @@
+"""One thing that is being trained: parameters, optimiser, best weights, losses, place on disk.
+
+A trainee depends on nothing that is trained beside it. It can be stopped at any step and goes on
+from its files to the same bits; when it is done, a marker file says so and its weights are only
+loaded.
+
+On disk, under the run's folder: ``state/<label>.safetensors`` while training,
+``losses/<label>.jsonl``, and at the end ``students/<label>.safetensors`` with the marker
+``students/<label>.json``.
+
+Example::
+
+    trainee = Trainee(label="ffn-8-12", key=key, parameters=dict(module.named_parameters()),
+                      schedule=schedule, directory=out)
+    trainee.resume()
+    loss.backward()
+    trainee.update(train_loss, n_tokens)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamline.files import write_json_atomic, write_text_atomic
+from streamline.training.schedule import Schedule
+
+__all__ = ["Losses", "Trainee", "digest", "save_tensors"]
+
+
+@dataclass
+class Losses:
+    """How a training went.
+
+    Attributes:
+        label: Name of its files.
+        objective: ``"mse"`` or ``"lm"``.
+        spans: The spans that were replaced, as ``[start, stop]``.
+        n_parameters: Trained parameters.
+        tokens: Training tokens seen, epochs counted.
+        before: Validation loss before training.
+        after: Validation loss after the last step.
+        best: Lowest validation loss: that of the weights which were kept.
+        best_step: The step they come from.
+        dropping: Validation loss of leaving the span out; None for the LM objective.
+        seconds: Time spent, with its share of passes that others use too.
+        skipped_steps: Steps left out because their gradient was not finite.
+        rows: One entry per optimiser step, as in the JSON lines file.
+    """
+
+    label: str
+    objective: str
+    spans: list[list[int]]
+    n_parameters: int
+    tokens: int
+    before: float
+    after: float
+    best: float
+    best_step: int
+    dropping: float | None
+    seconds: float
+    skipped_steps: int
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def relative(self) -> float | None:
+        """Best validation loss over that of leaving the span out; below 1 is a gain."""
+        return None if not self.dropping else self.best / self.dropping
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the rows, as a JSON object."""
+        data = asdict(self) | {"relative": self.relative}
+        del data["rows"]
+        return {k: _finite(v) for k, v in data.items()}
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes, dtypes and shapes of some tensors."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        total.update(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return total.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all.
+
+    Args:
+        path: The final name; parent folders are made.
+        tensors: What to write; copied, so shared memory is allowed.
+        metadata: Text stored beside the tensors.
+    """
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        save_file(
+            {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()},
+            str(temporary),
+            dict(metadata),
+        )
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Trainee:
+    """Parameters with an optimiser of their own.
+
+    Args:
+        label: Name of its files.
+        key: Content key of everything that decides the outcome; files with another are ignored.
+        parameters: What is trained, by name; float32, on their final device.
+        schedule: Learning rate per step.
+        weight_decay: AdamW's weight decay.
+        betas: AdamW's betas.
+        clip: Largest gradient norm.
+        directory: Where its files go; None keeps everything in memory.
+        losses: Folder of the losses, if not ``directory/losses``.
+    """
+
+    def __init__(
+        self,
+        *,
+        label: str,
+        key: str,
+        parameters: Mapping[str, nn.Parameter],
+        schedule: Schedule,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        clip: float = math.inf,
+        directory: Path | None = None,
+        losses: Path | None = None,
+    ) -> None:
+        self.label, self.key, self.schedule, self.clip = label, key, schedule, clip
+        self.parameters = dict(parameters)
+        self.directory = directory
+        self.losses_dir = directory / "losses" if losses is None and directory else losses
+        devices = {p.device.type for p in self.parameters.values()}
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), lr=schedule.at(1), betas=betas, weight_decay=weight_decay,
+            fused=devices <= {"cpu", "cuda"},
+        )  # fmt: skip
+        self.step = 0
+        self.n_tokens = 0
+        self.seconds = 0.0
+        self.skipped_steps = 0
+        self.dropping: float | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_loss, self.best_step = math.inf, 0
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step has been made."""
+        return self.step >= self.schedule.n_steps
+
+    def update(self, train_loss: float, n_tokens: int) -> None:
+        """Make one optimiser step with the gradients that are there, and clear them.
+
+        A step whose gradient is not finite is left out and counted.
+
+        Args:
+            train_loss: Mean loss of the optimiser batch, before the step.
+            n_tokens: Tokens of the batch.
+        """
+        self.step += 1
+        self.n_tokens += n_tokens
+        rate = self.schedule.at(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip)
+        if bool(torch.isfinite(norm)):
+            self.optimiser.step()
+        else:
+            self.skipped_steps += 1
+        self.optimiser.zero_grad(set_to_none=True)
+        self._row(train_loss, rate)
+
+    def validated(self, loss: float) -> None:
+        """Note the validation loss at the present step and keep the weights if it is the best."""
+        if not self.rows:
+            self._row(None, None)
+        self.rows[-1]["validation_loss"] = _finite(loss)
+        if not self.best or loss < self.best_loss or math.isnan(self.best_loss):
+            self.best_loss, self.best_step = loss, self.step
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def spent(self, seconds: float) -> None:
+        """Add to the time of the present step."""
+        self.seconds += seconds
+        self.rows[-1]["seconds"] = round(self.seconds, 3)
+
+    def _row(self, train_loss: float | None, rate: float | None) -> None:
+        self.rows.append(
+            {
+                "step": self.step,
+                "tokens": self.n_tokens,
+                "train_loss": _finite(train_loss),
+                "validation_loss": None,
+                "lr": rate,
+                "seconds": round(self.seconds, 3),
+            }
+        )
+
+    # Files ---------------------------------------------------------------------------------------
+
+    def _file(self, folder: str, suffix: str) -> Path:
+        assert self.directory is not None
+        return self.directory / folder / f"{self.label}.{suffix}"
+
+    def save(self) -> None:
+        """Write the state from which :meth:`resume` goes on; nothing without a folder."""
+        if self.directory is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"weights/{name}"] = parameter
+            if name in self.best:
+                tensors[f"best/{name}"] = self.best[name]
+            for part, value in self.optimiser.state[parameter].items():
+                tensors[f"adam.{part}/{name}"] = value
+        self.write_rows()
+        facts = {
+            "key": self.key,
+            "step": self.step,
+            "n_tokens": self.n_tokens,
+            "seconds": self.seconds,
+            "skipped_steps": self.skipped_steps,
+            "dropping": self.dropping,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "rows": self.rows,
+        }
+        save_tensors(self._file("state", "safetensors"), tensors, {"facts": json.dumps(facts)})
+
+    def resume(self) -> None:
+        """Take up what an earlier run left: its state, or all of it when that run finished."""
+        if self.directory is None:
+            return
+        facts = self._facts()
+        if facts is None:
+            return
+        path = self._file("students" if facts["finished"] else "state", "safetensors")
+        tensors = _load(path)
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(tensors[f"weights/{name}"])
+            if f"best/{name}" in tensors:
+                self.best[name] = tensors[f"best/{name}"].to(parameter.device)
+            prefix = "adam."
+            state = {
+                full[len(prefix) : -len(name) - 1]: value
+                for full, value in tensors.items()
+                if full.startswith(prefix) and full.endswith(f"/{name}")
+            }
+            if state:
+                fused = self.optimiser.defaults["fused"]  # it counts steps on the device
+                self.optimiser.state[parameter] = {
+                    part: value.to(parameter.device) if fused or part != "step" else value
+                    for part, value in state.items()
+                }
+        self.step, self.n_tokens = facts["step"], facts["n_tokens"]
+        self.seconds, self.skipped_steps = facts["seconds"], facts["skipped_steps"]
+        self.dropping = facts["dropping"]
+        self.best_loss, self.best_step = facts["best_loss"], facts["best_step"]
+        self.rows = facts["rows"]
+
+    def finish(self) -> None:
+        """Put the best weights back, if any were kept, and leave the marker of what is done."""
+        for name, value in self.best.items():
+            self.parameters[name].data.copy_(value)
+        self.write_rows()
+        if self.directory is None:
+            return
+        marker = self._file("students", "json")
+        facts = self._facts()
+        if facts is not None and facts["finished"]:
+            return
+        weights = {f"weights/{name}": p for name, p in self.parameters.items()}
+        save_tensors(self._file("students", "safetensors"), weights, {"key": self.key})
+        write_json_atomic(
+            marker,
+            {
+                "key": self.key,
+                "finished": True,
+                "step": self.step,
+                "n_tokens": self.n_tokens,
+                "seconds": self.seconds,
+                "skipped_steps": self.skipped_steps,
+                "dropping": self.dropping,
+                "best_loss": _finite(self.best_loss),
+                "best_step": self.best_step,
+                "rows": self.rows,
+            },
+        )
+        self._file("state", "safetensors").unlink(missing_ok=True)
+
+    def _facts(self) -> dict[str, Any] | None:
+        """What the files on disk say, or None if there are none of this key."""
+        marker, state = self._file("students", "json"), self._file("state", "safetensors")
+        if marker.exists():
+            facts: dict[str, Any] = json.loads(marker.read_text("utf-8"))
+            if facts["key"] == self.key:
+                best = facts["best_loss"]
+                return facts | {"best_loss": math.nan if best is None else best}
+        if state.exists():
+            from safetensors import safe_open
+
+            with safe_open(str(state), framework="pt") as stream:
+                facts = json.loads(stream.metadata()["facts"])
+            if facts["key"] == self.key:
+                return facts | {"finished": False}
+        return None
+
+    def write_rows(self) -> None:
+        """Write the losses as JSON lines, if a folder was given."""
+        if self.losses_dir is not None:
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_text_atomic(self.losses_dir / f"{self.label}.jsonl", text)
+
+    def adopt(self, other: Trainee) -> None:
+        """Take over what a trainee of the same key has become."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(other.parameters[name])
+        self.best = {name: p.detach().clone() for name, p in other.best.items()}
+        self.step, self.n_tokens, self.seconds = other.step, other.n_tokens, 0.0
+        self.skipped_steps, self.dropping = other.skipped_steps, other.dropping
+        self.best_loss, self.best_step = other.best_loss, other.best_step
+        self.rows = [dict(row) for row in other.rows]
+
+    def losses(self, objective: str, spans: list[list[int]]) -> Losses:
+        """The summary of a finished training."""
+        return Losses(
+            label=self.label,
+            objective=objective,
+            spans=spans,
+            n_parameters=self.n_parameters,
+            tokens=self.n_tokens,
+            before=_number(self.rows[0]["validation_loss"]),
+            after=_number(self.rows[-1]["validation_loss"]),
+            best=self.best_loss,
+            best_step=self.best_step,
+            dropping=self.dropping,
+            seconds=self.seconds,
+            skipped_steps=self.skipped_steps,
+            rows=self.rows,
+        )
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(str(path))
+
+
+def _finite(value: Any) -> Any:
+    """None in the place of a float that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> float:
+    """The float that :func:`_finite` hid."""
+    return math.nan if value is None else value

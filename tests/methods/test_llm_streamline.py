@@ -1,0 +1,103 @@
+"""LLM-Streamline's variants: which span goes, what comes in its place, what is counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from streamline.calibration import Calibration, measure
+from streamline.engine.decoder import Decoder
+from streamline.errors import ConfigError
+from streamline.methods.llm_streamline import (
+    StreamlineFFN,
+    StreamlineLayer,
+    StreamlineNone,
+    StreamlineSwiGLU,
+)
+from streamline.plan import Span
+from streamline.testing.models import tiny_model
+
+VARIANTS = [StreamlineNone, StreamlineFFN, StreamlineSwiGLU, StreamlineLayer]
+
+
+@pytest.fixture(scope="module")
+def llama2_7b() -> Decoder:
+    return Decoder.from_config(
+        LlamaConfig(
+            vocab_size=32_000,
+            hidden_size=4096,
+            intermediate_size=11_008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "n_removed", "percent"),
+    [
+        (StreamlineNone(), 8, 24.03),
+        (StreamlineFFN(), 9, 25.04),
+        (StreamlineSwiGLU(), 9, 25.02),
+        (StreamlineLayer(), 9, 24.03),
+    ],
+)
+def test_llama2_7b_at_a_quarter_is_counted_exactly(llama2_7b, method, n_removed, percent):
+    size = method.size(llama2_7b, 0.25)
+    assert size.dense == 6_738_415_616
+    assert size.n_removed == n_removed
+    assert round(100 * size.removed_fraction, 2) == percent
+
+
+def calibration(n_layers: int, best: Span) -> Calibration:
+    """Statistics in which one span is the most similar of its length."""
+    cosine = torch.full((n_layers + 1, n_layers + 1), 0.5, dtype=torch.float64)
+    cosine[best.start, best.stop] = 0.9
+    cosine[best.start + 1, best.stop + 1] = 0.8
+    return Calibration(cosine, torch.zeros_like(cosine), 1, 1)
+
+
+def test_none_drops_the_span_of_highest_cosine_and_names_the_runner_up():
+    found = calibration(8, Span(2, 5))
+    method = StreamlineNone()
+    assert method.select(found, 3).removed_layers == [2, 3, 4]
+    spans = method.explain(found, 3)["spans"]
+    assert spans[:2] == [{"span": [2, 5], "cosine": 0.9}, {"span": [3, 6], "cosine": 0.8}]
+
+
+def test_a_runner_up_can_be_taken_instead():
+    found = calibration(8, Span(2, 5))
+    assert StreamlineNone(runner_up=1).select(found, 3).removed_layers == [3, 4, 5]
+    with pytest.raises(ConfigError, match="runner_up=6 asked, but there are 6 spans"):
+        StreamlineNone(runner_up=6).select(found, 3)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "qwen3"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_count_from_the_config_is_the_count_of_the_model(family, variant):
+    decoder = Decoder(tiny_model(family, n_layers=6))
+    batches = torch.randint(0, 250, (2, 8))
+    method = variant()
+    pruned = method.prune(decoder, measure(decoder, batches), 0.3, batches, seed=0)
+    assert pruned.n_parameters(decoder) == method.size(decoder, 0.3).pruned
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sparsity_zero_is_the_identity(variant):
+    decoder = Decoder(tiny_model("llama", n_layers=4))
+    batches = torch.randint(0, 250, (2, 8))
+    pruned = variant().prune(decoder, measure(decoder, batches), 0.0, batches, seed=0)
+    assert pruned.plan.is_dense
+    assert pruned.students == []
+
+
+def test_the_layer_starts_as_the_first_of_the_span():
+    decoder = Decoder(tiny_model("llama", n_layers=6))
+    batches = torch.randint(0, 250, (2, 8))
+    pruned = StreamlineLayer().prune(decoder, measure(decoder, batches), 0.3, batches, seed=0)
+    student = pruned.students[0]
+    first = decoder.layers[student.span.start].state_dict()
+    assert all(torch.equal(value, first[key]) for key, value in student.module.state_dict().items())
+    assert student.module is pruned.modules[student.span.start]

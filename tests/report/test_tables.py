@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import pytest
+
+from streamline.errors import UnknownNameError
+from streamline.report.frames import cost_frame, results_frame, seeds_frame, stability_frame
+from streamline.report.render import blocks, csv_text, latex, markdown, terminal
+from streamline.report.tables import (
+    Table,
+    figure,
+    percent,
+    results_table,
+    run_tables,
+    seeds_table,
+    stability_table,
+)
+from streamline.results.metrics import METRICS, direction
+from streamline.results.record import Record, load
+
+
+def record(method="m", sparsity=0.25, status="ok", tasks=None, **changes):
+    return Record.build(
+        {
+            "model": "model_a",
+            "method": method,
+            "sparsity": sparsity,
+            "status": status,
+            "tasks": tasks or {},
+            **changes,
+        }
+    )
+
+
+def column(table, heading):
+    place = table.columns.index(heading)
+    return [row[place] for row in table.rows]
+
+
+def test_shares_are_percent_and_nothing_missing_becomes_a_number():
+    assert (percent(0.4567), percent(0.4567, 0.0123)) == ("45.7", "45.7 ±1.2")
+    assert (percent(None), figure(None)) == ("-", "-")
+    assert (percent(0.0), figure(0.0)) == ("0.0", "0.00")
+    assert (figure(29.04), figure(1819.4), figure(5.473)) == ("29.0", "1,819", "5.47")
+
+
+def test_a_task_is_shown_under_its_metric_and_two_metrics_never_share_a_column():
+    table = results_table(
+        [
+            record("a", tasks={"piqa": {"metric": "acc", "value": 0.7, "stderr": 0.01}}),
+            record("b", tasks={"piqa": {"metric": "acc_norm", "value": 0.6}}),
+            record("c", tasks={"wikitext2": {"metric": "perplexity", "value": 12.345}}),
+        ]
+    )
+    assert column(table, "piqa\nacc") == ["70.0 ±1.0", "-", "-"]
+    assert column(table, "piqa\nacc_norm") == ["-", "60.0", "-"]
+    assert column(table, "wikitext2\nperplexity") == ["-", "-", "12.3"]
+
+
+def test_the_way_of_scoring_is_named_and_no_name_stands_for_two_tasks():
+    tasks = {
+        "piqa": {"metric": "acc", "value": 0.7},
+        "streamline_piqa": {"metric": "acc", "value": 0.6, "protocol": "opencompass-ppl"},
+        "streamline_c3": {"metric": "acc", "value": 0.5},
+        "of_another_package": {"metric": "acc", "value": 0.4},
+    }
+    table = results_table([record(tasks=tasks)])
+    assert table.columns[-4:] == (
+        "piqa\nacc",
+        "streamline_piqa\nacc",
+        "c3\nacc",
+        "of_another_package\nacc",
+    )
+    assert table.notes == (
+        "Scored as by lm-eval: piqa.",
+        "Scored as by OpenCompass, mean NLL of the whole text: streamline_piqa, c3.",
+        "Tasks scored in different ways have no average over all of them.",
+    )
+    assert table.notes[:2] == stability_table([record(tasks=tasks)]).notes[:2]
+
+
+def test_failed_and_skipped_cells_are_rows_with_their_reason(run_folder):
+    table = results_table(load(run_folder))
+    rows = {row[0]: row for row in table.rows}
+    assert rows["slicegpt"][3] == "failed"
+    assert set(rows["laco"][4:]) == {"-"}
+    assert "slicegpt at 0.25: failed: RuntimeError: SVD did not converge" in table.notes
+
+
+def test_a_sparsity_far_from_the_asked_one_is_flagged():
+    far = record(
+        parameters={"dense": 100, "pruned": 80, "removed_fraction": 0.2},
+        notes={"flag": "asked 0.25, achieved 0.20"},
+    )
+    table = results_table([far])
+    assert column(table, "removed\n%") == ["20.0 !"]
+    assert table.notes == ("m at 0.25: ! asked 0.25, achieved 0.20",)
+
+
+def test_rows_are_grouped_by_sparsity_with_dense_first():
+    table = results_table([record("a", 0.25), record("dense", 0.0), record("a", 0.1)])
+    assert [row[:2] for row in table.rows] == [("dense", "0"), ("a", "0.1"), ("a", "0.25")]
+    assert table.sections == {1, 2}
+
+
+def test_subjects_are_one_column_of_their_unweighted_mean():
+    tasks = {
+        "mmlu_law": {"metric": "acc", "value": 0.2, "stderr": 0.03, "n": 10, "stability": 0.5},
+        "mmlu_art": {"metric": "acc", "value": 0.6, "stderr": 0.04, "n": 30, "stability": 0.7},
+    }
+    assert column(results_table([record(tasks=tasks)]), "mmlu\nacc") == ["40.0 ±2.5"]
+    [row] = stability_frame([record(tasks=tasks)]).to_dict("records")
+    assert (row["task"], row["n"], row["stability"]) == ("mmlu", 40, pytest.approx(0.6))
+    tasks["mmlu_art"]["value"] = None
+    assert column(results_table([record(tasks=tasks)]), "mmlu\nacc") == ["-"]
+
+
+def test_the_stability_table_shows_answers_lost_and_gained(run_folder):
+    records = load(run_folder)
+    table = stability_table(records, stderr=False)
+    pruned = next(item for item in records if item.method == "shortgpt")
+    counts = pruned.tasks["piqa"].model_extra["counts"]
+    row = next(row for row in table.rows if row[0] == "shortgpt")
+    share = percent(pruned.tasks["piqa"].stability)
+    first = table.columns.index("agreement") + 1
+    assert row[first] == f"{share} (-{counts['lost']}, +{counts['gained']})"
+
+
+def test_several_seeds_give_mean_and_spread(run_folder):
+    records = load(run_folder)
+    values = [
+        item.summary.accuracy
+        for item in records
+        if item.method == "random-layers" and item.sparsity == 0.25
+    ]
+    frame = seeds_frame(records)
+    row = frame[(frame["sparsity"] == 0.25) & (frame["measure"] == "accuracy")].iloc[0]
+    assert (row["seeds"], row["mean"]) == (2, pytest.approx(sum(values) / 2))
+    assert row["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert seeds_table(records).rows[1][:3] == ("random-layers", "0.25", "2")
+
+
+def test_frames_hold_plain_numbers(run_folder):
+    records = load(run_folder)
+    frame = results_frame(records)
+    assert len(frame) == len(records)
+    row = frame[frame["method"] == "dense"].iloc[0]
+    dense = next(item for item in records if item.method == "dense")
+    assert row["hellaswag acc_norm"] == dense.tasks["hellaswag"].value
+    assert list(frame.columns[-4:]) == [
+        "accuracy",
+        "relative_accuracy",
+        "stability",
+        "perplexity heldout",
+    ]
+    assert frame[frame["method"] == "laco"]["accuracy"].isna().all()
+    assert cost_frame(records)["train_tokens"].max() == 100_000
+
+
+def test_every_line_of_the_terminal_fits_80_columns(run_folder):
+    text = terminal(run_tables(load(run_folder)))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    assert text.count("llm-streamline-layer") > 10
+
+
+def test_a_wide_table_is_cut_into_blocks_that_repeat_the_keys():
+    table = Table(
+        name="t",
+        title="T",
+        columns=("method", *(f"task_{i:02}\nacc" for i in range(20))),
+        rows=(("m", *("50.0" for _ in range(20))),),
+    )
+    parts = blocks(table, 80)
+    assert len(parts) > 1
+    assert all(part.columns[0] == "method" for part in parts)
+    assert sum(len(part.columns) - 1 for part in parts) == 20
+    assert len(blocks(table, 500)) == 1
+
+
+SMALL = Table(
+    name="t",
+    title="50 % of a_b",
+    columns=("method", "piqa\nacc"),
+    rows=(("a_b|c", "1.0 ±0.5"), ("<d>", "-")),
+    sections=frozenset({1}),
+    notes=("a|b",),
+)
+
+
+def test_markdown():
+    assert markdown(SMALL) == (
+        "| method | piqa (acc) |\n|:--|--:|\n| a_b\\|c | 1.0 ±0.5 |\n| \\<d> | - |\n\n- a\\|b\n"
+    )
+
+
+def test_csv():
+    assert csv_text(SMALL) == "method,piqa (acc)\na_b|c,1.0 ±0.5\n<d>,-\n"
+
+
+def test_latex_is_escaped_and_uses_booktabs():
+    text = latex(SMALL)
+    assert r"\caption{50 \% of a\_b}" in text
+    assert r"a\_b|c & 1.0 $\pm$0.5 \\" in text
+    assert r"\shortstack{piqa \\ acc}" in text
+    assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 2, 1]
+    assert "% a|b" in text
+
+
+def test_every_metric_has_a_direction():
+    assert direction("acc") == "higher"
+    assert direction("perplexity") == "lower"
+    assert not METRICS["word_perplexity"].share
+    with pytest.raises(UnknownNameError, match="Metric 'speed' has no direction"):
+        direction("speed")

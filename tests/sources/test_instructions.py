@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamline.errors import AssetError, ConfigError
+from streamline.sources.examples import as_sequences
+from streamline.sources.instructions import is_instructions, load_examples
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> str:
+    path = tmp_path / "some.jsonl"
+    rows = [{"instruction": f"Say {i}.", "output": str(i)} for i in range(40)]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return str(path)
+
+
+def test_instructions_are_told_apart_from_running_text(examples, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "running"}))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{")
+    assert is_instructions(examples) and is_instructions("alpaca")
+    for other in ("packaged", "wikitext2", str(text), str(broken), str(tmp_path / "none.jsonl")):
+        assert not is_instructions(other)
+
+
+def test_parts_share_no_example_and_follow_the_seed(examples, tokenizer):
+    train, held_out = load_examples(examples, [400, 200], tokenizer=tokenizer, seed=3)
+    assert {r["output"] for r in train}.isdisjoint(r["output"] for r in held_out)
+    length = len(tokenizer("Instruction:\nSay 12.\n\nAnswer:\n12").input_ids)
+    assert len(train) == pytest.approx(400 / length, abs=1.1)
+    assert len(held_out) == pytest.approx(200 / length, abs=1.1)
+    assert load_examples(examples, [400, 200], tokenizer=tokenizer, seed=3) == [train, held_out]
+    assert load_examples(examples, [400, 200], tokenizer=tokenizer, seed=4) != [train, held_out]
+    everything, none = load_examples(examples, [10**6, 0], tokenizer=tokenizer, seed=3)
+    assert len(everything) == 40 and none == []
+    assert len(as_sequences(train, tokenizer, 64).ids) == len(train)
+
+
+def test_too_few_examples_are_refused(examples, tokenizer):
+    with pytest.raises(ConfigError, match=r"has 40 examples, too few for parts of \[1, 1000000\]"):
+        load_examples(examples, [1, 10**6], tokenizer=tokenizer, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("{", "line 1 is not JSON"),
+        (json.dumps({"instruction": "x"}), "line 1: an example needs 'instruction' and 'output'"),
+        (json.dumps({"output": "x"}), "line 1: the example has no 'instruction'"),
+        (json.dumps(["x"]), "line 1: an example needs"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(line, match, tmp_path, tokenizer):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line)
+    with pytest.raises(AssetError, match=match):
+        load_examples(str(path), [10], tokenizer=tokenizer, seed=0)
+
+
+def test_without_a_hub_the_reason_is_told(tokenizer):
+    with pytest.raises(AssetError, match=r"'alpaca' \(yahma/alpaca-cleaned\) could not be read"):
+        load_examples("alpaca", [10], tokenizer=tokenizer, seed=0)

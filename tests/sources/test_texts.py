@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from streamline.errors import AssetError, ConfigError
+from streamline.sources import texts
+from streamline.sources.packaged import Passage, is_heldout
+from streamline.sources.texts import Document, load_texts
+
+WIKITEXT = [
+    "",
+    " = First article = \n",
+    "",
+    " Some text of it . \n",
+    " = = A section = = \n",
+    " x = 2 = y holds . \n",
+    " = Second article = \n",
+    " More text . \n",
+]
+
+
+class Stream(list[dict[str, Any]]):
+    """What a streamed data set is to this package: rows that can be shuffled."""
+
+    def shuffle(self, *, seed: int, buffer_size: int) -> Stream:
+        assert buffer_size > 1
+        return Stream(self[seed:] + self[:seed])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None, str], Stream]:
+    """Rows by (repository, config, split), served in place of the hub."""
+    rows: dict[tuple[str, str | None, str], Stream] = {}
+
+    def load(repository: str, config: str | None, *, split: str, streaming: bool) -> Stream:
+        assert streaming
+        return rows[repository, config, split]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return rows
+
+
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch) -> list[Passage]:
+    domains = ("books", "wikipedia", "arxiv", "sports-history", "news", "stories")
+    rows = [Passage(f"{i} " * 40, domains[i % 6], f"group {i // 2}") for i in range(600)]
+    monkeypatch.setattr(texts, "packaged_passages", lambda: rows)
+    return rows
+
+
+def test_packaged_splits_share_no_group(packaged: list[Passage]):
+    group = {p.text: p.group for p in packaged}
+    train = {group[d.text] for d in load_texts("packaged")}
+    heldout = {group[d.text] for d in load_texts("packaged:heldout")}
+    assert not train & heldout
+    assert train | heldout == set(group.values())
+    assert 0.05 < len(heldout) / len(train | heldout) < 0.16
+    assert len(load_texts("packaged:all")) == 600
+
+
+def test_packaged_order_follows_the_seed(packaged: list[Passage]):
+    assert load_texts("packaged", seed=3) == load_texts("packaged", seed=3)
+    assert load_texts("packaged", seed=3) != load_texts("packaged", seed=4)
+    everything = load_texts("packaged:all", seed=None)
+    assert [d.text for d in everything] == [p.text for p in packaged]
+
+
+def test_packaged_tokens_are_mixed(packaged: list[Passage], tokenizer: Any):
+    found = load_texts("packaged", n_tokens=2000, tokenizer=tokenizer, seed=0)
+    counts: Counter[str] = Counter()
+    for document in found:
+        counts[document.domain] += len(tokenizer(document.text, add_special_tokens=False).input_ids)
+    assert counts == {domain: round(2000 * s) for domain, s in texts.PROPORTIONS.items()}
+
+
+def _pajama(n: int) -> Stream:
+    names = list(texts.SLIMPAJAMA_PROPORTIONS)
+    return Stream(
+        {"text": f"{i:05d}" * (1 + i % 5), "meta": {"redpajama_set_name": names[i % 7]}}
+        for i in range(n)
+    )
+
+
+def test_slimpajama_by_tokens(hub: dict[Any, Stream], tokenizer: Any):
+    hub["DKYoon/SlimPajama-6B", None, "train"] = _pajama(7000)
+    found = load_texts("slimpajama", n_tokens=10_000, tokenizer=tokenizer)
+    tokens: Counter[str] = Counter()
+    for document in found:
+        tokens[document.domain] += len(document.text)
+    assert tokens == {d: round(10_000 * s) for d, s in texts.SLIMPAJAMA_PROPORTIONS.items()}
+
+
+def test_slimpajama_by_rows_as_released(hub: dict[Any, Stream]):
+    hub["DKYoon/SlimPajama-6B", None, "train"] = _pajama(7000)
+    found = Counter(d.domain for d in load_texts("slimpajama:rows", n_documents=659))
+    assert found["RedPajamaC4"] == pytest.approx(659 * 0.492 / 0.66219, abs=1)
+    assert found["RedPajamaCommonCrawl"] == pytest.approx(659 * 0.361 / 3 / 0.66219, abs=1)
+    assert found["RedPajamaBook"] <= 1
+    earlier = Counter(d.domain for d in load_texts("slimpajama:rows-v1", n_documents=1000))
+    assert earlier["RedPajamaBook"] == 91
+
+
+def test_slimpajama_heldout_is_the_validation_split(hub: dict[Any, Stream]):
+    hub["DKYoon/SlimPajama-6B", None, "validation"] = _pajama(700)
+    assert len(load_texts("slimpajama:rows:heldout", n_documents=50)) == 50
+
+
+def test_wikitext_rows_become_articles(hub: dict[Any, Stream]):
+    hub["Salesforce/wikitext", "wikitext-2-raw-v1", "test"] = Stream({"text": t} for t in WIKITEXT)
+    first, second = load_texts("wikitext2:heldout", seed=None)
+    assert first.text == "".join(WIKITEXT[:6]) and second.text == "".join(WIKITEXT[6:])
+
+
+def test_c4_is_streamed_in_seeded_order(hub: dict[Any, Stream]):
+    hub["allenai/c4", "en", "train"] = Stream({"text": f"page {i}"} for i in range(10))
+    assert load_texts("c4", n_documents=2, seed=4) == [
+        Document("page 4", "c4"),
+        Document("page 5", "c4"),
+    ]
+
+
+@pytest.mark.parametrize("spec", ["c4", "slimpajama", "slimpajama:rows"])
+def test_huge_texts_need_a_limit(spec: str):
+    with pytest.raises(ConfigError, match="too large to load whole: give n_tokens or n_documents"):
+        load_texts(spec)
+
+
+def test_hub_texts_have_no_split_all(hub: dict[Any, Stream]):
+    with pytest.raises(ConfigError, match="'c4' has no split 'all'"):
+        load_texts("c4:all", n_documents=1)
+
+
+def test_unreachable_hub_is_explained():
+    with pytest.raises(AssetError, match=r"'wikitext2' \(Salesforce/wikitext, .*'packaged', which"):
+        load_texts("wikitext2")
+
+
+def test_hub_failing_half_way_is_explained(hub: dict[Any, Any]):
+    def rows() -> Any:
+        yield {"text": "one"}
+        raise ConnectionError("connection reset")
+
+    hub["Salesforce/wikitext", "wikitext-2-raw-v1", "train"] = rows()
+    with pytest.raises(AssetError, match="could not be read from the hub: connection reset"):
+        load_texts("wikitext2", seed=None)
+
+
+def test_unknown_split_is_refused(packaged: list[Passage]):
+    split: Any = "dev"
+    with pytest.raises(ConfigError, match="Unknown split 'dev'. Splits are: train, heldout, all"):
+        load_texts("packaged", split=split)
+
+
+def test_jsonl_with_and_without_domains(tmp_path: Path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"text": "a", "domain": "x"}\n\n{"text": "b"}\n{"text": ""}\n')
+    assert load_texts(f"{path}:all", seed=None) == [Document("a", "x"), Document("b", "mine")]
+
+
+def test_local_splits_are_disjoint_and_whole(tmp_path: Path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(200)))
+    train, heldout = load_texts(str(path)), load_texts(f"{path}:heldout")
+    assert not set(train) & set(heldout)
+    assert len(train) + len(heldout) == 200 and 5 < len(heldout) < 40
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 2 is not JSON"), ('{"txt": "a"}', "line 2 has no field 'text'"), ("3", "line 2")],
+)
+def test_bad_jsonl_lines_are_named(line: str, message: str, tmp_path: Path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(AssetError, match=message):
+        load_texts(f"{path}:all")
+
+
+def test_txt_in_wikitext_form_and_plain(tmp_path: Path):
+    (tmp_path / "wiki.txt").write_text("".join(WIKITEXT))
+    paragraph = "A sentence of some words. " * 20
+    (tmp_path / "plain.txt").write_text("\n\n".join([paragraph] * 10))
+    found = load_texts(f"{tmp_path}:all", seed=None)
+    assert [d.domain for d in found] == ["plain"] * 3 + ["wiki"] * 2
+    assert all(len(d.text) >= 2000 for d in found[:2])
+    assert "".join(d.text for d in found[:3]).count("A sentence") == 200
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path):
+    (tmp_path / "old.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(AssetError, match="old.txt is not UTF-8"):
+        load_texts(str(tmp_path))
+
+
+def test_too_small_for_a_split_is_explained(tmp_path: Path):
+    (tmp_path / "one.txt").write_text("just this")
+    empty = "train" if is_heldout("just this") else "heldout"
+    with pytest.raises(ConfigError, match=f"has no document in the split '{empty}'; use '.*:all'"):
+        load_texts(f"{tmp_path}:{empty}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.txt", "does not exist"), ("", "holds no .jsonl or .txt"), ("a.csv", "is no .jsonl")],
+)
+def test_missing_local_text_is_named(name: str, message: str, tmp_path: Path):
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(AssetError, match=f"{message}.* A text is one of packaged, slimpajama"):
+        load_texts(str(tmp_path / name))
+
+
+def test_real_wikitext_file_where_present():
+    """Reads wikitext-2/valid.txt below STREAMLINE_DATA_DIR; nothing to read elsewhere."""
+    path = Path(os.environ.get("STREAMLINE_DATA_DIR", "nowhere")) / "wikitext-2" / "valid.txt"
+    if path.is_file():
+        articles = load_texts(f"{path}:all", seed=None)
+        assert len(articles) == 60
+        assert "".join(a.text for a in articles).split() == path.read_text().split()

@@ -1,0 +1,111 @@
+"""Reading weights from safetensors: exact, counted, and refusing what is damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from streamline.errors import AssetError
+from streamline.streaming.weights import WeightSource
+
+
+def tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "a": torch.randn(3, 5, generator=generator),
+        "b": torch.randn(7, generator=generator).bfloat16(),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "ids": torch.arange(4),
+        "empty": torch.zeros(0, 3),
+    }
+
+
+def single(folder: Path) -> Path:
+    save_file(tensors(), folder / "model.safetensors")
+    return folder
+
+
+def sharded(folder: Path) -> Path:
+    mapping = {}
+    for number, (name, tensor) in enumerate(tensors().items()):
+        file = f"model-{number}.safetensors"
+        save_file({name: tensor}, folder / file)
+        mapping[name] = file
+    index = {"metadata": {}, "weight_map": mapping}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("write", [single, sharded])
+def test_reads_what_was_written(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with WeightSource(write(tmp_path)) as source:
+        for name, tensor in tensors().items():
+            found = source.read(name)
+            assert found.dtype == tensor.dtype and torch.equal(found, tensor)
+        assert set(source) == set(tensors()) and "c" not in source
+        assert set(source.reads.values()) == {1}
+        assert source.bytes_read == sum(t.numel() * t.element_size() for t in tensors().values())
+
+
+def test_converts_floating_point_only(tmp_path: Path) -> None:
+    with WeightSource(single(tmp_path)) as source:
+        assert torch.equal(source.read("b", torch.float32), tensors()["b"].float())
+        assert source.read("ids", torch.float32).dtype == torch.int64
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(AssetError, match="can only be streamed from safetensors"):
+        WeightSource(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (sharded(tmp_path) / "model-1.safetensors").unlink()
+    with pytest.raises(AssetError, match=r"model-1\.safetensors cannot be opened"):
+        WeightSource(tmp_path)
+
+
+def test_an_index_that_names_too_much_is_refused(tmp_path: Path) -> None:
+    index = sharded(tmp_path) / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    found["weight_map"]["more"] = "model-0.safetensors"
+    index.write_text(json.dumps(found))
+    with pytest.raises(AssetError, match="names 'more', which is in no file"):
+        WeightSource(tmp_path)
+    index.write_text("[]")
+    with pytest.raises(AssetError, match="not an index"):
+        WeightSource(tmp_path)
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    file = single(tmp_path) / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3])
+    with pytest.raises(AssetError, match="damaged or cut short"):
+        WeightSource(tmp_path)
+    file.write_bytes(b"not a file of weights")
+    with pytest.raises(AssetError, match="is not a safetensors file"):
+        WeightSource(tmp_path)
+    file.write_bytes((9).to_bytes(8, "little") + b'{"a": {}}')
+    with pytest.raises(AssetError, match="damaged header"):
+        WeightSource(tmp_path)
+
+
+def test_a_file_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    file = single(tmp_path) / "model.safetensors"
+    with WeightSource(tmp_path) as source:
+        with file.open("r+b") as stream:
+            stream.truncate(source["a"].start + 4)
+        with pytest.raises(AssetError, match="ends in the middle of 'a'"):
+            source.read("a")
+
+
+def test_quantised_formats_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(AssetError, match="F8_E4M3; streaming reads"):
+        WeightSource(tmp_path)

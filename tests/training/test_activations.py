@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from streamline.engine.decoder import Decoder
+from streamline.plan import Span
+from streamline.training.activations import ActivationCache, Shelf, linear_maps, stream
+
+
+@pytest.fixture
+def decoder(tiny_llama: Callable[..., nn.Module]) -> Decoder:
+    return Decoder(tiny_llama(n_layers=5))
+
+
+def tokens(n: int, length: int = 16) -> Tensor:
+    return torch.randint(0, 256, (n, length), generator=torch.Generator().manual_seed(0))
+
+
+def test_stream_gives_the_asked_depths_without_gradient(decoder: Decoder) -> None:
+    ids, seen = tokens(2), {}
+    stream(decoder, decoder.enter(ids), {0, 2, 3}, seen.__setitem__)
+    assert list(seen) == [0, 2, 3]
+    with torch.no_grad():
+        expected = decoder.model(ids, output_hidden_states=True).hidden_states
+    for depth, hidden in seen.items():
+        torch.testing.assert_close(hidden, expected[depth])
+        assert not hidden.requires_grad
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_shelf_gives_back_what_it_rounds(tmp_path: Path, on_disk: bool) -> None:
+    folder = tmp_path if on_disk else None
+    shelf = Shelf({1, 4}, (6, 3, 8), torch.bfloat16, folder)
+    indices = torch.tensor([4, 0])
+    states = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    shelf.write(1, indices, states)
+    assert not shelf.holds(indices), "depth 4 is missing"
+    shelf.write(4, indices, 2 * states)
+    assert shelf.holds(indices)
+    assert shelf.holds(torch.tensor([0]))
+    assert not shelf.holds(torch.tensor([0, 1]))
+    assert torch.equal(shelf.read(4, torch.tensor([0, 4])), (2 * states).bfloat16().flip(0))
+    if on_disk:
+        again = Shelf({1, 4}, (6, 3, 8), torch.bfloat16, folder)
+        assert again.holds(indices)
+        assert torch.equal(again.read(1, indices), shelf.round(states))
+
+
+def test_cache_keeps_to_its_budget(tmp_path: Path) -> None:
+    need = 2 * 6 * (3 * 8 * 2 + 1)
+    cache = ActivationCache(tmp_path, byte_budget=need)
+    assert cache.shelf("a" * 64, {1, 4}, (6, 3, 8)).depths == [1, 4]
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.*")) == need
+    assert cache.shelf("a" * 64, {1, 4}, (6, 3, 8)).depths == [1, 4], "its own files do not count"
+    full = cache.shelf("b" * 64, {1}, (6, 3, 8))
+    assert full.depths == []
+    assert not full.holds(torch.tensor([0]))
+    full.write(1, torch.tensor([0]), torch.zeros(1, 3, 8))
+    assert full.round(torch.zeros(1)).dtype == torch.bfloat16
+    assert not (tmp_path / ("b" * 16)).exists()
+
+
+def test_linear_maps_find_a_span_that_is_linear(decoder: Decoder) -> None:
+    class Affine(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(seed)
+            self.weight = nn.Parameter(torch.randn(32, 32, generator=generator) / 6)
+            self.bias = nn.Parameter(torch.randn(32, generator=generator))
+
+        def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
+            return hidden @ self.weight.T + self.bias
+
+    first, second = Affine(1), Affine(2)
+    layers = decoder.model.model.layers
+    layers[2], layers[3] = first, second
+    decoder = Decoder(decoder.model)
+    whole, half = Span(2, 4), Span(2, 3)
+    maps = linear_maps(decoder, [whole, half, whole], tokens(40), ridge=1e-10)
+    assert set(maps) == {whole, half}
+    torch.testing.assert_close(maps[half][0].float(), first.weight.data, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(maps[half][1].float(), first.bias.data, rtol=1e-3, atol=1e-3)
+    product = second.weight.data @ first.weight.data
+    shift = second.weight.data @ first.bias.data + second.bias.data
+    torch.testing.assert_close(maps[whole][0].float(), product, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(maps[whole][1].float(), shift, rtol=1e-3, atol=1e-3)
+
+
+def test_linear_maps_do_not_depend_on_micro_batches_or_company(decoder: Decoder) -> None:
+    spans = [Span(1, 3), Span(2, 4), Span(1, 4)]
+    together = linear_maps(decoder, spans, tokens(12))
+    for span in spans:
+        alone = linear_maps(decoder, [span], tokens(12), micro_batch=16)
+        torch.testing.assert_close(together[span], alone[span], rtol=1e-6, atol=1e-6)
