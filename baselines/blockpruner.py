@@ -53,7 +53,7 @@ class BlockPruner(Method):
 
     name: ClassVar[str] = "blockpruner"
     paper: ClassVar[str] = "arXiv:2406.10594"
-    streams: ClassVar[bool] = True
+    supports_streaming: ClassVar[bool] = True
 
     n_samples: int | None = 10
     length: int | None = 128

@@ -24,7 +24,7 @@ class Dense(Method):
 
     name: ClassVar[str] = "dense"
     paper: ClassVar[str] = "control: the unpruned model"
-    streams: ClassVar[bool] = True
+    supports_streaming: ClassVar[bool] = True
 
     def prune(
         self,

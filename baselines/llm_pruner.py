@@ -62,7 +62,7 @@ class LLMPruner(Method):
 
     name: ClassVar[str] = "llm-pruner"
     paper: ClassVar[str] = "arXiv:2305.11627"
-    whole: ClassVar[bool] = True
+    returns_model: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = (
         "llama",
         "mistral",

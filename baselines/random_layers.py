@@ -30,7 +30,7 @@ class RandomLayers(DepthMethod):
 
     name: ClassVar[str] = "random-layers"
     paper: ClassVar[str] = "control: layers at random"
-    streams: ClassVar[bool] = True
+    supports_streaming: ClassVar[bool] = True
 
     draw: int = 0
 

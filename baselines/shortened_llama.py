@@ -109,7 +109,7 @@ class ShortenedLlamaPPL(ShortenedLlama):
     """
 
     name: ClassVar[str] = "shortened-llama-ppl"
-    streams: ClassVar[bool] = True
+    supports_streaming: ClassVar[bool] = True
 
     plus: bool = False
 

@@ -50,7 +50,7 @@ class SLEB(Method):
 
     name: ClassVar[str] = "sleb"
     paper: ClassVar[str] = "arXiv:2402.09025"
-    streams: ClassVar[bool] = True
+    supports_streaming: ClassVar[bool] = True
 
     n_samples: int | None = 10
     length: int | None = 128

@@ -50,7 +50,7 @@ class SliceGPT(Method):
 
     name: ClassVar[str] = "slicegpt"
     paper: ClassVar[str] = "arXiv:2401.15024"
-    whole: ClassVar[bool] = True
+    returns_model: ClassVar[bool] = True
     families: ClassVar[tuple[str, ...]] = (
         "llama",
         "mistral",

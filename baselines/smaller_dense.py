@@ -48,7 +48,7 @@ class SmallerDense(Method):
 
     name: ClassVar[str] = "smaller-dense"
     paper: ClassVar[str] = "control: a released dense model of the pruned size"
-    whole: ClassVar[bool] = True
+    returns_model: ClassVar[bool] = True
 
     model: str | None = None
 

@@ -27,11 +27,15 @@ from streamline.calibration import Calibration, measure
 from streamline.engine.budget import layers_to_remove, mean_layer_parameters, removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, dense_path
+from streamline.errors import ConfigError
 from streamline.plan import Plan, Span
 from streamline.training.student import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: Class attributes of :class:`Method` that have another name now: old name, new name.
+RENAMED = {"streams": "supports_streaming", "whole": "returns_model"}
 
 
 @dataclass
@@ -128,19 +132,34 @@ class Method(ABC):
         paper: Where it comes from (``arXiv:...``), or what it is a control for.
         trains: Whether it needs the training stage.
         families: Names of the model families it works on, or ``("all",)``.
-        streams: Whether a ``calibrate`` or ``prune`` of its own needs of the model no more than
-            its config, statistics and losses of paths, so that it works where layers are read one
-            at a time (:mod:`streamline.streaming.decoder`).
-        whole: Whether it hands over a model of its own (:attr:`Pruned.model`); a run makes and
-            evaluates these one at a time, so that memory holds one beside the dense model.
+        supports_streaming: Whether a ``calibrate`` or ``prune`` of its own needs of the model no
+            more than its config, statistics and losses of paths, so that it works where layers are
+            read one at a time (:mod:`streamline.streaming.decoder`).
+        returns_model: Whether ``prune`` returns a model of its own (:attr:`Pruned.model`); a run
+            makes and evaluates these one at a time, so that memory holds one beside the dense
+            model.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     trains: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("all",)
-    streams: ClassVar[bool] = False
-    whole: ClassVar[bool] = False
+    supports_streaming: ClassVar[bool] = False
+    returns_model: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that sets an attribute under its old name, which nothing reads.
+
+        Raises:
+            ConfigError: If it has one of :data:`RENAMED`.
+        """
+        super().__init_subclass__(**kwargs)
+        for old, new in RENAMED.items():
+            if hasattr(cls, old):
+                raise ConfigError(
+                    f"{cls.__module__}.{cls.__qualname__} sets `{old}`, which is now called "
+                    f"`{new}`; rename it (a field of its own needs another name)"
+                )
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
         """Measure what the method decides by; leaves the model as it was.

@@ -169,7 +169,7 @@ class ModelRun:
         decoder, tokenizer = self._load()
         materials = Materials(self.config, tokenizer)
         evaluation = Session(self.config, tokenizer, materials, self.cache_dir, self.progress)
-        whole = [work for work in works if work.method.whole]  # models of their own, one at a time
+        whole = [w for w in works if w.method.returns_model]  # models of their own, one at a time
         works = self._prune([w for w in works if w not in whole], decoder, materials)
         works = self._train(works, decoder, materials)
         shared = [w for w in works if w.built.model is None and w.cell.recovery == "none"]

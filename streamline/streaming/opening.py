@@ -165,7 +165,7 @@ def refusal(method: Method, recovery: str = "none") -> str | None:
     """Why a method, or what is to follow it, cannot work on a streamed model; None if it can.
 
     A method can if it trains nothing and decides by the statistics of one pass, or says of itself
-    that it needs nothing else (:attr:`streamline.method.Method.streams`).
+    that it needs nothing else (:attr:`streamline.method.Method.supports_streaming`).
     """
     own = [
         name
@@ -179,7 +179,7 @@ def refusal(method: Method, recovery: str = "none") -> str | None:
             f"{method.name} trains replacements beside the layers of a model in memory, and its "
             "layers are streamed; run it without --stream"
         )
-    if own and not method.streams:
+    if own and not method.supports_streaming:
         return (
             f"{method.name} needs more of the model than the statistics of one pass, and its "
             "layers are streamed; run it without --stream"

@@ -143,12 +143,13 @@ def _check_students(subject: Subject) -> None:
         )
 
 
-def _check_whole(subject: Subject) -> None:
-    """A method says whether it hands over a model of its own."""
+def _check_returns_model(subject: Subject) -> None:
+    """``returns_model`` states whether ``prune`` returns a model of its own."""
     found = subject.pruned.model is not None
+    stated = subject.method.returns_model
     _require(
-        found == subject.method.whole,
-        f"whole is {subject.method.whole}, yet prune {'gives a' if found else 'gives no'} model",
+        found == stated,
+        f"returns_model is {stated}, yet prune returns {'a' if found else 'no'} model",
     )
 
 
@@ -192,7 +193,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "exact count": _check_count,
     "same seed": _check_same_seed,
     "students": _check_students,
-    "whole": _check_whole,
+    "returns_model": _check_returns_model,
     "generate": _check_generate,
     "checkpoint": _check_checkpoint,
 }
