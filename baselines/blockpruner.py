@@ -29,7 +29,7 @@ from ._rounds import Round, from_extras, notes, to_extras
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPruner(Method):
-    """Greedy by loss over attentions and MLPs, until the count of parameters is nearest.
+    """Remove attentions and MLPs one by one, by loss.
 
     Rounds go on while the unit that would go next brings the count nearer to the target; halves
     differ in size, so the count is solved in parameters and not in units. The rounds up to

@@ -12,7 +12,7 @@ from streamline.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class FirstLayers(DepthMethod):
-    """Remove ``[0, n)``. It looks at no data.
+    """Remove the first layers. It looks at no data.
 
     Reference:
         None: a control.

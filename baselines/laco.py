@@ -209,7 +209,7 @@ def collapse(
 
 @dataclass(frozen=True, kw_only=True)
 class LaCo(Method):
-    """Collapse layers by the paper's rule, with the threshold that meets the sparsity.
+    """Merge neighbouring layers into one, to a threshold.
 
     For the wanted C and I, and for every smaller C with I = 1, the highest threshold is searched at
     which enough layers go. Of these models the one most similar to the dense model is taken (or,
@@ -327,10 +327,11 @@ class LaCo(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class LaCoRelease(LaCo):
-    """LaCo as its released notebooks compute it: the last layer's projections, the first's norms.
+    """LaCo as its released notebooks compute it.
 
-    There each difference is taken from the layer as updated so far, so the sum telescopes to the
-    last layer's matrices. For C = 2 both rules agree.
+    A merged layer gets the last layer's projections and the first's norms: each difference is taken
+    from the layer as updated so far, so the sum telescopes to the last layer's matrices. For C = 2
+    both rules agree.
 
     Reference:
         The notebooks released with LaCo, arXiv:2402.11187.

@@ -12,7 +12,7 @@ from streamline.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class LastLayers(DepthMethod):
-    """Remove layers from the deepest one upwards and keep the last.
+    """Remove the deepest layers, but keep the last.
 
     Only a request to remove every layer takes the last one too. It looks at no data.
 

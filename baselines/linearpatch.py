@@ -27,10 +27,11 @@ from ._distilling import Distillation
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPatch(Method):
-    """``H diag(s) H^T`` at the cut, ``s`` the ratios of mean magnitudes behind and before the run.
+    """Drop a span and put a rescaling matrix at the cut.
 
-    ``s_k`` is the mean over sequences of ``mean_t |x_stop H|_k / mean_t |x_start H|_k``. The run is
-    the one of highest cosine. The matrix counts as parameters of the pruned model.
+    The matrix is ``H diag(s) H^T``, and ``s_k`` the mean over sequences of
+    ``mean_t |x_stop H|_k / mean_t |x_start H|_k``. The span is the one of highest cosine. The
+    matrix counts as parameters of the pruned model.
 
     Attributes:
         rotation: ``"hadamard"``, or ``"none"`` for scales without rotation.

@@ -20,11 +20,11 @@ from streamline.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class LLMDrop(Method):
-    """Rank half layers by ``1 - cos(x, x + f(x))`` and remove the lowest.
+    """Remove the attentions and MLPs that change least.
 
-    ``x`` is the residual stream before the half's norm and ``x + f(x)`` the stream behind it.
-    Scores are measured once; units go in their order while the next one brings the parameters
-    removed nearer to the asked.
+    The score of a sublayer is ``1 - cos(x, x + f(x))``, where ``x`` is the residual stream before
+    its norm and ``x + f(x)`` the stream after it. Scores are measured once; units go in their order
+    while the next one brings the parameters removed nearer to the asked.
 
     Attributes:
         target: ``"all"`` ranks attentions and MLPs together ("joint layer drop"), ``"attention"``

@@ -31,13 +31,13 @@ from ._taylor import taylor_scores
 
 @dataclass(frozen=True, kw_only=True)
 class LLMPruner(Method):
-    """Remove the same share of heads and of channels from each layer of a range.
+    """Remove heads and MLP channels by Taylor scores.
 
-    With weights ``w``, gradient ``g`` of the mean loss of one batch and ``F`` the mean over
-    sequences of their squared gradients, a weight scores ``w g`` (first order) or ``w g - w F w /
-    2`` (mixed). Absolute scores are summed over a group; ``vectorize`` takes the absolute value
-    only after summing over each row or column. The share is solved for the asked sparsity by
-    exact count.
+    The same fraction goes from each layer of a range. With weights ``w``, gradient ``g`` of the
+    mean loss of one batch and ``F`` the mean over sequences of their squared gradients, a weight
+    scores ``w g`` (first order) or ``w g - w F w / 2`` (mixed). Absolute scores are summed over a
+    group; ``vectorize`` takes the absolute value only after summing over each row or column. The
+    share is solved for the asked sparsity by exact count.
 
     Attributes:
         importance: ``"param_first"``, ``"param_mix"`` or ``"vectorize"``.

@@ -26,11 +26,12 @@ from ._cosine_map import fit_cosine
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaceMe(Method):
-    """Least squares for ``M T = h_stop - (h_start - M)``, with ``M`` the MLP output before the cut.
+    """Drop a span; fold a linear map into the MLP before.
 
-    ``h_start = M + Y``, where ``Y`` is all that reaches the cut beside the MLP's output. With ``T``
-    folded into the projection that makes ``M``, that layer gives ``M T + Y``, the best guess at the
-    states after the run.
+    The map solves ``M T = h_stop - (h_start - M)`` by least squares, with ``M`` the MLP output
+    before the cut: ``h_start = M + Y``, where ``Y`` is all that reaches the cut beside the MLP's
+    output. With ``T`` folded into the projection that makes ``M``, that layer gives ``M T + Y``,
+    the best guess at the states after the run.
 
     Attributes:
         distance: What the run is chosen by: ``"cosine"`` of all tokens, or ``"angle"`` of the last.

@@ -99,7 +99,7 @@ class ShortenedLlama(DepthMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class ShortenedLlamaPPL(ShortenedLlama):
-    """Score: the language-model loss of the model without that one layer.
+    """Remove the layers without which the loss is least.
 
     Differs from the released code:
         It rebuilds the model once per layer; here all variants are walked as one trie. It ranks by
@@ -124,12 +124,12 @@ class ShortenedLlamaPPL(ShortenedLlama):
 
 @dataclass(frozen=True, kw_only=True)
 class ShortenedLlamaTaylor(ShortenedLlama):
-    """Score: ``sum |w * dL/dw|`` over a layer's weights ("Taylor+" with the rule).
+    """Remove the layers of least Taylor importance.
 
-    ``L`` is the mean token loss of all sequences as one batch, so products are summed with their
-    sign over the batch before the absolute value is taken. A layer's weights are its parameters
-    named ``weight``: projections and norms; biases are left out, and nothing outside the layers
-    counts.
+    The score is ``sum |w * dL/dw|`` over a layer's weights ("Taylor+" with the rule). ``L`` is the
+    mean token loss of all sequences as one batch, so products are summed with their sign over the
+    batch before the absolute value is taken. A layer's weights are its parameters named ``weight``:
+    projections and norms; biases are left out, and nothing outside the layers counts.
 
     Differs from the released code:
         The batch always holds all sequences (released: ``batch_size=10`` with 10 sequences, so
@@ -146,7 +146,9 @@ class ShortenedLlamaTaylor(ShortenedLlama):
 
 @dataclass(frozen=True, kw_only=True)
 class ShortenedLlamaMagnitude(ShortenedLlama):
-    """Score: ``sum |w|`` over a layer's weights ("Mag+" with the rule). It looks at no data.
+    """Remove the layers of least weight magnitude.
+
+    The score is ``sum |w|`` over a layer's weights ("Mag+" with the rule). It looks at no data.
 
     Differs from the released code:
         None known, beside families: a layer's weights are its parameters named ``weight``.

@@ -12,11 +12,11 @@ from streamline.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class ShortGPT(DepthMethod):
-    """Rank layers by ``BI = 1 - E[cos(x_i, x_{i+1})]`` over tokens and remove the lowest.
+    """Remove the layers of lowest Block Influence.
 
-    ``x_i`` and ``x_{i+1}`` are a layer's input and output. Scores are measured once on the dense
-    model and not again; the removed layers need not be neighbours. Equal scores: the deeper goes
-    first.
+    It is ``BI = 1 - E[cos(x_i, x_{i+1})]`` over tokens, where ``x_i`` and ``x_{i+1}`` are a layer's
+    input and output. Scores are measured once on the dense model and not again; the removed layers
+    need not be neighbours. Equal scores: the deeper goes first.
 
     Reference:
         ShortGPT, arXiv:2403.03853, equation 1.

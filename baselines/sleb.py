@@ -25,12 +25,13 @@ from ._rounds import Round, from_extras, notes, to_extras
 
 @dataclass(frozen=True, kw_only=True)
 class SLEB(Method):
-    """Greedy by loss: each round tries every remaining layer and removes the best.
+    """Remove layers one by one, each time at least loss.
 
-    The rounds do not depend on the sparsity, so the first ones are searched once at calibration and
-    serve every sparsity; pruning goes on from there if more layers must go. A round costs one walk
-    of a trie, about half the layer runs of trying the candidates one by one, and the whole head
-    only for those that could be the best.
+    Each round tries every remaining layer and removes the best. The rounds do not depend on the
+    sparsity, so the first ones are searched once at calibration and serve every sparsity; pruning
+    goes on from there if more layers must go. A round costs one walk of a trie, about half the
+    layer runs of trying the candidates one by one, and the whole head only for those that could be
+    the best.
 
     Attributes:
         n_samples: Calibration sequences per trial; None for all.

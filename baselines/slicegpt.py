@@ -26,7 +26,10 @@ from ._slicing import Basis, principal, slice_model, turned
 
 @dataclass(frozen=True, kw_only=True)
 class SliceGPT(Method):
-    """Keep the first ``d`` principal directions of what every norm reads; ``d`` meets the sparsity.
+    """Narrow the whole model to its principal directions.
+
+    The first ``d`` principal directions of what every norm reads are kept; ``d`` meets the
+    sparsity.
 
     Attributes:
         orientation: ``"random"`` turns the kept directions by a random rotation, drawn from the

@@ -32,7 +32,7 @@ _PROBE = (
 
 @dataclass(frozen=True, kw_only=True)
 class SmallerDense(Method):
-    """Another released model in the place of the pruned one, of the family's next sizes.
+    """Take the released model of nearest size instead.
 
     Of the smaller models that share the tokenizer, the one is taken whose counted parameters are
     nearest to the asked share; of two equally near ones the larger. Families have few sizes, so

@@ -43,7 +43,7 @@ def v1_recipe() -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineV1MLP(StreamlineReplacement):
-    """One MLP d-2d-d with ReLU in the place of the span.
+    """Replace the span by one MLP d-2d-d with ReLU.
 
     Reference:
         arXiv:2403.19135, first version, sections 4.3 and 5, appendix B; its counts fit 4 d^2.
@@ -62,7 +62,7 @@ class StreamlineV1MLP(StreamlineReplacement):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineV1MLPShared(StreamlineReplacement):
-    """One MLP d-2d-d, applied once for each removed layer with the same parameters.
+    """One MLP d-2d-d, applied once per removed layer.
 
     Reference:
         arXiv:2403.19135, first version, Table 5 (MLP with parameter sharing).
@@ -76,7 +76,9 @@ class StreamlineV1MLPShared(StreamlineReplacement):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineV1MultipleMLP(StreamlineReplacement):
-    """One MLP d-2d-d for each removed layer, each fitted to its own layer ("multiple MLP").
+    """One MLP d-2d-d of its own for each removed layer.
+
+    Each is fitted to its own layer ("multiple MLP").
 
     Reference:
         arXiv:2403.19135, first version, section 5 and Table 6.
@@ -107,7 +109,7 @@ class StreamlineV1MultipleMLP(StreamlineReplacement):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineV1Layer(StreamlineReplacement):
-    """One decoder layer, started at random, in the place of the span.
+    """Replace the span by one new decoder layer.
 
     Attributes:
         init: ``"random"`` as for the MLP it is compared with (the first version does not say how
@@ -126,7 +128,7 @@ class StreamlineV1Layer(StreamlineReplacement):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineV1LayerShared(StreamlineReplacement):
-    """One decoder layer, applied once for each removed layer with the same parameters.
+    """One new decoder layer, run once per removed layer.
 
     Attributes:
         init: As for :class:`StreamlineV1Layer`.

@@ -14,8 +14,9 @@ from streamline.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class UIDL(DepthMethod):
-    """Remove ``[l, l + n)`` where ``l`` has the least mean angle between the states at both ends.
+    """Remove the span with least angle between its ends.
 
+    The span is ``[l, l + n)`` with the least mean angle between the states at ``l`` and ``l + n``.
     The angle ``arccos(cos(x_l, x_{l+n})) / pi`` is taken at the last token of each sequence and the
     angles, not the cosines, are averaged. One pass serves every ``n``.
 

@@ -6,11 +6,10 @@ and the printed one stand beside, and below is what makes them differ from the e
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamline.cli.show import show_table, show_warning
+from streamline.cli.show import show_table, show_text, show_warning
 
 if TYPE_CHECKING:
     from streamline.report.published import PublishedRow
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from streamline.run.estimate import Estimate, Row
 
 __all__ = ["show_plan"]
-
-_WIDTH = 96
 
 
 def show_plan(config: RunConfig) -> None:
@@ -70,7 +67,7 @@ def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
     }
     show_table(shown, [name for name in columns if name in always or optional[name]])
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
-        _say(f"  skipped: {reason}")
+        show_text(f"  skipped: {reason}")
     print()
 
 
@@ -157,7 +154,7 @@ class _Paper:
         models = list(dict.fromkeys(str(row["model"]) for row in self.explained))
         totals = ", ".join(f"{self.rule.over[m]:,} for {m}" for m in models if m in self.rule.over)
         columns = ("method", "layers", "net", "as paper", "counting", "total", "removed")
-        _say(
+        show_text(
             f"As the paper counts: removed less added {what} (net), over "
             f"{totals or 'the exact total'}{'; else the exact total' if totals else ''}. "
             "Counting biases and norms too, and dividing by the exact total, give what is removed:"
@@ -170,7 +167,7 @@ class _Paper:
             if model_name(llm, self.layout) in map(plain, models):
                 for reason in dict.fromkeys(reasons.values()):
                     names = ", ".join(name for name, why in reasons.items() if why == reason)
-                    _say(f"Not recomputed, {llm} {names}: {reason}")
+                    show_text(f"Not recomputed, {llm} {names}: {reason}")
         print()
 
     def _decoder(self, model: str) -> Any:
@@ -180,11 +177,6 @@ class _Paper:
         if model not in self.decoders:
             self.decoders[model] = Decoder.from_config(load_config(model))
         return self.decoders[model]
-
-
-def _say(line: str) -> None:
-    for part in textwrap.wrap(line, _WIDTH, subsequent_indent="  ", break_long_words=False):
-        print(part)
 
 
 def _percent(value: float | None, digits: int) -> str | None:

