@@ -18,7 +18,7 @@ Example:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -28,38 +28,14 @@ from streamline.engine.budget import layers_to_remove, mean_layer_parameters, re
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, dense_path
 from streamline.errors import ConfigError
-from streamline.plan import Plan, Span
-from streamline.training.student import Recipe
+from streamline.plan import Plan
+from streamline.training.student import Student
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Class attributes of :class:`Method` that have another name now: old name, new name.
 RENAMED = {"streams": "supports_streaming", "whole": "returns_model"}
-
-
-@dataclass
-class Student:
-    """A replacement that has still to be trained.
-
-    Attributes:
-        span: The layers it learns to stand for.
-        module: The network, called like a layer; trained in place.
-        recipe: How it is to be trained.
-        overrides: Fields of the recipe that the method insists on, whatever the run sets.
-        share: Share of the run's training tokens that it sees.
-    """
-
-    span: Span
-    module: nn.Module
-    recipe: Recipe
-    overrides: dict[str, Any] = field(default_factory=dict)
-    share: float = 1.0
-
-    def take(self, recipe: Recipe) -> None:
-        """Take a run's recipe, with this student's share of the tokens and what is insisted on."""
-        n_tokens = max(1, round(recipe.n_tokens * self.share))
-        self.recipe = replace(recipe, **{"n_tokens": n_tokens, **self.overrides})
 
 
 @dataclass

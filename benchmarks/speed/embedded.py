@@ -111,7 +111,7 @@ def _made(cell: Cell, decoder: Decoder, config: RunConfig, materials: Materials)
     pruned = method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)
     train, validation = materials.training(cell.seed)
     for student in pruned.students:
-        student.take(config.training.recipe())
+        student.take(config.training)
         fit(decoder, [student], train, validation, seed=cell.seed)
     return pruned.path(decoder)
 

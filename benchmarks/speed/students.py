@@ -20,12 +20,11 @@ from streamline.benchmarks.speed.common import (
 )
 from streamline.benchmarks.speed.spans import samples
 from streamline.engine.decoder import Decoder
-from streamline.method import Student
 from streamline.methods.replacement import make
 from streamline.plan import Span
 from streamline.training.fit import fit
 from streamline.training.schedule import Clock, Schedule
-from streamline.training.student import Recipe
+from streamline.training.student import Recipe, Student
 
 __all__ = [
     "TOKENS", "measure_ours", "measure_theirs", "ours", "run", "same", "students", "train_alone",

@@ -13,21 +13,10 @@ from streamline import __version__
 from streamline.files import content_key
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
+from streamline.run.settings import names
 from streamline.run.stage_config import MethodConfig
 
 DENSE = "dense"
-#: Settings that a cell's numbers depend on.
-KEYED = (
-    "calibration",
-    "training",
-    "tasks",
-    "limit",
-    "perplexity",
-    "dtype",
-    "data",
-    "data_dir",
-    "batch_tokens",
-)
 
 
 @dataclass(frozen=True)
@@ -119,13 +108,9 @@ def cell_key(cell: Cell, config: RunConfig, method_repr: str, fingerprint: str) 
         64 hexadecimal digits; equal keys mean that the cell need not be computed again.
     """
     values = config.model_dump(mode="json")
-    inputs = {name: values[name] for name in KEYED}
-    if inputs["training"]["post_train"] is None:
-        del inputs["training"]["post_train"]  # keys are as before there was one
+    inputs = {name: values[name] for name in names(RunConfig, "keyed")}
     if cell.recovery != "none":
-        inputs["healing"] = values["healing"]
-        if not inputs["healing"]["validation_tokens"]:
-            del inputs["healing"]["validation_tokens"]
+        inputs[cell.recovery] = values[cell.recovery]
     if cell.is_dense:
         del inputs["calibration"], inputs["training"]
     return content_key(

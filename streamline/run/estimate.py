@@ -166,7 +166,7 @@ def _add_costs(
     trained = [row for row in pruned if methods[row.cell.method].trains]
     added = sum(_added(row, decoder) for row in trained)
     healed = [row for row in working if row.cell.recovery != "none"]
-    each = config.healing.n_tokens or training.seen_tokens
+    each = config.lora.n_tokens or training.seen_tokens
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
         "training": training.seen_tokens * bool(trained),

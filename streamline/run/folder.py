@@ -16,8 +16,9 @@ from pathlib import Path
 
 from streamline.errors import ConfigError
 from streamline.results.record import FILE_NAME, label, load
-from streamline.run.cell import KEYED, Cell, cell_key, expand
+from streamline.run.cell import Cell, cell_key, expand
 from streamline.run.config import RunConfig
+from streamline.run.settings import names
 
 SETTINGS = "run.json"
 _LOCK = ".run.lock"
@@ -93,7 +94,7 @@ def _differences(config: RunConfig) -> str:
     now = config.model_dump(mode="json")
     found = [
         f"{name} was {json.dumps(before[name])}"
-        for name in KEYED
+        for name in names(RunConfig, "keyed")
         if name in before and before[name] != now[name]
     ]
     return f" ({'; '.join(found)})" if found else ""

@@ -58,7 +58,7 @@ class Materials:
         Both are tokens, [N, T], the training's unless the run says otherwise; or instructions with
         their answers. Without validation tokens the second is None.
         """
-        wanted = self.config.healing
+        wanted = self.config.lora
         length = self.config.training.length
         n_tokens = wanted.n_tokens or self.config.training.n_tokens
         texts = wanted.texts or self.config.training.texts or self.config.calibration.texts

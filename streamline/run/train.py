@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamline.engine.decoder import Decoder
-from streamline.method import Pruned, Student
+from streamline.method import Pruned
 from streamline.progress import Progress
 from streamline.run.config import RunConfig
 from streamline.run.inputs import Materials
 from streamline.run.work import Work
-from streamline.training.student import Recipe
+from streamline.training.student import Recipe, Student
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,9 +111,9 @@ class CellTraining:
             data,
             tokenizer=materials.tokenizer,
             validation=validation,
-            preset=self.config.healing.preset,
-            token_budget=self.config.healing.n_tokens or self.config.training.seen_tokens,
-            trained_parameters=self.config.healing.trained_parameters,
+            preset=self.config.lora.preset,
+            token_budget=self.config.lora.n_tokens or self.config.training.seen_tokens,
+            trained_parameters=self.config.lora.trained_parameters,
             seed=work.cell.seed,
             directory=self.cache_dir / "healing" / work.key[:16],
             progress=self.progress.step,

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -32,7 +31,6 @@ from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError
 from streamline.files import content_key
-from streamline.method import Student
 from streamline.training.activations import ActivationCache
 from streamline.training.loop import Setting
 from streamline.training.loop import fingerprint as sample_fingerprint
@@ -41,6 +39,7 @@ from streamline.training.next_token import holds
 from streamline.training.objectives import Pupil
 from streamline.training.schedule import Clock, Schedule
 from streamline.training.state import Losses, Trainee, digest
+from streamline.training.student import Student
 
 __all__ = ["Losses", "Progress", "fit"]
 
@@ -239,7 +238,7 @@ def _pupil(setting: Setting, members: list[Student], path: Path | None, label: s
     rounded = setting.cache is not None and recipe.objective == "mse"
     key = content_key(
         {
-            "recipe": asdict(recipe),
+            "recipe": recipe.decisive(),
             "spans": [[span.start, span.stop] for span in spans],
             "kinds": kinds,
             "start": digest(parameters.values()),

@@ -1,72 +1,166 @@
-"""How a replacement is trained: the numbers, and nothing that needs a model.
+"""What is to be trained and how: a student, and the recipe that trains it.
 
-Defaults are those of the released training script for hidden-state MSE (AdamW, cosine to a quarter
-of the peak, 1 % warm-up), with a schedule that really ends where it says.
+Plain values; nothing here imports torch.
+
+Example::
+
+    Recipe(n_tokens=30_000, epochs=1).seen_tokens
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from streamline.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from streamline.plan import Span
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Objective", "PostTraining", "Recipe", "Student"]
 
 Objective = Literal["mse", "lm"]
 
+_Positive = Annotated[int, Field(ge=1)]
+_Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Peak = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to fit replacements.
+_LARGE = 1_000_000_000  # parameters of a model that a trial's training does not suit
+_ENOUGH = 10_000_000  # training tokens
 
-    Attributes:
-        objective: ``"mse"`` on hidden states (the paper) or ``"lm"``, the language-model loss of
-            the whole pruned model with only the replacement trainable.
-        normalize: Whether the squared error of each token is divided by the mean square of its
-            target. A few tokens have hidden states hundreds of times as large as the others; they
-            own the plain error and the network then learns nothing else on a small budget.
-        n_tokens: Distinct training tokens.
-        length: Tokens per sequence.
-        epochs: Passes over the training tokens.
-        batch_tokens: Tokens per optimiser step (micro-batches are accumulated to it).
-        learning_rate: Peak learning rate.
-        final_learning_rate: Learning rate at the last step.
-        warmup: Share of all steps for the linear warm-up.
-        weight_decay: AdamW's weight decay.
-        betas: AdamW's betas.
-        clip: Largest gradient norm per student.
-        validation_tokens: Held-out tokens for the validation loss.
-        evaluations: How often validation loss is measured during training, beside before and after.
+
+class PostTraining(BaseModel):
+    """A second training of the replacements, on the next-token loss of the whole pruned model.
+
+    It goes on from what the first training made, on the first of the same tokens; every other
+    number is the first training's.
 
     Reference:
-        arXiv:2403.19135, section 3.4 (layer replacement); ``normalize`` goes beyond it.
+        LLM-Streamline, arXiv:2403.19135, first version: the inserted network of OPT-1.3B and
+        OPT-2.7B is post-trained alone; its settings are not stated.
     """
 
-    objective: Objective = "mse"
-    normalize: bool = False
-    n_tokens: int = 60_000_000
-    length: int = 2048
-    epochs: int = 1
-    batch_tokens: int = 262_144
-    learning_rate: float = 2e-4
-    final_learning_rate: float = 5e-5
-    warmup: float = 0.01
-    weight_decay: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 5.0
-    validation_tokens: int = 131_072
-    evaluations: int = 20
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.objective not in ("mse", "lm"):
-            raise ConfigError(f"objective must be 'mse' or 'lm', got {self.objective!r}")
-        for name in ("n_tokens", "length", "epochs", "batch_tokens", "validation_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"training warmup is a share in [0, 1), got {self.warmup}")
-        if self.learning_rate <= 0 or self.final_learning_rate < 0:
-            raise ConfigError(
-                f"learning rates must be positive, got {self.learning_rate} to "
-                f"{self.final_learning_rate}"
+    n_tokens: _Positive | None = Field(
+        None, description="Distinct tokens; none for the training's, which it must not exceed."
+    )
+    epochs: _Positive = Field(1, description="Passes over the tokens.")
+    batch_tokens: _Positive | None = Field(
+        None, description="Tokens of an optimiser step; none for the training's."
+    )
+    learning_rate: _Peak = Field(1e-4, description="Peak learning rate.")
+    final_learning_rate: _Rate = Field(1e-5, description="Learning rate at the last step.")
+
+
+class Recipe(BaseModel):
+    """How replacements are trained, and on what.
+
+    The defaults are small enough for a CPU; a suite for the paper's models sets the paper's. The
+    squared error of a few tokens can be hundreds of times that of the others, and a network on a
+    small budget then learns nothing else: ``normalize`` divides it by the token's own size.
+
+    Reference:
+        LLM-Streamline, arXiv:2403.19135, section 3.4 (layer replacement); ``normalize`` goes
+        beyond it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    texts: str | None = Field(None, description="Training text; none for the calibration's.")
+    objective: Objective = Field(
+        "mse",
+        description="What replacements are trained on: mse (of hidden states, as the paper) or lm "
+        "(the language-model loss of the pruned model).",
+    )
+    normalize: bool = Field(
+        False, description="Divide each token's squared error by its target's mean square."
+    )
+    n_tokens: _Positive = Field(
+        100_000, description="Tokens that replacements are trained on; else 100,000."
+    )
+    length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each sequence.")
+    epochs: _Positive = Field(2, description="Passes over the training tokens.")
+    batch_tokens: _Positive = Field(
+        2_048, description="Tokens of an optimiser step; gradients are accumulated to it."
+    )
+    learning_rate: _Peak = Field(3e-4, description="Peak learning rate.")
+    final_learning_rate: _Rate = Field(3e-5, description="Learning rate at the last step.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="Share of all steps for the linear warm-up."
+    )
+    weight_decay: _Rate = Field(1e-3, description="AdamW's weight decay.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    clip: _Peak = Field(5.0, description="Largest gradient norm of a student.")
+    validation_tokens: _Positive = Field(
+        8_192, description="Tokens kept apart for the validation loss."
+    )
+    evaluations: Annotated[int, Field(ge=0)] = Field(
+        4, description="How often it is measured during training, beside before and after."
+    )
+    cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        0, description="Disk for teacher activations when epochs repeat; 0 for no cache."
+    )
+    post_train: PostTraining | None = Field(
+        None, description="A second training on the next-token loss; none for one training."
+    )
+
+    @model_validator(mode="after")
+    def _check_post_train(self) -> Recipe:
+        asked = self.post_train.n_tokens if self.post_train else None
+        if asked is not None and asked > self.n_tokens:
+            raise ValueError(
+                f"post_train takes the first of the training's tokens: n_tokens {asked} is more "
+                f"than its {self.n_tokens}"
             )
+        return self
+
+    def stages(self) -> list[Recipe]:
+        """The trainings of a replacement, one after the other."""
+        first = self.model_copy(update={"post_train": None})
+        if self.post_train is None:
+            return [first]
+        changes = {k: v for k, v in self.post_train.model_dump().items() if v is not None}
+        return [first, first.model_copy(update={"objective": "lm", **changes})]
+
+    def decisive(self) -> dict[str, Any]:
+        """The fields that decide what one training makes of given tokens, as plain values."""
+        return self.model_dump(mode="json", exclude={"texts", "cache_bytes", "post_train"})
+
+    @property
+    def seen_tokens(self) -> int:
+        """Training tokens that a replacement sees, epochs and stages counted."""
+        return sum(recipe.n_tokens * recipe.epochs for recipe in self.stages())
+
+    def too_few(self, n_parameters: int) -> str | None:
+        """What to tell someone whose large model would get a trial's training, or None."""
+        if n_parameters < _LARGE or self.seen_tokens >= _ENOUGH:
+            return None
+        return (
+            f"replacements see {self.seen_tokens:,} training tokens, enough for a trial; "
+            "published results take tens of millions: give --train-tokens, or a suite with its own"
+        )
+
+
+@dataclass
+class Student:
+    """A replacement that has still to be trained.
+
+    Attributes:
+        span: The layers it learns to stand for.
+        module: The network, called like a layer; trained in place.
+        recipe: How it is to be trained.
+        share: Share of the recipe's training tokens that it sees.
+    """
+
+    span: Span
+    module: nn.Module
+    recipe: Recipe
+    share: float = 1.0
+
+    def take(self, recipe: Recipe) -> None:
+        """Take a recipe, with this student's share of its tokens."""
+        n_tokens = max(1, round(recipe.n_tokens * self.share))
+        self.recipe = recipe.model_copy(update={"n_tokens": n_tokens})

@@ -7,6 +7,7 @@ import pytest
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
 from streamline.run.config import RunConfig, build_config, merge
+from streamline.run.settings import settings
 from streamline.training.student import Recipe
 
 _LEAST: dict[str, Any] = {"models": "opt-1.3b", "methods": "dense"}
@@ -100,11 +101,44 @@ def test_all_methods_are_written_out() -> None:
     assert {"dense", "shortgpt"} <= set(build_config({"models": "a", "methods": "all"}).methods)
 
 
-def test_the_training_settings_make_a_recipe() -> None:
+def test_the_training_settings_are_a_recipe() -> None:
     config = build_config({**_LEAST, "training": {"objective": "lm", "epochs": 5}})
-    recipe = config.training.recipe()
-    assert isinstance(recipe, Recipe)
-    assert (recipe.objective, recipe.epochs) == ("lm", 5)
+    assert config.training == Recipe(objective="lm", epochs=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "kl"}, "objective\n.*'mse' or 'lm'"),
+        ({"n_tokens": 0}, "n_tokens\n.*greater than or equal to 1"),
+        ({"warmup": 1}, "warmup\n.*less than 1"),
+        ({"learning_rate": 0}, "learning_rate\n.*greater than 0"),
+        ({"token": 1}, "token\n.*not permitted"),
+    ],
+)
+def test_a_recipe_refuses_what_cannot_be_trained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**changes)
+
+
+def test_the_old_word_of_a_stage_is_refused_with_the_new_one() -> None:
+    with pytest.raises(ConfigError, match="healing is not a field of a run; healing is now lora"):
+        build_config({**_LEAST, "healing": {"preset": "uidl"}})
+    own = {"opt-1.3b": {"healing": {"preset": "uidl"}}}
+    with pytest.raises(ConfigError, match="healing cannot differ .*; healing is now lora"):
+        build_config({**_LEAST, "per_model": own})
+
+
+def test_every_setting_says_what_it_is_and_flags_are_of_one_field_each() -> None:
+    found = settings(RunConfig)
+    assert [one.path for one in found if not one.help] == []
+    flags = [one.flag for one in found if one.flag]
+    assert len(set(flags)) == len(flags)
+    by_flag = {one.flag: one for one in found}
+    assert by_flag["--train-tokens"].path == ("training", "n_tokens")
+    assert by_flag["--train-tokens"].given(9) == {"training": {"n_tokens": 9}}
+    assert (by_flag["--limit"].keyed, by_flag["--limit"].per_model) == (True, False)
+    assert (by_flag["--dtype"].default, by_flag["--dtype"].per_model) == ("float32", True)
 
 
 def test_a_second_training_takes_over_what_it_does_not_set() -> None:
@@ -116,7 +150,7 @@ def test_a_second_training_takes_over_what_it_does_not_set() -> None:
     assert second.batch_tokens == first.batch_tokens
     assert (second.learning_rate, second.final_learning_rate) == (1e-4, 1e-5)
     assert config.seen_tokens == 5300
-    assert build_config(_LEAST).training.stages() == [build_config(_LEAST).training.recipe()]
+    assert build_config(_LEAST).training.stages() == [Recipe()]
     too_many = training | {"post_train": {"n_tokens": 1001}}
     with pytest.raises(ConfigError, match="n_tokens 1001 is more than its 1000"):
         build_config({**_LEAST, "training": too_many})
@@ -137,9 +171,9 @@ def test_flags_for_one_method_win_over_the_suites() -> None:
 def test_recovery_is_checked_before_anything_is_loaded() -> None:
     run = {"models": "opt-1.3b", "methods": "shortgpt", "recovery": "lora"}
     with pytest.raises(UnknownNameError, match="unknown LoRA preset 'defualt'"):
-        build_config(run | {"healing": {"preset": "defualt"}})
+        build_config(run | {"lora": {"preset": "defualt"}})
     with pytest.raises(ConfigError, match="'matched' needs trained_parameters"):
-        build_config(run | {"healing": {"preset": "matched"}})
+        build_config(run | {"lora": {"preset": "matched"}})
     with pytest.raises(AssetError):
-        build_config(run | {"healing": {"texts": "no-such-text"}})
-    assert not build_config(run | {"recovery": "none", "healing": {"preset": "x"}}).recovers()
+        build_config(run | {"lora": {"texts": "no-such-text"}})
+    assert not build_config(run | {"recovery": "none", "lora": {"preset": "x"}}).recovers()

@@ -55,7 +55,7 @@ def test_dense_alone_needs_no_calibration_and_no_training() -> None:
 def test_recovery_costs_every_cell_that_has_it() -> None:
     config = _config(
         methods="llm-streamline-none,shortgpt",
-        healing={"n_tokens": 700},
+        lora={"n_tokens": 700},
         per_method={"shortgpt": {"recovery": "none,lora"}},
     )
     estimate = plan_run(config)

@@ -279,34 +279,6 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, c
     assert read_samples(tmp_path / "record.parquet").equals(samples)
 
 
-def test_settings_that_are_not_used_do_not_change_a_key(tmp_path, config, post_trained):
-    """Cells made before there was a second training keep their records."""
-    settings = config(
-        tmp_path, methods="streamline-v1-mlp,streamline-v1-multiple-mlp", recovery="none,lora"
-    )
-    model = ModelRun(settings, settings.models[0], Silent())
-    values = settings.model_dump(mode="json")
-    assert "post_train" in values["training"] and "validation_tokens" in values["healing"]
-    cells = model_run.expand(settings, settings.models[0])
-    used: list[Any] = []
-
-    def watched(value: Any) -> str:
-        used.append(value)
-        return "key"
-
-    from streamline.run import cell as cells_module
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells_module, "content_key", watched)
-        for cell in cells:
-            model._work(cell)
-    assert all("post_train" not in value.get("training", {}) for value in used)
-    assert all("validation_tokens" not in value.get("healing", {}) for value in used)
-    with_post = post_trained(tmp_path)
-    other = ModelRun(with_post, with_post.models[0], Silent())
-    assert other._work(cells[1]).key != model._work(cells[1]).key
-
-
 def test_seeds_are_cells_of_their_own(tmp_path, config):
     records = run(config(tmp_path, methods="random-layers", seeds="0,1,2"))
     assert [r.seed for r in records] == [0, 0, 1, 2]
@@ -324,6 +296,9 @@ def test_cells_keep_their_key_and_change_it_with_the_inputs(tmp_path, config):
     assert keys()[1] != keys(training={"n_tokens": 99})[1]
     assert keys()[0] != keys(limit=3)[0]
     assert keys()[0] != keys(data="packaged")[0]
+    lora = {"n_tokens": 64}
+    assert keys(lora=lora) == keys(), "LoRA fine-tuning matters to its own cells alone"
+    assert keys(recovery="lora", lora=lora)[1] != keys(recovery="lora")[1]
 
 
 def test_calibration_is_measured_once_for_all_methods(tmp_path, monkeypatch, config):

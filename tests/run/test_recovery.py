@@ -18,7 +18,7 @@ def test_healing_is_a_cell_of_its_own(tmp_path, config):
             tmp_path,
             methods="shortgpt",
             recovery="none,lora",
-            healing={"preset": "llm-pruner", "n_tokens": 128},
+            lora={"preset": "llm-pruner", "n_tokens": 128},
         )
     )
     assert [(r.method, r.recovery, r.status) for r in records] == [
@@ -106,12 +106,12 @@ def test_recovery_learns_only_the_answers_of_instructions(tmp_path, monkeypatch,
         return original(self, sequences, indices)
 
     monkeypatch.setattr(healing_loop.HealingLoop, "_sum", watched)
-    healing = {
+    lora = {
         "texts": instructions(tmp_path),
         "n_tokens": 1500,
         "validation_tokens": 300,
     }
-    _, lora = run(config(tmp_path / "out", methods="shortgpt", recovery="lora", healing=healing))
+    _, lora = run(config(tmp_path / "out", methods="shortgpt", recovery="lora", lora=lora))
     assert lora.status == "ok", lora.reason
     summary = lora.notes["training"]["lora"]
     assert summary["after"] < summary["before"]

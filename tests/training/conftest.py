@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
-from streamline.method import Student
 from streamline.methods.replacement import make
 from streamline.plan import Span
-from streamline.training.student import Recipe
+from streamline.training.student import Recipe, Student
 
 
 @pytest.fixture
@@ -63,7 +61,9 @@ def student(recipe: Recipe) -> Callable[..., Student]:
     ) -> Student:
         span = Span(start, stop)
         init = "first" if kind == "layer" else "random"
-        return Student(span, make(kind, decoder, span, init=init), replace(recipe, **changes))
+        return Student(
+            span, make(kind, decoder, span, init=init), recipe.model_copy(update=changes)
+        )
 
     return build
 

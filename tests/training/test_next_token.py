@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,14 +11,14 @@ from torch.nn import functional
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path
 from streamline.errors import ConfigError
-from streamline.method import Pruned, Student
+from streamline.method import Pruned
 from streamline.methods.loss import path_losses
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span, Step
 from streamline.training import next_token as lm_training
 from streamline.training.fit import fit
 from streamline.training.next_token import next_token_loss
-from streamline.training.student import Recipe
+from streamline.training.student import Recipe, Student
 
 RECIPE = Recipe(
     objective="lm",
@@ -86,8 +85,13 @@ def test_only_the_student_changes(decoder: Decoder) -> None:
 
 def test_first_gradient_is_that_of_plain_backpropagation(decoder: Decoder) -> None:
     one = student(decoder, 1, 4)
-    recipe = replace(
-        RECIPE, epochs=1, batch_tokens=TRAIN.numel(), learning_rate=0.1, final_learning_rate=0.1
+    recipe = RECIPE.model_copy(
+        update={
+            "epochs": 1,
+            "batch_tokens": TRAIN.numel(),
+            "learning_rate": 0.1,
+            "final_learning_rate": 0.1,
+        }
     )
     module = copy.deepcopy(one.module)
     nodes = [*decoder.layers[:1], module, *decoder.layers[4:]]
@@ -135,7 +139,7 @@ def test_students_of_one_path_are_trained_together(decoder: Decoder) -> None:
     assert first.before == pytest.approx(before, rel=1e-5)
     assert first.best == pytest.approx(path_losses([path], TRAIN)[0], rel=1e-5)
     assert first.best < first.before
-    other = Student(students[1].span, students[1].module, replace(RECIPE, epochs=1))
+    other = Student(students[1].span, students[1].module, RECIPE.model_copy(update={"epochs": 1}))
     with pytest.raises(ConfigError, match="must have one recipe"):
         fit(decoder, [students[0], other], TRAIN, TRAIN, paths=[path, path])
 
@@ -160,7 +164,7 @@ def test_parts_of_one_module_are_trained_together(decoder: Decoder) -> None:
 
 def test_post_training_goes_on_from_the_hidden_state_loss(decoder: Decoder) -> None:
     one = student(decoder, 1, 3)
-    mse = Student(one.span, one.module, replace(RECIPE, objective="mse"))
+    mse = Student(one.span, one.module, RECIPE.model_copy(update={"objective": "mse"}))
     fit(decoder, [mse], TRAIN, TRAIN)
     after_mse = path_losses([path_of(decoder, one)], TRAIN)[0]
     (losses,) = fit(decoder, [one], TRAIN, TRAIN)

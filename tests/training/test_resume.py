@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from streamline.method import Student
 from streamline.training.fit import fit
+from streamline.training.student import Student
 
 
 class Stop(Exception):

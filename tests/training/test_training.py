@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
-from streamline.method import Student
 from streamline.plan import Span
 from streamline.training.fit import fit
+from streamline.training.student import Student
 
 
 def test_mse_falls_and_is_reported(decoder, tmp_path, train, validation, student, recipe):
@@ -117,7 +116,8 @@ def test_best_weights_are_a_copy(decoder, train, validation, student, weights, a
 
 
 def replace_rate(one: Student) -> Student:
-    recipe = replace(one.recipe, learning_rate=1e-12, final_learning_rate=1e-12, weight_decay=0.0)
+    still = {"learning_rate": 1e-12, "final_learning_rate": 1e-12, "weight_decay": 0.0}
+    recipe = one.recipe.model_copy(update=still)
     return Student(one.span, one.module, recipe)
 
 
@@ -138,7 +138,8 @@ def test_students_are_causal_in_training_as_at_use(
     changed[:, 9] = (changed[:, 9] + 1) % 256
     for data in (train, changed):
         # A rate of almost nothing, so that both see the same student in the first forward passes.
-        pupil = Student(one.span, one.module, replace(one.recipe, batch_tokens=train.numel()))
+        recipe = one.recipe.model_copy(update={"batch_tokens": train.numel()})
+        pupil = Student(one.span, one.module, recipe)
         fit(decoder, [replace_rate(pupil)], data, validation, micro_batch=10_000)
     half = len(outputs) // 2
     a, b = outputs[1].detach(), outputs[half + 1].detach()
