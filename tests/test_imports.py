@@ -83,7 +83,6 @@ _NOT_YET = frozenset(
         "arrow: specs -> method",
         "arrow: specs -> registry",
         "arrow: training.activations -> methods",
-        "arrow: training.fit -> method",
         "arrow: training.lora -> methods",
         "arrow: training.lora_loop -> methods",
         "circle: distributed, engine.following",
