@@ -1,6 +1,6 @@
-"""BlockPruner: take out attentions and MLPs one by one, each time the one that is missed least.
+"""BlockPruner: remove attentions and MLPs one by one, each time the one that is missed least.
 
-The unit is half a layer. A layer that has lost both halves is gone from the path.
+The unit is a sublayer. A layer that has lost both is gone from the path.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.files import content_key
 from streamline.method import Method, Pruned
-from streamline.methods.halves import Halves, Unit
 from streamline.methods.loss import loss_sample
 from streamline.methods.loss_search import LossSearch
+from streamline.methods.sublayers import Sublayers, Unit
 from streamline.plan import Plan
 from streamline.progress import part
 
@@ -31,9 +31,9 @@ from ._rounds import Round, from_extras, notes, to_extras
 class BlockPruner(Method):
     """Remove attentions and MLPs one by one, by loss.
 
-    Rounds go on while the unit that would go next brings the count nearer to the target; halves
-    differ in size, so the count is solved in parameters and not in units. The rounds up to
-    ``search_share`` are searched at calibration and serve every sparsity below it.
+    Rounds go on while the unit that would go next brings the count nearer to the target;
+    sublayers differ in size, so the count is solved in parameters and not in units. The rounds up
+    to ``search_share`` are searched at calibration and serve every sparsity below it.
 
     Attributes:
         n_samples: Calibration sequences per trial; None for all.
@@ -46,9 +46,9 @@ class BlockPruner(Method):
         BlockPruner, arXiv:2406.10594, algorithm 1.
 
     Differs from the released code:
-        Trials of a round are walked as one trie. Sequences come from the run's calibration texts,
-        by default as many tokens as Shortened LLaMA looks at instead of 128 Alpaca samples of up to
-        2048 tokens, because the search is quadratic in the number of units.
+        Trials of a round are evaluated jointly, as one trie. Sequences come from the run's
+        calibration texts, by default as many tokens as Shortened LLaMA looks at instead of 128
+        Alpaca samples of up to 2048 tokens, because the search is quadratic in the number of units.
     """
 
     name: ClassVar[str] = "blockpruner"
@@ -67,7 +67,7 @@ class BlockPruner(Method):
             raise ConfigError(f"width must be at least 1, or None for all units, got {self.width}")
 
     def calibration_key(self) -> str:
-        """One search per setting of the fields."""
+        """One search per combination of the fields."""
         fields = [self.n_samples, self.length, self.width, self.search_share]
         return f"{self.name}-{content_key(fields)[:12]}"
 
@@ -75,14 +75,14 @@ class BlockPruner(Method):
         """Search the first rounds, and measure the shared statistics on the same tokens."""
         tokens = loss_sample(batches, self.n_samples, self.length)
         target = self.search_share * decoder.n_parameters()
-        rounds, last_losses = self.search(Halves(decoder), tokens, target)
+        rounds, last_losses = self.search(Sublayers(decoder), tokens, target)
         last = torch.tensor(last_losses, dtype=torch.float64)
         extras = to_extras(rounds) | {"last_losses": last}
         return replace(measure(decoder, tokens), extras=extras)
 
     def search(
         self,
-        halves: Halves,
+        sublayers: Sublayers,
         tokens: Tensor,
         target: float,
         done: Sequence[Round] = (),
@@ -91,7 +91,7 @@ class BlockPruner(Method):
         """Run the greedy rounds.
 
         Args:
-            halves: The model.
+            sublayers: The model.
             tokens: Token ids of every trial, [N, T].
             target: Parameters to remove.
             done: Rounds that were run before, with the same tokens.
@@ -105,38 +105,38 @@ class BlockPruner(Method):
             measured.
         """
         rounds = list(done)
-        untried = [float("-inf")] * len(halves.units)
+        untried = [float("-inf")] * len(sublayers.units)
         last = untried if last_losses is None else list(last_losses)
-        if len(self.removed(halves, rounds, target)) < len(rounds):
+        if len(self.removed(sublayers, rounds, target)) < len(rounds):
             return rounds, last
-        expected = target * len(halves.units) / halves.n_removed(halves.units)
-        losses = LossSearch([halves.path([unit]) for unit in halves.units], tokens)
-        gone = [halves.units[each.unit] for each in rounds]
-        while len(gone) < len(halves.units):
-            alive = [i for i, unit in enumerate(halves.units) if unit not in gone]
+        expected = target * len(sublayers.units) / sublayers.n_removed(sublayers.units)
+        losses = LossSearch([sublayers.path([unit]) for unit in sublayers.units], tokens)
+        gone = [sublayers.units[each.unit] for each in rounds]
+        while len(gone) < len(sublayers.units):
+            alive = [i for i, unit in enumerate(sublayers.units) if unit not in gone]
             tried = sorted(alive, key=lambda i: last[i])
             if self.width is not None and rounds:
                 tried = tried[: self.width]
             tried.sort()
-            paths = [halves.path([*gone, halves.units[i]]) for i in tried]
+            paths = [sublayers.path([*gone, sublayers.units[i]]) for i in tried]
             with part(len(gone), max(expected, len(gone) + 1)):
                 found = losses.least(paths, all_losses=self.width is not None)
             for i, loss in zip(tried, found.losses, strict=True):
                 last[i] = last[i] if loss is None else loss
             rounds.append(Round.of(tried[found.index], found))
-            best = halves.units[rounds[-1].unit]
-            if not halves.nearer(gone, best, target):
+            best = sublayers.units[rounds[-1].unit]
+            if not sublayers.nearer(gone, best, target):
                 break
             gone.append(best)
         return rounds, last
 
     @staticmethod
-    def removed(halves: Halves, rounds: Sequence[Round], target: float) -> list[Round]:
+    def removed(sublayers: Sublayers, rounds: Sequence[Round], target: float) -> list[Round]:
         """The first rounds, as long as each brings the removed parameters nearer to a number."""
         gone: list[Unit] = []
         for each in rounds:
-            unit = halves.units[each.unit]
-            if not halves.nearer(gone, unit, target):
+            unit = sublayers.units[each.unit]
+            if not sublayers.nearer(gone, unit, target):
                 break
             gone.append(unit)
         return list(rounds[: len(gone)])
@@ -149,16 +149,16 @@ class BlockPruner(Method):
         batches: Tensor,
         seed: int,
     ) -> Pruned:
-        """Take the first rounds of the search, going on with it where calibration stopped."""
+        """Apply the first rounds of the search, resuming it where calibration stopped."""
         if check_sparsity(sparsity) == 0.0:
             return Pruned(Plan.dense(decoder.n_layers))
-        halves = Halves(decoder)
+        sublayers = Sublayers(decoder)
         tokens = loss_sample(batches, self.n_samples, self.length)
         target = sparsity * decoder.n_parameters()
         extras = calibration.extras
         rounds, _ = self.search(
-            halves, tokens, target, from_extras(extras), extras["last_losses"].tolist()
+            sublayers, tokens, target, from_extras(extras), extras["last_losses"].tolist()
         )
-        rounds = self.removed(halves, rounds, target)
-        units = [halves.units[each.unit] for each in rounds]
-        return halves.pruned(units, notes(rounds, [list(unit) for unit in units]))
+        rounds = self.removed(sublayers, rounds, target)
+        units = [sublayers.units[each.unit] for each in rounds]
+        return sublayers.pruned(units, notes(rounds, [list(unit) for unit in units]))

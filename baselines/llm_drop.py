@@ -1,4 +1,4 @@
-"""LLM-Drop: take out the attentions and MLPs that turn the residual stream least, all at once."""
+"""LLM-Drop: remove the attentions and MLPs that turn the residual stream least, all at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import FastLinears
 from streamline.errors import UnsupportedModelError
 from streamline.method import Method, Pruned
-from streamline.methods.halves import PARTS, Halves, Unit
+from streamline.methods.sublayers import SUBLAYERS, Sublayers, Unit
 from streamline.plan import Plan
 
 
@@ -23,8 +23,8 @@ class LLMDrop(Method):
     """Remove the attentions and MLPs that change least.
 
     The score of a sublayer is ``1 - cos(x, x + f(x))``, where ``x`` is the residual stream before
-    its norm and ``x + f(x)`` the stream after it. Scores are measured once; units go in their order
-    while the next one brings the parameters removed nearer to the asked.
+    its norm and ``x + f(x)`` the stream after it. Scores are measured once; sublayers are removed
+    in their order while the next one brings the removed parameters nearer to the target.
 
     Attributes:
         target: ``"all"`` ranks attentions and MLPs together ("joint layer drop"), ``"attention"``
@@ -34,9 +34,9 @@ class LLMDrop(Method):
         What Matters in Transformers? Not All Attention is Needed, arXiv:2406.15786, section 3.
 
     Differs from the paper:
-        The run's calibration texts in place of C4. The default is the joint form, because the
-        attentions of many models hold too few parameters for the sparsities asked. The number of
-        units is solved from counted parameters; it is an argument of the released code.
+        The run's calibration texts instead of C4. The default is the joint form, because the
+        attentions of many models hold too few parameters for common sparsities. The number of
+        sublayers is solved from counted parameters; it is an argument of the released code.
     """
 
     name: ClassVar[str] = "llm-drop"
@@ -45,24 +45,24 @@ class LLMDrop(Method):
     target: Literal["all", "attention", "mlp"] = "all"
 
     def calibration_key(self) -> str:
-        """Similarities of all units serve every field."""
+        """The similarities of all sublayers do not depend on the fields."""
         return self.name
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
-        """Measure the cosine across each half, beside the shared statistics."""
-        extras = {"cosines": half_cosines(decoder, batches)}
+        """Measure the cosine across each sublayer, beside the shared statistics."""
+        extras = {"cosines": sublayer_cosines(decoder, batches)}
         return replace(measure(decoder, batches), extras=extras)
 
     def order(self, calibration: Calibration) -> list[Unit]:
-        """Every unit of the targeted kind, most similar first."""
+        """Every sublayer of the targeted kind, most similar first."""
         cosines = calibration.extras["cosines"].tolist()
         units: list[Unit] = [
-            (index, part)
-            for part in PARTS
+            (index, sublayer)
+            for sublayer in SUBLAYERS
             for index in range(len(cosines))
-            if self.target in ("all", part)
+            if self.target in ("all", sublayer)
         ]
-        return sorted(units, key=lambda unit: -cosines[unit[0]][PARTS.index(unit[1])])
+        return sorted(units, key=lambda unit: -cosines[unit[0]][SUBLAYERS.index(unit[1])])
 
     def prune(
         self,
@@ -72,17 +72,17 @@ class LLMDrop(Method):
         batches: Tensor,
         seed: int,
     ) -> Pruned:
-        """Take out units in their order.
+        """Remove sublayers in their order.
 
         Raises:
-            UnsupportedModelError: If all units of the kind together hold too few parameters.
+            UnsupportedModelError: If all sublayers of the kind together hold too few parameters.
         """
         if check_sparsity(sparsity) == 0.0:
             return Pruned(Plan.dense(decoder.n_layers))
-        halves = Halves(decoder)
+        sublayers = Sublayers(decoder)
         dense = decoder.n_parameters()
         order, gone = self.order(calibration), list[Unit]()
-        most = halves.n_removed(order) / dense
+        most = sublayers.n_removed(order) / dense
         if sparsity > most + 0.5 / (decoder.n_layers * 2) * most:
             raise UnsupportedModelError(
                 f"{self.name} with target={self.target!r} removes at most {most:.1%} of the "
@@ -90,59 +90,58 @@ class LLMDrop(Method):
                 "target='all'"
             )
         for unit in order:
-            if not halves.nearer(gone, unit, sparsity * dense):
+            if not sublayers.nearer(gone, unit, sparsity * dense):
                 break
             gone.append(unit)
         notes: dict[str, Any] = {
             "order": [list(unit) for unit in order],
             "cosines": calibration.extras["cosines"].tolist(),
         }
-        return halves.pruned(gone, notes)
+        return sublayers.pruned(gone, notes)
 
 
 @torch.no_grad()
-def half_cosines(decoder: Decoder, batches: Tensor, *, batch_tokens: int = 4096) -> Tensor:
-    """Mean token cosine of the residual stream before and behind each half layer.
+def sublayer_cosines(decoder: Decoder, batches: Tensor, *, batch_tokens: int = 4096) -> Tensor:
+    """Mean token cosine of the residual stream before and after each sublayer.
 
-    What a half adds is read off the layer without its other half, so no family's internals are
-    touched. Where both halves read the layer's input (parallel residual), both are compared with
-    it.
+    What a sublayer adds is read off the layer without the other one, so no family's internals are
+    touched. Where both read the layer's input (parallel residual), both are compared with it.
 
     Args:
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T].
-        batch_tokens: Tokens walked at once.
+        batch_tokens: Tokens per forward pass.
 
     Returns:
         Cosines, [L, 2] (attention, MLP), float64.
     """
-    halves = Halves(decoder)
+    sublayers = Sublayers(decoder)
     total = torch.zeros(decoder.n_layers, 2, dtype=torch.float64)
-    called = [unit for unit in halves.units if unit[1] == "mlp" or decoder.family.parallel]
-    parts = [halves.left(unit) for unit in called]
+    called = [unit for unit in sublayers.units if unit[1] == "mlp" or decoder.family.parallel]
+    parts = [sublayers.layer_without(unit) for unit in called]
     fast = FastLinears([*decoder.layers, *parts], decoder.model)
     rows = max(1, batch_tokens // batches.shape[1])
     for start in range(0, len(batches), rows):
         with fast.active():
-            total += _summed_cosines(decoder, halves, batches[start : start + rows])
+            total += _summed_cosines(decoder, sublayers, batches[start : start + rows])
     return total / batches.numel()
 
 
-def _summed_cosines(decoder: Decoder, halves: Halves, tokens: Tensor) -> Tensor:
-    """Cosines across both halves of each layer, summed over tokens, [L, 2], float64."""
+def _summed_cosines(decoder: Decoder, sublayers: Sublayers, tokens: Tensor) -> Tensor:
+    """Cosines across both sublayers of each layer, summed over tokens, [L, 2], float64."""
     total = torch.zeros(decoder.n_layers, 2, dtype=torch.float64)
     entry = decoder.enter(tokens)
     hidden = entry.hidden
     for index, layer in enumerate(decoder.layers):
-        between = decoder.run(halves.left((index, "mlp")), hidden, entry, index)
-        behind = decoder.run(layer, hidden, entry, index)
+        between = decoder.run(sublayers.layer_without((index, "mlp")), hidden, entry, index)
+        after = decoder.run(layer, hidden, entry, index)
         total[index, 0] += _summed_cosine(hidden, between)
         if decoder.family.parallel:
-            alone = decoder.run(halves.left((index, "attention")), hidden, entry, index)
+            alone = decoder.run(sublayers.layer_without((index, "attention")), hidden, entry, index)
             total[index, 1] += _summed_cosine(hidden, alone)
         else:
-            total[index, 1] += _summed_cosine(between, behind)
-        hidden = behind
+            total[index, 1] += _summed_cosine(between, after)
+        hidden = after
     return total
 
 

@@ -49,7 +49,12 @@ __all__ = ["CheckpointInfo", "layer_specs", "load", "save", "verify"]
 
 PLAN, PROVENANCE = "plan.json", "provenance.json"
 #: Source files that a checkpoint with layers of its own carries.
-MODELING_FILES = ("modeling_streamline.py", "modeling_layers.py", "modeling_narrow.py")
+MODELING_FILES = (
+    "modeling_streamline.py",
+    "modeling_layers.py",
+    "modeling_narrow.py",
+    "modeling_sublayers.py",
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import nn
 
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import Path
-from streamline.modeling.modeling_layers import LayerModule, Stack, number_caches
+from streamline.modeling.modeling_layers import LayerModule, Stack
+from streamline.modeling.modeling_sublayers import number_caches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -30,9 +30,9 @@ from streamline.engine.budget import layers_to_remove, mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import DepthMethod, Method, Pruned, Size
+from streamline.methods.linear_map import linear_maps
 from streamline.methods.replacement import added_parameters, make
 from streamline.plan import Plan
-from streamline.training.activations import linear_maps
 from streamline.training.student import Recipe, Student
 
 PAPER = "arXiv:2403.19135"

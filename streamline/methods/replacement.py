@@ -7,9 +7,8 @@ Example:
     module = make("ffn", decoder, Span(21, 30), init="random", seed=0)
     added_parameters("ffn", decoder, 9)                 # 134,238,208 for Llama-2-7B
 
-    moments = LinearMoments(decoder.hidden_size)
-    moments.update(hidden_before, hidden_after)
-    make("linear", decoder, span, init="linear", linear=moments.solve())
+    maps = linear_maps(decoder, [span], batches)
+    make("linear", decoder, span, init="linear", linear=maps[span])
 
 Notation: B batch, T tokens, D hidden size.
 """
@@ -67,7 +66,8 @@ def make(
         residual: Whether an ``ffn``, ``mlp`` or ``swiglu`` adds its input to its output. With
             ``init="random"`` its output projection then starts at zero.
         seed: Seed of everything random; the global random state is left as it was.
-        linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from :meth:`LinearMoments.solve`.
+        linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from
+                :func:`streamline.methods.linear_map.linear_maps`.
 
     Returns:
         A module in float32 with gradients, on the device of the span's first layer.
@@ -89,7 +89,7 @@ def make(
     if residual and base in ("linear", "layer"):
         raise ConfigError(f"{kind} has no residual form; use residual=False")
     if init == "linear" and linear is None:
-        raise ConfigError('init="linear" needs linear=(W, b), for example from LinearMoments.solve')
+        raise ConfigError('init="linear" needs linear=(W, b), for example from linear_maps')
     if init == "linear" and prefix and len(span) > 1:
         raise ConfigError(f'{kind} over {len(span)} layers cannot start from one map; use "{base}"')
     spans = [span]
@@ -275,72 +275,3 @@ def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
         for module in layer.modules():
             decoder.model._init_weights(module)
     return layer
-
-
-class LinearMoments:
-    """First and second moments of pairs of hidden states, for the best linear map between them.
-
-    Sums are kept in float64 around the mean of the first batch, in two D x D matrices.
-
-    Args:
-        d: Hidden size, D.
-        device: Where the sums are kept.
-    """
-
-    def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
-
-        self.n_tokens = 0
-        self.shift = zeros(d)
-        self.sum_x, self.sum_step = zeros(d), zeros(d)
-        self.xtx, self.xt_step = zeros(d, d), zeros(d, d)
-
-    @torch.no_grad()
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            x: Hidden states before the span, [..., D].
-            y: Hidden states after it, of the same shape.
-
-        Raises:
-            ValueError: If the shapes differ.
-        """
-        if x.shape != y.shape:
-            raise ValueError(f"x {list(x.shape)} and y {list(y.shape)} must have the same shape")
-        x = x.reshape(-1, x.shape[-1]).to(self.shift)
-        step = y.reshape(-1, y.shape[-1]).to(self.shift) - x
-        if self.n_tokens == 0:
-            self.shift = x.mean(0)
-        x = x - self.shift
-        self.n_tokens += len(x)
-        self.sum_x += x.sum(0)
-        self.sum_step += step.sum(0)
-        self.xtx += x.T @ x
-        self.xt_step += x.T @ step
-
-    def solve(self, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
-        """The map of least squared error.
-
-        The penalty draws it towards the identity, which is what dropping the span would be.
-
-        Args:
-            ridge: Penalty, as a share of the mean variance of x.
-
-        Returns:
-            ``(W [D, D], b [D])``, float64, with ``y`` near ``W x + b``.
-
-        Raises:
-            ValueError: If nothing was added.
-        """
-        if self.n_tokens == 0:
-            raise ValueError("no hidden states were added; call update first")
-        mean_x, mean_step = self.sum_x / self.n_tokens, self.sum_step / self.n_tokens
-        variance = self.xtx / self.n_tokens - torch.outer(mean_x, mean_x)
-        covariance = self.xt_step / self.n_tokens - torch.outer(mean_x, mean_step)
-        eye = torch.eye(len(mean_x), dtype=variance.dtype, device=variance.device)
-        penalty = ridge * variance.diagonal().mean().clamp_min(torch.finfo(variance.dtype).tiny)
-        change = torch.linalg.solve(variance + penalty * eye, covariance).T
-        bias = mean_step - change @ (mean_x + self.shift)
-        return eye + change, bias

@@ -21,7 +21,6 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -56,7 +55,7 @@ def build(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
         layer: A fresh standard layer of the model, for kinds that are made from one.
 
     Returns:
-        The module that takes the layer's place.
+        The module that runs in place of the layer.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -260,78 +259,6 @@ class Repeated(Stack):
         return {"kind": "repeated", "times": self.times, "module": spec_of(self.parts[0])}
 
 
-class Nothing(nn.Module):
-    """What stands in the place of an attention or an MLP that was taken out.
-
-    It gives zeros, or the residual unchanged to layers that leave the addition to their parts.
-
-    Args:
-        pair: Whether the caller expects ``(output, attention weights)``.
-    """
-
-    def __init__(self, pair: bool) -> None:
-        super().__init__()
-        self.pair = pair
-
-    def forward(
-        self, hidden_states: Tensor, residual: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Zeros of the shape of the hidden states [B, T, D], or the residual."""
-        output = torch.zeros_like(hidden_states) if residual is None else residual
-        return (output, None) if self.pair else output
-
-
-def cut(layer: nn.Module, spec: Spec) -> nn.Module:
-    """Take the attention or the MLP out of a decoder layer, in place.
-
-    Args:
-        layer: A decoder layer; it is changed.
-        spec: ``kind``, and lists of attribute names: ``attention`` (those that become
-            :class:`Nothing` with a pair of outputs), ``zero`` (:class:`Nothing`) and ``identity``
-            (projections and norms that nobody needs any more).
-
-    Returns:
-        The same layer, which now carries the spec.
-    """
-    for name in spec.get("attention", ()):
-        setattr(layer, name, Nothing(pair=True))
-    for name in spec.get("zero", ()):
-        setattr(layer, name, Nothing(pair=False))
-    for name in spec.get("identity", ()):
-        setattr(layer, name, nn.Identity())
-    layer.__dict__["streamline_spec"] = dict(spec)
-    return layer
-
-
-def number_caches(layers: list[nn.Module], config: Any) -> None:
-    """Give each layer with attention its place in the key-value cache.
-
-    A layer without attention stores nothing there, but the cache's length and masks are read from
-    its first place of each type (full or sliding attention). So layers without attention take the
-    type of the first layer that has it, and the layers with attention take, in order, the first
-    places of their own type.
-
-    Args:
-        layers: The model's layers, in order; the ``layer_idx`` of their parts is set.
-        config: The model's config; its ``layer_types`` is changed for layers without attention.
-    """
-    owners = [
-        [m for m in layer.modules() if getattr(m, "layer_idx", None) is not None]
-        for layer in layers
-    ]
-    types = list(getattr(config, "layer_types", None) or ["one"] * len(layers))
-    first = next((kind for kind, own in zip(types, owners, strict=True) if own), None)
-    types = [kind if own else first or kind for kind, own in zip(types, owners, strict=True)]
-    if getattr(config, "layer_types", None):
-        config.layer_types = types
-    places = {kind: [i for i, other in enumerate(types) if other == kind] for kind in set(types)}
-    for kind, own in zip(types, owners, strict=True):
-        if own:
-            place = places[kind].pop(0)
-            for module in own:
-                module.layer_idx = place  # type: ignore[assignment]
-
-
 @builder("layer")
 def _layer(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
     return layer
@@ -341,12 +268,6 @@ def _layer(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
 def _shared(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
     """The layer at position ``spec["of"]`` once more: same weights, its own place in the cache."""
     return build(spec["module"], config, layer)
-
-
-@builder("no-attention")
-@builder("no-mlp")
-def _cut(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
-    return cut(layer, spec)
 
 
 @builder("ffn")

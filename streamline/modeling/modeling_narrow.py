@@ -1,10 +1,10 @@
 """Decoder layers made narrower: fewer heads and channels, or a residual stream of less width.
 
 Like :mod:`streamline.modeling.modeling_layers`, this file stands alone and is copied into
-checkpoints. A
-*resized* layer is the family's own layer with smaller projections. A *sliced* layer holds the
-family's own attention and MLP in a block of its own, whose residual passes through a matrix at
-both additions; a model of such layers also has another embedding, final norm and head, its *shell*.
+checkpoints. A *resized* layer is the family's own layer with smaller projections. A *sliced* layer
+holds the family's own attention and MLP in a block of its own, whose residual passes through a
+matrix at both additions; a model of such layers also has another embedding, final norm and head,
+its *shell*.
 
 Example:
     resize(layer, {"kind": "resized", "linear": {"mlp.up_proj": [48, 32], ...}})
@@ -27,7 +27,7 @@ from .modeling_layers import LayerModule, Spec, builder
 
 
 class ConfigView:
-    """A config of which one module sees some fields otherwise.
+    """A config in which one module sees other values of some fields.
 
     Args:
         config: The model's config; everything else is read from it.
@@ -53,7 +53,7 @@ class UnitNorm(nn.Module):
     """``x / sqrt(sum(x^2) / width + eps)``: a norm without scale.
 
     Args:
-        width: What the sum of squares is divided by: the dense model's D, whatever is left of it.
+        width: What the sum of squares is divided by: the dense model's D, whatever remains of it.
         eps: As of the model's own norm.
     """
 
@@ -106,7 +106,7 @@ def resize(layer: nn.Module, spec: Spec) -> nn.Module:
         layer: A decoder layer; it is changed.
         spec: ``linear`` (path -> [outputs, inputs] or [outputs, inputs, has a bias]),
             ``attributes`` (path of a module -> what is set on it) and ``config`` (path of a
-            module -> config fields that it alone sees otherwise).
+            module -> config fields of which it alone sees other values).
 
     Returns:
         The same layer, which now carries the spec.
@@ -129,13 +129,13 @@ class SlicedLayer(LayerModule):
     """A decoder layer on a residual stream of less width.
 
     ``x <- x Q_1 + attention(norm(x))``, ``x <- x Q_2 + mlp(norm(x))`` with norms without scale; in
-    a parallel layer both halves read the same ``x`` and there is one Q. The attention and the MLP
-    are the family's own, their projections resized; they keep their names. Dropout between a half
-    and the residual, if the family has it there, is kept.
+    a parallel layer both sublayers read the same ``x`` and there is one Q. The attention and the
+    MLP are the family's own, their projections resized; they keep their names. Dropout between a
+    sublayer and the residual, if the family has it there, is kept.
 
     Args:
         layer: A fresh decoder layer of the family; its parts are taken.
-        spec: ``d`` (widths before, between and after the halves; before and after in a parallel
+        spec: ``d`` (widths before, between and after the sublayers; before and after in a parallel
             layer), ``linear`` (shapes, see :func:`resize`), ``attention`` (its name), ``mlp``
             (names of the modules that are applied in turn), ``norms`` (their two names), ``width``
             and ``eps`` of the norms, and ``dropout``.
@@ -182,7 +182,7 @@ class SlicedLayer(LayerModule):
         return nn.functional.dropout(hidden_states, rate, self.training)
 
     def transform(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Both halves."""
+        """Both sublayers."""
         attended = self.attend(hidden_states, *args, **kwargs)
         attended = hidden_states @ self.attn_shortcut + attended
         if self.parallel:

@@ -1,7 +1,8 @@
 """The model class of checkpoints whose layers are not all the base model's own.
 
-This file, :mod:`streamline.modeling.modeling_layers` and :mod:`streamline.modeling.modeling_narrow`
-stand alone and are copied into such checkpoints. Their ``config.json`` keeps every field of the
+This file, :mod:`streamline.modeling.modeling_layers`, :mod:`streamline.modeling.modeling_narrow`
+and :mod:`streamline.modeling.modeling_sublayers` stand alone and are copied into such checkpoints.
+Their ``config.json`` keeps every field of the
 base model, with ``model_type`` ``"streamline"``, the true type in ``base_model_type``, and under
 ``streamline`` one spec per layer. Loading gives an object of the base model's class
 (``LlamaForCausalLM``, ...) with its layers exchanged as the specs say, so tying, generation,
@@ -28,8 +29,9 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .modeling_layers import LayerModule, Spec, build, number_caches
+from .modeling_layers import LayerModule, Spec, build
 from .modeling_narrow import SlicedLayer, build_shell
+from .modeling_sublayers import number_caches
 
 MODEL_TYPE = "streamline"
 #: Classes of layers that stay on one device.

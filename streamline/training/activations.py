@@ -8,7 +8,6 @@ holds.
 Example::
 
     stream(decoder, decoder.enter(ids), {8, 12}, at=lambda depth, hidden: use(depth, hidden))
-    maps = linear_maps(decoder, [Span(8, 12)], train)       # {Span(8, 12): (weight, bias)}
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +23,8 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder, Entry
-from streamline.methods.replacement import LinearMoments
-from streamline.plan import Span
 
-__all__ = ["ActivationCache", "Shelf", "linear_maps", "stream"]
+__all__ = ["ActivationCache", "Shelf", "stream"]
 
 log = logging.getLogger(__name__)
 
@@ -157,48 +154,3 @@ class ActivationCache:
             )
             return Shelf((), shape, self.dtype)
         return Shelf(depths, shape, self.dtype, folder)
-
-
-def linear_maps(
-    decoder: Decoder,
-    spans: Sequence[Span],
-    train: Tensor,
-    *,
-    ridge: float = 1e-4,
-    micro_batch: int = 4096,
-) -> dict[Span, tuple[Tensor, Tensor]]:
-    """The linear map that best takes a span's input to its output, for several spans in one pass.
-
-    Args:
-        decoder: The dense model.
-        spans: Spans to stand for.
-        train: Tokens, [N, T], int64.
-        ridge: Pull towards the identity, as a share of the mean variance of the input.
-        micro_batch: Tokens per forward pass.
-
-    Returns:
-        For each span ``(W [D, D], b [D])``, float64 on the CPU, with ``output`` near ``W x + b``:
-        what :func:`streamline.methods.replacement.make` takes as ``linear``.
-    """
-    device = "cpu" if decoder.device.type == "mps" else decoder.device  # float64 is needed
-    moments = {span: LinearMoments(decoder.hidden_size, device) for span in sorted(set(spans))}
-    last = {span.start: 0 for span in moments}
-    for span in moments:
-        last[span.start] = max(last[span.start], span.stop)
-    held: dict[int, Tensor] = {}
-
-    def at(depth: int, hidden: Tensor) -> None:
-        for span, moment in moments.items():
-            if span.stop == depth:
-                moment.update(held[span.start], hidden)
-        for start in [start for start in held if last[start] <= depth]:
-            del held[start]
-        if depth in last:
-            held[depth] = hidden
-
-    depths = {depth for span in moments for depth in (span.start, span.stop)}
-    with torch.no_grad():
-        for ids in torch.split(train, max(1, micro_batch // train.shape[1])):
-            stream(decoder, decoder.enter(ids), depths, at)
-    solved = {span: moment.solve(ridge) for span, moment in moments.items()}
-    return {span: (weight.cpu(), bias.cpu()) for span, (weight, bias) in solved.items()}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamline.baselines.llm_drop import LLMDrop, half_cosines
+from streamline.baselines.llm_drop import LLMDrop, sublayer_cosines
 from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import UnsupportedModelError
 from streamline.testing.models import tiny_model
@@ -12,7 +12,7 @@ TOKENS = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
-def test_cosines_across_each_half_against_hooks(family):
+def test_cosines_across_each_sublayer_against_hooks(family):
     decoder = Decoder(tiny_model(family, n_layers=3))
     names = (decoder.family.attention, decoder.family.mlp_out)
     caught: dict[tuple[int, str], torch.Tensor] = {}
@@ -28,16 +28,16 @@ def test_cosines_across_each_half_against_hooks(family):
         states = [h.double() for _, h in decoder.trace(decoder.enter(TOKENS))]
     for hook in hooks:
         hook.remove()
-    found = half_cosines(decoder, TOKENS, batch_tokens=30)
+    found = sublayer_cosines(decoder, TOKENS, batch_tokens=30)
     for index in range(3):
         before = states[index]
         attention = caught[index, names[0]].double().reshape(before.shape)
         mlp = caught[index, names[1]].double().reshape(before.shape)
         middle = before if decoder.family.parallel else before + attention
         pairs = ((before, before + attention), (middle, middle + mlp))
-        for half, (x, y) in enumerate(pairs):
+        for sublayer, (x, y) in enumerate(pairs):
             naive = torch.cosine_similarity(x, y, dim=-1).mean().item()
-            assert found[index, half].item() == pytest.approx(naive, abs=1e-5)
+            assert found[index, sublayer].item() == pytest.approx(naive, abs=1e-5)
 
 
 def test_the_most_similar_units_go_until_the_count_is_met(tiny_llama):

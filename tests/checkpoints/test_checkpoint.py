@@ -22,7 +22,7 @@ from streamline.engine.families import FAMILIES
 from streamline.errors import AssetError, ConfigError, PlanError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
-from streamline.methods.sublayers import without
+from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Plan, Span, Step
 from streamline.sources.models import load_config, load_model
 from streamline.testing.models import tiny_model
@@ -38,11 +38,12 @@ def replaced(decoder: Decoder, kind: str, **options: Any) -> Pruned:
     return Pruned(Plan.replace(decoder.n_layers, span, kind), {1: module})
 
 
-def halves(decoder: Decoder) -> Pruned:
+def sublayers(decoder: Decoder) -> Pruned:
     """Layer 0 without attention, layer 1 without MLP, layer 2 gone."""
     steps = (Step(0, "no-attention"), Step(1, "no-mlp"), Step(3))
     return Pruned(
-        Plan(4, steps), {0: without(decoder, 0, "attention"), 1: without(decoder, 1, "mlp")}
+        Plan(4, steps),
+        {0: remove_sublayer(decoder, 0, "attention"), 1: remove_sublayer(decoder, 1, "mlp")},
     )
 
 
@@ -52,7 +53,7 @@ CASES: dict[str, Callable[[Decoder], Pruned]] = {
     "ffn": lambda decoder: replaced(decoder, "ffn"),
     "shared-layer": lambda decoder: replaced(decoder, "shared-layer", init="first"),
     "multiple-swiglu": lambda decoder: replaced(decoder, "multiple-swiglu"),
-    "halves": halves,
+    "sublayers": sublayers,
 }
 
 
@@ -155,7 +156,7 @@ def test_loading_by_auto_classes_and_assets(
 @torch.no_grad()
 def test_a_loaded_model_is_pruned_and_saved_again(tmp_path: Path) -> None:
     decoder = Decoder(tiny("opt"))
-    save(CASES["halves"](decoder), decoder, None, tmp_path / "a", {})
+    save(CASES["sublayers"](decoder), decoder, None, tmp_path / "a", {})
     once, _, _ = load(tmp_path / "a")
     again = Decoder(once)
     pruned = Pruned(Plan.drop(3, [1]))

@@ -16,7 +16,7 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
-from streamline.methods.sublayers import without
+from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Plan, Span
 from streamline.testing.models import tiny_model
 
@@ -28,7 +28,7 @@ def saved(folder: Path, family: str, kind: str) -> Path:
     if kind == "drop":
         pruned = Pruned(Plan.drop(4, [0]))
     elif kind == "no-attention":
-        pruned = Pruned(Plan.replace(4, span, kind), {1: without(decoder, 1, "attention")})
+        pruned = Pruned(Plan.replace(4, span, kind), {1: remove_sublayer(decoder, 1, "attention")})
     else:
         init = "first" if "layer" in kind else "random"
         pruned = Pruned(Plan.replace(4, span, kind), {1: make(kind, decoder, span, init=init)})

@@ -17,7 +17,7 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
-from streamline.methods.sublayers import without
+from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Plan, Span, Step
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import open_streamed
@@ -52,18 +52,18 @@ def ffn(decoder: Decoder) -> Pruned:
     return Pruned(Plan.replace(4, Span(1, 3), "ffn"), {1: module})
 
 
-def halves(decoder: Decoder) -> Pruned:
+def sublayers(decoder: Decoder) -> Pruned:
     steps = (Step(0, "no-attention"), Step(1, "no-mlp"), Step(3))
-    modules = {0: without(decoder, 0, "attention"), 1: without(decoder, 1, "mlp")}
+    modules = {0: remove_sublayer(decoder, 0, "attention"), 1: remove_sublayer(decoder, 1, "mlp")}
     return Pruned(Plan(4, steps), modules)
 
 
 CASES: list[tuple[str, bool, Callable[[Decoder], Pruned]]] = [
     ("llama", False, drop),
     ("qwen3", True, drop),
-    ("opt", True, halves),
+    ("opt", True, sublayers),
     ("gpt2", True, drop),
-    ("gemma2", True, halves),
+    ("gemma2", True, sublayers),
     ("llama", False, ffn),
 ]
 

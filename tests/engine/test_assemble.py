@@ -12,7 +12,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.families import FAMILIES
 from streamline.engine.paths import Node, Path, dense_path
 from streamline.methods.replacement import make
-from streamline.methods.sublayers import without
+from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Span
 from streamline.testing.models import tiny_model
 
@@ -95,7 +95,7 @@ def test_half_layers(family: str, part: str) -> None:
     decoder = tiny(family)
     path = nodes(decoder)
     for i in (0, 3):
-        path[i] = Node(without(decoder, i, part), i)  # type: ignore[arg-type]
+        path[i] = Node(remove_sublayer(decoder, i, part), i)  # type: ignore[arg-type]
     check(Path(decoder, tuple(path)))
 
 

@@ -1,4 +1,4 @@
-"""Replacements: shapes, starts, counts, and the closed-form map."""
+"""Replacements: shapes, starts and counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from streamline.methods.replacement import (
     INITS,
     KINDS,
     PREFIXES,
-    LinearMoments,
     added_parameters,
     make,
     set_linear,
@@ -215,51 +214,3 @@ def test_span_must_fit(decoder: Decoder, span: Span) -> None:
 def test_a_narrow_ffn_cannot_hold_a_linear_map() -> None:
     with pytest.raises(ConfigError, match="width of 8 or more; this one has relu and width 7"):
         set_linear(FFN(4, 7), torch.eye(4), torch.zeros(4))
-
-
-def test_closed_form_finds_an_exact_map() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(16, 16, generator=generator, dtype=torch.float64)
-    bias = torch.randn(16, generator=generator, dtype=torch.float64)
-    moments = LinearMoments(16)
-    for _ in range(4):
-        x = 100 + torch.randn(3, 50, 16, generator=generator, dtype=torch.float64)
-        moments.update(x, x @ weight.T + bias)
-    found, offset = moments.solve(ridge=0.0)
-    torch.testing.assert_close(found, weight, rtol=0, atol=1e-6)
-    torch.testing.assert_close(offset, bias, rtol=0, atol=1e-6)
-    assert moments.n_tokens == 600
-
-
-def test_batches_of_any_cut_give_the_same_map() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 120, 8, generator=generator)
-    whole, parts = LinearMoments(8), LinearMoments(8)
-    whole.update(x, y)
-    for start in range(0, 120, 40):
-        parts.update(x[start : start + 40], y[start : start + 40])
-    for a, b in zip(whole.solve(), parts.solve(), strict=True):
-        torch.testing.assert_close(a, b)
-    expected = torch.linalg.lstsq(torch.cat([x, torch.ones(120, 1)], dim=1), y).solution
-    found, offset = whole.solve(ridge=0.0)
-    torch.testing.assert_close(found.float(), expected[:8].T, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(offset.float(), expected[8], rtol=1e-4, atol=1e-5)
-
-
-def test_the_penalty_draws_towards_dropping() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 200, 8, generator=generator)
-    moments = LinearMoments(8)
-    moments.update(x, y)
-    distances = [
-        (moments.solve(ridge)[0] - torch.eye(8)).norm().item() for ridge in (0, 1, 100, 1e6)
-    ]
-    assert distances == sorted(distances, reverse=True)
-    assert distances[-1] < 1e-4
-
-
-def test_moments_need_tokens_of_one_shape() -> None:
-    with pytest.raises(ValueError, match="no hidden states were added"):
-        LinearMoments(4).solve()
-    with pytest.raises(ValueError, match=r"x \[2, 4\] and y \[3, 4\] must have the same shape"):
-        LinearMoments(4).update(torch.zeros(2, 4), torch.zeros(3, 4))

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path
-from streamline.modeling.modeling_layers import FFN, number_caches
+from streamline.modeling.modeling_layers import FFN
 from streamline.modeling.modeling_streamline import (
     StreamlineConfig,
     config_class,
@@ -20,6 +20,7 @@ from streamline.modeling.modeling_streamline import (
     model_class,
     with_layers,
 )
+from streamline.modeling.modeling_sublayers import number_caches
 from streamline.testing.models import tiny_config, tiny_model
 
 

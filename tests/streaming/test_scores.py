@@ -17,8 +17,8 @@ from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.perplexity import perplexity
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.streamed import evaluate_streamed
-from streamline.methods.halves import Halves
 from streamline.methods.loss import score_paths
+from streamline.methods.sublayers import Sublayers
 from streamline.streaming.opening import open_streamed
 from streamline.streaming.order import walk
 from streamline.testing.models import FAMILIES, tiny_model
@@ -46,7 +46,7 @@ def paths(decoder: Decoder) -> list[LayerPath]:
         LayerPath(decoder, (*nodes[:1], Node(shift, 1), *nodes[3:]), "replace"),
         LayerPath(decoder, (Node(shift, 0), *nodes[1:]), "replace the first"),
         LayerPath(decoder, (*nodes[:3], Node(shift, 3)), "replace the last"),
-        Halves(decoder).path([(1, "attention"), (2, "mlp")]),
+        Sublayers(decoder).path([(1, "attention"), (2, "mlp")]),
         LayerPath(decoder, nodes[:2], "cut off"),
         LayerPath(decoder, (), "empty"),
     ]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
-from streamline.plan import Span
-from streamline.training.activations import ActivationCache, Shelf, linear_maps, stream
+from streamline.training.activations import ActivationCache, Shelf, stream
 
 
 @pytest.fixture
@@ -63,37 +62,3 @@ def test_cache_keeps_to_its_budget(tmp_path: Path) -> None:
     full.write(1, torch.tensor([0]), torch.zeros(1, 3, 8))
     assert full.round(torch.zeros(1)).dtype == torch.bfloat16
     assert not (tmp_path / ("b" * 16)).exists()
-
-
-def test_linear_maps_find_a_span_that_is_linear(decoder: Decoder) -> None:
-    class Affine(nn.Module):
-        def __init__(self, seed: int) -> None:
-            super().__init__()
-            generator = torch.Generator().manual_seed(seed)
-            self.weight = nn.Parameter(torch.randn(32, 32, generator=generator) / 6)
-            self.bias = nn.Parameter(torch.randn(32, generator=generator))
-
-        def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
-            return hidden @ self.weight.T + self.bias
-
-    first, second = Affine(1), Affine(2)
-    layers = decoder.model.model.layers
-    layers[2], layers[3] = first, second
-    decoder = Decoder(decoder.model)
-    whole, half = Span(2, 4), Span(2, 3)
-    maps = linear_maps(decoder, [whole, half, whole], tokens(40), ridge=1e-10)
-    assert set(maps) == {whole, half}
-    torch.testing.assert_close(maps[half][0].float(), first.weight.data, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(maps[half][1].float(), first.bias.data, rtol=1e-3, atol=1e-3)
-    product = second.weight.data @ first.weight.data
-    shift = second.weight.data @ first.bias.data + second.bias.data
-    torch.testing.assert_close(maps[whole][0].float(), product, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(maps[whole][1].float(), shift, rtol=1e-3, atol=1e-3)
-
-
-def test_linear_maps_do_not_depend_on_micro_batches_or_company(decoder: Decoder) -> None:
-    spans = [Span(1, 3), Span(2, 4), Span(1, 4)]
-    together = linear_maps(decoder, spans, tokens(12))
-    for span in spans:
-        alone = linear_maps(decoder, [span], tokens(12), micro_batch=16)
-        torch.testing.assert_close(together[span], alone[span], rtol=1e-6, atol=1e-6)

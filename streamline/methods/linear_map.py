@@ -1,0 +1,134 @@
+"""The linear map that best takes a span's input to its output, by least squares.
+
+Example:
+    maps = linear_maps(decoder, [Span(8, 12)], batches)
+    weight, bias = maps[Span(8, 12)]
+    make("linear", decoder, Span(8, 12), init="linear", linear=(weight, bias))
+
+Notation: N sequences, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from streamline.engine.decoder import Decoder
+from streamline.plan import Span
+from streamline.training.activations import stream
+
+
+def linear_maps(
+    decoder: Decoder,
+    spans: Sequence[Span],
+    train: Tensor,
+    *,
+    ridge: float = 1e-4,
+    micro_batch: int = 4096,
+) -> dict[Span, tuple[Tensor, Tensor]]:
+    """The linear map that best takes a span's input to its output, for several spans in one pass.
+
+    Args:
+        decoder: The dense model.
+        spans: The spans; they may overlap.
+        train: Tokens, [N, T], int64.
+        ridge: Pull towards the identity, as a fraction of the mean variance of the input.
+        micro_batch: Tokens per forward pass.
+
+    Returns:
+        For each span ``(W [D, D], b [D])``, float64 on the CPU, with ``output`` near ``W x + b``:
+        the ``linear`` of :func:`streamline.methods.replacement.make`.
+    """
+    device = "cpu" if decoder.device.type == "mps" else decoder.device  # float64 is needed
+    moments = {span: LinearMoments(decoder.hidden_size, device) for span in sorted(set(spans))}
+    last = {span.start: 0 for span in moments}
+    for span in moments:
+        last[span.start] = max(last[span.start], span.stop)
+    held: dict[int, Tensor] = {}
+
+    def at(depth: int, hidden: Tensor) -> None:
+        for span, moment in moments.items():
+            if span.stop == depth:
+                moment.update(held[span.start], hidden)
+        for start in [start for start in held if last[start] <= depth]:
+            del held[start]
+        if depth in last:
+            held[depth] = hidden
+
+    depths = {depth for span in moments for depth in (span.start, span.stop)}
+    with torch.no_grad():
+        for ids in torch.split(train, max(1, micro_batch // train.shape[1])):
+            stream(decoder, decoder.enter(ids), depths, at)
+    solved = {span: moment.solve(ridge) for span, moment in moments.items()}
+    return {span: (weight.cpu(), bias.cpu()) for span, (weight, bias) in solved.items()}
+
+
+class LinearMoments:
+    """First and second moments of pairs of hidden states, for the best linear map between them.
+
+    Sums are kept in float64 around the mean of the first batch, in two D x D matrices.
+
+    Args:
+        d: Hidden size, D.
+        device: Where the sums are kept.
+    """
+
+    def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self.n_tokens = 0
+        self.shift = zeros(d)
+        self.sum_x, self.sum_step = zeros(d), zeros(d)
+        self.xtx, self.xt_step = zeros(d, d), zeros(d, d)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            x: Hidden states before the span, [..., D].
+            y: Hidden states after it, of the same shape.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if x.shape != y.shape:
+            raise ValueError(f"x {list(x.shape)} and y {list(y.shape)} must have the same shape")
+        x = x.reshape(-1, x.shape[-1]).to(self.shift)
+        step = y.reshape(-1, y.shape[-1]).to(self.shift) - x
+        if self.n_tokens == 0:
+            self.shift = x.mean(0)
+        x = x - self.shift
+        self.n_tokens += len(x)
+        self.sum_x += x.sum(0)
+        self.sum_step += step.sum(0)
+        self.xtx += x.T @ x
+        self.xt_step += x.T @ step
+
+    def solve(self, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
+        """The map of least squared error.
+
+        The penalty pulls it towards the identity, which is the map of a dropped span.
+
+        Args:
+            ridge: Penalty, as a fraction of the mean variance of x.
+
+        Returns:
+            ``(W [D, D], b [D])``, float64, with ``y`` near ``W x + b``.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        if self.n_tokens == 0:
+            raise ValueError("no hidden states were added; call update first")
+        mean_x, mean_step = self.sum_x / self.n_tokens, self.sum_step / self.n_tokens
+        variance = self.xtx / self.n_tokens - torch.outer(mean_x, mean_x)
+        covariance = self.xt_step / self.n_tokens - torch.outer(mean_x, mean_step)
+        eye = torch.eye(len(mean_x), dtype=variance.dtype, device=variance.device)
+        penalty = ridge * variance.diagonal().mean().clamp_min(torch.finfo(variance.dtype).tiny)
+        change = torch.linalg.solve(variance + penalty * eye, covariance).T
+        bias = mean_step - change @ (mean_x + self.shift)
+        return eye + change, bias
