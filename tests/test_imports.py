@@ -59,12 +59,11 @@ _LATE = {
     "streamline": "importing the package loads no torch",
     "api": "importing the package loads no torch",
 }
-_MOST_LATE = 51
+_MOST_LATE = 49
 
 # What breaks the rules today. Whoever mends an entry takes it out; none may be added.
 _NOT_YET = frozenset(
     {
-        "arrow: checkpoints.checkpoint -> streamline",
         "arrow: cli.dry_run -> specs",
         "arrow: cli.validate -> specs",
         "arrow: distributed -> engine",
@@ -78,11 +77,9 @@ _NOT_YET = frozenset(
         "arrow: run.config -> specs",
         "arrow: run.estimate -> specs",
         "arrow: run.model_run -> specs",
-        "arrow: sources.models -> streamline",
         "arrow: specs -> ground",
         "arrow: specs -> method",
         "arrow: specs -> registry",
-        "arrow: training.activations -> methods",
         "arrow: training.lora -> methods",
         "arrow: training.lora_loop -> methods",
         "circle: distributed, engine.following",
@@ -94,7 +91,6 @@ _NOT_YET = frozenset(
         "long: baselines.laco",
         "long: evaluation.harness",
         "long: evaluation.session",
-        "long: modeling.modeling_layers",
         "long: report.tables",
         "long: results.compare",
         "long: training.state",

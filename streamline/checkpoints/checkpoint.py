@@ -33,8 +33,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-import streamline
+from streamline import __version__
 from streamline.checkpoints.self_test import SELF_TEST, SelfTest, self_test, verify, write_self_test
+from streamline.checkpoints.streamed import check_written, streamed_self_test, write_weights
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import Path as LayerPath
@@ -44,6 +45,7 @@ from streamline.method import Pruned
 from streamline.modeling import modeling_streamline as modeling
 from streamline.modeling.modeling_layers import Spec, spec_of
 from streamline.plan import Plan
+from streamline.streaming.decoder import StreamedDecoder
 
 __all__ = ["CheckpointInfo", "layer_specs", "load", "save", "verify"]
 
@@ -263,9 +265,6 @@ def read_model(path: Path, **options: Any) -> Any:
 
 def _write_streamed(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
     """Write a model whose layers were never all in memory; what it says comes from one walk."""
-    from streamline.checkpoints.streamed import streamed_self_test, write_weights
-    from streamline.streaming.decoder import StreamedDecoder
-
     assert isinstance(path.decoder, StreamedDecoder)
     write_weights(model, path.decoder, folder)
     return streamed_self_test(path)
@@ -273,8 +272,6 @@ def _write_streamed(model: PreTrainedModel, path: LayerPath, folder: Path) -> Se
 
 def _check_streamed(folder: Path, dtype: torch.dtype) -> None:
     """:func:`read_model` for files that must not be mapped: they may be larger than the memory."""
-    from streamline.checkpoints.streamed import check_written
-
     modeling.register()
     check_written(folder, dtype)
 
@@ -301,7 +298,7 @@ def _provenance(model: PreTrainedModel, provenance: dict[str, Any], plain: bool)
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": {
-            "streamline-bench": streamline.__version__,
+            "streamline-bench": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             **provenance.get("versions", {}),

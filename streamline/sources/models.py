@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from streamline import register
 from streamline.errors import AssetError
 from streamline.files import content_key, write_json_atomic
 from streamline.sources.hub import accepted_names, check_access, commit, explained
@@ -133,6 +132,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         config: PretrainedConfig = CONFIG_MAPPING[row.model_type](**row.shape)
         config.name_or_path = row.hub_id or name
         return config
+    from streamline.modeling.modeling_streamline import register
+
     source = resolve_model(name)
     register()
     with explained(source.name, source.location, hub=source.kind == "hub"):
@@ -151,6 +152,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         AssetError: As `load_model`.
     """
     from transformers import AutoTokenizer
+
+    from streamline.modeling.modeling_streamline import register
 
     source = resolve_model(name)
     register()
@@ -192,7 +195,6 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     source = resolve_model(name)
-    register()
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     with explained(source.name, source.location, hub=source.kind == "hub"):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

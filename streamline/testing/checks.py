@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamline.checkpoints import checkpoint
 from streamline.engine.assemble import assemble
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
@@ -168,8 +169,6 @@ def _check_generate(subject: Subject) -> None:
 
 def _check_checkpoint(subject: Subject) -> None:
     """What was saved loads as the same model, and generates the same."""
-    from streamline.checkpoints import checkpoint
-
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "checkpoint"
         checkpoint.save(subject.pruned, subject.decoder, tiny_tokenizer(), target, {})
