@@ -34,10 +34,10 @@ from torch import Tensor
 from streamline.baselines._slicing import principal, slice_model
 from streamline.benchmarks import slicegpt_peer
 from streamline.benchmarks.slicegpt_peer import perplexity
-from streamline.calibration import token_batches
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, StreamlineError, UnsupportedModelError
 from streamline.files import write_json_atomic
+from streamline.sources.batches import token_batches
 from streamline.sources.models import load_model
 from streamline.sources.texts import load_texts
 

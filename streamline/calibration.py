@@ -6,7 +6,6 @@ every span of every length are entries of one matrix) and the mean angle at the 
 does not grow with the number of samples.
 
 Example:
-    batches = token_batches(texts, tokenizer, n_samples=32, length=512, seed=0)
     calibration = measure(decoder, batches)
     calibration.cosine[i, i + n]        # mean cosine over the span [i, i + n)
     calibration.influence               # 1 - cosine of each layer's input and output
@@ -17,9 +16,8 @@ norm.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,44 +120,6 @@ class Calibration:
         return cls(cosine=tensors["cosine"], angle=tensors["angle"], extras=extras, **facts)
 
 
-def token_batches(
-    texts: Iterable[str], tokenizer: Any, *, n_samples: int, length: int, seed: int
-) -> Tensor:
-    """Pack texts into equal sequences of tokens.
-
-    Documents are tokenised without truncation and joined, each ended by the end-of-sequence token;
-    the stream is cut into pieces of ``length``, the remainder is left out, and pieces are drawn
-    without replacement by ``seed``. A tokenizer with a beginning-of-sequence token that it adds by
-    itself starts each document with it, as in training.
-
-    Args:
-        texts: Documents.
-        tokenizer: A Hugging Face tokenizer.
-        n_samples: Sequences wanted.
-        length: Tokens per sequence, T.
-        seed: Seed of the draw.
-
-    Returns:
-        Token ids, [n_samples, T], int64.
-
-    Raises:
-        ConfigError: If the texts hold too few tokens.
-    """
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    stream: list[int] = []
-    for text in texts:
-        stream += [*tokenizer(text, truncation=False, verbose=False).input_ids, *end]
-    n_pieces = len(stream) // length
-    if n_pieces < n_samples:
-        raise ConfigError(
-            f"the text holds {len(stream)} tokens, too few for {n_samples} sequences of {length}: "
-            f"ask for at most {n_pieces} sequences, shorter ones, or give more text"
-        )
-    pieces = torch.tensor(stream[: n_pieces * length], dtype=torch.int64).view(n_pieces, length)
-    generator = torch.Generator().manual_seed(seed)
-    return pieces[torch.randperm(n_pieces, generator=generator)[:n_samples]]
-
-
 @torch.no_grad()
 def measure(
     decoder: Decoder,
@@ -246,10 +206,3 @@ def _token_cosines(states: list[Tensor]) -> Tensor:
         rows = rows.reshape(n_depths, -1)
         total += (rows @ rows.T).cpu().double()
     return total
-
-
-def batches_fingerprint(batches: Tensor) -> str:
-    """Content hash of token batches, for cache keys and provenance."""
-    digest = hashlib.sha256(str(tuple(batches.shape)).encode())
-    digest.update(batches.contiguous().numpy().tobytes())
-    return digest.hexdigest()

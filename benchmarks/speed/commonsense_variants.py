@@ -13,9 +13,10 @@ from streamline.benchmarks.speed.scoring_row import (
     race_scoring,
     subset,
 )
-from streamline.calibration import measure, token_batches
+from streamline.calibration import measure
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
+from streamline.sources.batches import token_batches
 from streamline.sources.texts import load_texts
 
 __all__ = ["QUESTIONS", "SPARSITIES", "run", "variants"]

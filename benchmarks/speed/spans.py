@@ -18,9 +18,10 @@ from streamline.benchmarks.speed.common import (
     require_close,
     require_equal,
 )
-from streamline.calibration import measure, token_batches
+from streamline.calibration import measure
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
+from streamline.sources.batches import token_batches
 from streamline.sources.texts import load_texts
 
 __all__ = [

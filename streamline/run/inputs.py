@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from streamline.calibration import batches_fingerprint, token_batches
 from streamline.files import content_key
 from streamline.run.config import RunConfig
-from streamline.sources.examples import Data
+from streamline.sources.batches import TrainingData, batches_fingerprint, token_batches
 from streamline.sources.instructions import is_instructions, load_examples
 from streamline.sources.texts import Split, load_texts
 
@@ -52,7 +51,7 @@ class Materials:
         batches = self._batches(texts, "train", n_train + n_validation, wanted.length, seed)
         return batches[:n_train], batches[n_train:]
 
-    def recovery(self, seed: int) -> tuple[Data, Data | None]:
+    def recovery(self, seed: int) -> tuple[TrainingData, TrainingData | None]:
         """What post-training learns from, and what is kept apart for its validation loss.
 
         Both are tokens, [N, T], the training's unless the run says otherwise; or instructions with
@@ -86,7 +85,7 @@ class Materials:
 
     def _examples(
         self, texts: str, n_tokens: int, n_validation: int, seed: int
-    ) -> tuple[Data, Data | None]:
+    ) -> tuple[TrainingData, TrainingData | None]:
         key = (texts, "train", n_tokens, n_validation, seed)
         if key not in self._made:
             self._made[key] = load_examples(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from streamline import __version__
-from streamline.calibration import Calibration, batches_fingerprint
+from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.engine.memory import free_memory
 from streamline.engine.paths import Path as LayerPath
@@ -43,6 +43,7 @@ from streamline.run.inputs import Materials
 from streamline.run.recorder import Recorder
 from streamline.run.train import CellTraining
 from streamline.run.work import Built, Work
+from streamline.sources.batches import batches_fingerprint
 from streamline.sources.models import load_model, model_fingerprint
 from streamline.specs import build_method
 

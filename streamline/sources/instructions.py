@@ -1,4 +1,4 @@
-"""Instructions with answers, for recovery that learns the answers alone.
+"""Instructions with answers, for training on the answers alone.
 
 Sources: ``alpaca`` (yahma/alpaca-cleaned on the hub), or a local ``.jsonl`` file whose lines are
 objects with ``instruction``, ``output`` and perhaps ``input``.
@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.examples import prompt_text
 from streamline.sources.hub import hub_errors
 
-__all__ = ["HUB_EXAMPLES", "Example", "is_instructions", "load_examples"]
+__all__ = ["HUB_EXAMPLES", "Example", "is_instructions", "load_examples", "prompt_text"]
 
 Example = dict[str, str]
 
@@ -46,15 +45,30 @@ def is_instructions(spec: str) -> bool:
     return isinstance(row, dict) and "instruction" in row and "output" in row
 
 
+def prompt_text(example: Mapping[str, str]) -> str:
+    """The text before the answer of one example.
+
+    Raises:
+        ConfigError: If it has no instruction or no output.
+    """
+    if not example.get("instruction") or "output" not in example:
+        raise ConfigError(
+            f"an example needs 'instruction' and 'output' (and may have 'input'), got the fields "
+            f"{sorted(example)}"
+        )
+    given = f"Input:\n{example['input']}\n\n" if example.get("input") else ""
+    return f"Instruction:\n{example['instruction']}\n\n{given}Answer:\n"
+
+
 def load_examples(
     spec: str, n_tokens: Sequence[int], *, tokenizer: Any, seed: int
 ) -> list[list[Example]]:
-    """Examples in an order fixed by the seed, cut into parts that share none.
+    """Examples in an order fixed by the seed, split into parts that have none in common.
 
     Args:
         spec: A source as in the module's docstring.
         n_tokens: Tokens wanted in each part, prompts and answers together. 0 gives an empty part.
-            The first part may be smaller than asked if there are no more examples.
+            The first part may be smaller if there are no more examples.
         tokenizer: Counts the tokens.
         seed: Order of the examples.
 
@@ -68,14 +82,14 @@ def load_examples(
     rows = _hub(spec) if spec in HUB_EXAMPLES else _local(Path(spec).expanduser())
     random.Random(seed).shuffle(rows)
     parts: list[list[Example]] = [[] for _ in n_tokens]
-    left = iter(rows)
-    for place in sorted(range(len(n_tokens)), reverse=True):  # what is kept apart comes first
+    remaining = iter(rows)
+    for index in reversed(range(len(n_tokens))):  # held-out parts come first
         count = 0
-        while count < n_tokens[place]:
-            row = next(left, None)
+        while count < n_tokens[index]:
+            row = next(remaining, None)
             if row is None:
                 break
-            parts[place].append(row)
+            parts[index].append(row)
             count += len(tokenizer(prompt_text(row) + row["output"]).input_ids)
     if any(wanted and not part for wanted, part in zip(n_tokens, parts, strict=True)):
         raise ConfigError(
@@ -112,14 +126,14 @@ def _local(path: Path) -> list[Example]:
     return found
 
 
-def _example(row: Any, place: str) -> Example:
+def _example(row: Any, location: str) -> Example:
     """The fields that matter, as text."""
     values = {name: row.get(name) or "" for name in _FIELDS} if isinstance(row, dict) else {}
     if not all(isinstance(value, str) for value in values.values()) or not values.get("output"):
         raise AssetError(
-            f"{place}: an example needs 'instruction' and 'output' with text (and may have "
+            f"{location}: an example needs 'instruction' and 'output' with text (and may have "
             '\'input\'), like {"instruction": "Add 2 and 3.", "output": "5"}.'
         )
     if not values["instruction"]:
-        raise AssetError(f"{place}: the example has no 'instruction'.")
+        raise AssetError(f"{location}: the example has no 'instruction'.")
     return values

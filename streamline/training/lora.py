@@ -28,7 +28,7 @@ from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import ConfigError
 from streamline.files import content_key
 from streamline.methods.replacement import seeded
-from streamline.sources.examples import Data, Sequences, as_sequences
+from streamline.sources.batches import Sequences, TrainingData, as_sequences
 from streamline.training.loop import fingerprint
 from streamline.training.lora_loop import HealingLoop, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
@@ -77,13 +77,13 @@ class HealResult:
 
 def heal(
     model: PreTrainedModel,
-    data: Data,
+    data: TrainingData,
     *,
     tokenizer: Any = None,
     preset: str | LoraRecipe = "default",
     token_budget: int | None = None,
     trained_parameters: int | None = None,
-    validation: Data | None = None,
+    validation: TrainingData | None = None,
     evaluations: int = 4,
     seed: int = 0,
     directory: Path | None = None,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.methods.replacement import seeded
-from streamline.sources.examples import Sequences
+from streamline.sources.batches import Sequences
 from streamline.training.lora_recipe import LoraRecipe
 from streamline.training.next_token import next_token_loss
 from streamline.training.objectives import mixed

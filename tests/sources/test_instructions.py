@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.examples import as_sequences
+from streamline.sources.batches import as_sequences
 from streamline.sources.instructions import is_instructions, load_examples
 
 

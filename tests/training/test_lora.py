@@ -17,7 +17,8 @@ from streamline.errors import ConfigError, UnknownNameError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
-from streamline.sources.examples import as_sequences, prompt_text
+from streamline.sources.batches import as_sequences
+from streamline.sources.instructions import prompt_text
 from streamline.training.lora import PRESETS, LoraRecipe, heal, matched_rank, target_modules
 from streamline.training.lora import _adapters as adapters
 from streamline.training.lora import _lora_layers as lora_layers
