@@ -16,9 +16,10 @@ from torch import Tensor
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove, mean_layer_parameters
 from streamline.engine.decoder import Decoder
+from streamline.engine.seed import seeded
 from streamline.errors import ConfigError
 from streamline.method import Method, Pruned, Size
-from streamline.methods.replacement import home, seeded
+from streamline.methods.replacement import home
 from streamline.modeling.modeling_layers import LinearMap
 from streamline.plan import Plan, Span
 

@@ -41,6 +41,7 @@ def recomputed_rows(suite: str) -> list[dict[str, str]]:
         One row for each printed model, method and ratio but the dense ones.
     """
     from streamline.engine.decoder import Decoder
+    from streamline.registry import build_method
     from streamline.report.layouts import model_name, plain
     from streamline.report.published import published_rows
     from streamline.run.config import build_config
@@ -48,7 +49,6 @@ def recomputed_rows(suite: str) -> list[dict[str, str]]:
     from streamline.run.paper_ratio import paper_ratio, ratio_rule
     from streamline.run.suites import load_suite
     from streamline.sources.models import load_config
-    from streamline.specs import build_method
 
     report = load_suite(suite).report
     rule, layout = ratio_rule(report), report.get("layout")

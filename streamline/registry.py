@@ -9,16 +9,20 @@ a name is asked for, so listing names is cheap and a broken plugin harms only it
 | ``streamline.tasks`` | a package whose folder holds lm-eval YAML |
 | ``streamline.run.suites`` | a package whose folder holds suite YAML |
 
-A name of the form ``pkg.module:Class`` needs no entry point: it is imported from the path.
+A name of the form ``pkg.module:Class`` needs no entry point: it is imported from the path. A
+method spec is a name with some of the method's fields set: ``llm-streamline-ffn+init=linear``. The
+whole spec is the method's label in records and tables, so an ablation is told apart from its
+parent.
 
 Example::
 
-    method_class = load("streamline.methods", "shortgpt")
     method_class = load("streamline.methods", "my_package.mine:Mine")
+    method = build_method("llm-streamline-ffn+init=linear+runner_up=1")
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -26,10 +30,9 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from streamline.errors import ConfigError, UnknownNameError
-from streamline.specs import base_name
 
 if TYPE_CHECKING:
     from streamline.method import Method
@@ -39,6 +42,8 @@ __all__ = [
     "SUITES",
     "TASKS",
     "available",
+    "base_name",
+    "build_method",
     "folders",
     "load",
     "load_method",
@@ -143,7 +148,7 @@ def method_names(names: Iterable[str]) -> tuple[str, ...]:
 
     Args:
         names: Registered names or ``pkg.module:Class``, with fields set or not
-            (:mod:`streamline.specs`), or ``all`` alone.
+            (:func:`build_method`), or ``all`` alone.
 
     Returns:
         The names in the order given; for ``all``, every registered one in alphabetical order.
@@ -182,6 +187,52 @@ def load_method(name: str) -> type[Method]:
             f"{name!r} is {found!r}, not a class derived from streamline.method.Method"
         )
     return found
+
+
+def base_name(spec: str) -> str:
+    """The method's name without the fields."""
+    return spec.split("+", 1)[0]
+
+
+def build_method(spec: str) -> Method:
+    """Make the method that a spec describes.
+
+    Args:
+        spec: ``name`` or ``name+field=value+field=value``; values are read as YAML.
+
+    Returns:
+        The method, its other fields at their defaults.
+
+    Raises:
+        UnknownNameError: If the name is not registered.
+        ConfigError: If a field does not exist or its value does not fit.
+    """
+    name, *settings = spec.split("+")
+    cls = load_method(name)
+    fields = {f.name for f in dataclasses.fields(cls) if f.init}
+    values: dict[str, Any] = {}
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals or field not in fields:
+            accepted = f"write field=value with one of {', '.join(sorted(fields))}"
+            raise ConfigError(
+                f"{setting!r} in {spec!r} does not set a field of {name}: "
+                f"{accepted if fields else 'it has none'}"
+            )
+        values[field] = _value(cls, field, text, spec)
+    return cls(**values)
+
+
+def _value(cls: type, field: str, text: str, spec: str) -> Any:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    hint = get_type_hints(cls)[field]
+    try:
+        return TypeAdapter(hint).validate_python(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{field}={text} in {spec!r} is not accepted: {reason}") from error
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> UnknownNameError:

@@ -29,11 +29,11 @@ from streamline.engine.paths import Path as LayerPath
 from streamline.errors import StreamlineError
 from streamline.evaluation import harness
 from streamline.evaluation.tasks.catalogue import resolve
+from streamline.registry import build_method
 from streamline.run import pipeline
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig, build_config
 from streamline.run.inputs import Materials
-from streamline.specs import build_method
 from streamline.training.fit import fit
 
 __all__ = ["SHARES", "one_by_one", "run", "settings", "side_by_side"]

@@ -44,8 +44,8 @@ from streamline.evaluation.scoring.perplexity import perplexity
 from streamline.evaluation.scoring.score import Request, score
 from streamline.evaluation.streamed import evaluate_streamed
 from streamline.method import Pruned
+from streamline.registry import build_method
 from streamline.sources.models import cache_dir
-from streamline.specs import build_method
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import empty_model, open_streamed
 

@@ -73,7 +73,7 @@ def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
 
 def _trains(row: Row) -> bool:
     """Whether a cell has something to train before it is recovered."""
-    from streamline.specs import build_method
+    from streamline.registry import build_method
 
     return bool(row.cell.sparsity) and row.reason is None and build_method(row.cell.method).trains
 
@@ -114,9 +114,9 @@ class _Paper:
 
     def ratios(self, row: Row) -> tuple[float | None, float | None]:
         """A cell's ratio as the paper counts it, and the printed one in percent."""
+        from streamline.registry import build_method
         from streamline.report.layouts import model_name, plain
         from streamline.run.paper_ratio import paper_ratio, printed_for
-        from streamline.specs import build_method
 
         cell = row.cell
         known = {model_name(printed.llm, self.layout) for printed in self.rows}

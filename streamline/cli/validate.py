@@ -29,8 +29,7 @@ def command(
 ) -> None:
     """Check that a method keeps every promise of the plugin contract; exit code 1 if not."""
     from streamline.errors import ConfigError
-    from streamline.registry import method_names, unknown_name
-    from streamline.specs import build_method
+    from streamline.registry import build_method, method_names, unknown_name
     from streamline.testing.models import FAMILIES
 
     wanted = [name.strip() for name in families.split(",") if name.strip()]

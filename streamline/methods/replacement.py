@@ -16,13 +16,12 @@ Notation: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.seed import seeded
 from streamline.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from streamline.modeling.modeling_layers import FFN, LayerModule, LinearMap, Repeated, Stack, SwiGLU
 from streamline.plan import Span
@@ -152,15 +151,6 @@ def split_kind(kind: str) -> tuple[str, str]:
             f"each also after {' or '.join(PREFIXES)}"
         )
     return prefix, base
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed, then give the global random states back as they were."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed % 2**63)
-        yield
 
 
 def _network(kind: str, decoder: Decoder, residual: bool) -> FFN | SwiGLU | LinearMap:

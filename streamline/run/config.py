@@ -243,9 +243,9 @@ class RunConfig(Strict):
             AssetError: If a text is neither a known name nor a file or folder of texts.
         """
         from streamline.evaluation.tasks.catalogue import resolve
+        from streamline.registry import build_method
         from streamline.sources.instructions import is_instructions
         from streamline.sources.texts import check_text
-        from streamline.specs import build_method
         from streamline.training.lora_recipe import recipe_of
 
         resolve(self.tasks)

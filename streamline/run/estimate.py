@@ -20,10 +20,10 @@ from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, StreamlineError
 from streamline.method import Method
+from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.sources.models import cache_dir, load_config, resolve_model
-from streamline.specs import build_method
 
 __all__ = [
     "Estimate",

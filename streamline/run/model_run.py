@@ -35,6 +35,7 @@ from streamline.files import content_key, write_json_atomic
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
 from streamline.progress import Progress, clock, showing
+from streamline.registry import build_method
 from streamline.results.assess import assess
 from streamline.results.record import FILE_NAME, Record, find, load
 from streamline.run.cell import Cell, cell_key, expand
@@ -45,7 +46,6 @@ from streamline.run.train import CellTraining
 from streamline.run.work import Built, Work
 from streamline.sources.batches import batches_fingerprint
 from streamline.sources.models import load_model, model_fingerprint
-from streamline.specs import build_method
 
 log = logging.getLogger(__name__)
 

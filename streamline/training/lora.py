@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.seed import seeded
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import ConfigError
 from streamline.files import content_key
-from streamline.methods.replacement import seeded
 from streamline.sources.batches import Sequences, TrainingData, as_sequences
 from streamline.training.loop import fingerprint
 from streamline.training.lora_loop import HealingLoop, plan_batches

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
+from streamline.engine.seed import seeded
 from streamline.errors import ConfigError
-from streamline.methods.replacement import seeded
 from streamline.sources.batches import Sequences
 from streamline.training.lora_recipe import LoraRecipe
 from streamline.training.next_token import next_token_loss

@@ -11,9 +11,9 @@ from streamline.calibration import Calibration
 from streamline.checkpoints import checkpoint
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
+from streamline.registry import build_method
 from streamline.sources.model_table import MODEL_TABLE
 from streamline.sources.models import load_config, load_model
-from streamline.specs import build_method
 from streamline.testing.models import tiny_model, tiny_tokenizer
 from streamline.testing.snapshot import differences, snapshot
 

@@ -12,7 +12,7 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.progress import Silent
-from streamline.registry import load_method
+from streamline.registry import base_name, build_method, load_method
 from streamline.report.layouts import model_name, plain
 from streamline.report.published import published_rows
 from streamline.run import estimate as sizing
@@ -23,7 +23,6 @@ from streamline.run.model_run import ModelRun
 from streamline.run.paper_ratio import PaperRatio, RatioRule, paper_ratio, ratio_rule
 from streamline.run.suites import load_suite, suite_files
 from streamline.sources.models import load_config
-from streamline.specs import base_name, build_method
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 PAPER = sorted(name for name in suite_files() if name.startswith("paper-"))

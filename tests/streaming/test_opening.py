@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, UnsupportedModelError
-from streamline.registry import method_names
-from streamline.specs import build_method
+from streamline.registry import build_method, method_names
 from streamline.streaming.opening import empty_model, load_streamed, open_streamed, refusal
 from streamline.testing.models import FAMILIES, tiny_config, tiny_model
 

@@ -6,7 +6,7 @@ import pytest
 
 from streamline.errors import ConfigError, UnknownNameError
 from streamline.methods.llm_streamline import StreamlineFFN, StreamlineNone
-from streamline.specs import base_name, build_method
+from streamline.registry import base_name, build_method
 
 
 def test_a_bare_name_has_the_defaults():
