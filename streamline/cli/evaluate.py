@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from streamline.cli import complete
 from streamline.cli.options import (
     BatchTokens,
     Compile,
@@ -36,7 +37,10 @@ Examples:
 
 def command(
     model: Model,
-    tasks: Annotated[str, typer.Option(help="Tasks and groups, with commas between.")],
+    tasks: Annotated[
+        str,
+        typer.Option(help="Tasks and groups, with commas between.", autocompletion=complete.tasks),
+    ],
     out: Annotated[Path, typer.Option(help="File of the record; its samples lie beside it.")],
     limit: Limit = None,
     device: Device = None,

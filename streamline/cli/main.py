@@ -18,15 +18,18 @@ from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from streamline import __version__
 from streamline.cli import (
+    cache,
     compare,
     evaluate,
     ls,
     new_method,
     prune,
     report,
+    rm,
     run,
     stability,
     validate,
@@ -48,6 +51,7 @@ _VERBS = {
     "report": report,
     "validate": validate,
     "new-method": new_method,
+    "rm": rm,
 }
 _EPILOG = """
 Without a verb, `run` is meant. Examples:
@@ -59,11 +63,32 @@ Without a verb, `run` is meant. Examples:
     streamline-bench ls methods
 """
 
+
+class _Verbs(TyperGroup):
+    """The verbs; ``run`` is meant where an option of it stands in the place of one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, with ``run`` before those that begin with an option of it."""
+        own = {flag for option in self.get_params(ctx) for flag in option.opts}
+        if args and args[0].startswith("-") and args[0] not in own:
+            args = ["run", *args]
+        elif args and args[0] not in (*own, *self.commands) and not ctx.resilient_parsing:
+            raise unknown_name("verb", args[0], self.commands)
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete a verb or, before any verb, an option of ``run`` too."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            found += self.commands["run"].shell_complete(ctx, incomplete)
+        return found
+
+
 app = typer.Typer(
     name="streamline-bench",
+    cls=_Verbs,
     help="Prune layers of language models by many methods and compare them, question by question.",
     epilog=_EPILOG,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -87,6 +112,9 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 for _name, _module in _VERBS.items():
     app.command(_name, epilog=_module.EPILOG)(_interruptible(_module.command))
+app.add_typer(
+    cache.app, name="cache", help="List or clear what is kept to save time.", epilog=cache.EPILOG
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -125,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with redirect_stdout(io.StringIO()) if follows() else nullcontext():
-            app(args=_with_verb(arguments), prog_name="streamline-bench")
+            app(args=arguments, prog_name="streamline-bench")
     except (StreamlineError, OSError) as error:
         if debug:
             raise
@@ -142,16 +170,3 @@ def _explain(error: OSError) -> str:
         f"{error.strerror}{place}. What is finished is kept: mend this and give the same command "
         "again (--debug shows where it happened)"
     )
-
-
-def _with_verb(arguments: list[str]) -> list[str]:
-    """Put ``run`` before arguments that begin with one of its options.
-
-    Raises:
-        UnknownNameError: If the first argument is a word that is no verb.
-    """
-    if not arguments or arguments[0] in (*_VERBS, "--help", "-h", "--version"):
-        return arguments
-    if arguments[0].startswith("-"):
-        return ["run", *arguments]
-    raise unknown_name("verb", arguments[0], _VERBS)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from streamline.cli import complete
+
 __all__ = [
     "AsJson",
     "BatchTokens",
@@ -24,6 +26,7 @@ __all__ = [
     "Dtype",
     "Executor",
     "Limit",
+    "Method",
     "Methods",
     "Model",
     "Models",
@@ -39,18 +42,37 @@ __all__ = [
     "given",
 ]
 
-Model = Annotated[str, typer.Argument(help="An alias, a hub id, a folder or a checkpoint.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="An alias, a hub id, a folder or a checkpoint.", autocompletion=complete.models
+    ),
+]
+Method = Annotated[
+    str, typer.Option(help="A name, or `pkg.module:Class`.", autocompletion=complete.methods)
+]
 
-Models = Annotated[str | None, typer.Option(help="Aliases, hub ids or folders, with commas.")]
+Models = Annotated[
+    str | None,
+    typer.Option(help="Aliases, hub ids or folders, with commas.", autocompletion=complete.models),
+]
 Methods = Annotated[
-    str | None, typer.Option(help="Names, `pkg.module:Class`, or `all`, with commas between.")
+    str | None,
+    typer.Option(
+        help="Names, `pkg.module:Class`, or `all`, with commas between.",
+        autocompletion=complete.methods,
+    ),
 ]
 Sparsities = Annotated[
     str | None,
     typer.Option(help="Shares of all parameters to remove, such as 0.15,0.25; else 0.25."),
 ]
 Tasks = Annotated[
-    str | None, typer.Option(help="Tasks and groups, with commas between; else commonsense.")
+    str | None,
+    typer.Option(
+        help="Tasks and groups, with commas between; else commonsense.",
+        autocompletion=complete.tasks,
+    ),
 ]
 Limit = Annotated[
     str | None,
@@ -59,7 +81,11 @@ Limit = Annotated[
 Seeds = Annotated[str | None, typer.Option("--seed", "--seeds", help="Seeds, with commas between.")]
 Recovery = Annotated[str | None, typer.Option(help="Stages after pruning: none, lora.")]
 Suite = Annotated[
-    str | None, typer.Option(help="An installed suite or a YAML file; flags override it.")
+    str | None,
+    typer.Option(
+        help="An installed suite or a YAML file; flags override it.",
+        autocompletion=complete.suites,
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DeviceMap = Annotated[

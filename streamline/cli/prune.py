@@ -11,6 +11,7 @@ from streamline.cli.options import (
     Calibration,
     Device,
     Dtype,
+    Method,
     Model,
     Objective,
     Recovery,
@@ -34,7 +35,7 @@ Examples:
 
 def command(
     model: Model,
-    method: Annotated[str, typer.Option(help="A name, or `pkg.module:Class`.")],
+    method: Method,
     sparsity: Annotated[str, typer.Option(help="Share of all parameters to remove, in [0, 1).")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from streamline.cli import complete
+
 __all__ = ["EPILOG", "command"]
 
 EPILOG = """
@@ -21,7 +23,10 @@ def command(
     directory: Annotated[Path, typer.Argument(help="A run's folder, with results.json.")],
     suite: Annotated[
         str | None,
-        typer.Option(help="Follow this suite's table layout; by default that of the run."),
+        typer.Option(
+            help="Follow this suite's table layout; by default that of the run.",
+            autocompletion=complete.suites,
+        ),
     ] = None,
 ) -> None:
     """Make the report of a run from its records."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from streamline.cli import complete
 from streamline.cli.options import AsJson
 from streamline.cli.show import show_json, show_table
 
@@ -21,7 +22,10 @@ The tests run on tiny random models in memory and take seconds. Examples:
 
 
 def command(
-    method: Annotated[str, typer.Argument(help="A name, or `pkg.module:Class`.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="A name, or `pkg.module:Class`.", autocompletion=complete.methods),
+    ],
     families: Annotated[
         str, typer.Option(help="Families of the tiny models, with commas between.")
     ] = "opt,llama,qwen3",

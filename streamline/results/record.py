@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ __all__ = [
     "find",
     "label",
     "load",
+    "remove",
     "upsert",
 ]
 
@@ -227,10 +228,32 @@ def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
             records[places[checked.identity]] = checked
         else:
             records.append(checked)
-        write_json_atomic(
-            path, {"schema": SCHEMA_VERSION, "records": [item.to_json() for item in records]}
-        )
+        _write(path, records)
     return checked
+
+
+def remove(directory: str | Path, records: Sequence[Record]) -> list[Record]:
+    """Take records out of the folder, as safely as :func:`upsert` puts one in.
+
+    Args:
+        directory: The run's folder.
+        records: The records; those of the same cells are removed.
+
+    Returns:
+        The records that remain.
+
+    Raises:
+        ConfigError: If there is no file of records, or it is malformed.
+        filelock.Timeout: If another process holds the folder's lock for a minute.
+    """
+    from filelock import FileLock
+
+    gone = {record.identity for record in records}
+    path = _results_path(directory)
+    with FileLock(path.parent / _LOCK_NAME, timeout=_LOCK_SECONDS):
+        remaining = [record for record in load(directory) if record.identity not in gone]
+        _write(path, remaining)
+    return remaining
 
 
 def find(
@@ -254,6 +277,12 @@ def label(record: Record) -> str:
     if record.seed:
         parts.append(f"seed {record.seed}")
     return " ".join(parts)
+
+
+def _write(path: Path, records: Sequence[Record]) -> None:
+    write_json_atomic(
+        path, {"schema": SCHEMA_VERSION, "records": [record.to_json() for record in records]}
+    )
 
 
 def _results_path(directory: str | Path) -> Path:

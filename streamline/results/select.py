@@ -15,19 +15,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamline.errors import ConfigError
-from streamline.results.record import FILE_NAME, Record, label, load
+from streamline.results.record import FILE_NAME, Record, load
 
-__all__ = ["matching", "run_records", "select", "split"]
+__all__ = ["cell_name", "matching", "read_selector", "run_records", "select", "split"]
 
 _KEYS = ("model", "method", "sparsity", "seed", "recovery")
 
 
-def matching(records: Sequence[Record], selector: Mapping[str, str]) -> list[Record]:
-    """The finished cells that a selector fits; all of them if it is empty."""
+def cell_name(record: Record, records: Sequence[Record]) -> str:
+    """A cell's name in the grammar above, as short as tells it from the other cells of its run."""
+    name = f"{record.method}@{record.sparsity:g}"
+    others = [r for r in records if (r.method, r.sparsity) == (record.method, record.sparsity)]
+    for key in ("seed", "recovery", "model"):
+        if any(getattr(other, key) != getattr(record, key) for other in others):
+            name += f",{key}={getattr(record, key)}"
+    return name
+
+
+def matching(
+    records: Sequence[Record], selector: Mapping[str, str], *, finished: bool = True
+) -> list[Record]:
+    """The cells that a selector fits; all of them if it is empty.
+
+    Args:
+        records: The cells of a run.
+        selector: Value by key, from :func:`split` or :func:`read_selector`.
+        finished: Leave out those that failed or were skipped.
+    """
     return [
         record
         for record in records
-        if record.status == "ok" and all(_fits(record, key, selector[key]) for key in selector)
+        if (record.status == "ok" or not finished)
+        and all(_fits(record, key, selector[key]) for key in selector)
     ]
 
 
@@ -63,7 +82,7 @@ def select(records: Sequence[Record], selector: Mapping[str, str], source: str) 
     if len(fitting) == 1:
         return fitting[0]
     found = fitting or matching(records, {})
-    names = sorted({f"{label(record)},model={record.model}" for record in found})
+    names = sorted({cell_name(record, records) for record in found})
     raise ConfigError(
         f"{source}: {len(fitting) or 'no'} finished cells fit. Choose one with "
         f"PATH:METHOD@SPARSITY,KEY=VALUE (keys {', '.join(_KEYS)}). There are: "
@@ -86,7 +105,19 @@ def split(text: str) -> tuple[Path, dict[str, str]]:
     if Path(text).exists() or (":" not in text and "," not in text):
         return Path(text), {}
     cuts = [text.index(mark) for mark in ":," if mark in text]
-    path, rest = text[: min(cuts)], text[min(cuts) + 1 :]
+    return Path(text[: min(cuts)]), read_selector(text[min(cuts) + 1 :], text)
+
+
+def read_selector(rest: str, text: str) -> dict[str, str]:
+    """What ``METHOD[@SPARSITY][,KEY=VALUE...]`` says by key.
+
+    Args:
+        rest: The selector.
+        text: As given on the command line, for messages.
+
+    Raises:
+        ConfigError: If the selector is malformed.
+    """
     words = [word for word in rest.split(",") if word]
     selector: dict[str, str] = {}
     if words and "=" not in words[0]:
@@ -104,7 +135,7 @@ def split(text: str) -> tuple[Path, dict[str, str]]:
             raise ConfigError(
                 f"{text}: sparsity {selector['sparsity']!r} is not a number; write METHOD@0.25."
             ) from None
-    return Path(path), selector
+    return selector
 
 
 def _fits(record: Record, key: str, value: str) -> bool:

@@ -1,0 +1,54 @@
+"""``streamline-bench rm``: single cells of a run, away with their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["EPILOG", "command"]
+
+EPILOG = """
+A CELL is written as `compare` takes it, without the folder: METHOD, METHOD@SPARSITY, then keys
+(model, method, sparsity, seed, recovery). All cells that fit are removed; the next run of the same
+command computes them again. Examples:
+
+    streamline-bench rm out/run shortgpt@0.25
+
+    streamline-bench rm out/run llm-streamline-ffn@0.25,seed=1 model=opt-1.3b --dry-run
+"""
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    cells: Annotated[
+        list[str], typer.Argument(metavar="CELL...", help="METHOD@SPARSITY,KEY=VALUE.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
+) -> None:
+    """Remove cells of a run: their records, samples, plans, losses and cached answers."""
+    from streamline.errors import ConfigError
+    from streamline.registry import unknown_name
+    from streamline.results.record import load
+    from streamline.results.select import cell_name, matching, read_selector
+    from streamline.run.removal import cell_files, remove_cells
+
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; give the folder that a run wrote with --out")
+    records = load(folder)
+    chosen = []
+    for cell in cells:
+        fitting = matching(records, read_selector(cell, cell), finished=False)
+        if not fitting:
+            raise unknown_name(f"cell of {folder}", cell, [cell_name(r, records) for r in records])
+        chosen += [record for record in fitting if record not in chosen]
+    files = {cell_name(record, records): cell_files(folder, record) for record in chosen}
+    if not dry_run:
+        remove_cells(folder, chosen)
+    for name, paths in files.items():
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {name}")
+        for path in paths:
+            typer.echo(f"  {path.relative_to(folder)}")
