@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.show import show_table, show_text
+from streamline.cli.screen.show import show_table, show_text
 
 __all__ = ["EPILOG", "app"]
 

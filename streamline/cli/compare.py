@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamline.cli.options import AsJson
-from streamline.cli.show import show_json
+from streamline.cli.screen.show import show_json
 
 if TYPE_CHECKING:
     from streamline.results.compare import Comparison

@@ -22,7 +22,7 @@ from streamline.cli.options import (
     TrustRemoteCode,
     given,
 )
-from streamline.cli.show import show_failure, show_table
+from streamline.cli.screen.show import show_failure, show_table
 
 __all__ = ["EPILOG", "command"]
 
@@ -74,7 +74,7 @@ def command(
             perplexity={"n_tokens": 0},  # perplexities are measured where they are asked for
         )
     )
-    from streamline.cli.bar import progress_display
+    from streamline.cli.screen.bar import progress_display
     from streamline.run import pipeline
 
     with progress_display() as display:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from streamline.cli.options import AsJson
-from streamline.cli.show import show_json, show_table, show_text, show_warning
+from streamline.cli.screen.show import show_json, show_table, show_text, show_warning
 
 __all__ = ["EPILOG", "command"]
 

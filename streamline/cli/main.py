@@ -34,7 +34,7 @@ from streamline.cli import (
     stability,
     validate,
 )
-from streamline.cli.show import show_error
+from streamline.cli.screen.show import show_error
 from streamline.distributed import follows
 from streamline.errors import StreamlineError
 from streamline.registry import unknown_name

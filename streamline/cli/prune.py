@@ -77,7 +77,7 @@ def command(
                 f"prune writes one checkpoint, so it takes one of {flag}, got "
                 f"{', '.join(map(str, values))}; use `streamline-bench run` to compare several"
             )
-    from streamline.cli.bar import progress_display
+    from streamline.cli.screen.bar import progress_display
     from streamline.run import pipeline
 
     with progress_display() as display:

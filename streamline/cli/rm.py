@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from streamline.results.record import Record
 
 __all__ = ["EPILOG", "command"]
 
@@ -34,7 +38,7 @@ def command(
     from streamline.registry import unknown_name
     from streamline.results.record import load
     from streamline.results.select import cell_name, matching, read_selector
-    from streamline.run.removal import cell_files, remove_cells
+    from streamline.run.folder import cell_files, remove_cells
 
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; give the folder that a run wrote with --out")
@@ -47,8 +51,21 @@ def command(
         chosen += [record for record in fitting if record not in chosen]
     files = {cell_name(record, records): cell_files(folder, record) for record in chosen}
     if not dry_run:
-        remove_cells(folder, chosen)
+        _renew_report(folder, remove_cells(folder, chosen))
     for name, paths in files.items():
         typer.echo(f"{'would remove' if dry_run else 'removed'} {name}")
         for path in paths:
             typer.echo(f"  {path.relative_to(folder)}")
+
+
+def _renew_report(folder: Path, remaining: list[Record]) -> None:
+    """The report of what remains; without any cell there is none."""
+    from streamline.report.report import write_report
+
+    if remaining:
+        write_report(folder)
+        return
+    for name in ("report.html", "report.md"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("tables", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)

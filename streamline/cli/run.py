@@ -32,7 +32,7 @@ from streamline.cli.options import (
     TrustRemoteCode,
     given,
 )
-from streamline.cli.show import show_failure, show_results
+from streamline.cli.screen.show import show_failure, show_results
 
 __all__ = ["EPILOG", "command"]
 
@@ -104,12 +104,12 @@ def command(
         suite=suite,
     )
     if config.dry_run:
-        from streamline.cli.dry_run import show_plan
+        from streamline.cli.screen.dry_run import show_plan
 
         show_plan(config)
         return
 
-    from streamline.cli.bar import progress_display
+    from streamline.cli.screen.bar import progress_display
     from streamline.results.record import label
     from streamline.run import pipeline
 

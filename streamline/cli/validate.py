@@ -8,7 +8,7 @@ import typer
 
 from streamline.cli import complete
 from streamline.cli.options import AsJson
-from streamline.cli.show import show_json, show_table
+from streamline.cli.screen.show import show_json, show_table
 
 __all__ = ["EPILOG", "command"]
 

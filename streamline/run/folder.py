@@ -1,4 +1,6 @@
-"""A run's folder: one process at a time, and no results side by side that cannot be compared.
+"""A run's folder: one process at a time, no results side by side that cannot be compared.
+
+Cells are taken out of it with every file that is theirs alone.
 
 Example::
 
@@ -10,12 +12,14 @@ Example::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from streamline.errors import ConfigError
-from streamline.results.record import FILE_NAME, label, load
+from streamline.results.record import FILE_NAME, Record, label, load, remove
+from streamline.results.samples import samples_path
 from streamline.run.cell import Cell, cell_key, expand
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
@@ -83,6 +87,51 @@ def refuse_mixture(config: RunConfig) -> None:
             "report would show them beside this run's as if they could be compared. Give another "
             "folder with --out, the same settings, or these methods too so that they are redone"
         )
+
+
+def cell_files(folder: Path, record: Record) -> list[Path]:
+    """The files and folders that belong to one cell and no other.
+
+    They are named for the cell (samples, plan, losses, training) or for its key (answers).
+
+    Args:
+        folder: The run's folder.
+        record: The cell's record.
+
+    Returns:
+        What exists, sorted; nothing that lies inside a folder that is listed itself.
+    """
+    name = samples_path(folder, record).stem
+    key = record.key[:16] if record.key else None
+    found: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        mine = path.name.startswith(name) or path.name == key
+        if mine and not any(other in path.parents for other in found):
+            found.append(path)
+    return found
+
+
+def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
+    """Remove cells: their records, and every file that is theirs alone.
+
+    A cell whose record is gone is computed again by the next run. What cells share, such as the
+    calibration, stays.
+
+    Args:
+        folder: The run's folder.
+        records: The cells.
+
+    Returns:
+        The records that remain.
+
+    Raises:
+        ConfigError: If a run is at work in the folder.
+    """
+    with claimed(folder):
+        remaining = remove(folder, records)
+        for path in [path for record in records for path in cell_files(folder, record)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return remaining
 
 
 def _differences(config: RunConfig) -> str:

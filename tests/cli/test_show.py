@@ -8,8 +8,8 @@ import time
 import pytest
 from rich.console import Console
 
-from streamline.cli.bar import Bar, Log, progress_display
-from streamline.cli.show import show_error, show_json, show_table
+from streamline.cli.screen.bar import Bar, Log, progress_display
+from streamline.cli.screen.show import show_error, show_json, show_table
 
 
 def test_a_table_is_aligned_and_shows_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

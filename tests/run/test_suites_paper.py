@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamline.cli.dry_run import show_plan
+from streamline.cli.screen.dry_run import show_plan
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamline.cli.show import show_table, show_text, show_warning
+from streamline.cli.screen.show import show_table, show_text, show_warning
 
 if TYPE_CHECKING:
     from streamline.report.published import PublishedRow

@@ -1,0 +1,1 @@
+"""What the command shows: errors, tables, a run before it begins, progress."""
