@@ -35,12 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=HELP)
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--quick", action="store_true", help="the fewest questions")
+    sizes.add_argument("--quick", action="store_true", help="the smallest size")
     sizes.add_argument("--full", action="store_true", help="100 questions a task; hours")
     parser.add_argument("--repeats", type=int, default=3, help="paired repetitions (default 3)")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--threads", type=int, help="threads of torch")
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--out", type=Path, default=Path("reports/speed"))
     given = parser.parse_args(arguments)
     unknown = [row for row in given.rows if row not in ROWS]
@@ -51,33 +50,27 @@ def main(arguments: list[str] | None = None) -> int:
 
     import torch
 
-    from streamline.benchmarks.speed.common import Options, profile
+    from streamline.benchmarks.speed.common import Options
     from streamline.errors import StreamlineError
 
     if given.threads:
         torch.set_num_threads(given.threads)
     size = "quick" if given.quick else "full" if given.full else "default"
-    options = Options(
-        size=size, repeats=given.repeats, model=given.model, memory=not given.no_memory
-    )
-    failed = []
+    options = Options(size=size, repeats=given.repeats, model=given.model)
+    failed = False
     for name in given.rows or [row for row in ROWS if row not in APART]:
         started = time.perf_counter()
         print(f"{name} ...", flush=True)
         try:
             outcome = importlib.import_module(f"{__package__}.{name}").run(options)
         except StreamlineError as error:
-            failed.append(name)
+            failed = True
             print(f"{name}: FAILED: {error}", flush=True)
             continue
-        if outcome.missed and outcome.again is not None:
-            outcome.facts["profile"] = profile(outcome.again)
-        seconds = outcome.facts["row_s"] = time.perf_counter() - started
         save(outcome, given.out, size)
-        value = outcome.ratio if outcome.value is None else outcome.value
-        shown = "-" if value is None else f"{value:.2f}"
         target = "" if outcome.target is None else f" (target {outcome.target})"
-        print(f"{name}: {shown}{target}, {seconds:.0f} s", flush=True)
+        seconds = time.perf_counter() - started
+        print(f"{name}: {outcome.ratio():.2f}{target}, {seconds:.0f} s", flush=True)
     return 1 if failed else 0
 
 

@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from streamline.benchmarks.slicegpt_peer import perplexity
+from streamline.benchmarks.speed import common, questions
 from streamline.benchmarks.speed.common import (
     Options,
     Outcome,
     contest,
-    counted,
-    loaded,
     require_close,
     require_equal,
 )
-from streamline.benchmarks.speed.peers import LmEval, best_batch_size
-from streamline.benchmarks.speed.questions import Questions, slices
+from streamline.benchmarks.speed.lm_eval_peer import LmEval, best_batch_size
+from streamline.benchmarks.speed.questions import Questions
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import StreamlineError
-from streamline.evaluation import harness
-from streamline.evaluation.tasks.catalogue import resolve
 from streamline.registry import build_method
 from streamline.run import pipeline
 from streamline.run.cell import Cell, expand
@@ -36,10 +33,10 @@ from streamline.run.config import RunConfig, build_config
 from streamline.run.inputs import Materials
 from streamline.training.fit import fit
 
-__all__ = ["SHARES", "one_by_one", "run", "settings", "side_by_side"]
+__all__ = ["FRACTIONS", "one_by_one", "run", "same", "settings", "side_by_side"]
 
-SHARES = {"quick": 0.02, "default": 0.1, "full": 1.0}
-"""Share of the suite's questions and tokens that is worked."""
+FRACTIONS = {"quick": 0.02, "default": 0.1, "full": 1.0}
+"""Fraction of the suite's questions and tokens."""
 TOLERANCE = 1e-3
 """Largest relative difference of a perplexity."""
 
@@ -48,26 +45,22 @@ Found = dict[str, tuple[dict[str, float], float]]
 
 
 def settings(options: Options, out: Path) -> RunConfig:
-    """The suite ``embedded`` with a share of its questions and tokens."""
+    """The suite ``embedded`` with a fraction of its questions and tokens."""
     whole = build_config({"models": options.model, "out": out}, suite="embedded")
-    share = SHARES[options.size]
 
-    def some(n: int, least: int) -> int:
-        return max(least, round(share * n))
+    def some(stage: Any, *fields: str, least: int | None = None) -> Any:
+        def less(field: str) -> int:
+            return max(
+                least or stage.length, round(FRACTIONS[options.size] * getattr(stage, field))
+            )
 
-    def tokens(stage: Any, *fields: str) -> Any:
-        less = {field: some(getattr(stage, field), stage.length) for field in fields}
-        return stage.model_copy(update=less)
+        return stage.model_copy(update={field: less(field) for field in fields})
 
-    calibration = whole.calibration
-    return whole.model_copy(
+    return some(whole, "limit", least=1).model_copy(
         update={
-            "limit": some(whole.limit or 100, 1),
-            "calibration": calibration.model_copy(
-                update={"n_samples": some(calibration.n_samples, 2)}
-            ),
-            "training": tokens(whole.training, "n_tokens", "validation_tokens"),
-            "perplexity": tokens(whole.perplexity, "n_tokens"),
+            "calibration": some(whole.calibration, "n_samples", least=2),
+            "training": some(whole.training, "n_tokens", "validation_tokens"),
+            "perplexity": some(whole.perplexity, "n_tokens"),
         }
     )
 
@@ -89,7 +82,7 @@ def side_by_side(config: RunConfig) -> Found:
 
 
 def one_by_one(
-    config: RunConfig, model: Any, tokenizer: Any, questions: Questions, batch_size: int
+    config: RunConfig, model: Any, tokenizer: Any, asked: Questions, batch_size: int
 ) -> Found:
     """The same cells, each for itself."""
     decoder = Decoder(model)
@@ -97,9 +90,8 @@ def one_by_one(
     found = {}
     for cell in expand(config, config.models[0]):
         whole = model if cell.is_dense else assemble(_made(cell, decoder, config, materials))
-        (answers,) = LmEval([whole], tokenizer, batch_size).answer(questions)
-        grades = questions.grade(answers)
-        values = {task: sum(right) / len(right) for task, right in grades.items()}
+        (answers,) = LmEval([whole], tokenizer, batch_size).answer(asked)
+        values = {task: sum(right) / len(right) for task, right in asked.grade(answers).items()}
         found[cell.label] = values, perplexity(whole, materials.heldout())
     return found
 
@@ -116,14 +108,11 @@ def _made(cell: Cell, decoder: Decoder, config: RunConfig, materials: Materials)
     return pruned.path(decoder)
 
 
-def same(results: dict[str, Any]) -> dict[str, Any]:
+def same(mine: Found, other: Found) -> dict[str, Any]:
     """Compare every accuracy and perplexity of every cell."""
-    mine, other = results["ours"], results["theirs"]
     require_equal("cells", list(mine), list(other))
-    for label in mine:
-        require_equal(f"tasks of {label}", list(mine[label][0]), list(other[label][0]))
-        values = (list(found[label][0].values()) for found in (mine, other))
-        require_close(f"accuracies of {label}", *values, tolerance=1e-12)
+    for label, (accuracies, _) in mine.items():
+        require_equal(f"accuracies of {label}", accuracies, other[label][0])
     sides = [[value for _, value in found.values()] for found in (mine, other)]
     worst = require_close("perplexities", *sides, tolerance=TOLERANCE, relative=True)
     return {"cells": len(mine), "max_relative_difference": worst}
@@ -131,26 +120,27 @@ def same(results: dict[str, Any]) -> dict[str, Any]:
 
 def run(options: Options) -> Outcome:
     """Time the row; once, for it is long."""
-    model, tokenizer = loaded(options.model)
+    model, tokenizer = common.loaded(options.model)
     with tempfile.TemporaryDirectory() as folder:
         config = settings(options, Path(folder) / "run")
-        parts = harness.build(
-            resolve(config.tasks),
+        n_questions = config.limit or 0
+        parts = questions.task_parts(
+            config.tasks,
             tokenizer,
-            max_length=harness.max_length(model.config, tokenizer),
-            limit=config.limit,
+            model,
+            n_questions,
             source=config.data,
             data_dir=config.data_dir,
         )
-        (questions,) = slices(parts, config.limit or 0, 1)
-        size, costs = best_batch_size(model, tokenizer, questions)
-        cells = expand(config, config.models[0])
+        (asked,) = questions.slices(parts, n_questions, 1)
+        size = best_batch_size(model, tokenizer, asked)
+        n_cells = len(expand(config, config.models[0]))
         outcome = Outcome(
             name="embedded",
-            work=f"`make bench` with {SHARES[options.size]:.0%} of its questions and tokens: "
-            f"{counted(len(cells), 'cell')}, {counted(config.limit or 0, 'question')} of each task",
+            work=f"`make bench` with {FRACTIONS[options.size]:.0%} of its questions and tokens: "
+            f"{n_cells} cells, {n_questions} questions of each task",
             against="one cell after another: calibration, training, lm-eval hf, perplexity",
-            target=None,
+            facts={"batch_size": size},
             notes=[
                 "The peer is spared reading the model and preparing the questions; the runner's "
                 "time has both, and its records, figures and report.",
@@ -159,11 +149,8 @@ def run(options: Options) -> Outcome:
         )
         outcome.races = contest(
             1,
-            {
-                "ours": lambda i: side_by_side(config),
-                "theirs": lambda i: one_by_one(config, model, tokenizer, questions, size),
-            },
+            lambda i: side_by_side(config),
+            lambda i: one_by_one(config, model, tokenizer, asked, size),
             same,
         )
-    outcome.facts |= {"batch_size": size, "batch_size_us_per_token": costs}
     return outcome

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from streamline.benchmarks.speed.common import (
-    Options,
-    Outcome,
-    contest,
-    loaded,
-    peaks,
-    require_close,
-)
-from streamline.benchmarks.speed.spans import samples
+from streamline.benchmarks.speed import common
+from streamline.benchmarks.speed.common import Options, Outcome, contest, require_close
 from streamline.engine.decoder import Decoder
 from streamline.methods.replacement import make
 from streamline.plan import Span
@@ -26,32 +19,42 @@ from streamline.training.fit import fit
 from streamline.training.schedule import Clock, Schedule
 from streamline.training.student import Recipe, Student
 
-__all__ = [
-    "TOKENS", "measure_ours", "measure_theirs", "ours", "run", "same", "students", "train_alone",
-]  # fmt: skip
+__all__ = ["TOKENS", "Task", "ours", "run", "same", "theirs", "untrained"]
 
 TOKENS = {"quick": (1024, 256), "default": (3072, 512), "full": (100_000, 512)}
 """Training tokens of each repetition, and the length of a sequence."""
 SPANS = (Span(11, 19), Span(12, 17))
 KINDS = ("ffn", "layer")
+VALIDATION_TOKENS = 512
+BATCH_TOKENS = 1024
 TOLERANCE = 1e-4
-_MICRO = 1024  # tokens of a forward pass, on both sides
-_VALIDATION = 512
+MICRO_BATCH = 1024
+"""Tokens of a forward pass, on both sides."""
 
-Start = list[tuple[Span, nn.Module]]
 Losses = list[list[float]]
 """Per student: validation loss before, then the loss of each step, then validation loss after."""
 
 
-def recipe(n_tokens: int, length: int) -> Recipe:
-    """One epoch in steps of 1,024 tokens."""
-    return Recipe(
-        n_tokens=n_tokens, length=length, epochs=1, batch_tokens=1024, learning_rate=1e-3,
-        final_learning_rate=2.5e-4, validation_tokens=_VALIDATION, evaluations=1,
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be trained.
+
+    Attributes:
+        students: Untrained networks with the spans that they replace; copied before training.
+        train: Token ids, [N, T].
+        validation: Held-out token ids, [M, T].
+        recipe: Learning rates, batch, clipping.
+        seed: Seed of the data order.
+    """
+
+    students: list[tuple[Span, nn.Module]]
+    train: Tensor
+    validation: Tensor
+    recipe: Recipe
+    seed: int
 
 
-def students(decoder: Decoder, spans: tuple[Span, ...] = SPANS) -> Start:
+def untrained(decoder: Decoder, spans: tuple[Span, ...]) -> list[tuple[Span, nn.Module]]:
     """Untrained networks of two kinds for each span."""
     return [
         (span, make(kind, decoder, span, init="first" if kind == "layer" else "random", seed=0))
@@ -60,26 +63,21 @@ def students(decoder: Decoder, spans: tuple[Span, ...] = SPANS) -> Start:
     ]
 
 
-def ours(
-    decoder: Decoder, start: Start, train: Tensor, validation: Tensor, how: Recipe, seed: int
-) -> Losses:
+def ours(decoder: Decoder, task: Task) -> Losses:
     """All students beside one teacher."""
-    wanted = [Student(span, copy.deepcopy(module), how) for span, module in start]
-    found = fit(decoder, wanted, train, validation, seed=seed, micro_batch=_MICRO)
+    wanted = [Student(span, copy.deepcopy(m), task.recipe) for span, m in task.students]
+    found = fit(
+        decoder, wanted, task.train, task.validation, seed=task.seed, micro_batch=MICRO_BATCH
+    )
     return [
         [one.before, *(float(row["train_loss"]) for row in one.rows[1:]), one.after]
         for one in found
     ]
 
 
-def theirs(
-    decoder: Decoder, start: Start, train: Tensor, validation: Tensor, how: Recipe, seed: int
-) -> Losses:
+def theirs(decoder: Decoder, task: Task) -> Losses:
     """One training after the other."""
-    return [
-        train_alone(decoder, span, copy.deepcopy(module), train, validation, how, seed)
-        for span, module in start
-    ]
+    return [_train_alone(decoder, span, copy.deepcopy(m), task) for span, m in task.students]
 
 
 @torch.no_grad()
@@ -89,41 +87,24 @@ def _states(decoder: Decoder, tokens: Tensor, span: Span) -> tuple[Tensor, Tenso
     As released: the whole model is called and asked for all its hidden states, two are kept.
     """
     before, after = [], []
-    for part in tokens.split(max(1, _MICRO // tokens.shape[1])):
+    for part in tokens.split(max(1, MICRO_BATCH // tokens.shape[1])):
         states = decoder.model(part, output_hidden_states=True, use_cache=False).hidden_states
         before.append(states[span.start].clone())
         after.append(states[span.stop].clone())
     return torch.cat(before), torch.cat(after)
 
 
-def train_alone(
-    decoder: Decoder,
-    span: Span,
-    module: nn.Module,
-    train: Tensor,
-    validation: Tensor,
-    how: Recipe,
-    seed: int,
-) -> list[float]:
-    """A plain training of one network on stored hidden states.
-
-    Args:
-        decoder: The teacher, which also gives masks and positions.
-        span: What the network stands for; it ends before the last layer.
-        module: The network; trained in place.
-        train: Training tokens, [N, T].
-        validation: Held-out tokens, [M, T].
-        how: Learning rates, batch, clipping.
-        seed: Seed of the data order.
+def _train_alone(decoder: Decoder, span: Span, module: nn.Module, task: Task) -> list[float]:
+    """A plain training of one network on stored hidden states; the span ends before the last layer.
 
     Returns:
         Validation loss before, the mean loss of every step, validation loss after.
     """
-    length, width = train.shape[1], decoder.hidden_size
-    stored, held = _states(decoder, train, span), _states(decoder, validation, span)
+    how, length, width = task.recipe, task.train.shape[1], decoder.hidden_size
+    stored, held = _states(decoder, task.train, span), _states(decoder, task.validation, span)
     clock = Clock(
-        n_sequences=len(train), batch_sequences=round(how.batch_tokens / length), epochs=how.epochs,
-        evaluations=1,
+        n_sequences=len(task.train), batch_sequences=round(how.batch_tokens / length),
+        epochs=how.epochs, evaluations=1,
     )  # fmt: skip
     rates = Schedule(
         n_steps=clock.n_steps, peak=how.learning_rate, final=how.final_learning_rate,
@@ -140,15 +121,15 @@ def train_alone(
 
     def validate() -> float:
         with torch.no_grad():
-            return float(error(validation, *held)) / (validation.numel() * width)
+            return float(error(task.validation, *held)) / (task.validation.numel() * width)
 
     module.eval().requires_grad_(True)
     losses = [validate()]
-    for step, indices in clock.batches(seed):
+    for step, indices in clock.batches(task.seed):
         terms = len(indices) * length * width
         total = 0.0
-        for part in indices.split(max(1, _MICRO // length)):
-            loss = error(train[part], stored[0][part], stored[1][part]) / terms
+        for part in indices.split(max(1, MICRO_BATCH // length)):
+            loss = error(task.train[part], stored[0][part], stored[1][part]) / terms
             loss.backward()
             total += float(loss.detach())
         for group in optimiser.param_groups:
@@ -160,36 +141,41 @@ def train_alone(
     return [*losses, validate()]
 
 
-def same(results: dict[str, Any]) -> dict[str, Any]:
+def same(ours: Losses, theirs: Losses) -> dict[str, Any]:
     """Compare every loss of every student."""
-    mine, other = results["ours"], results["theirs"]
     worst = 0.0
-    for index, (a, b) in enumerate(zip(mine, other, strict=True)):
-        gap = require_close(f"losses of student {index}", a, b, TOLERANCE, relative=True)
+    for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        gap = require_close(f"losses of student {index}", mine, other, TOLERANCE, relative=True)
         worst = max(worst, gap)
     return {
         "max_relative_difference": worst,
-        "validation": [[losses[0], losses[-1]] for losses in mine],
-        "steps": len(mine[0]) - 2,
+        "validation": [[losses[0], losses[-1]] for losses in ours],
+        "steps": len(ours[0]) - 2,
     }
 
 
 def run(options: Options) -> Outcome:
     """Time the row."""
-    model, tokenizer = loaded(options.model)
+    model, tokenizer = common.loaded(options.model)
     decoder = Decoder(model)
     n_tokens, length = TOKENS[options.size]
-    n = math.ceil(n_tokens / length)
-    held = math.ceil(_VALIDATION / length)
+    n, held = math.ceil(n_tokens / length), math.ceil(VALIDATION_TOKENS / length)
     repeats = options.few_repeats
-    batches = samples(tokenizer, n * repeats + held, length)
-    validation, cuts = batches[:held], batches[held:].split(n)
-    how, start = recipe(n * length, length), students(decoder)
+    batches = common.samples(tokenizer, n * repeats + held, length)
+    recipe = Recipe(
+        n_tokens=n * length, length=length, epochs=1, batch_tokens=BATCH_TOKENS, learning_rate=1e-3,
+        final_learning_rate=2.5e-4, validation_tokens=VALIDATION_TOKENS, evaluations=1,
+    )  # fmt: skip
+    students = untrained(decoder, SPANS)
+    tasks = [
+        Task(students=students, train=train, validation=batches[:held], recipe=recipe, seed=seed)
+        for seed, train in enumerate(batches[held:].split(n))
+    ]
     outcome = Outcome(
         name="students",
         work=f"four students ({' and '.join(KINDS)} at layers "
-        f"{' and '.join(f'[{s.start}, {s.stop})' for s in SPANS)}), {n * length:,} tokens each "
-        f"repetition, sequences of {length}",
+        f"{' and '.join(f'[{s.start}, {s.stop})' for s in SPANS)}), {n * length:,} tokens, "
+        f"sequences of {length}",
         against="four separate trainings, the hidden states of all samples in memory",
         target=2.5,
         notes=[
@@ -199,39 +185,7 @@ def run(options: Options) -> Outcome:
     )
     if options.size != "full":
         outcome.notes.append("--full takes 100,000 tokens in each repetition.")
-    outcome.again = lambda: ours(decoder, start, cuts[0], validation, how, seed=0)
     outcome.races = contest(
-        repeats,
-        {
-            "ours": lambda i: ours(decoder, start, cuts[i], validation, how, seed=i),
-            "theirs": lambda i: theirs(decoder, start, cuts[i], validation, how, seed=i),
-        },
-        same,
+        repeats, lambda i: ours(decoder, tasks[i]), lambda i: theirs(decoder, tasks[i]), same
     )
-    if options.memory:
-        outcome.memory = peaks("students", options.model, (2 * _MICRO, 6 * _MICRO), length)
     return outcome
-
-
-def measure_ours(ready: Callable[[], None], name: str, n_tokens: int, length: int) -> None:
-    """All students beside one teacher, for its peak memory."""
-    decoder, start, train, validation, how = _prepared(name, n_tokens, length)
-    ready()
-    ours(decoder, start, train, validation, how, seed=0)
-
-
-def measure_theirs(ready: Callable[[], None], name: str, n_tokens: int, length: int) -> None:
-    """One separate training, for its peak memory."""
-    decoder, start, train, validation, how = _prepared(name, n_tokens, length)
-    ready()
-    theirs(decoder, start[:1], train, validation, how, seed=0)
-
-
-def _prepared(
-    name: str, n_tokens: int, length: int
-) -> tuple[Decoder, Start, Tensor, Tensor, Recipe]:
-    model, tokenizer = loaded(name)
-    decoder = Decoder(model)
-    held = math.ceil(_VALIDATION / length)
-    batches = samples(tokenizer, n_tokens // length + held, length)
-    return decoder, students(decoder), batches[held:], batches[:held], recipe(n_tokens, length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamline.benchmarks.speed import embedded
+from streamline.benchmarks.speed import common, embedded
 from streamline.benchmarks.speed.common import Disagreement, Options
 from streamline.sources.models import load_model
 
@@ -13,7 +13,7 @@ def test_both_ways_end_equal(place, config, tmp_path, monkeypatch):
     methods = "last-layers,llm-streamline-ffn,streamline-v1-multiple-mlp"
     small = config(tmp_path / "run", methods=methods, limit=8)
     name = str(place / "model")
-    monkeypatch.setattr(embedded, "loaded", lambda name: load_model(name))
+    monkeypatch.setattr(common, "loaded", lambda name: load_model(name))
     monkeypatch.setattr(embedded, "settings", lambda options, out: small)
     outcome = embedded.run(Options(size="quick", model=name))
     (race,) = outcome.races
@@ -23,13 +23,13 @@ def test_both_ways_end_equal(place, config, tmp_path, monkeypatch):
 
 def test_a_planted_difference_is_found():
     found = {"dense": ({"piqa": 0.5}, 20.0), "shortgpt 0.1": ({"piqa": 0.4}, 30.0)}
-    embedded.same({"ours": found, "theirs": found})
+    embedded.same(found, found)
     for other in (({"piqa": 0.6}, 30.0), ({"piqa": 0.4}, 30.1), ({"arc_easy": 0.4}, 30.0)):
         with pytest.raises(Disagreement):
-            embedded.same({"ours": found, "theirs": found | {"shortgpt 0.1": other}})
+            embedded.same(found, found | {"shortgpt 0.1": other})
 
 
-def test_a_share_of_the_suite(tmp_path):
+def test_a_fraction_of_the_suite(tmp_path):
     sizes = [Options(size="default"), Options(size="full")]
     tenth, whole = (embedded.settings(options, tmp_path) for options in sizes)
     assert (tenth.limit, whole.limit) == (10, 100)

@@ -1,4 +1,4 @@
-"""A tiny model, made-up questions and made-up tokens in the place of the real ones."""
+"""A tiny model, made-up questions and made-up tokens instead of the real ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from lm_eval.api.task import ConfigurableTask
 
+from streamline.benchmarks.speed import common, questions
 from streamline.benchmarks.speed.common import Options
 from streamline.evaluation.harness import task_part
 from streamline.evaluation.tasks.catalogue import TaskEntry
@@ -21,92 +23,72 @@ WORDS = re.findall(
 
 
 @pytest.fixture
-def words() -> list[str]:
-    """Some words to write with."""
-    return list(WORDS)
-
-
-@pytest.fixture
 def options() -> Options:
-    """Quick rows of two repetitions that measure no memory."""
-    return Options(size="quick", repeats=2, model="tiny", memory=False)
-
-
-@pytest.fixture
-def asked() -> Callable[[int], list[tuple[str, list[str], int]]]:
-    """``asked(n)``: written questions of three options, behind one common beginning."""
-
-    def write(n: int) -> list[tuple[str, list[str], int]]:
-        return [
-            (f"Once: {' '.join(WORDS[i : i + 4])}", [f" {w}" for w in WORDS[i : i + 3]], i % 3)
-            for i in range(n)
-        ]
-
-    return write
+    """The smallest rows, of two repetitions."""
+    return Options(size="quick", repeats=2, model="tiny")
 
 
 @pytest.fixture
 def toy_parts() -> Callable[..., list[Any]]:
-    """Two tasks of lm-eval over made-up questions, in the place of the packaged ones."""
-    return _toy_parts
+    """As ``questions.task_parts``, over made-up questions; one name gives one task of texts."""
+
+    def build(
+        names: Any, tokenizer: Any, model: Any, limit: int, shots: int | None = None
+    ) -> list[Any]:
+        texts = list(names) == ["streamline_gsm8k"]
+        docs = [
+            {"q": " ".join(WORDS[i % 9 : i % 9 + 4 + i % 3]), "options": WORDS[i % 7 : i % 7 + 3]}
+            | {"gold": i % 3}
+            for i in range(limit)
+        ]
+        return [_toy_part(name, docs, texts) for name in (["texts"] if texts else ["a", "b"])]
+
+    return build
 
 
-@pytest.fixture
-def toy_tokens() -> Callable[..., torch.Tensor]:
-    """Random tokens in the place of calibration text."""
-    return _toy_tokens
-
-
-def _toy_parts(names: Any, tokenizer: Any, model: Any, limit: int) -> list[Any]:
-    """Two tasks of lm-eval over made-up questions, in the place of the packaged ones."""
-    from lm_eval.api.task import ConfigurableTask
-
-    docs = [
-        {"q": " ".join(WORDS[i % 9 : i % 9 + 4 + i % 3]), "options": WORDS[i % 7 : i % 7 + 3]}
-        | {"gold": i % 3}
-        for i in range(limit)
-    ]
-    parts = []
-    for name in ("first", "second"):
-        config = {
-            "task": name,
-            "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": f"{name}: {{{{q}}}}",
-            "doc_to_choice": "options",
-            "doc_to_target": "gold",
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-            "metadata": {"version": 1},
+def _toy_part(name: str, docs: list[dict[str, Any]], texts: bool) -> Any:
+    config: dict[str, Any] = {
+        "task": name,
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)},
+        "test_split": "test",
+        "doc_to_text": f"{name}: {{{{q}}}}",
+        "doc_to_target": "gold",
+        "metadata": {"version": 1},
+    }
+    if texts:
+        config |= {
+            "output_type": "generate_until",
+            "generation_kwargs": {"until": ["ab"], "max_gen_toks": 9, "do_sample": False},
+            "metric_list": [{"metric": "exact_match"}],
         }
-        entry = TaskEntry(name=name, tasks=(name,), protocol="lm-eval", metric="acc")
-        parts.append(task_part(ConfigurableTask(config=config), entry, tokenizer, max_length=512))
-    return parts
-
-
-def _toy_tokens(tokenizer: Any, n: int, length: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 250, (n, min(length, 48)), generator=generator)
+    else:
+        config |= {
+            "output_type": "multiple_choice",
+            "doc_to_choice": "options",
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }
+    entry = TaskEntry(
+        name=name, tasks=(name,), protocol="gen" if texts else "lm-eval",
+        metric="exact_match" if texts else "acc",
+    )  # fmt: skip
+    return task_part(ConfigurableTask(config=config), entry, tiny_tokenizer(), max_length=512)
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Give a row's module a tiny model, made-up questions and made-up tokens."""
+def tiny(
+    monkeypatch: pytest.MonkeyPatch, toy_parts: Callable[..., list[Any]]
+) -> Callable[[int], Any]:
+    """``tiny(n_layers)``: every row gets a tiny model, made-up questions and made-up tokens."""
 
-    def install(module: Any, n_layers: int = 6) -> tuple[Any, Any]:
+    def tokens(tokenizer: Any, n: int, length: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return torch.randint(0, 250, (n, min(length, 48)), generator=generator)
+
+    def install(n_layers: int) -> Any:
         model = tiny_model("llama", n_layers=n_layers).requires_grad_(False)
-        half = tiny_model("llama", n_layers=n_layers).requires_grad_(False).bfloat16()
-        tokenizer = tiny_tokenizer()
-        replace = {
-            "loaded": lambda name, dtype="float32": (
-                half if dtype == "bfloat16" else model, tokenizer,
-            ),
-            "task_parts": _toy_parts,
-            "samples": _toy_tokens,
-        }  # fmt: skip
-        for name, value in replace.items():
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, value)
-        return model, tokenizer
+        monkeypatch.setattr(common, "loaded", lambda name: (model, tiny_tokenizer()))
+        monkeypatch.setattr(common, "samples", tokens)
+        monkeypatch.setattr(questions, "task_parts", toy_parts)
+        return model
 
     return install

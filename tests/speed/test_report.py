@@ -2,68 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamline.benchmarks.speed import common, report, spans
+from streamline.benchmarks.speed import report, spans
 from streamline.benchmarks.speed.__main__ import main
-from streamline.benchmarks.speed.common import Options, Outcome, Race
-from streamline.files import write_json_atomic
+from streamline.benchmarks.speed.common import Outcome, Race
 
 
-def test_a_missed_target_is_profiled(
-    options: Options, tiny: Callable[..., Any], tmp_path: Any
-) -> None:
-    tiny(spans, n_layers=4)
-    outcome = spans.run(dataclasses.replace(options, repeats=1))
-    assert outcome.again is not None
-    rows = common.profile(outcome.again)
-    assert sum(row["share"] for row in rows) > 0.3 and rows[0]["share"] >= rows[1]["share"]
-    outcome.facts["profile"] = rows
-    outcome.target = 1e9
-    assert outcome.missed
-    report.save(outcome, tmp_path, "quick")
-    assert "profile (own time): " in (tmp_path / "README.md").read_text()
-
-
-def test_files_of_a_row(tmp_path: Any) -> None:
-    peaks = {"ours": 3 * 2**20, "theirs": None}
-    races = [Race({"ours": 1.0, "theirs": 1.5}, {"ours": 1.0, "theirs": 1.6}, {}, peaks)]
-    report.save(
-        Outcome(name="sleb", work="w", against="a", target=1.8, races=races), tmp_path, "quick"
+def test_files_of_a_row(tmp_path: Path) -> None:
+    race = Race(
+        wall_s={"ours": 1.0, "theirs": 1.5},
+        cpu_s={"ours": 1.0, "theirs": 1.6},
+        peak_bytes={"ours": 3 * 2**20, "theirs": None},
+        facts={"max_difference": 2e-4, "right": {"piqa": [1, 2]}, "order": [3, 1]},
     )
-    report.save(
-        Outcome(name="scaling", work="w", against="a", target=None, facts={"svg": "<svg/>"}),
-        tmp_path, "default",
-    )  # fmt: skip
+    row = Outcome(name="sleb", work="w", against="a", target=1.8, races=[race])
+    report.save(row, tmp_path, "quick")
+    report.save(Outcome(name="embedded", work="w", against="a"), tmp_path, "default")
+    row.work = "all"
+    report.save(row, tmp_path, "full")
     found = json.loads((tmp_path / "sleb.json").read_text())
-    assert found["ratio"] == 1.5 and found["memory_bytes"] is None and found["machine"]["threads"]
+    assert found["ratio"] == 1.5 and found["ratio_cpu"] == 1.6 and found["machine"]["threads"]
     text = (tmp_path / "README.md").read_text()
-    assert " took " not in text  # nobody timed them
-    assert "| sleb | w | a | 1.80 | 1.50 | 1.60 | no | quick | 1 |" in text
-    assert "| scaling | w | a | - | - | - | - | default | - |" in text
-    assert "* peak memory beyond what was loaded: ours 3 MiB\n" in text
-    assert (tmp_path / "scaling.svg").read_text() == "<svg/>"
-    report.save(
-        Outcome(name="sleb", work="all", against="a", target=1.8, races=races), tmp_path, "full"
-    )
-    text = (tmp_path / "README.md").read_text()
-    assert "| sleb | w | a |" in text and "| sleb, full | all | a |" in text
+    cells = [[c.strip() for c in s.split("|")[1:-1]] for s in text.splitlines() if s[:1] == "|"]
+    assert cells[2:] == [
+        ["sleb", "w", "a", "1.80", "1.50", "1.60", "quick", "1"],
+        ["sleb, full", "all", "a", "1.80", "1.50", "1.60", "full", "1"],
+        ["embedded", "w", "a", "-", "-", "-", "default", "0"],
+    ]
+    assert (
+        "* repetition 1: ours 1.00 s (cpu 1.00 s, peak 3 MiB); theirs 1.50 s (cpu 1.60 s, peak -); "
+        "max difference 0.0002; right on both sides, dense: piqa 1/2\n"
+    ) in text
 
 
 def test_command_line(
-    tmp_path: Any, tiny: Callable[..., Any], capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, tiny: Callable[[int], Any], capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    tiny(spans, n_layers=4)
-    command = ["spans", "--quick", "--repeats", "1", "--no-memory", "--out", str(tmp_path)]
+    tiny(4)
+    command = ["spans", "--quick", "--repeats", "1", "--out", str(tmp_path)]
     assert main(command) == 0
-    assert "1 row took 0 minutes" in (tmp_path / "README.md").read_text()
     assert "spans: " in capsys.readouterr().out and (tmp_path / "spans.json").is_file()
     (tmp_path / "spans.json").unlink()
     monkeypatch.setattr(spans, "TOLERANCE", -1.0)
@@ -75,10 +60,11 @@ def test_command_line(
     assert "no row no-such-row" in capsys.readouterr().err
 
 
-def test_every_row_has_a_module_and_a_committed_table_is_readable(tmp_path: Any) -> None:
-
+def test_every_row_is_a_module_with_a_committed_outcome() -> None:
+    folder = Path(__file__).parents[2] / "reports" / "speed"
     for name in report.ROWS:
-        module = importlib.import_module(f"streamline.benchmarks.speed.{name}")
-        assert callable(module.run)
-    write_json_atomic(tmp_path / "x.json", Outcome(
-        name="x", work="w", against="a", target=1.0).to_json())  # fmt: skip
+        assert callable(importlib.import_module(f"streamline.benchmarks.speed.{name}").run)
+    files = [folder / f"{name}{end}.json" for name in report.ROWS for end in ("", "-full")]
+    rows = [json.loads(file.read_text()) for file in files if file.is_file()]
+    assert [row["name"] for row in rows if row["size"] != "full"] == list(report.ROWS)
+    assert (folder / "README.md").read_text() == report.markdown(rows)
