@@ -73,8 +73,6 @@ _NOT_YET = frozenset(
         "arrow: report.report -> run",
         "circle: distributed, engine.following",
         "circle: evaluation.scoring.score, evaluation.streamed, methods.loss",
-        "circle: evaluation.tasks.documents, evaluation.tasks.generation_prompts, "
-        "evaluation.tasks.overrides",
         "circle: streaming.decoder, streaming.order",
         "long: baselines.laco",
         "long: evaluation.harness",

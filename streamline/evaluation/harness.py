@@ -30,8 +30,8 @@ from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.part import BatchTokenizer, Part, combine, option_rows
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry, include_paths
-from streamline.evaluation.tasks.documents import full_text_ids
 from streamline.evaluation.tasks.overrides import fingerprint, overrides
+from streamline.evaluation.tasks.text_ids import full_text_ids
 
 if TYPE_CHECKING:
     import pandas as pd

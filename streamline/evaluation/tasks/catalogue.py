@@ -7,7 +7,7 @@ and CMMLU the unweighted mean over their subjects. Three ways of scoring never m
 |---|---|
 | ``lm-eval`` | lm-eval's own prompts; conditional log-likelihood of each option |
 | ``opencompass-ppl`` | mean NLL over the whole text with the option in it; smallest wins |
-| ``gen`` | greedy generation, an answer taken out of it |
+| ``gen`` | greedy generation, an answer extracted from it |
 | ``perplexity`` | windows of running text |
 
 Example::
@@ -202,7 +202,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def resolve(names: Iterable[str]) -> list[TaskEntry]:
-    """Write groups out and look every name up.
+    """Expand groups and look every name up.
 
     Args:
         names: Groups (``commonsense``, ``harness``, ``paper_ppl``, ``paper_gen``,
@@ -213,7 +213,7 @@ def resolve(names: Iterable[str]) -> list[TaskEntry]:
         Entries in the order given, each once.
 
     Raises:
-        UnknownNameError: If nobody knows a name, with the nearest ones.
+        UnknownNameError: If a name is unknown, with the nearest ones.
         ConfigError: If a window length is no number of at least 2.
     """
     found: dict[str, TaskEntry] = {}

@@ -1,4 +1,4 @@
-"""Rows into what lm-eval's task objects hold: texts, gold answers and token counts.
+"""Rows as the documents of lm-eval's task objects: texts, gold answers and token counts.
 
 The scored quantity of the ``opencompass-ppl`` protocol is, for each option, the summed NLL of the
 whole text divided by ``T``, the number of its tokens (a leading BOS counted but not scored). The
@@ -13,7 +13,8 @@ contract between this file, the YAML and the scorer is small:
 
 Example::
 
-    docs = documents(origin("streamline_c3", data_dir="data"), tokenizer=tokenizer)
+    source = question_source("streamline_c3", data_dir="data")
+    docs = documents(source, tokenizer=tokenizer)
     docs[0]["texts"], docs[0]["n_tokens"], docs[0]["gold"]
 """
 
@@ -24,83 +25,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.errors import ConfigError
+from streamline.evaluation.tasks import generation_prompts, lm_eval_prompts
+from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.opencompass_prompts import TEMPLATES, Template
+from streamline.evaluation.tasks.sources import QuestionSource, parse_data, question_source
+from streamline.evaluation.tasks.text_ids import fit_text
 from streamline.files import content_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from streamline.evaluation.tasks.sources import Origin
-
-__all__ = [
-    "documents",
-    "fit_text",
-    "full_text_ids",
-    "load",
-    "mean_nll_results",
-]
-
-
-def full_text_ids(tokenizer: Any, text: str, max_length: int = 2048) -> list[int]:
-    """Token ids of a whole text as OpenCompass scores it.
-
-    Args:
-        tokenizer: The model's tokenizer; its default special tokens are kept.
-        text: The text.
-        max_length: Longer texts lose tokens on the left; leading special tokens stay.
-
-    Returns:
-        At most ``max_length`` ids. Scored are ``ids[1:]`` given ``ids[:1]``; the divisor is
-        ``len(ids)``.
-    """
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    if len(ids) <= max_length:
-        return ids
-    kept = _n_leading(tokenizer)
-    return ids[:kept] + ids[len(ids) - max_length + kept :]
-
-
-def fit_text(tokenizer: Any, text: str, max_length: int) -> str:
-    """The end of a text that is at most ``max_length`` tokens long, special tokens counted.
-
-    For lm-eval's ``hf`` model, which takes strings and refuses longer ones. Where the cut end
-    does not tokenise back into the same tokens, it is a few tokens shorter.
-    """
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    kept = max_length - _n_leading(tokenizer)
-    while len(ids) > max_length:
-        tail = tokenizer.decode(ids[-kept:], clean_up_tokenization_spaces=False)
-        text = text[-len(tail) :] if text.endswith(tail) else tail.lstrip("\ufffd")
-        ids = list(tokenizer(text, verbose=False)["input_ids"])
-        kept -= 1
-    return text
-
-
-def _n_leading(tokenizer: Any) -> int:
-    """How many special tokens the tokenizer puts before a text."""
-    bare = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
-    full = tokenizer("a", verbose=False)["input_ids"]
-    return next((i for i, token in enumerate(full) if token == bare[0]), 0)
+__all__ = ["documents", "load", "mean_nll_results"]
 
 
 def documents(
-    where: Origin,
+    source: QuestionSource,
     *,
     tokenizer: Any,
     max_length: int = 2048,
     limit: int | None = None,
-    whole: bool = True,
+    truncate: bool = False,
 ) -> Dataset:
     """The documents of one of this project's own tasks.
 
     Args:
-        where: Where its questions come from.
+        source: Where its questions come from.
         tokenizer: The model's tokenizer. Counts tokens, and drops few-shot examples that do not
             fit.
         max_length: Longest text in tokens, special tokens counted.
         limit: Only the first so many questions.
-        whole: Leave too long texts whole, for a scorer that cuts ids (`full_text_ids`);
-            otherwise cut them to what lm-eval's ``hf`` model accepts.
+        truncate: Truncate long texts to what lm-eval's ``hf`` model accepts; our own scorer
+            truncates ids (`streamline.evaluation.tasks.text_ids.full_text_ids`).
 
     Returns:
         For mean-NLL tasks the columns ``question_key, texts, gold, n_tokens, n_shots``; for
@@ -113,39 +68,38 @@ def documents(
     """
     from datasets import Dataset
 
-    from streamline.evaluation.tasks import generation_prompts as generation
-    from streamline.evaluation.tasks import lm_eval_prompts as conditional
-    from streamline.evaluation.tasks import overrides as data
-
-    questions = data.load_questions(where)
+    questions = load_questions(source)
     if limit is not None:
         questions = questions.select(range(min(limit, len(questions))))
     rows = [dict(row) for row in questions]
-    if where.task.startswith("streamline_harness_"):
-        built = [conditional.document(where.questions, row) for row in rows]
+    if source.task.startswith("streamline_harness_"):
+        built = [lm_eval_prompts.document(source.questions, row) for row in rows]
     else:
         if tokenizer is None:
             raise ConfigError(
-                f"Task {where.task!r} counts tokens: give the model's tokenizer (with lm-eval's "
+                f"Task {source.task!r} counts tokens: give the model's tokenizer (with lm-eval's "
                 f"command line it comes from model_args, or --metadata '{{\"tokenizer\": ...}}')."
             )
-        if where.questions in generation.PROMPTS:
-            built = [generation.document(where.questions, r, tokenizer, max_length) for r in rows]
-        else:
-            template = TEMPLATES[where.questions]
-            shots = data.load_shots(where)[: template.n_shots] if template.n_shots else []
+        if source.questions in generation_prompts.PROMPTS:
             built = [
-                _mean_nll_document(template, row, shots, where.subject, tokenizer, max_length)
+                generation_prompts.document(source.questions, row, tokenizer, max_length)
                 for row in rows
             ]
-            if not whole:
-                built = [_cut(document, tokenizer, max_length) for document in built]
-    keys = [{"question_key": _question_key(where, row)} for row in rows]
+        else:
+            template = TEMPLATES[source.questions]
+            shots = load_shots(source)[: template.n_shots] if template.n_shots else []
+            built = [
+                _mean_nll_document(template, row, shots, source.subject, tokenizer, max_length)
+                for row in rows
+            ]
+            if truncate:
+                built = [_truncated(document, tokenizer, max_length) for document in built]
+    keys = [{"question_key": _question_key(source, row)} for row in rows]
     return Dataset.from_list([key | doc for key, doc in zip(keys, built, strict=True)])
 
 
-def _question_key(where: Origin, row: Mapping[str, Any]) -> str:
-    return content_key([where.questions, where.subject, dict(row)])
+def _question_key(source: QuestionSource, row: Mapping[str, Any]) -> str:
+    return content_key([source.questions, source.subject, dict(row)])
 
 
 def _mean_nll_document(
@@ -187,7 +141,7 @@ def _mean_nll_document(
     }
 
 
-def _cut(document: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str, Any]:
+def _truncated(document: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str, Any]:
     texts = [fit_text(tokenizer, text, max_length) for text in document["texts"]]
     counts = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
     return document | {"texts": texts, "n_tokens": counts}
@@ -204,19 +158,17 @@ def load(**metadata: Any) -> dict[str, Any]:
     Returns:
         ``{"test": documents}``.
     """
-    from streamline.evaluation.tasks.sources import origin, parse_data
-
-    source, folder = parse_data(str(metadata.get("data", "auto")))
+    name, folder = parse_data(str(metadata.get("data", "auto")))
     if metadata.get("data_dir"):
         folder = Path(metadata["data_dir"])
-    where = origin(metadata["task"], source=source, data_dir=folder)
+    source = question_source(metadata["task"], source=name, data_dir=folder)
     tokenizer = metadata.get("tokenizer") or metadata.get("pretrained")
     if isinstance(tokenizer, str):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     length = int(metadata.get("max_length", 2048))
-    return {"test": documents(where, tokenizer=tokenizer, max_length=length, whole=False)}
+    return {"test": documents(source, tokenizer=tokenizer, max_length=length, truncate=True)}
 
 
 def mean_nll_results(

