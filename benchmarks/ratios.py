@@ -42,8 +42,8 @@ def recomputed_rows(suite: str) -> list[dict[str, str]]:
     """
     from streamline.engine.decoder import Decoder
     from streamline.registry import build_method
-    from streamline.report.layouts import model_name, plain
-    from streamline.report.published import published_rows
+    from streamline.report.published import model_name, plain, published_rows
+    from streamline.results.record import method_label
     from streamline.run.config import build_config
     from streamline.run.estimate import plan_run
     from streamline.run.paper_ratio import paper_ratio, ratio_rule
@@ -62,7 +62,7 @@ def recomputed_rows(suite: str) -> list[dict[str, str]]:
         ratio = paper_ratio(
             rule, cell.model, decoders[cell.model], build_method(cell.method), row.n_removed
         )
-        label = cell.method + ("" if cell.recovery == "none" else f" +{cell.recovery}")
+        label = method_label(cell.method, cell.recovery)
         if ratio is not None and cell.sparsity:
             found[plain(cell.model), plain(label), cell.sparsity] = (row.n_removed, ratio)
     name = str(layout["published"])

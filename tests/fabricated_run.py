@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from streamline.results.averages import average, relative_accuracy
 from streamline.results.predictions import from_samples
 from streamline.results.record import Record, load, upsert
 from streamline.results.samples import samples_path, write_samples
-from streamline.results.stability import average, relative_accuracy, stability
+from streamline.results.stability import stability
 
 TASKS = {
     "piqa": ("acc", 2, 0.68),

@@ -31,10 +31,10 @@ def command(
 ) -> None:
     """Make the report of a run from its records."""
     from streamline.errors import ConfigError
-    from streamline.report.report import write_report
+    from streamline.run.reporting import report_run
 
     if directory.is_file():
         raise ConfigError(f"{directory} is a file; give the folder that a run wrote with --out")
 
-    page = write_report(directory, suite)
+    page = report_run(directory, suite)
     typer.echo(f"wrote {page} and {page.with_suffix('.md')}")

@@ -60,10 +60,10 @@ def command(
 
 def _renew_report(folder: Path, remaining: list[Record]) -> None:
     """The report of what remains; without any cell there is none."""
-    from streamline.report.report import write_report
+    from streamline.run.reporting import report_run
 
     if remaining:
-        write_report(folder)
+        report_run(folder)
         return
     for name in ("report.html", "report.md"):
         (folder / name).unlink(missing_ok=True)

@@ -144,7 +144,7 @@ def _left_out(before: Predictions, after: Predictions) -> list[str]:
 
 def _show(results: list[Stability]) -> None:
     from streamline.report.render import screen_width, terminal
-    from streamline.report.tables import MISSING, Table
+    from streamline.report.table import MISSING, Table
 
     def share(value: float | None) -> str:
         return MISSING if value is None else f"{value:.4f}"

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 
-from streamline.report.tables import Table
-from streamline.results.compare import POOLED, Comparison, Row, noise_floor
+from streamline.report.table import Table, fixed
+from streamline.results.compare import POOLED, Comparison, Difference
+from streamline.results.statistics import noise_floor
 
 __all__ = ["comparison_tables"]
 
@@ -66,7 +67,7 @@ def _groups(result: Comparison) -> Table:
     )
 
 
-def _differences(result: Comparison, against: str, rows: list[Row]) -> Table:
+def _differences(result: Comparison, against: str, rows: list[Difference]) -> Table:
     """One row for each task and model."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     starts = [next(i for i, row in enumerate(rows) if row.task == task) for task in tasks]
@@ -97,7 +98,7 @@ def _differences(result: Comparison, against: str, rows: list[Row]) -> Table:
                 str(row.lost),
                 _p(row.p),
                 _p(row.p_holm) + (" *" if row.p_holm < result.alpha else ""),
-                "-" if math.isinf(row.floor) else f"{100 * row.floor:.1f}",
+                fixed(None if math.isinf(row.floor) else 100 * row.floor, ".1f"),
             )
             for row in rows
         ),

@@ -1,7 +1,7 @@
 """Records as data frames of plain numbers: what the tables show and the CSV files hold.
 
 One row per record, nothing rounded, a missing number is NaN. A task's column is named after the
-task *and* its metric, so that figures under two metrics never share a column; the subjects of MMLU
+task *and* its metric, so that values under two metrics never share a column; the subjects of MMLU
 and of CMMLU become one column each, their unweighted mean.
 
 Example::
@@ -12,21 +12,18 @@ Example::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamline.results.answers import group_of
-from streamline.results.record import Record, TaskResult
+from streamline.results.averages import collapsed_tasks
+from streamline.results.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "CELL",
-    "collapsed_tasks",
     "cost_frame",
-    "protocol_of",
     "results_frame",
     "seeds_frame",
     "sort_records",
@@ -55,7 +52,7 @@ def sort_records(records: Sequence[Record]) -> list[Record]:
 
 
 def results_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """The figures of every record.
+    """The values of every record.
 
     Args:
         records: Of any models and states.
@@ -100,8 +97,7 @@ def stability_frame(records: Sequence[Record]) -> pd.DataFrame:
         if record.status != "ok":
             continue
         for task, result in collapsed_tasks(record).items():
-            extra = result.model_extra or {}
-            counts = extra.get("counts") or {}
+            counts = result.extra("counts") or {}
             rows.append(
                 {
                     **_cell(record),
@@ -110,8 +106,8 @@ def stability_frame(records: Sequence[Record]) -> pd.DataFrame:
                     "n": result.n,
                     "value": result.value,
                     "stability": result.stability,
-                    "stability_stderr": extra.get("stability_stderr"),
-                    "agreement": extra.get("agreement"),
+                    "stability_stderr": result.extra("stability_stderr"),
+                    "agreement": result.extra("agreement"),
                     **{
                         name: counts.get(name)
                         for name in ("both_right", "lost", "gained", "both_wrong")
@@ -179,73 +175,6 @@ def seeds_frame(records: Sequence[Record]) -> pd.DataFrame:
                 }
             )
     return _frame(rows)
-
-
-def collapsed_tasks(record: Record) -> dict[str, TaskResult]:
-    """A record's tasks, with MMLU's and CMMLU's subjects as one task each.
-
-    Shares are averaged over subjects without weights; a share that one subject lacks is lacking.
-    Counts and n are added up.
-    """
-    blocks: dict[str, list[TaskResult]] = {}
-    whole: dict[str, bool] = {}
-    for task, result in record.tasks.items():
-        name = group_of(task)
-        blocks.setdefault(name or task, []).append(result)
-        whole[name or task] = name is None
-    return {
-        name: block[0] if whole[name] else _mean_result(block) for name, block in blocks.items()
-    }
-
-
-def protocol_of(task: str, result: TaskResult) -> str | None:
-    """How a task was scored: by its record, else by the table of tasks; None if neither knows."""
-    from streamline.evaluation.tasks.catalogue import TASKS
-
-    recorded = (result.model_extra or {}).get("protocol")
-    entry = TASKS.get(task)
-    return str(recorded) if recorded else (entry.protocol if entry is not None else None)
-
-
-def _mean_result(block: list[TaskResult]) -> TaskResult:
-    """The macro average of subjects."""
-    extras = [result.model_extra or {} for result in block]
-    counts = [extra.get("counts") for extra in extras]
-    fields: dict[str, Any] = {
-        "metric": block[0].metric,
-        "value": _mean([result.value for result in block]),
-        "stderr": _mean_error([result.stderr for result in block]),
-        "n": _total([result.n for result in block]),
-        "stability": _mean([result.stability for result in block]),
-        "stability_stderr": _mean_error([extra.get("stability_stderr") for extra in extras]),
-        "agreement": _mean([extra.get("agreement") for extra in extras]),
-        "version": extras[0].get("version"),
-        "protocol": extras[0].get("protocol"),
-        "subjects": len(block),
-    }
-    if all(isinstance(item, dict) for item in counts):
-        fields["counts"] = {
-            name: _total([item.get(name) for item in counts if item]) for name in counts[0] or ()
-        }
-    return TaskResult.model_validate(fields)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _mean_error(values: Sequence[float | None]) -> float | None:
-    """Standard error of the unweighted mean of independent figures."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) != len(values):
-        return None
-    return math.sqrt(sum(value**2 for value in known)) / len(known)
-
-
-def _total(values: Sequence[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None
 
 
 def _cell(record: Record) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A paper's table with the measured figures below the printed ones.
+"""A paper's table with the measured values below the printed ones.
 
 A suite's ``report`` block says which published table it regenerates::
 
@@ -10,10 +10,10 @@ A suite's ``report`` block says which published table it regenerates::
         columns: {CMNLI: streamline_cmnli}                            # printed -> task; optional
         models: {Llama2-7B: llama2-7b}                                # printed -> alias; optional
 
-Each printed row is followed by what was measured for it and the difference; printed figures are
-never changed, and known slips are notes. Beside a printed ratio stands what comes out of the
-model's config: by the paper's way of counting, and as the exact share of all parameters, which is
-what measured rows have. A model that is not in the paper has rows of its own below, without a
+Each printed row is followed by what was measured for it and the difference; printed numbers
+are never changed, and known slips are notes. Beside a printed ratio stands what comes out of the
+model's config: by the paper's way of counting, and as the exact fraction of all parameters, which
+is what measured rows have. A model that is not in the paper has rows of its own below, without a
 difference.
 
 Example::
@@ -23,29 +23,30 @@ Example::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamline.errors import ConfigError
-from streamline.report.frames import collapsed_tasks, sort_records
+from streamline.report.frames import sort_records
 from streamline.report.published import (
     PublishedRow,
     Ratio,
+    model_name,
+    plain,
     published_ratios,
     published_rows,
     published_slips,
 )
-from streamline.report.tables import MISSING, Table
-from streamline.results.record import Record
-from streamline.results.stability import average
+from streamline.report.table import MISSING, Table, fixed
+from streamline.results.averages import average, collapsed_tasks
+from streamline.results.record import Record, label, method_label
 
-__all__ = ["layout_table", "model_name", "plain"]
+__all__ = ["layout_table"]
 
 _KEYS = ("published", "methods", "columns", "models")
 _AVERAGE, _RELATIVE = "Ave.", "Per."
 _RECOMPUTED = ("recomputed\nas the paper", "recomputed\nexact")
-_CLOSE = 0.04  # of sparsity: how far a cell may lie from a printed ratio to stand for it
+_CLOSE = 0.04  # of sparsity: how far a cell may lie from a printed ratio to be compared
 _ALIASES = {
     "coqa": "commonsenseqa",
     "hesw": "hellaswag",
@@ -62,7 +63,7 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
         layout: As in the module's description.
 
     Returns:
-        The table; shares in percent, differences measured minus published.
+        The table; fractions in percent, differences measured minus published.
 
     Raises:
         ConfigError: If the layout has an unknown key, or ``published`` is missing.
@@ -106,7 +107,7 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
             sections.add(len(rows))
         before = (record.model,)
         own = _measured(record, dense.get((record.model, record.seed)), heads, tasks)
-        rows.append(_cells(record.model, _name(record), "measured", _removed(record), own, heads))
+        rows.append(_cells(record.model, label(record), "measured", _removed(record), own, heads))
     lacking = [head for head in heads if head not in tasks and head not in (_AVERAGE, _RELATIVE)]
     notes = [f"Not evaluated here: {', '.join(lacking)}."] if lacking else []
     if tasks:
@@ -116,7 +117,7 @@ def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:
     return Table(
         name=f"published-{name}",
         title=f"{name}: published and measured, in percent",
-        columns=("LLM", "method", "figures", "ratio", *_RECOMPUTED, *heads),
+        columns=("LLM", "method", "values", "ratio", *_RECOMPUTED, *heads),
         rows=tuple(rows),
         keys=4,
         words=3,
@@ -153,7 +154,7 @@ def _task_names(
 def _match(
     row: PublishedRow, records: Sequence[Record], layout: Mapping[str, Any]
 ) -> Record | None:
-    """The finished cell that stands for a printed row: same model and method, nearest sparsity."""
+    """The finished cell to set beside a printed row: same model and method, nearest sparsity."""
     methods = layout.get("methods") or {}
     method = plain(methods.get(row.method, row.method))
     model = model_name(row.llm, layout)
@@ -162,20 +163,15 @@ def _match(
         record
         for record in records
         if plain(record.model) == model
-        and plain(_recovered(record)) == method
-        and (wanted is None or abs(_share(record) - wanted) <= _CLOSE)
+        and plain(method_label(record.method, record.recovery)) == method
+        and (wanted is None or abs(_removed_fraction(record) - wanted) <= _CLOSE)
     ]
     if wanted is None:
         return fitting[0] if len(fitting) == 1 else None
-    return min(fitting, key=lambda record: abs(_share(record) - wanted), default=None)
+    return min(fitting, key=lambda record: abs(_removed_fraction(record) - wanted), default=None)
 
 
-def _recovered(record: Record) -> str:
-    """A record's method, with the stage after it if there was one."""
-    return record.method + ("" if record.recovery == "none" else f" +{record.recovery}")
-
-
-def _share(record: Record) -> float:
+def _removed_fraction(record: Record) -> float:
     achieved = record.parameters.removed_fraction
     return record.sparsity if achieved is None else achieved
 
@@ -186,7 +182,7 @@ def _measured(
     heads: Sequence[str],
     tasks: Mapping[str, tuple[str, str]],
 ) -> dict[str, float | None]:
-    """A cell's figures in percent under the printed headings."""
+    """A cell's values in percent under the printed headings."""
     values = _by_head(record, tasks)
     whole = all(head in tasks for head in heads if head not in (_AVERAGE, _RELATIVE))
     mean = average(values) if whole else None
@@ -207,7 +203,7 @@ def _by_head(record: Record, tasks: Mapping[str, tuple[str, str]]) -> dict[str, 
 def _difference(
     row: PublishedRow, record: Record, own: Mapping[str, float | None]
 ) -> tuple[str, dict[str, float | None]]:
-    """Measured minus published: the ratio as text, and the figures."""
+    """Measured minus published: the ratio as text, and the values."""
     removed = record.parameters.removed_fraction
     ratio = MISSING
     if removed is not None and row.ratio is not None:
@@ -225,15 +221,11 @@ def _printed_cells(row: PublishedRow, ratio: Ratio, heads: Sequence[str]) -> tup
         row.llm,
         row.method,
         "published",
-        _number(row.ratio, ".1f"),
-        _number(ratio.as_paper, ".2f"),
-        _number(ratio.exact, ".2f"),
-        *(_number(value, ".1f") for value in values),
+        fixed(row.ratio, ".1f"),
+        fixed(ratio.as_paper, ".2f"),
+        fixed(ratio.exact, ".2f"),
+        *(fixed(value, ".1f") for value in values),
     )
-
-
-def _number(value: float | None, form: str) -> str:
-    return MISSING if value is None else format(value, form)
 
 
 def _ratio_notes(ratios: Mapping[tuple[str, str, float], Ratio]) -> list[str]:
@@ -242,7 +234,7 @@ def _ratio_notes(ratios: Mapping[tuple[str, str, float], Ratio]) -> list[str]:
         return []
     notes = [
         "Recomputed ratios come from the configs alone: as the paper counts (its suite's "
-        "report.ratio), and exact, as in measured rows: the share of all parameters."
+        "report.ratio), and exact, as in measured rows: the fraction of all parameters."
     ]
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for (llm, method, _), ratio in ratios.items():
@@ -263,28 +255,10 @@ def _cells(
     heads: Sequence[str],
 ) -> tuple[str, ...]:
     form = "+.1f" if kind == "difference" else ".1f"
-    shown = (_number(values.get(head), form) for head in heads)
+    shown = (fixed(values.get(head), form) for head in heads)
     return (llm, method, kind, ratio, *(MISSING for _ in _RECOMPUTED), *shown)
 
 
 def _removed(record: Record) -> str:
     removed = record.parameters.removed_fraction
-    return MISSING if removed is None else f"{100 * removed:.2f}"
-
-
-def _name(record: Record) -> str:
-    extra = "" if record.recovery == "none" else f" +{record.recovery}"
-    seed = f" seed {record.seed}" if record.seed else ""
-    sparsity = f"@{record.sparsity:g}" if record.sparsity else ""
-    return f"{record.method}{sparsity}{extra}{seed}"
-
-
-def model_name(llm: str, layout: Mapping[str, Any]) -> str:
-    """The alias of a printed model in a layout, for matching."""
-    models = layout.get("models") or {}
-    return plain(models.get(llm, llm))
-
-
-def plain(name: str) -> str:
-    """A name without case, punctuation and folder, for matching."""
-    return re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].lower())
+    return fixed(None if removed is None else 100 * removed, ".2f")

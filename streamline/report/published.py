@@ -1,4 +1,4 @@
-"""Published figures as printed, with notes on what in them disagrees with itself.
+"""Published numbers as printed, with notes on what in them disagrees with itself.
 
 The CSV files lie in ``reports/published`` of the repository and are installed as
 ``streamline.published``.
@@ -12,15 +12,19 @@ Example::
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 from streamline.errors import UnknownNameError
 
 __all__ = [
     "PublishedRow",
     "Ratio",
+    "model_name",
+    "plain",
     "published_names",
     "published_ratios",
     "published_rows",
@@ -58,8 +62,8 @@ class Ratio:
     Attributes:
         layers: Layers that go; None where the method has no number of layers.
         as_paper: The ratio by the paper's way of counting, None where it cannot be recomputed.
-        exact: The share of all parameters that goes, None likewise.
-        note: Why the printed figure does not come out, or empty.
+        exact: The fraction of all parameters that goes, None likewise.
+        note: Why the printed number does not come out, or empty.
     """
 
     layers: int | None = None
@@ -143,6 +147,17 @@ def published_ratios(name: str) -> dict[tuple[str, str, float], Ratio]:
         for row in _read(_RATIOS)
         if row["file"] == name
     }
+
+
+def model_name(llm: str, layout: Mapping[str, Any]) -> str:
+    """The alias of a printed model in a layout, for matching."""
+    models = layout.get("models") or {}
+    return plain(models.get(llm, llm))
+
+
+def plain(name: str) -> str:
+    """A name without case, punctuation and folder, for matching."""
+    return re.sub(r"[^a-z0-9]", "", name.rsplit("/", 1)[-1].lower())
 
 
 def _read(name: str) -> list[dict[str, str]]:

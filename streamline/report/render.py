@@ -12,8 +12,9 @@ import io
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 
-from streamline.report.tables import Table
+from streamline.report.table import Table
 
 __all__ = ["blocks", "csv_text", "latex", "markdown", "screen_width", "terminal"]
 
@@ -70,7 +71,7 @@ def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = Fal
     """Tables as text for a terminal, wide ones cut into blocks.
 
     Args:
-        tables: One or several.
+        tables: One or more.
         width: Characters to a line; 80 is always readable.
         color: Whether to keep terminal escapes for bold headings.
 
@@ -116,14 +117,18 @@ def screen_width() -> int:
 
 def markdown(table: Table) -> str:
     """A table as GitHub Markdown, without its title, its notes as a list below."""
-    heads = [_escape_markdown(_one_line(head)) for head in table.columns]
-    marks = [":--" if place < table.words else "--:" for place in range(len(heads))]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "|".join(marks) + "|"]
-    for row in table.rows:
-        lines.append("| " + " | ".join(_escape_markdown(cell) for cell in row) + " |")
-    if table.notes:
-        lines += ["", *(f"- {_escape_markdown(note)}" for note in table.notes)]
-    return "\n".join(lines) + "\n"
+    from tabulate import tabulate
+
+    sides = ["left" if place < table.words else "right" for place in range(len(table.columns))]
+    text = tabulate(
+        [[_escape_markdown(cell) for cell in row] for row in table.rows],
+        [_escape_markdown(_one_line(head)) for head in table.columns],
+        tablefmt="pipe",
+        colalign=sides if table.rows else None,
+        disable_numparse=True,
+    )
+    notes = ["", *(f"- {_escape_markdown(note)}" for note in table.notes)] if table.notes else []
+    return "\n".join([text, *notes]) + "\n"
 
 
 def csv_text(table: Table) -> str:
@@ -172,15 +177,10 @@ def latex(table: Table) -> str:
 
 def _columns(table: Table, places: list[int]) -> Table:
     """The same table with some of its columns."""
-    return Table(
-        name=table.name,
-        title=table.title,
+    return replace(
+        table,
         columns=tuple(table.columns[place] for place in places),
         rows=tuple(tuple(row[place] for place in places) for row in table.rows),
-        keys=table.keys,
-        words=table.words,
-        sections=table.sections,
-        notes=table.notes,
     )
 
 

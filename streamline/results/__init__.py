@@ -1,1 +1,1 @@
-"""What a run leaves: records, paired comparisons, tables, figures, reports."""
+"""What a run leaves: records, answers to single questions, and the statistics made of them."""

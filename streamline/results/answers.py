@@ -1,6 +1,6 @@
 """One model's answers to one task's questions, and how two such sets are paired.
 
-Every paired figure (stability, agreement, flips, McNemar's test) stands on the same rule: the
+Every paired statistic (stability, agreement, flips, McNemar's test) stands on the same rule: the
 same questions, told apart by id and by the hash of their text; anything else is refused with the
 difference. ``results.predictions`` reads answers from files.
 
@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +22,11 @@ import numpy.typing as npt
 
 from streamline.errors import ConfigError
 
-__all__ = ["Answers", "Bools", "Floats", "align", "group_of", "several"]
+__all__ = ["Answers", "Bools", "Floats", "align", "questions_text"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-# Subjects of one benchmark: lukaemon_mmlu_law, cmmlu-law, mmlu_law, streamline_paper_cmmlu_law.
-_SUBJECT = re.compile(r"(?:^|_)(c?mmlu)[_-](?!prox?_|pro$).+$")
 _SHOWN = 5
 
 
@@ -58,7 +55,7 @@ class Answers:
 
     @property
     def accuracy(self) -> float:
-        """Share of the questions answered right."""
+        """Fraction of the questions answered right."""
         return float(np.mean(self.correct))
 
 
@@ -98,22 +95,16 @@ def align(dense: Answers, pruned: Answers) -> Answers:
             waiting.setdefault(digest, []).append(number)
         return _take(pruned, [waiting[digest].pop(0) for digest in dense.hashes])
     parts = [
-        f"{several(names)} only {where}"
+        f"{questions_text(names)} only {where}"
         for names, where in ((only_dense, "in the first"), (only_pruned, "in the second"))
         if names
     ]
     if differing:
-        parts.append(f"{several(differing)} with another doc_hash")
+        parts.append(f"{questions_text(differing)} with another doc_hash")
     raise ConfigError(
         f"Task {dense.task}: the two sets of questions differ: {'; '.join(parts)}. "
         "Evaluate both models on the same questions (same task version, limit and data)."
     )
-
-
-def group_of(task: str) -> str | None:
-    """``mmlu`` or ``cmmlu`` for one of their subjects, None for any other task."""
-    match = _SUBJECT.search(task)
-    return match.group(1) if match else None
 
 
 def _take(answers: Answers, places: Sequence[int]) -> Answers:
@@ -129,7 +120,7 @@ def _take(answers: Answers, places: Sequence[int]) -> Answers:
     )
 
 
-def several(names: Sequence[object]) -> str:
+def questions_text(names: Sequence[object]) -> str:
     """``3 questions (1, 2, 3)``, cut after a few."""
     shown = ", ".join(str(name) for name in names[:_SHOWN])
     more = ", ..." if len(names) > _SHOWN else ""

@@ -1,7 +1,7 @@
-"""From one cell's answers to its figures: accuracy, stability, agreement, relative accuracy.
+"""From one cell's answers to its results: accuracy, stability, agreement, relative accuracy.
 
 Both sides were evaluated on the same questions; the dense model's answers weigh them. Nothing here
-needs a model, so the figures can be made again from the sample files alone.
+needs a model, so the results can be computed again from the sample files alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from streamline.results.answers import Answers
+from streamline.results.averages import average, relative_accuracy
 from streamline.results.predictions import from_samples
-from streamline.results.stability import Stability, average, grouped, relative_accuracy, stability
+from streamline.results.stability import Stability, grouped, stability
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,7 @@ def assess(result: CellResult, dense: CellResult) -> Assessment:
         dense: The dense model's answers to the same questions.
 
     Returns:
-        The figures; stability is None for tasks without options, and an average over tasks is
+        The two blocks; stability is None for tasks without options, and an average over tasks is
         None if one of them is, or if they were scored by different protocols: then ``by_protocol``
         of the summary has the averages of each.
 

@@ -72,7 +72,7 @@ def read(
         Answers by task, and task -> reason for those that hold no right or wrong.
 
     Raises:
-        ConfigError: If a file is malformed, or no task carries the asked metric.
+        ConfigError: If a file is malformed, or no task carries the given metric.
     """
     tasks: dict[str, Answers] = {}
     skipped: dict[str, str] = {}

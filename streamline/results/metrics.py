@@ -1,6 +1,6 @@
 """The metrics that records carry: which way is better, and how they are shown.
 
-One row per metric; tables, figures and comparisons look here and nowhere else.
+One row per metric; tables, figures and comparisons look it up here and nowhere else.
 
 Example::
 
@@ -23,15 +23,16 @@ class Metric:
 
     Attributes:
         higher_is_better: The direction.
-        share: Whether values lie in [0, 1] and are shown in percent; others are shown as they are.
+        is_fraction: Whether values lie in [0, 1] and are shown in percent; others are shown as
+            they are.
     """
 
     higher_is_better: bool
-    share: bool
+    is_fraction: bool
 
 
-_UP = Metric(higher_is_better=True, share=True)
-_DOWN = Metric(higher_is_better=False, share=False)
+_UP = Metric(higher_is_better=True, is_fraction=True)
+_DOWN = Metric(higher_is_better=False, is_fraction=False)
 
 METRICS: dict[str, Metric] = {
     "acc": _UP,

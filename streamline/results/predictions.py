@@ -27,6 +27,7 @@ from streamline.errors import ConfigError
 from streamline.results import lm_eval_logs, opencompass
 from streamline.results.answers import Answers
 from streamline.results.record import FILE_NAME, Record, label
+from streamline.results.samples import COLUMNS, read_samples, samples_path
 from streamline.results.select import matching, run_records, select, split
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Predictions:
     """One model's answers to several tasks.
 
     Attributes:
-        source: What was asked for, as given.
+        source: As given by the caller.
         kind: ``samples``, ``lm-eval`` or ``opencompass``.
         tasks: Answers by task.
         skipped: File or task -> why it was not read.
@@ -118,9 +119,9 @@ def read_cells(source: str | Path, metric: str | None = None) -> dict[str, Predi
     if run is None or path.is_file():
         return {text: read_predictions(source, metric)}
     records = matching(run[0], selector) or [select(run[0], selector, text)]
-    several = len({record.model for record in records}) > 1
+    many = len({record.model for record in records}) > 1
     return {
-        f"{record.model} {label(record)}" if several else label(record): _of_record(
+        f"{record.model} {label(record)}" if many else label(record): _of_record(
             text, run[1], record
         )
         for record in records
@@ -128,14 +129,14 @@ def read_cells(source: str | Path, metric: str | None = None) -> dict[str, Predi
 
 
 def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
-    """Answers by task from rows of ``evaluation.samples``.
+    """Answers by task from rows of ``results.samples``.
 
     The NLLs are those of the full prompt where the rows have them, else those of the option alone
     per token (minus ``loglikelihood`` over ``n_tokens``).
 
     Args:
         frame: One row for each question and option, of one model; the nullable columns of
-            ``evaluation.samples.COLUMNS`` may be absent.
+            ``results.samples.COLUMNS`` may be absent.
 
     Returns:
         Answers by task, questions in the order of ``doc_id``.
@@ -143,8 +144,6 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
     Raises:
         ConfigError: If a question's rows contradict each other.
     """
-    from streamline.results.samples import COLUMNS
-
     whole = frame.reindex(columns=list(COLUMNS))
     return {
         str(task): _task_answers(str(task), rows)
@@ -154,16 +153,12 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
 
 def _of_record(text: str, folder: Path, record: Record) -> Predictions:
     """The samples of one cell."""
-    from streamline.results.samples import read_samples, samples_path
-
     tasks = from_samples(read_samples(samples_path(folder, record)))
     return Predictions(source=text, kind="samples", tasks=tasks, record=record)
 
 
 def _from_parquet(text: str, path: Path) -> Predictions:
     """A samples file, or a folder with exactly one."""
-    from streamline.results.samples import read_samples
-
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
         if len(files) > 1:
@@ -193,14 +188,14 @@ def _task_answers(task: str, rows: pd.DataFrame) -> Answers:
     if len(metrics) > 1:
         raise ConfigError(f"Task {task} is scored by {' and '.join(metrics)}; use one metric.")
     values, name = _option_nll(rows)
-    several = len(starts) < len(rows)
+    has_options = len(starts) < len(rows)
     return Answers(
         task=task,
         ids=tuple(str(number) for number in doc_ids[starts]),
         hashes=tuple(str(digest) for digest in first["doc_hash"]),
         correct=first["correct"].to_numpy(dtype=bool),
-        nll=tuple(np.split(values, starts[1:])) if several and values is not None else None,
-        nll_name=name if several else None,
+        nll=tuple(np.split(values, starts[1:])) if has_options and values is not None else None,
+        nll_name=name if has_options else None,
         metric=metrics[0],
     )
 

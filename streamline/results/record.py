@@ -36,6 +36,7 @@ __all__ = [
     "find",
     "label",
     "load",
+    "method_label",
     "remove",
     "upsert",
 ]
@@ -52,6 +53,10 @@ class _Block(BaseModel):
     """A block of a record: known keys are typed, further keys are kept as they are."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    def extra(self, name: str) -> Any:
+        """The value of a further key, or None if the block lacks it."""
+        return (self.model_extra or {}).get(name)
 
 
 class PlanSummary(_Block):
@@ -71,7 +76,7 @@ class Parameters(_Block):
 
 
 class TaskResult(_Block):
-    """One task's figure under its own metric. Accuracies and stabilities lie in [0, 1].
+    """One task's value under its own metric. Accuracies and stabilities lie in [0, 1].
 
     Further keys in use: ``agreement``, ``stability_stderr``, ``counts`` (``both_right``, ``lost``,
     ``gained``, ``both_wrong``) and ``version`` (the task's).
@@ -106,10 +111,10 @@ class Cost(_Block):
 class Record(_Block):
     """One cell of a run.
 
-    ``sparsity`` is what was asked for, ``parameters.removed_fraction`` what came out. ``key`` is
+    ``sparsity`` is the target, ``parameters.removed_fraction`` what came out. ``key`` is
     the content key of everything that the cell depends on; ``method_repr`` holds the method's
     hyper-parameters; ``notes`` whatever the method wants to say. ``notes["flag"]`` marks a cell
-    whose achieved sparsity lies far from the asked one.
+    whose achieved sparsity lies far from the target.
     """
 
     model: str
@@ -269,14 +274,16 @@ def find(
     return next((record for record in records if record.identity == wanted), None)
 
 
+def method_label(method: str, recovery: str = "none") -> str:
+    """A method with the stage after it, as in ``shortgpt +lora``."""
+    return method if recovery == "none" else f"{method} +{recovery}"
+
+
 def label(record: Record) -> str:
-    """A short name of a cell, as in ``shortgpt@0.25 +lora seed 1``."""
-    parts = [f"{record.method}@{record.sparsity:g}"]
-    if record.recovery != "none":
-        parts.append(f"+{record.recovery}")
-    if record.seed:
-        parts.append(f"seed {record.seed}")
-    return " ".join(parts)
+    """A short name of a cell, as in ``shortgpt@0.25 +lora seed 1`` or ``dense``."""
+    sparsity = f"@{record.sparsity:g}" if record.sparsity else ""
+    seed = f" seed {record.seed}" if record.seed else ""
+    return method_label(f"{record.method}{sparsity}", record.recovery) + seed
 
 
 def _write(path: Path, records: Sequence[Record]) -> None:

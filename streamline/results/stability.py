@@ -1,6 +1,6 @@
 """Stability: how far a pruned model answers the questions that its dense model is sure of alike.
 
-Accuracy hides answers that flip both ways. Stability is the weighted share of a task's questions
+Accuracy hides answers that flip both ways. Stability is the weighted fraction of a task's questions
 that both models get right or both get wrong; a question weighs the more, the further apart the
 dense model's mean negative log-likelihoods (NLLs) of its options lie. Two models that are both
 wrong count as stable even if they choose different wrong options: that is the paper's definition.
@@ -19,25 +19,24 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.results.answers import Answers, Bools, Floats, align, group_of, several
+from streamline.results.answers import Answers, Bools, Floats, align, questions_text
+from streamline.results.averages import grouped_by_task, mean, mean_stderr
 
 __all__ = [
     "Stability",
     "agreement",
-    "average",
     "grouped",
     "option_std",
     "question_weights",
-    "relative_accuracy",
     "stability",
-    "weighted_share",
+    "weighted_fraction",
 ]
 
 Compat = Literal["release"]
@@ -51,7 +50,7 @@ class Stability:
         task: The task's or the group's name.
         value: The stability in [0, 1]; None where there are no options to compare.
         stderr: Its standard error by the delta method; None for fewer than two questions.
-        agreement: The same share without weights.
+        agreement: The same fraction without weights.
         both_right: Questions that both models answer right.
         lost: Right before, wrong after.
         gained: Wrong before, right after.
@@ -62,7 +61,7 @@ class Stability:
         nll: What the mean NLLs of the weights run over.
         ddof: 1 for the paper's sample std, 0 for the released script's.
         compat: ``release`` if the released script's item-order fault was reproduced.
-        subjects: Number of tasks that a group's figures average over; 1 for a task.
+        subjects: Number of tasks that a group's values average over; 1 for a task.
     """
 
     task: str
@@ -124,14 +123,14 @@ def option_std(nll: Sequence[Floats], ddof: int = 1) -> Floats:
     short = [place for place, row in enumerate(rows) if row.size < 2]
     if short:
         raise ConfigError(
-            f"{several(short)} (by place) has fewer than two options; stability is defined for "
-            "multiple choice only."
+            f"{questions_text(short)} (by place) has fewer than two options; stability is "
+            "defined for multiple choice only."
         )
     broken = [place for place, row in enumerate(rows) if not np.isfinite(row).all()]
     if broken:
         raise ConfigError(
-            f"{several(broken)} (by place) has an NLL that is not finite; evaluate the dense "
-            "model again, in float32 if it overflowed."
+            f"{questions_text(broken)} (by place) has an NLL that is not finite; evaluate the "
+            "dense model again, in float32 if it overflowed."
         )
     return np.array([row.std(ddof=ddof) for row in rows], dtype=np.float64)
 
@@ -149,7 +148,7 @@ def question_weights(std: Floats) -> Floats:
     return np.asarray(raised / raised.sum(), dtype=np.float64)
 
 
-def weighted_share(weights: Floats, stable: Bools) -> tuple[float, float | None]:
+def weighted_fraction(weights: Floats, stable: Bools) -> tuple[float, float | None]:
     """Sum of the stable questions' weights, and its standard error.
 
     The standard error is the delta method's for a ratio of two sums over the same questions:
@@ -160,20 +159,20 @@ def weighted_share(weights: Floats, stable: Bools) -> tuple[float, float | None]
         stable: [N].
 
     Returns:
-        The share in [0, 1] and its standard error, None for a single question.
+        The fraction in [0, 1] and its standard error, None for a single question.
     """
     marks = stable.astype(np.float64)
     # Summed over the smaller side, so that identical models give exactly 1 and opposite ones 0.
-    share = 1.0 - float(weights[~stable].sum()) if stable.mean() > 0.5 else weights[stable].sum()
+    fraction = 1.0 - float(weights[~stable].sum()) if stable.mean() > 0.5 else weights[stable].sum()
     n = len(marks)
     if n < 2:
-        return float(share), None
-    spread = float(np.sum(weights**2 * (marks - share) ** 2))
-    return float(share), float(np.sqrt(spread * n / (n - 1)))
+        return float(fraction), None
+    spread = float(np.sum(weights**2 * (marks - fraction) ** 2))
+    return float(fraction), float(np.sqrt(spread * n / (n - 1)))
 
 
 def agreement(dense: Answers, pruned: Answers) -> float:
-    """Unweighted share of questions that both models get right or both get wrong.
+    """Unweighted fraction of questions that both models get right or both get wrong.
 
     Raises:
         ConfigError: If the two answer different questions.
@@ -198,7 +197,7 @@ def stability(
             that its result depends on the order of the file.
 
     Returns:
-        The figures. ``value`` is None for a task without options.
+        The result. ``value`` is None for a task without options.
 
     Raises:
         ConfigError: If the two answer different questions or under different metrics, the dense
@@ -227,7 +226,7 @@ def stability(
             weights = question_weights(option_std(dense.nll, ddof))
         except ConfigError as error:
             raise ConfigError(f"Task {dense.task}: {error}") from None
-        value, stderr = weighted_share(weights, stable)
+        value, stderr = weighted_fraction(weights, stable)
         if compat == "release":
             value, stderr = float(weights[: int(stable.sum())].sum()), None
     return Stability(
@@ -249,9 +248,7 @@ def stability(
 
 
 def grouped(results: Sequence[Stability]) -> list[Stability]:
-    """Put the macro average over subjects in place of MMLU's and CMMLU's subjects.
-
-    Shares are averaged over subjects without weights, counts are added up.
+    """Replace the subjects of MMLU and of CMMLU by their macro average.
 
     Args:
         results: One for each task.
@@ -259,71 +256,19 @@ def grouped(results: Sequence[Stability]) -> list[Stability]:
     Returns:
         One for each task or group, in the order of first appearance.
     """
-    blocks: dict[str, list[Stability]] = {}
-    for result in results:
-        blocks.setdefault(group_of(result.task) or result.task, []).append(result)
+    blocks = grouped_by_task((result.task, result) for result in results)
     return [
         block[0] if len(block) == 1 and block[0].task == name else _macro(name, block)
         for name, block in blocks.items()
     ]
 
 
-def average(values: Mapping[str, float | None]) -> float | None:
-    """Unweighted mean over tasks, where MMLU's and CMMLU's subjects together count as one.
-
-    Args:
-        values: A figure for each task.
-
-    Returns:
-        The mean; None if there is no task or a figure is missing, since a mean over fewer tasks
-        could not be compared with another.
-    """
-    blocks: dict[str, list[float]] = {}
-    for task, value in values.items():
-        if value is None:
-            return None
-        blocks.setdefault(group_of(task) or task, []).append(value)
-    if not blocks:
-        return None
-    return float(np.mean([np.mean(block) for block in blocks.values()]))
-
-
-def relative_accuracy(
-    pruned: Mapping[str, float | None], dense: Mapping[str, float | None]
-) -> float | None:
-    """What a pruned model keeps: the ratio of the two average accuracies.
-
-    Args:
-        pruned: Accuracy by task.
-        dense: Accuracy by task, of the same tasks.
-
-    Returns:
-        The ratio (not the mean of ratios); None if a figure is missing or the dense mean is 0.
-
-    Raises:
-        ConfigError: If the two have different tasks.
-    """
-    if set(pruned) != set(dense):
-        odd = sorted(set(pruned) ^ set(dense))
-        raise ConfigError(
-            f"Relative accuracy needs the same tasks on both sides; {', '.join(odd)} is on one "
-            "only. Evaluate both models on the same tasks."
-        )
-    top, bottom = average(pruned), average(dense)
-    return top / bottom if top is not None and bottom else None
-
-
 def _macro(name: str, block: list[Stability]) -> Stability:
     """One result for a group of subjects."""
-    values = [item.value for item in block]
-    errors = [item.stderr for item in block]
-    known = [value for value in values if value is not None]
-    spreads = [error for error in errors if error is not None]
-    whole = len(spreads) == len(block)
     return Stability(
         task=name,
-        value=float(np.mean(known)) if len(known) == len(block) else None,
-        stderr=float(np.sqrt(np.sum(np.square(spreads)))) / len(block) if whole else None,
+        value=mean([item.value for item in block]),
+        stderr=mean_stderr([item.stderr for item in block]),
         agreement=float(np.mean([item.agreement for item in block])),
         both_right=sum(item.both_right for item in block),
         lost=sum(item.lost for item in block),

@@ -31,8 +31,7 @@ from streamline.errors import ConfigError
 from streamline.method import DepthMethod, Method
 from streamline.methods.replacement import make, split_kind
 from streamline.plan import Span
-from streamline.report.layouts import model_name, plain
-from streamline.report.published import PublishedRow
+from streamline.report.published import PublishedRow, model_name, plain
 
 __all__ = ["PaperRatio", "RatioRule", "paper_ratio", "printed_for", "ratio_rule"]
 
@@ -107,7 +106,7 @@ def ratio_rule(report: Mapping[str, Any]) -> RatioRule | None:
         return RatioRule.model_validate(report["ratio"])
     except ValidationError as error:
         raise ConfigError(
-            f"report.ratio must have counts, over and open as streamline/results/paper_ratio.py "
+            f"report.ratio must have counts, over and open as streamline/run/paper_ratio.py "
             f"describes them: {error}"
         ) from error
 

@@ -45,9 +45,9 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
 
 
 def _run(config: RunConfig, progress: Progress) -> list[Record]:
-    from streamline.report.report import write_report
     from streamline.run.estimate import require_fit
     from streamline.run.executors import executor
+    from streamline.run.reporting import report_run
 
     require_fit(config)
     with claimed(config.out):
@@ -57,7 +57,7 @@ def _run(config: RunConfig, progress: Progress) -> list[Record]:
         )
         write_json_atomic(config.out / SETTINGS, settings)
         records = executor(config.executor).run(config, progress)
-        write_report(config.out)
+        report_run(config.out)
     return records
 
 

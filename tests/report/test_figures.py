@@ -6,9 +6,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from streamline.report.drawing import INK, _moved_apart
 from streamline.report.figures import (
-    INK,
-    _spread,
     cosine_heatmap,
     layer_cosine_figure,
     loss_figure,
@@ -70,15 +69,15 @@ def test_cosine_figures():
 
 
 def test_labels_are_moved_apart_in_their_order():
-    moved = _spread([0.5, 0.51, 0.1, 0.52], 0.06)
+    moved = _moved_apart([0.5, 0.51, 0.1, 0.52], 0.06)
     ordered = sorted(moved)
     assert all(b - a >= 0.06 - 1e-6 for a, b in zip(ordered, ordered[1:], strict=False))
     assert np.argsort(moved).tolist() == [2, 0, 1, 3]
-    assert _spread([0.1, 0.9], 0.06) == [0.1, 0.9]
+    assert _moved_apart([0.1, 0.9], 0.06) == [0.1, 0.9]
 
 
 def test_names_stay_beside_the_axes_where_they_fit():
-    low = _spread([0.0, 0.01, 0.02], 0.1)
+    low = _moved_apart([0.0, 0.01, 0.02], 0.1)
     assert low == pytest.approx([0.0, 0.1, 0.2], abs=1e-6)
-    high = _spread([0.98, 0.99, 1.0], 0.1)
+    high = _moved_apart([0.98, 0.99, 1.0], 0.1)
     assert high == pytest.approx([0.8, 0.9, 1.0], abs=1e-6)

@@ -42,7 +42,7 @@ def test_measured_rows_stand_below_the_printed_ones_with_their_difference():
     rows = [by_head(table, row) for row in table.rows]
     place = next(i for i, row in enumerate(rows) if row["method"] == "Ours")
     printed, measured, difference = rows[place : place + 3]
-    assert [row["figures"] for row in rows[place : place + 3]] == [
+    assert [row["values"] for row in rows[place : place + 3]] == [
         "published",
         "measured",
         "difference",

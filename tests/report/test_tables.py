@@ -3,15 +3,13 @@ from __future__ import annotations
 import pytest
 
 from streamline.errors import UnknownNameError
+from streamline.report.cost_tables import seeds_table
 from streamline.report.frames import cost_frame, results_frame, seeds_frame, stability_frame
 from streamline.report.render import blocks, csv_text, latex, markdown, terminal
+from streamline.report.table import Table, number, percent
 from streamline.report.tables import (
-    Table,
-    figure,
-    percent,
     results_table,
     run_tables,
-    seeds_table,
     stability_table,
 )
 from streamline.results.metrics import METRICS, direction
@@ -36,11 +34,11 @@ def column(table, heading):
     return [row[place] for row in table.rows]
 
 
-def test_shares_are_percent_and_nothing_missing_becomes_a_number():
+def test_fractions_are_percent_and_nothing_missing_becomes_a_number():
     assert (percent(0.4567), percent(0.4567, 0.0123)) == ("45.7", "45.7 ±1.2")
-    assert (percent(None), figure(None)) == ("-", "-")
-    assert (percent(0.0), figure(0.0)) == ("0.0", "0.00")
-    assert (figure(29.04), figure(1819.4), figure(5.473)) == ("29.0", "1,819", "5.47")
+    assert (percent(None), number(None)) == ("-", "-")
+    assert (percent(0.0), number(0.0)) == ("0.0", "0.00")
+    assert (number(29.04), number(1819.4), number(5.473)) == ("29.0", "1,819", "5.47")
 
 
 def test_a_task_is_shown_under_its_metric_and_two_metrics_never_share_a_column():
@@ -58,9 +56,9 @@ def test_a_task_is_shown_under_its_metric_and_two_metrics_never_share_a_column()
 
 def test_the_way_of_scoring_is_named_and_no_name_stands_for_two_tasks():
     tasks = {
-        "piqa": {"metric": "acc", "value": 0.7},
+        "piqa": {"metric": "acc", "value": 0.7, "protocol": "lm-eval"},
         "streamline_piqa": {"metric": "acc", "value": 0.6, "protocol": "opencompass-ppl"},
-        "streamline_c3": {"metric": "acc", "value": 0.5},
+        "streamline_c3": {"metric": "acc", "value": 0.5, "protocol": "opencompass-ppl"},
         "of_another_package": {"metric": "acc", "value": 0.4},
     }
     table = results_table([record(tasks=tasks)])
@@ -86,7 +84,7 @@ def test_failed_and_skipped_cells_are_rows_with_their_reason(run_folder):
     assert "slicegpt at 0.25: failed: RuntimeError: SVD did not converge" in table.notes
 
 
-def test_a_sparsity_far_from_the_asked_one_is_flagged():
+def test_a_sparsity_far_from_the_target_is_flagged():
     far = record(
         parameters={"dense": 100, "pruned": 80, "removed_fraction": 0.2},
         notes={"flag": "asked 0.25, achieved 0.20"},
@@ -189,7 +187,8 @@ SMALL = Table(
 
 def test_markdown():
     assert markdown(SMALL) == (
-        "| method | piqa (acc) |\n|:--|--:|\n| a_b\\|c | 1.0 ±0.5 |\n| \\<d> | - |\n\n- a\\|b\n"
+        "| method   |   piqa (acc) |\n|:---------|-------------:|\n"
+        "| a_b\\|c   |     1.0 ±0.5 |\n| \\<d>     |            - |\n\n- a\\|b\n"
     )
 
 
@@ -209,6 +208,6 @@ def test_latex_is_escaped_and_uses_booktabs():
 def test_every_metric_has_a_direction():
     assert direction("acc") == "higher"
     assert direction("perplexity") == "lower"
-    assert not METRICS["word_perplexity"].share
+    assert not METRICS["word_perplexity"].is_fraction
     with pytest.raises(UnknownNameError, match="Metric 'speed' has no direction"):
         direction("speed")

@@ -121,7 +121,7 @@ def test_a_file_of_one_record_brings_the_samples_beside_it(run_folder, tmp_path)
 def test_all_cells_of_a_run_are_read_by_name(run_folder):
     cells = read_cells(run_folder)
     assert len(cells) == 13
-    assert {"dense@0", "shortgpt@0.1", "random-layers@0.25 seed 1"} <= set(cells)
+    assert {"dense", "shortgpt@0.1", "random-layers@0.25 seed 1"} <= set(cells)
     assert list(read_cells(f"{run_folder}:shortgpt")) == ["shortgpt@0.1", "shortgpt@0.25"]
 
 

@@ -6,19 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamline.errors import ConfigError
-from streamline.results.answers import Answers, align, group_of
+from streamline.results.answers import Answers, align
 from streamline.results.stability import (
     agreement,
-    average,
     grouped,
     option_std,
     question_weights,
-    relative_accuracy,
     stability,
 )
 
 # Counts published for Llama2-7B with nine layers dropped: both right, lost, gained, both wrong,
-# and the shares in percent: accuracy before, after, agreement.
+# and in percent: accuracy before, after, agreement.
 PUBLISHED = {
     "C3": ((543, 257, 210, 815), (43.8, 41.3, 74.4)),
     "CHID": ((269, 563, 177, 993), (41.6, 22.3, 63.0)),
@@ -169,23 +167,6 @@ def test_unusable_inputs_are_refused():
         stability(one, answers([True, True], metric="acc_norm"))
 
 
-@pytest.mark.parametrize(
-    ("task", "group"),
-    [
-        ("lukaemon_mmlu_anatomy", "mmlu"),
-        ("cmmlu-agronomy", "cmmlu"),
-        ("streamline_cmmlu_agronomy", "cmmlu"),
-        ("mmlu_professional_law", "mmlu"),
-        ("mmlu_prehistory", "mmlu"),
-        ("mmlu_pro_law", None),
-        ("mmlu", None),
-        ("piqa", None),
-    ],
-)
-def test_subjects_belong_to_their_benchmark(task, group):
-    assert group_of(task) == group
-
-
 def test_subjects_are_averaged_without_weights():
     small = stability(answers([True], [[0, 1]], "mmlu_law"), answers([False], task="mmlu_law"))
     big = stability(answers([True] * 9, [[0, 1]] * 9, "mmlu_art"), answers([True] * 9))
@@ -199,20 +180,3 @@ def test_subjects_are_averaged_without_weights():
         10,
     )
     assert piqa is other
-
-
-def test_average_counts_a_benchmark_once_and_needs_every_task():
-    values = {"mmlu_a": 0.2, "mmlu_b": 0.4, "piqa": 0.7}
-    assert average(values) == pytest.approx(0.5)
-    assert average({**values, "boolq": None}) is None
-    assert average({}) is None
-
-
-def test_relative_accuracy_is_the_ratio_of_averages():
-    # 40.3 / 49.2 as printed: 81.9, while the mean of the two ratios would be another number.
-    assert relative_accuracy({"a": 0.30, "b": 0.506}, {"a": 0.40, "b": 0.584}) == pytest.approx(
-        0.403 / 0.492
-    )
-    assert relative_accuracy({"a": None}, {"a": 0.5}) is None
-    with pytest.raises(ConfigError, match="b is on one only"):
-        relative_accuracy({"a": 0.1}, {"a": 0.1, "b": 0.2})

@@ -13,8 +13,8 @@ from streamline.errors import ConfigError
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.progress import Silent
 from streamline.registry import base_name, build_method, load_method
-from streamline.report.layouts import model_name, plain
-from streamline.report.published import published_rows
+from streamline.report.published import model_name, plain, published_rows
+from streamline.results.record import method_label
 from streamline.run import estimate as sizing
 from streamline.run.cell import expand
 from streamline.run.config import build_config
@@ -50,7 +50,7 @@ def _recomputed(suite: str) -> dict[tuple[str, str, float], tuple[int, PaperRati
             rule, cell.model, _decoder(cell.model), build_method(cell.method), row.n_removed
         )
         if ratio is not None and row.n_removed:
-            label = cell.method + ("" if cell.recovery == "none" else f" +{cell.recovery}")
+            label = method_label(cell.method, cell.recovery)
             key = (plain(cell.model), plain(label), round(100 * ratio.ratio, 1))
             found[key] = (row.n_removed, ratio)
             assert ratio.counted == pytest.approx(row.removed_fraction, abs=1e-12)
@@ -91,7 +91,7 @@ def test_a_layout_names_printed_methods_and_cells_of_its_suite(name: str) -> Non
         return
     printed = published_rows(layout["published"])
     cells = [c for model in config.models for c in expand(config.for_model(model), model)]
-    labels = {c.method + ("" if c.recovery == "none" else f" +{c.recovery}") for c in cells}
+    labels = {method_label(c.method, c.recovery) for c in cells}
     assert set(layout["methods"]) <= {row.method for row in printed}
     assert set(layout["methods"].values()) <= labels
     assert {plain(model) for model in config.models} <= {

@@ -115,7 +115,8 @@ class _Paper:
     def ratios(self, row: Row) -> tuple[float | None, float | None]:
         """A cell's ratio as the paper counts it, and the printed one in percent."""
         from streamline.registry import build_method
-        from streamline.report.layouts import model_name, plain
+        from streamline.report.published import model_name, plain
+        from streamline.results.record import method_label
         from streamline.run.paper_ratio import paper_ratio, printed_for
 
         cell = row.cell
@@ -126,7 +127,7 @@ class _Paper:
         found = paper_ratio(
             self.rule, cell.model, decoder, build_method(cell.method), row.n_removed
         )
-        label = cell.method + ("" if cell.recovery == "none" else f" +{cell.recovery}")
+        label = method_label(cell.method, cell.recovery)
         ratio = cell.sparsity if found is None else found.ratio
         printed = printed_for(self.layout, self.rows, cell.model, label, ratio)
         if found is not None:
@@ -146,7 +147,7 @@ class _Paper:
 
     def show(self) -> None:
         """Print how each figure comes about, what makes it differ, and why some do not."""
-        from streamline.report.layouts import model_name, plain
+        from streamline.report.published import model_name, plain
 
         if self.rule is None or not self.explained:
             return

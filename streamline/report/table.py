@@ -1,0 +1,111 @@
+r"""A table as text cells, ready for any format, and how numbers are written in its cells.
+
+Example::
+
+    Table(name="t", title="T", columns=("method", "piqa\nacc"), rows=(("dense", percent(0.684)),))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from streamline.results.record import Record, method_label
+
+__all__ = ["MISSING", "Table", "cells_table", "fixed", "number", "percent", "slug"]
+
+MISSING = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Text cells with headings.
+
+    Attributes:
+        name: For file names, such as ``results-opt-1.3b``.
+        title: One line above the table.
+        columns: Headings; a newline separates a task from its metric.
+        rows: As many cells each as there are columns.
+        keys: How many columns name the row; a block of a wide table repeats them.
+        words: How many leading columns hold words and stand at the left.
+        sections: Places of the rows that begin a group.
+        notes: Lines below the table.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    keys: int = 1
+    words: int = 1
+    sections: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = field(default=())
+
+
+def fixed(value: float | None, form: str) -> str:
+    """A value under a format such as ``.1f``, ``-`` if it was not measured."""
+    return MISSING if value is None else format(value, form)
+
+
+def percent(value: float | None, stderr: float | None = None) -> str:
+    """A fraction in percent to one decimal, with its standard error if given."""
+    if value is None:
+        return MISSING
+    error = "" if stderr is None else f" ±{100 * stderr:.1f}"
+    return f"{100 * value:.1f}{error}"
+
+
+def number(value: float | None, stderr: float | None = None) -> str:
+    """A value as it is, to three or more significant digits."""
+    if value is None:
+        return MISSING
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+    error = "" if stderr is None else f" ±{stderr:,.{digits}f}"
+    return f"{value:,.{digits}f}{error}"
+
+
+def cells_table(
+    kind: str,
+    title: str,
+    records: Sequence[Record],
+    heads: Sequence[str],
+    cells: Iterable[tuple[str, ...]],
+    notes: Sequence[str],
+) -> Table:
+    """One row for each record, under its method, target and, where there are many, seed.
+
+    Args:
+        kind: What the table's name begins with.
+        title: Stands after the model's name.
+        records: Of one model, sorted.
+        heads: Of the columns after those that name the cell.
+        cells: Of these columns, for each record.
+        notes: Below the table.
+    """
+    model = records[0].model if records else "no model"
+    seeds = len({record.seed for record in records}) > 1
+    names = ("method", "target", *(("seed",) if seeds else ()))
+    rows = []
+    for record, values in zip(records, cells, strict=True):
+        seed = (str(record.seed),) if seeds else ()
+        label = method_label(record.method, record.recovery)
+        rows.append((label, f"{record.sparsity:g}", *seed, *values))
+    return Table(
+        name=f"{kind}-{slug(model)}",
+        title=f"{model}: {title}",
+        columns=(*names, *heads),
+        rows=tuple(rows),
+        keys=len(names),
+        sections=frozenset(
+            place
+            for place in range(1, len(records))
+            if records[place].sparsity != records[place - 1].sparsity
+        ),
+        notes=tuple(notes),
+    )
+
+
+def slug(text: str) -> str:
+    """A name for files and links."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

@@ -1,0 +1,146 @@
+"""Averages over tasks, in which the subjects of MMLU and of CMMLU together count as one task.
+
+The one place that knows which tasks are subjects of a group, and how values of several tasks
+become one: fractions are averaged without weights, standard errors are combined as those of
+independent values, counts are added up, and what one task lacks the mean lacks too.
+
+Example::
+
+    average({"piqa": 0.7, "mmlu_law": 0.3, "mmlu_art": 0.5})      # (0.7 + 0.4) / 2
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from streamline.errors import ConfigError
+from streamline.results.record import Record, TaskResult
+
+__all__ = [
+    "average",
+    "collapsed_tasks",
+    "group_of",
+    "grouped_by_task",
+    "mean",
+    "mean_stderr",
+    "relative_accuracy",
+    "total",
+]
+
+# Subjects of one benchmark: lukaemon_mmlu_law, cmmlu-law, mmlu_law, streamline_paper_cmmlu_law.
+_SUBJECT = re.compile(r"(?:^|_)(c?mmlu)[_-](?!prox?_|pro$).+$")
+
+Item = TypeVar("Item")
+
+
+def group_of(task: str) -> str | None:
+    """``mmlu`` or ``cmmlu`` for one of their subjects, None for any other task."""
+    match = _SUBJECT.search(task)
+    return match.group(1) if match else None
+
+
+def grouped_by_task(items: Iterable[tuple[str, Item]]) -> dict[str, list[Item]]:
+    """Items by task, those of a group's subjects together under the group's name.
+
+    Args:
+        items: Task and item, each task once.
+
+    Returns:
+        Task or group -> items, in the order of first appearance.
+    """
+    blocks: dict[str, list[Item]] = {}
+    for task, item in items:
+        blocks.setdefault(group_of(task) or task, []).append(item)
+    return blocks
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Unweighted mean; None for no value, or if one is missing."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def mean_stderr(errors: Sequence[float | None]) -> float | None:
+    """Standard error of the unweighted mean of independent values; None if one is missing."""
+    known = [error for error in errors if error is not None]
+    if not known or len(known) != len(errors):
+        return None
+    return float(np.sqrt(np.sum(np.square(known)))) / len(known)
+
+
+def total(counts: Sequence[int | None]) -> int | None:
+    """Sum; None for no count, or if one is missing."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+def average(values: Mapping[str, float | None]) -> float | None:
+    """Unweighted mean over tasks.
+
+    Args:
+        values: A value for each task.
+
+    Returns:
+        The mean; None if there is no task or a value is missing, since a mean over fewer tasks
+        could not be compared with another.
+    """
+    return mean([mean(block) for block in grouped_by_task(values.items()).values()])
+
+
+def relative_accuracy(
+    pruned: Mapping[str, float | None], dense: Mapping[str, float | None]
+) -> float | None:
+    """What a pruned model keeps: the ratio of the two average accuracies.
+
+    Args:
+        pruned: Accuracy by task.
+        dense: Accuracy by task, of the same tasks.
+
+    Returns:
+        The ratio (not the mean of ratios); None if a value is missing or the dense mean is 0.
+
+    Raises:
+        ConfigError: If the two have different tasks.
+    """
+    if set(pruned) != set(dense):
+        odd = sorted(set(pruned) ^ set(dense))
+        raise ConfigError(
+            f"Relative accuracy needs the same tasks on both sides; {', '.join(odd)} is on one "
+            "only. Evaluate both models on the same tasks."
+        )
+    top, bottom = average(pruned), average(dense)
+    return top / bottom if top is not None and bottom else None
+
+
+def collapsed_tasks(record: Record) -> dict[str, TaskResult]:
+    """A record's tasks, with the subjects of a group as one task."""
+    blocks = grouped_by_task((task, (task, result)) for task, result in record.tasks.items())
+    return {
+        name: block[0][1]
+        if len(block) == 1 and block[0][0] == name
+        else _macro([result for _, result in block])
+        for name, block in blocks.items()
+    }
+
+
+def _macro(block: Sequence[TaskResult]) -> TaskResult:
+    """One result for the subjects of a group."""
+    fields: dict[str, Any] = {
+        "metric": block[0].metric,
+        "value": mean([result.value for result in block]),
+        "stderr": mean_stderr([result.stderr for result in block]),
+        "n": total([result.n for result in block]),
+        "stability": mean([result.stability for result in block]),
+        "stability_stderr": mean_stderr([result.extra("stability_stderr") for result in block]),
+        "agreement": mean([result.extra("agreement") for result in block]),
+        "subjects": len(block),
+        **{name: block[0].extra(name) for name in ("version", "protocol", "split", "shots")},
+    }
+    counts = [result.extra("counts") for result in block]
+    if all(isinstance(item, dict) for item in counts):
+        fields["counts"] = {name: total([item.get(name) for item in counts]) for name in counts[0]}
+    return TaskResult.model_validate(fields)

@@ -1,0 +1,165 @@
+"""Tests, intervals and groups for models that answered the same questions.
+
+Example::
+
+    p = mcnemar(first.correct, second.correct)
+    low, high = difference_interval(first.correct, second.correct, np.random.default_rng(0))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from streamline.errors import ConfigError
+from streamline.results.answers import Bools
+
+__all__ = ["RESAMPLES", "compact_letters", "difference_interval", "holm", "mcnemar", "noise_floor"]
+
+RESAMPLES = 9999
+
+
+def mcnemar(first: Bools, second: Bools) -> float:
+    """McNemar's exact test: are the questions that only one gets right evenly divided?
+
+    Args:
+        first: Right or wrong, [N].
+        second: The same questions, [N].
+
+    Returns:
+        The two-sided p-value; 1 if the two never differ.
+
+    Reference:
+        McNemar, Psychometrika 12 (1947), in its exact binomial form.
+    """
+    from scipy.stats import binomtest
+
+    gained = int((first & ~second).sum())
+    lost = int((~first & second).sum())
+    if gained + lost == 0:
+        return 1.0
+    return float(binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def difference_interval(
+    first: Bools,
+    second: Bools,
+    rng: np.random.Generator,
+    alpha: float = 0.05,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """Paired bootstrap interval of the difference in accuracy, first minus second.
+
+    Questions are drawn with both models' answers together; the interval is the percentile one,
+    which also stands where all differences are equal.
+
+    Args:
+        first: Right or wrong, [N].
+        second: The same questions, [N].
+        rng: Draws the resamples.
+        alpha: The interval covers 1 - alpha.
+        resamples: Their number.
+
+    Returns:
+        Its two ends.
+    """
+    from scipy.stats import bootstrap
+
+    if len(first) < 2:
+        value = float(first.mean() - second.mean())
+        return value, value
+    result = bootstrap(
+        (first.astype(np.float64), second.astype(np.float64)),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // len(first)),
+        confidence_level=1 - alpha,
+        method="percentile",
+        rng=rng,
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number by Holm's step-down rule, in the given order."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    corrected = [0.0] * len(values)
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        corrected[place] = highest
+    return corrected
+
+
+def noise_floor(n: int, differing: int | None = None, alpha: float = 0.05) -> float:
+    """The smallest difference in accuracy that McNemar's exact test can find.
+
+    Args:
+        n: Number of questions.
+        differing: How many questions only one of the two gets right. Without it, the most
+            favourable case: as few as can be significant, all in one direction.
+        alpha: Level of significance.
+
+    Returns:
+        The difference in [0, 1]; infinity if none would be significant.
+
+    Raises:
+        ConfigError: If there is no question.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1:
+        raise ConfigError(f"The noise floor needs at least one question, got {n}.")
+    if differing is None:
+        fewest = math.floor(math.log2(2 / alpha)) + 1  # 2 * 0.5^k < alpha
+        return fewest / n if fewest <= n else math.inf
+    for lead in range(differing % 2, differing + 1, 2):
+        if lead and binomtest((differing + lead) // 2, differing, 0.5).pvalue < alpha:
+            return lead / n
+    return math.inf
+
+
+def compact_letters(
+    ranked: Sequence[str], apart: set[frozenset[str]] | Sequence[frozenset[str]]
+) -> dict[str, str]:
+    """Letters such that two names share one exactly if they are not told apart.
+
+    Each letter stands for a largest set of names of which no two are told apart.
+
+    Args:
+        ranked: The names, best first.
+        apart: The pairs that are told apart.
+
+    Returns:
+        Name -> letters; ``a`` belongs to the best.
+    """
+    pairs = set(apart)
+    groups: list[set[str]] = [set(ranked)]
+    for pair in sorted(pairs, key=lambda item: sorted(item)):
+        split: list[set[str]] = []
+        for group in groups:
+            split += [group - {name} for name in pair] if pair <= group else [group]
+        groups = [
+            group
+            for place, group in enumerate(split)
+            if not any(
+                group < other or (group == other and place > number)
+                for number, other in enumerate(split)
+                if number != place
+            )
+        ]
+    places = {name: place for place, name in enumerate(ranked)}
+    groups.sort(key=lambda group: sorted(places[name] for name in group))
+    return {
+        name: "".join(_letter(number) for number, group in enumerate(groups) if name in group)
+        for name in ranked
+    }
+
+
+def _letter(number: int) -> str:
+    """A to z, then a1, b1 and so on."""
+    return chr(ord("a") + number % 26) + (str(number // 26) if number >= 26 else "")

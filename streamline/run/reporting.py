@@ -1,0 +1,143 @@
+"""A run's report with what only the suites, the settings and the table of tasks know.
+
+The report itself is made from records alone (:mod:`streamline.report`); here it is given the table
+that the run's suite regenerates, the command that repeats the run, and what older records do not
+say of their tasks.
+
+Example::
+
+    report_run("out")
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamline.errors import ConfigError, UnknownNameError
+from streamline.evaluation.tasks.catalogue import TASKS
+from streamline.report.artifacts import run_settings
+from streamline.report.report import write_report
+from streamline.results.averages import group_of
+from streamline.results.record import Record, TaskResult, load
+
+__all__ = ["report_run", "rerun_command"]
+
+# Fields of a run that decide its results, and their flags.
+_FLAGS = {
+    "models": "--models",
+    "methods": "--methods",
+    "sparsities": "--sparsities",
+    "tasks": "--tasks",
+    "limit": "--limit",
+    "seeds": "--seed",
+    "recovery": "--recovery",
+    "dtype": "--dtype",
+    "data": "--data",
+    "data_dir": "--data-dir",
+}
+
+
+def report_run(directory: str | Path, suite: str | None = None) -> Path:
+    """Write a run's report into its folder.
+
+    Args:
+        directory: The folder with ``results.json``.
+        suite: Name or file of the suite whose layout is followed; by default the one that the run
+            came from, if any.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ConfigError: If there are no records, or what lies beside them is malformed.
+        UnknownNameError: If the suite does not exist.
+    """
+    records, settings = load(directory), run_settings(directory)
+    layout, note = _layout(suite, settings.get("suite"))
+    return write_report(
+        directory,
+        [_completed(record, settings.get("data")) for record in records],
+        layout=layout,
+        layout_note=note,
+        command=rerun_command(records, settings),
+    )
+
+
+def rerun_command(records: Sequence[Record], settings: Mapping[str, Any]) -> str:
+    """The command line that repeats a run.
+
+    Args:
+        records: Of the run.
+        settings: Its ``run.json``, empty if it was not kept.
+
+    Returns:
+        The suite with the flags that differ from it, or without a suite models, methods,
+        sparsities and limit.
+    """
+    if settings.get("suite"):
+        return shlex.join(_of_suite(str(settings["suite"]), settings))
+    words = ["streamline-bench"]
+    words += ["--models", ",".join(dict.fromkeys(record.model for record in records))]
+    words += ["--methods", ",".join(dict.fromkeys(record.method for record in records))]
+    sparsities = sorted({record.sparsity for record in records if record.method != "dense"})
+    if sparsities:
+        words += ["--sparsities", ",".join(f"{value:g}" for value in sparsities)]
+    if isinstance(settings.get("limit"), int):
+        words += ["--limit", str(settings["limit"])]
+    return shlex.join(words)
+
+
+def _of_suite(suite: str, settings: Mapping[str, Any]) -> list[str]:
+    """The words of the command of a run that came from a suite."""
+    from streamline.run.config import build_config  # slow to import, and few reports need it
+
+    words = ["streamline-bench", "--suite", suite]
+    try:
+        usual = build_config({}, suite=suite).model_dump(mode="json")
+    except (ConfigError, UnknownNameError):  # not at hand: its name is all that can be said
+        return words
+    for name, flag in _FLAGS.items():
+        value = settings.get(name)
+        if value is not None and value != usual.get(name):
+            words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return words
+
+
+def _layout(given: str | None, recorded: Any) -> tuple[Mapping[str, Any] | None, str | None]:
+    """The layout that a suite asks for, or a note if the suite of the run is not at hand."""
+    from streamline.run.suites import load_suite
+
+    if given is None and recorded is None:
+        return None, None
+    try:
+        layout = load_suite(str(given or recorded)).report.get("layout")
+    except UnknownNameError as error:
+        if given is not None:
+            raise
+        return None, f"{error} For its table in the paper's layout, give --suite FILE."
+    if layout is not None and not isinstance(layout, Mapping):
+        raise ConfigError(
+            f"Suite {given or recorded}: report.layout is no mapping; its form is described in "
+            "streamline/report/layouts.py."
+        )
+    return layout, None
+
+
+def _completed(record: Record, data: Any) -> Record:
+    """A record whose tasks say how they were scored, where the table of tasks knows it."""
+    tasks = {task: _with_facts(task, result, data) for task, result in record.tasks.items()}
+    return record.model_copy(update={"tasks": tasks})
+
+
+def _with_facts(task: str, result: TaskResult, data: Any) -> TaskResult:
+    entry = TASKS.get(task) or TASKS.get(group_of(task) or "")
+    if entry is None:
+        return result
+    facts: dict[str, Any] = {"protocol": entry.protocol, "shots": entry.shots}
+    if data in ("hub", "packaged"):
+        facts["split"] = entry.split(data)
+    lacking = {name: fact for name, fact in facts.items() if result.extra(name) is None}
+    return result.model_copy(update=lacking)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from streamline.errors import ConfigError
+from streamline.results.averages import average, collapsed_tasks, group_of, relative_accuracy
+from streamline.results.record import Record
+
+
+@pytest.mark.parametrize(
+    ("task", "group"),
+    [
+        ("lukaemon_mmlu_anatomy", "mmlu"),
+        ("cmmlu-agronomy", "cmmlu"),
+        ("streamline_cmmlu_agronomy", "cmmlu"),
+        ("mmlu_professional_law", "mmlu"),
+        ("mmlu_prehistory", "mmlu"),
+        ("mmlu_pro_law", None),
+        ("mmlu", None),
+        ("piqa", None),
+    ],
+)
+def test_subjects_belong_to_their_benchmark(task, group):
+    assert group_of(task) == group
+
+
+def test_average_counts_a_benchmark_once_and_needs_every_task():
+    values = {"mmlu_a": 0.2, "mmlu_b": 0.4, "piqa": 0.7}
+    assert average(values) == pytest.approx(0.5)
+    assert average({**values, "boolq": None}) is None
+    assert average({}) is None
+
+
+def test_relative_accuracy_is_the_ratio_of_averages():
+    # 40.3 / 49.2 as printed: 81.9, while the mean of the two ratios would be another number.
+    assert relative_accuracy({"a": 0.30, "b": 0.506}, {"a": 0.40, "b": 0.584}) == pytest.approx(
+        0.403 / 0.492
+    )
+    assert relative_accuracy({"a": None}, {"a": 0.5}) is None
+    with pytest.raises(ConfigError, match="b is on one only"):
+        relative_accuracy({"a": 0.1}, {"a": 0.1, "b": 0.2})
+
+
+def test_a_record_s_subjects_become_one_task():
+    facts = {"metric": "acc", "version": 1, "protocol": "lm-eval"}
+    law = {"value": 0.2, "n": 10, "agreement": 0.5, "counts": {"lost": 1, "gained": 2}}
+    art = {"value": 0.6, "n": 30, "agreement": 0.9, "counts": {"lost": 3, "gained": None}}
+    tasks = {"mmlu_law": facts | law, "piqa": facts | law, "mmlu_art": facts | art}
+    cell = {"model": "m", "method": "dense", "sparsity": 0, "status": "ok"}
+    record = Record.build(cell | {"tasks": tasks})
+    found = collapsed_tasks(record)
+    assert list(found) == ["mmlu", "piqa"]
+    assert found["piqa"] is record.tasks["piqa"]
+    mmlu = found["mmlu"]
+    assert (mmlu.value, mmlu.n, mmlu.stderr) == (pytest.approx(0.4), 40, None)
+    assert mmlu.extra("counts") == {"lost": 4, "gained": None}
+    assert (mmlu.extra("subjects"), mmlu.extra("protocol")) == (2, "lm-eval")
+    assert mmlu.extra("agreement") == pytest.approx(0.7)

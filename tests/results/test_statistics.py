@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from streamline.errors import ConfigError
+from streamline.results.statistics import (
+    compact_letters,
+    difference_interval,
+    holm,
+    mcnemar,
+    noise_floor,
+)
+
+
+def marks(*counts):
+    """Two models with (both right, only first, only second, both wrong) questions."""
+    both, first, second, neither = counts
+    a = [True] * (both + first) + [False] * (second + neither)
+    b = [True] * both + [False] * first + [True] * second + [False] * neither
+    return np.array(a), np.array(b)
+
+
+def test_mcnemar_is_the_binomial_test_of_the_differing_questions():
+    a, b = marks(50, 9, 2, 39)
+    assert mcnemar(a, b) == pytest.approx(2 * binom.cdf(2, 11, 0.5))
+    assert mcnemar(a, b) == mcnemar(b, a)
+    assert mcnemar(a, a) == 1.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_interval_covers_the_difference_and_is_seeded():
+    a, b = marks(300, 80, 30, 90)
+    low, high = difference_interval(a, b, np.random.default_rng(0))
+    assert (low, high) == difference_interval(a, b, np.random.default_rng(0))
+    assert low < 0.1 < high
+    # The paired difference has the std of (first - second), not of two independent models.
+    std = np.std(a.astype(float) - b.astype(float)) / math.sqrt(500)
+    assert high - low == pytest.approx(2 * 1.96 * std, rel=0.1)
+    assert difference_interval(a, a, np.random.default_rng(0)) == (0.0, 0.0)
+
+
+def test_the_noise_floor_is_the_smallest_significant_difference():
+    assert noise_floor(100) == 0.06  # 2 * 0.5^6 < 0.05 < 2 * 0.5^5
+    assert noise_floor(5) == math.inf
+    floor = noise_floor(100, 20)
+    lead = round(100 * floor)
+    a, b = marks(40, (20 + lead) // 2, (20 - lead) // 2, 40)
+    assert mcnemar(a, b) < 0.05
+    a, b = marks(40, (20 + lead) // 2 - 1, (20 - lead) // 2 + 1, 40)
+    assert mcnemar(a, b) >= 0.05
+    assert noise_floor(100, 5) == math.inf
+    with pytest.raises(ConfigError, match="at least one question, got 0"):
+        noise_floor(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.data())
+def test_names_share_a_letter_exactly_if_they_are_not_told_apart(n, data):
+    names = [f"m{i}" for i in range(n)]
+    pairs = [frozenset(pair) for pair in itertools.combinations(names, 2)]
+    apart = {pair for pair in pairs if data.draw(st.booleans())}
+    letters = compact_letters(names, apart)
+    assert all(letters.values())
+    for pair in pairs:
+        first, second = pair
+        assert bool(set(letters[first]) & set(letters[second])) == (pair not in apart)
+
+
+def test_letters_begin_with_the_best():
+    apart = {frozenset(("a", "c"))}
+    assert compact_letters(["a", "b", "c"], apart) == {"a": "a", "b": "ab", "c": "b"}
