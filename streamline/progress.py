@@ -1,20 +1,27 @@
-"""What long work says while it runs; who shows it is not its business.
+"""What long work reports while it runs; who shows it is not its business.
 
-The library calls a :class:`Progress`; the command line shows it as a bar with time left, and
+The library calls a :class:`Progress`; the command line shows it as bars with the time left, and
 scripts may leave it silent. A method has no such argument: it calls :func:`tell`, which reaches
-whoever is :func:`showing`.
+whoever is :func:`showing`. Work of several stages says by :func:`portions` which portion of the
+whole each one is, so that a display knows how long the whole will take.
 
 Example::
 
     for n, trials in enumerate(rounds):
         with part(n, len(rounds)):        # what is told in here moves within this round
             score_paths(trials, batches)
+
+    prune, train = portions([1.0, 9.0])   # the training takes nine times as long
+    with prune:
+        progress.stage("prune")
+    with train:
+        progress.stage("train", total=n_tokens)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +64,7 @@ class _Place:
 
 _SHOWN: ContextVar[Progress] = ContextVar("shown")
 _PLACE: ContextVar[_Place | None] = ContextVar("place", default=None)
+_PORTION: ContextVar[tuple[float, float] | None] = ContextVar("portion", default=None)
 
 
 @contextmanager
@@ -103,6 +111,38 @@ def tell(done: float, total: float, message: str = "") -> None:
     if place is not None:
         done, total = place.start + place.width * done / total, place.total
     _SHOWN.get(Silent()).step(done, total, message)
+
+
+def portions(weights: Sequence[float]) -> list[AbstractContextManager[None]]:
+    """The consecutive portions that pieces of work are of the present one.
+
+    Args:
+        weights: How long each piece takes compared with the others; only their ratios count.
+
+    Returns:
+        A context manager for each piece: stages that begin within it lie in its portion. Pieces
+        that have nothing to do may be left out; their portions count as done.
+    """
+    start, stop = placed() or (0.0, 1.0)
+    total = sum(weights)
+    ends = [start]
+    for weight in weights:
+        ends.append(ends[-1] + (stop - start) * (weight / total if total else 1 / len(weights)))
+    return [_portion(pair) for pair in zip(ends, ends[1:], strict=False)]
+
+
+@contextmanager
+def _portion(place: tuple[float, float]) -> Iterator[None]:
+    token = _PORTION.set(place)
+    try:
+        yield
+    finally:
+        _PORTION.reset(token)
+
+
+def placed() -> tuple[float, float] | None:
+    """Where the present work lies in the whole, from 0 to 1, or None if nobody said."""
+    return _PORTION.get()
 
 
 def clock(seconds: float) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamline.progress import Silent, clock, part, showing, tell
+from streamline.progress import Silent, clock, part, placed, portions, showing, tell
 
 
 class _Kept(Silent):
@@ -53,3 +53,16 @@ def test_what_is_told_within_a_part_moves_that_part() -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_portions_follow_one_another_and_nest() -> None:
+    assert placed() is None
+    first, second = portions([1, 3])
+    with first:
+        assert placed() == (0.0, 0.25)
+    with second:
+        inner = portions([0, 0, 0])  # equal where nothing has a weight
+        with inner[1]:
+            assert placed() == pytest.approx((0.5, 0.75))
+        assert placed() == (0.25, 1.0)
+    assert placed() is None

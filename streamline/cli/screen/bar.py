@@ -1,4 +1,9 @@
-"""Progress of long work: on a terminal one bar with the time left, in a log a line now and then."""
+"""Progress of long work: on a terminal a few lines that move, in a log a line now and then.
+
+Both show the same: one line for the whole of the work with the time left, where the work says which
+portion of it a stage is (:func:`streamline.progress.portions`), one for the stage, and what the
+stage says of itself, such as losses, below.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +11,53 @@ import threading
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from streamline.cli.screen.tracker import Tracker
 from streamline.progress import clock
 
 __all__ = ["Bar", "Log", "progress_display"]
 
+_LONGEST_SILENCE = 15  # of a log, in times of its first one
 
-def progress_display() -> Bar | Log:
-    """The display that fits standard error: a bar on a terminal, else a log."""
+
+def progress_display(title: str = "", prefix: str = "") -> Bar | Log:
+    """The display that fits standard error: a bar on a terminal, else a log.
+
+    Args:
+        title: What the whole is, such as "19 cells of opt-1.3b".
+        prefix: A beginning of stages' names that the title says already.
+    """
     from streamline.environment import hush
 
     hush()
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    return Bar(console) if console.is_terminal else Log(console)
+    kind = Bar if console.is_terminal else Log
+    return kind(console, title=title, prefix=prefix)
 
 
 class Bar:
-    """Shows a :class:`streamline.progress.Progress` as one bar; a context manager.
+    """Shows a :class:`streamline.progress.Progress` as moving lines; a context manager.
 
     Args:
         console: Where to draw.
+        title: What the whole is.
+        prefix: A beginning of stages' names that the title says already.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}"),
-            console=console,
-            transient=True,
-        )
-        self._task: TaskID | None = None
+    def __init__(self, console: Console, title: str = "", prefix: str = "") -> None:
+        self._console, self._title, self._prefix = console, title, prefix
+        self._tracker = Tracker()
+        self._live = Live(console=console, transient=True, get_renderable=self._lines)
 
     def __enter__(self) -> Bar:
         """Start to draw."""
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(
@@ -63,47 +66,75 @@ class Bar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bar away, also after an error."""
-        self._progress.stop()
+        """Take the lines away, also after an error."""
+        self._live.stop()
 
     def stage(self, name: str, total: float | None = None) -> None:
-        """Begin a new bar in place of the last one."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(name, total=total, message="")
+        """Begin a stage in place of the last one."""
+        self._tracker.stage(name.removeprefix(self._prefix), total)
 
     def step(self, done: float, total: float, message: str = "") -> None:
-        """Move the bar."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, message=message)
+        """Move the bars."""
+        self._tracker.step(done, total, message)
 
     def say(self, message: str) -> None:
-        """Print a remark above the bar, taken literally."""
-        self._console.print(message, markup=False)
+        """Print a remark above the bars, taken literally."""
+        self._console.print(message.removeprefix(self._prefix), markup=False)
+
+    def _lines(self) -> RenderableType:
+        now, at = time.monotonic(), self._tracker.state
+        table = Table.grid(expand=True, padding=(0, 1, 0, 0))
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=14)
+        table.add_column(width=5, justify="right")
+        table.add_column(width=28, no_wrap=True)
+        if at.whole is not None:
+            self._row(table, self._title, at.whole, at.age(now), at.whole_left(now))
+        if at.name:
+            self._row(table, at.name, at.fraction, now - at.began, at.left(now))
+        if not at.message:
+            return table
+        return Group(table, Padding(Text(at.message, style="dim"), (0, 0, 0, 2)))
+
+    @staticmethod
+    def _row(
+        table: Table, name: str, fraction: float | None, age: float, left: float | None
+    ) -> None:
+        bar = ProgressBar(total=1.0, completed=fraction or 0.0)
+        percent = "" if fraction is None else f"{100 * fraction:.0f} %"
+        times = clock(age) if left is None else f"{clock(age)}, about {clock(left)} left"
+        table.add_row(Text(name), bar, percent, times)
 
 
 class Log:
     """Shows a :class:`streamline.progress.Progress` as lines; a context manager.
 
-    A stage that lasts is named once, and then says how far it is, at first every ``seconds`` and
-    more seldom the longer it lasts. That happens on a thread of its own, so that work which tells
-    nothing is not taken for dead.
+    A stage that lasts is named once, then says how far it is, more and more seldom, and at last how
+    long it took. That happens on a thread of its own, so that work which tells nothing is not taken
+    for dead.
 
     Args:
         console: Where to print.
-        seconds: Time between the first lines of a stage.
+        title: What the whole is.
+        prefix: A beginning of stages' names that the title says already.
+        seconds: Time until a stage first says how far it is.
     """
 
-    def __init__(self, console: Console, seconds: float = 20.0) -> None:
-        self._console = console
+    def __init__(
+        self, console: Console, title: str = "", prefix: str = "", seconds: float = 20.0
+    ) -> None:
+        self._console, self._title, self._prefix = console, title, prefix
         self._seconds = seconds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._lock = threading.Lock()
-        self.stage("")
+        self._tracker = Tracker()
+        self._named, self._next, self._message = False, seconds / 20, ""
 
     def __enter__(self) -> Log:
-        """Start to watch the time."""
+        """Name the whole and start to watch the time."""
+        if self._title:
+            self.say(self._title)
         self._thread.start()
         return self
 
@@ -116,46 +147,56 @@ class Log:
         """Stop, also after an error."""
         self._over.set()
         self._thread.join()
+        if error is None:
+            self._end()
 
     def stage(self, name: str, total: float | None = None) -> None:
         """Begin a stage; it is named when it has lasted a little."""
         with self._lock:
-            self._stage = name
-            self._state: tuple[float, float | None, str] = (0.0, total, "")
-            self._first: tuple[float, float] | None = None  # when it first spoke, and how far then
-            self._began = time.monotonic()
-            self._next = self._seconds / 20
-            self._named = False
+            self._end()
+            self._tracker.stage(name.removeprefix(self._prefix), total)
+            self._named, self._next, self._message = False, self._seconds / 20, ""
 
     def step(self, done: float, total: float, message: str = "") -> None:
         """Note how far the stage has come."""
         with self._lock:
-            self._state = (done, total, message)
-            self._first = self._first or (time.monotonic(), done)
+            self._tracker.step(done, total, message)
 
     def say(self, message: str) -> None:
         """Print a remark, taken literally."""
-        self._console.print(message, markup=False)
+        self._console.print(message.removeprefix(self._prefix), markup=False)
 
     def _watch(self) -> None:
         while not self._over.wait(self._seconds / 20):
             with self._lock:
-                age = time.monotonic() - self._began
-                line = self._line(age) if self._stage and age >= self._next else None
-            if line is not None:
-                self.say(line)
+                age = time.monotonic() - self._tracker.state.began
+                if self._tracker.state.name and age >= self._next:
+                    self._speak(age)
 
-    def _line(self, age: float) -> str:
-        """The stage's name, or how far it is; and when to speak next."""
+    def _speak(self, age: float) -> None:
+        """Name the stage, or say how far it is; and when to speak next."""
+        at, now = self._tracker.state, time.monotonic()
         if not self._named:
             self._named, self._next = True, self._seconds
-            return self._stage
-        self._next = age + max(self._seconds, age / 10)
-        done, total, message = self._state
-        parts = [f"{done:,.0f}/{total:,.0f}"] if total else []
+            self.say(at.name)
+            return
+        self._next = age + min(age, _LONGEST_SILENCE * self._seconds)
+        parts = [f"{at.done:,.0f}/{at.total:,.0f}"] if at.total else []
         parts.append(f"{clock(age)} so far")
-        if total and self._first is not None and done > self._first[1]:
-            since, before = self._first  # what an earlier process had done says nothing of speed
-            rate = (done - before) / (self._began + age - since)
-            parts.append(f"about {clock((total - done) / rate)} left")
-        return f"{self._stage}: {', '.join(parts)} {message}".rstrip()
+        left = at.left(now)
+        if left is not None:
+            parts.append(f"about {clock(left)} left")
+        line = f"{at.name}: {', '.join(parts)}"
+        left = at.whole_left(now)
+        if at.whole is not None and left is not None:
+            line += f" (in all {100 * at.whole:.0f} %, about {clock(left)} left)"
+        self.say(line)
+        if at.message != self._message:
+            self._message = at.message
+            self.say(f"  {at.message}")
+
+    def _end(self) -> None:
+        """Say how long a stage took, if it was long enough to say how far it was."""
+        at, age = self._tracker.state, time.monotonic() - self._tracker.state.began
+        if at.name and age >= self._seconds:
+            self.say(f"{at.name}: done in {clock(age)}")

@@ -1,0 +1,114 @@
+"""How far long work is, and how long the rest will take: the sums behind every display."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from streamline.progress import placed
+
+__all__ = ["State", "Tracker"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the work stands; one value, so that another thread reads all of it at once.
+
+    Attributes:
+        name: The stage.
+        began: When it began, as ``time.monotonic`` gives it.
+        done: Units done.
+        total: Units in all, or None.
+        message: What the stage says of itself.
+        first: Units at the first step: an earlier process may have done them.
+        second: Units at the second step.
+        place: The stage's portion of the whole, or None.
+        reached: The part of the whole that was done before.
+        made: The part of the whole that earlier stages of this process did.
+        opened: When the first stage with a portion began, or None.
+    """
+
+    name: str = ""
+    began: float = 0.0
+    done: float = 0.0
+    total: float | None = None
+    message: str = ""
+    first: float | None = None
+    second: float | None = None
+    place: tuple[float, float] | None = None
+    reached: float = 0.0
+    made: float = 0.0
+    opened: float | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """The part of the stage that is done, if it is known."""
+        return min(1.0, self.done / self.total) if self.total else None
+
+    @property
+    def whole(self) -> float | None:
+        """The part of the whole that is done, if the stage has a place in it."""
+        if self.place is None:
+            return self.reached or None
+        start, stop = self.place
+        return max(self.reached, start + (stop - start) * (self.fraction or 0.0))
+
+    @property
+    def skipped(self) -> float:
+        """Units that an earlier process did: those before the first step of this one."""
+        if self.first is None or self.second is None:
+            return 0.0
+        return max(0.0, 2 * self.first - self.second)
+
+    def age(self, now: float) -> float:
+        """Seconds since the whole began."""
+        return now - (self.began if self.opened is None else self.opened)
+
+    def left(self, now: float) -> float | None:
+        """Seconds that the rest of the stage takes at its pace so far, once there is a pace."""
+        if not self.total or self.second is None or self.done >= self.total:
+            return None
+        return (self.total - self.done) * (now - self.began) / (self.done - self.skipped)
+
+    def whole_left(self, now: float) -> float | None:
+        """Seconds that the rest of the whole takes at the pace so far, once there is a pace."""
+        made = self.made + self._own()
+        if self.whole is None or made < 0.01:
+            return None
+        return (1.0 - self.whole) * self.age(now) / made
+
+    def _own(self, finished: bool = False) -> float:
+        """The part of the whole that this stage has done in this process."""
+        if self.place is None:
+            return 0.0
+        start, stop = self.place
+        done = 1.0 if finished else self.fraction or 0.0
+        return (stop - start) * max(0.0, done - (self.skipped / self.total if self.total else 0.0))
+
+    def followed_by(self, name: str, total: float | None, now: float) -> State:
+        """The state as the next stage begins."""
+        place = placed()
+        reached = max(self.reached, self.place[1] if self.place else 0.0)
+        made = self.made + self._own(finished=True)
+        opened = now if self.opened is None and place is not None else self.opened
+        return State(name, now, total=total, place=place, reached=reached, made=made, opened=opened)
+
+
+class Tracker:
+    """Keeps the :class:`State` of a display."""
+
+    def __init__(self) -> None:
+        self.state = State(began=time.monotonic())
+
+    def stage(self, name: str, total: float | None) -> None:
+        """A stage begins; the one before it counts as done."""
+        self.state = self.state.followed_by(name, total, time.monotonic())
+
+    def step(self, done: float, total: float, message: str) -> None:
+        """The stage stands at ``done`` of ``total`` units."""
+        at = self.state
+        first = done if at.first is None else at.first
+        second = done if at.second is None and done > first else at.second
+        self.state = replace(
+            at, done=done, total=total, message=message or at.message, first=first, second=second
+        )

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from streamline.cli.screen.bar import Bar, Log, progress_display
+from streamline.cli.screen.tracker import Tracker
+from streamline.progress import portions
+
+
+def _wait_for(pattern: str, capsys: pytest.CaptureFixture[str]) -> tuple[re.Match[str], list[str]]:
+    """The first line on standard error that fits, within ten seconds, and all lines until then."""
+    seen = ""
+    for _ in range(1000):
+        seen += capsys.readouterr().err
+        found = re.search(f"^{pattern}$", seen, re.MULTILINE)
+        if found is not None:
+            return found, seen.splitlines()
+        time.sleep(0.01)
+    raise AssertionError(seen)
+
+
+def test_a_log_names_a_stage_that_lasts_and_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Log(Console(stderr=True, soft_wrap=True), seconds=0.1) as log:
+        log.stage("search", 8)
+        log.step(1, 8)
+        log.say("kept [best] weights")
+        log.step(3, 8, "loss 2.1")
+        spoken = r"search: 3/8, \d\.\d s so far, about \d\.\d s left\n  loss 2\.1"
+        _, lines = _wait_for(spoken, capsys)
+    assert {"kept [best] weights", "search"} < set(lines)
+
+
+def test_a_stage_that_does_not_last_is_not_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with Log(Console(stderr=True), seconds=20) as log:
+        log.stage("too short to name")
+        log.step(1, 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_is_not_silent_when_the_work_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with Log(Console(stderr=True), seconds=0.05) as log:
+        log.stage("long search")
+        _wait_for(r"long search: \d\.\d s so far", capsys)
+
+
+def test_the_time_left_leaves_out_what_an_earlier_process_did(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Log(Console(stderr=True), seconds=0.1) as log:
+        log.stage("train")
+        log.step(900, 1000)
+        time.sleep(0.05)
+        log.step(901, 1000)
+        found, _ = _wait_for(r"train: 901/1,000, .* so far, about (.*) left", capsys)
+    assert not found[1].startswith("0.")  # 99 units at 0.05 s or more each
+
+
+def test_a_log_speaks_more_and_more_seldom_and_says_when_a_stage_is_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Log(Console(stderr=True), seconds=0.05) as log:
+        log.stage("long")
+        time.sleep(0.5)
+        log.stage("next")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "long" and lines[-1].startswith("long: done in 0.")
+    assert 2 <= sum("so far" in line for line in lines) <= 4  # at 0.05, 0.1, 0.2 and 0.4 s
+
+
+def test_a_log_tells_the_whole_with_its_title_and_leaves_out_what_that_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Log(Console(stderr=True, soft_wrap=True), "3 cells of m", "m: ", seconds=0.05) as log:
+        prune, train = portions([1, 3])
+        with prune:
+            log.stage("m: prune")
+        with train:
+            log.stage("m: train", 8)
+            log.step(1, 8)
+            log.step(2, 8)
+            whole = r"train: 2/8, .* left \(in all 44 %, about \d\.\d s left\)"
+            _, lines = _wait_for(whole, capsys)
+        log.say("m: a remark")
+    assert lines[0] == "3 cells of m"
+    assert "a remark" in capsys.readouterr().err.splitlines()
+
+
+def _drawn(width: int = 80, **at: str) -> list[str]:
+    """What a bar shows of a training half done in the second half of a run, and a remark."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    with Bar(console, title="19 cells of smollm2-135m-instruct", prefix="smollm2: ") as bar:
+        first, second = portions([1, 1])
+        with first:
+            bar.stage("smollm2: prune")
+        with second:
+            bar.stage(at.get("name", "smollm2: train 10 replacements"), 98)
+            bar.step(24, 98)
+            bar.step(49, 98, at.get("message", "step 49/98, validation FFN 14-19: 0.18"))
+        bar.say("smollm2: pruned")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", file.getvalue().replace("\r", "\n"))
+    return [line.rstrip() for line in plain.splitlines() if line.strip()]
+
+
+def test_a_bar_shows_the_whole_the_stage_and_the_losses_in_80_columns() -> None:
+    lines = _drawn()
+    assert max(map(len, lines)) <= 80
+    whole = next(line for line in lines if line.startswith("19 cells of smol") and "75 %" in line)
+    assert re.search(r"75 %\s+\d\.\d s, about \d\.\d s left$", whole)
+    assert any(re.search(r"^train 10 replacements +━+.* 50 %", line) for line in lines)
+    assert "  step 49/98, validation FFN 14-19: 0.18" in lines
+    assert "pruned" in lines
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_bar_keeps_to_the_screen_whatever_is_told(width: int) -> None:
+    lines = _drawn(width, name="a name " * 20, message="a loss: 0.1234, " * 12)
+    assert max(map(len, lines)) <= width
+    assert sum("a loss" in line for line in lines) > 1
+
+
+def test_a_bar_without_portions_has_no_line_for_the_whole() -> None:
+    file = io.StringIO()
+    with Bar(Console(file=file, force_terminal=True, width=80), title="evaluate m") as bar:
+        bar.stage("piqa", 2)
+        bar.step(1, 2)
+    assert "piqa" in file.getvalue() and "evaluate m" not in file.getvalue()
+
+
+def test_the_time_left_of_the_whole_is_at_the_pace_of_this_process() -> None:
+    tracker = Tracker()
+    load, train, evaluate = portions([1, 4, 5])
+    with load:
+        tracker.stage("load", None)
+    assert tracker.state.whole_left(time.monotonic()) is None  # nothing is done yet
+    with train:
+        tracker.stage("train", 100)
+        began = tracker.state.opened
+        assert began is not None
+        tracker.step(51, 100, "")  # of these an earlier process did 50
+        tracker.step(52, 100, "")
+    at = tracker.state
+    assert at.whole == pytest.approx(0.1 + 0.4 * 0.52)
+    # 0.1 and 2 of 100 units of 0.4 took 10 s, so the rest takes (1 - 0.308) / 0.108 times as long.
+    assert at.whole_left(began + 10) == pytest.approx(10 * (1 - 0.308) / 0.108)
+    with evaluate:
+        tracker.stage("evaluate", 10)
+    assert tracker.state.whole == pytest.approx(0.5)
+
+
+def test_a_stage_that_is_left_out_counts_as_done() -> None:
+    tracker = Tracker()
+    _, _, last = portions([1, 1, 2])
+    with last:
+        tracker.stage("evaluate", 10)
+        tracker.step(5, 10, "")
+    assert tracker.state.whole == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(("terminal", "kind"), [(True, Bar), (False, Log)])
+def test_the_display_fits_standard_error(
+    terminal: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "is_terminal", terminal)
+    assert type(progress_display()) is kind
+
+
+@pytest.mark.parametrize("kind", [Bar, Log])
+def test_progress_ends_after_an_error(kind: type[Bar] | type[Log]) -> None:
+    with pytest.raises(RuntimeError, match="a fault"), kind(Console(stderr=True)) as display:
+        display.stage("train", 2)
+        display.step(1, 2)
+        raise RuntimeError("a fault")
+
+
+def test_a_log_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    with Log(Console(stderr=True)):
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
