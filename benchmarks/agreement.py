@@ -26,7 +26,9 @@ import numpy as np
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.evaluation import harness
+from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.score import score
+from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.files import write_json_atomic
 from streamline.modeling import modeling_streamline as modeling
@@ -87,7 +89,7 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         start = time.perf_counter()
         (answers,) = score([path], part.requests)
         ours_s = time.perf_counter() - start
-        block, frame = harness.finish(part, answers)
+        block, frame = finish(part, answers)
         start = time.perf_counter()
         theirs = evaluate(reference, part, options.limit)
         theirs_s = time.perf_counter() - start
@@ -137,7 +139,7 @@ def reference_model(name: str, model: Any, tokenizer: Any, options: argparse.Nam
     return HFLM(pretrained=model, tokenizer=tokenizer, **common)
 
 
-def evaluate(reference: Any, part: harness.Part, limit: int) -> dict[str, Any]:
+def evaluate(reference: Any, part: Part, limit: int) -> dict[str, Any]:
     """lm-eval's own run over the questions of a part."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 

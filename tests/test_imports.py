@@ -72,7 +72,6 @@ _NOT_YET = frozenset(
         "circle: streaming.decoder, streaming.order",
         "full: run",
         "long: baselines.laco",
-        "long: evaluation.harness",
         "long: evaluation.session",
         "long: training.state",
     }

@@ -23,6 +23,7 @@ from streamline.engine.paths import Path
 from streamline.evaluation import harness
 from streamline.evaluation.generation.engine import generate
 from streamline.evaluation.generation.prompts import Prompt
+from streamline.evaluation.part import Part
 
 __all__ = ["NEW_TOKENS", "QUESTIONS", "run", "same_texts"]
 
@@ -147,7 +148,7 @@ def _gap(model: Any, prompt: Prompt, tokens: list[int], wanted: str, tokenizer: 
     return float(best[0] - best[1])
 
 
-def _shortened(part: harness.Part, new_tokens: int) -> harness.Part:
+def _shortened(part: Part, new_tokens: int) -> Part:
     """A part whose answers have at most so many tokens."""
     instances = []
     for instance in part.instances:

@@ -17,8 +17,10 @@ from typing import Any
 
 from streamline.errors import ConfigError
 from streamline.evaluation import harness
+from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.score import Answers
+from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import resolve
 
 __all__ = ["Questions", "cut", "encode", "slices", "task_parts"]
@@ -28,7 +30,7 @@ __all__ = ["Questions", "cut", "encode", "slices", "task_parts"]
 class Questions:
     """The questions of some tasks, ready to be asked in both ways."""
 
-    parts: tuple[harness.Part, ...]
+    parts: tuple[Part, ...]
 
     @property
     def instances(self) -> tuple[Any, ...]:
@@ -47,7 +49,7 @@ class Questions:
             stop = start + len(part.requests)
             some = Answers(*(values[start:stop] for values in vars(answers).values()))
             part.task._instances = list(part.instances)  # lm-eval filters all that the task holds
-            _, frame = harness.finish(part, some)
+            _, frame = finish(part, some)
             grades[part.name] = frame.drop_duplicates("doc_id")["correct"].tolist()
             start = stop
         return grades
@@ -55,7 +57,7 @@ class Questions:
 
 def encode(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Token ids as our evaluation makes them: lm-eval encodes in its own time, so we do too."""
-    return harness._token_pairs(instances, tokenizer)
+    return harness.token_pairs(instances, tokenizer)
 
 
 def task_parts(
@@ -67,7 +69,7 @@ def task_parts(
     *,
     source: str = "packaged",
     data_dir: str | Path | None = None,
-) -> list[harness.Part]:
+) -> list[Part]:
     """The first questions of some tasks.
 
     Args:
@@ -94,7 +96,7 @@ def task_parts(
     ]
 
 
-def cut(part: harness.Part, start: int, stop: int) -> harness.Part:
+def cut(part: Part, start: int, stop: int) -> Part:
     """The questions of a part from one place to another."""
     wanted = set(sorted({int(i.doc_id) for i in part.instances})[start:stop])
     places = [k for k, instance in enumerate(part.instances) if int(instance.doc_id) in wanted]
@@ -106,7 +108,7 @@ def cut(part: harness.Part, start: int, stop: int) -> harness.Part:
     )
 
 
-def slices(parts: Sequence[harness.Part], n_each: int, repeats: int) -> list[Questions]:
+def slices(parts: Sequence[Part], n_each: int, repeats: int) -> list[Questions]:
     """Different questions for each repetition, the same number of each task.
 
     Args:

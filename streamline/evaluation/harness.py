@@ -1,15 +1,15 @@
 """lm-eval as the authority on questions, prompts and metrics; the only file that imports it.
 
 lm-eval builds the requests once, its own code turns them into token ids, our scorer answers them
-for all paths, and lm-eval computes its metrics for each path from the answers. Building and
-finishing need no model.
+for all paths, and lm-eval computes its metrics for each path from the answers
+(:mod:`streamline.evaluation.task_results`). None of this needs a model.
 
 Example::
 
     parts = build(resolve(["commonsense"]), tokenizer, max_length=max_length(config), limit=100)
     for part in parts:
         for answers in score(paths, part.requests):
-            result, rows = finish(part, answers)      # {"metric": "acc", "value": ...}, a frame
+            result, rows = finish(part, answers)
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import contextlib
 import io
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,33 +26,29 @@ import numpy as np
 
 from streamline.errors import ConfigError
 from streamline.evaluation.generation.prompts import Prompt
-from streamline.evaluation.part import BatchTokenizer, Part, combine, option_rows
+from streamline.evaluation.part import BatchTokenizer, Part
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry, include_paths
 from streamline.evaluation.tasks.overrides import fingerprint, overrides
-from streamline.evaluation.tasks.text_ids import full_text_ids
+from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS, full_text_ids
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from streamline.evaluation.scoring.score import Answers
-
 __all__ = [
-    "Part",
-    "asks_for_more",
+    "aggregate",
     "build",
-    "combine",
     "continuations",
-    "finish",
+    "doc_hash",
     "generate",
     "max_length",
+    "quiet",
     "task_part",
     "text_of",
+    "token_pairs",
+    "unsupported_options",
 ]
 
-FULL_TEXT_TOKENS = 2048
-"""Longest text of the mean-NLL protocol, as in the papers' runs."""
 _BOOTSTRAP = 1000
 
 
@@ -93,13 +88,13 @@ def build(
         AssetError: If a task's questions cannot be had.
         ConfigError: If a task cannot be evaluated here.
     """
+    from lm_eval.tasks import TaskManager
+
     wanted = [entry for entry in entries if entry.protocol != "perplexity"]
     if not wanted:
         return []
-    from lm_eval.tasks import TaskManager
-
     paths, defaults = include_paths(wanted)
-    with _quiet():
+    with quiet():
         manager = TaskManager(include_path=paths, include_defaults=defaults)
     parts = []
     for entry in wanted:
@@ -114,7 +109,7 @@ def build(
                 max_length=min(max_length, FULL_TEXT_TOKENS),
                 limit=each,
             )
-            with _quiet():
+            with quiet():
                 group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
                 loaded = manager.load([group])["tasks"]
             for task in loaded.values():
@@ -143,34 +138,27 @@ def task_part(
             f"Task {task.task_name!r} is of type {task.OUTPUT_TYPE}, which is not supported here. "
             "For perplexity use wikitext2, c4 or heldout."
         )
-    with _quiet():
+    with quiet():
         task.set_fewshot_seed(1234)  # lm-eval's own default
         task.build_all_requests(limit=limit)
     instances = tuple(task.instances)
     requests: list[Request] = []
     if task.OUTPUT_TYPE != "generate_until":
         if entry.protocol == "opencompass-ppl":
-            longest = min(max_length, FULL_TEXT_TOKENS)
-            ids = [full_text_ids(tokenizer, i.args[0] + i.args[1], longest) for i in instances]
+            most = min(max_length, FULL_TEXT_TOKENS)
+            ids = [full_text_ids(tokenizer, i.args[0] + i.args[1], most) for i in instances]
             pairs = [(tokens[:1], tokens[1:]) for tokens in ids]
         else:
-            pairs = _token_pairs(instances, tokenizer)
+            pairs = token_pairs(instances, tokenizer)
         for instance, (context, continuation) in zip(instances, pairs, strict=True):
-            room = max_length + 1 - len(continuation)
-            if room < 1:
+            longest = max_length + 1 - len(continuation)  # of the context
+            if longest < 1:
                 raise ConfigError(
                     f"Option {instance.idx} of question {instance.doc_id} of {task.task_name!r} "
                     f"has {len(continuation)} tokens, the model's context {max_length}."
                 )
-            requests.append(
-                Request(
-                    task.task_name,
-                    int(instance.doc_id),
-                    int(instance.idx),
-                    tuple(context[-room:]),
-                    tuple(continuation),
-                )
-            )
+            option = task.task_name, int(instance.doc_id), int(instance.idx)
+            requests.append(Request(*option, tuple(context[-longest:]), tuple(continuation)))
     n_docs = len({instance.doc_id for instance in instances})
     return Part(
         name=task.task_name,
@@ -181,71 +169,6 @@ def task_part(
         n_docs=n_docs,
         data_hash=fingerprint(task.eval_docs, n_docs),
     )
-
-
-def finish(part: Part, answers: Answers | Sequence[str]) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Let lm-eval compute its metrics from one model's answers.
-
-    Args:
-        part: From :func:`build`.
-        answers: Log-probabilities in the order of ``part.requests``, or generated texts in the
-            order of ``part.instances``.
-
-    Returns:
-        The task's block of a record (``metric``, ``value``, ``stderr``, ``n``, ``version``,
-        ``data_hash``, and all of lm-eval's ``metrics``), and a frame with one row for each
-        question and option (see :mod:`streamline.results.samples`).
-    """
-    task, texts = part.task, part.generates
-    if texts:
-        replies: list[Any] = list(answers)  # type: ignore[arg-type]
-    else:
-        replies = list(
-            zip(answers.loglikelihood.tolist(), answers.greedy.tolist(), strict=True)  # type: ignore[union-attr]
-        )
-    groups: dict[int, list[int]] = defaultdict(list)
-    for place, (instance, reply) in enumerate(zip(part.instances, replies, strict=True)):
-        instance.resps = [reply] * (instance.repeats or 1)
-        instance.filtered_resps = {}
-        groups[int(instance.doc_id)].append(place)
-    values: dict[str, list[Any]] = defaultdict(list)
-    rows: list[dict[str, Any]] = []
-    with _quiet():
-        task.apply_filters()
-        key = next(iter(part.instances[0].filtered_resps))
-        for doc_id, places in groups.items():
-            asked = sorted((part.instances[i] for i in places), key=lambda instance: instance.idx)
-            doc = asked[0].doc
-            metrics = task.process_results(doc, [i.filtered_resps[key] for i in asked])
-            for name, value in metrics.items():
-                values[name].append(value)
-            metric = part.entry.metric if part.entry.metric in metrics else next(iter(metrics))
-            common = {
-                "task": part.name,
-                "doc_id": doc_id,
-                "doc_hash": _doc_hash(doc),
-                "correct": bool(np.all(metrics[metric] == 1)),
-                "metric": metric,
-            }
-            if texts:
-                rows.append(common | {"option": 0})
-            else:
-                rows += option_rows(part, doc, asked, places, answers, common)  # type: ignore[arg-type]
-        result = _aggregate(task, values)
-    import pandas as pd
-
-    metric = part.entry.metric if part.entry.metric in values else next(iter(values))
-    value, stderr = result[metric]
-    block = {
-        "metric": metric,
-        "value": value,
-        "stderr": stderr,
-        "n": len(groups),
-        "version": task.VERSION,
-        "data_hash": part.data_hash,
-        "metrics": {name: number for name, (number, _) in result.items() if number is not None},
-    }
-    return block, pd.DataFrame(rows)
 
 
 def generate(
@@ -270,7 +193,7 @@ def generate(
     """
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet():
+    with quiet():
         lm = HFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
         )
@@ -278,12 +201,12 @@ def generate(
 
 
 def continuations(part: Part, tokenizer: Any, *, max_length: int) -> list[Prompt]:
-    """The prompts of a task that generates text, as lm-eval's ``hf`` model encodes and cuts them.
+    """The prompts of a task that generates text, as lm-eval's ``hf`` model encodes them.
 
     Args:
-        part: A part that generates, and asks for the likeliest tokens (:func:`asks_for_more`).
+        part: A part that generates greedily (no :func:`unsupported_options`).
         tokenizer: The model's tokenizer.
-        max_length: The model's context length; longer prompts lose their beginning.
+        max_length: The model's context length; longer prompts lose tokens on the left.
 
     Returns:
         One prompt per instance; its stop strings are the task's and the end-of-text token's.
@@ -293,7 +216,7 @@ def continuations(part: Part, tokenizer: Any, *, max_length: int) -> list[Prompt
     from lm_eval.models.utils import configure_pad_token
 
     class Recording(HFLM):  # type: ignore[misc]
-        """lm-eval's model without a model: it only keeps what would have been generated from."""
+        """lm-eval's model class without a model: it only records the prompts."""
 
         def __init__(self) -> None:
             LM.__init__(self)
@@ -316,38 +239,38 @@ def continuations(part: Part, tokenizer: Any, *, max_length: int) -> list[Prompt
             self.kept.append(Prompt(tuple(tokens), tuple(stop), max_length - len(tokens)))
             return context
 
-    with _quiet():
+    with quiet():
         recording = Recording()
         for instance in part.instances:  # one by one: lm-eval would change their order
             recording.generate_until([instance], disable_tqdm=True)
     return recording.kept
 
 
-def asks_for_more(part: Part) -> str | None:
-    """What a task that generates text asks for besides the likeliest tokens, or None."""
+def unsupported_options(part: Part) -> str | None:
+    """The generation options of a task that greedy decoding does not have, or None."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    asked: set[str] = set()
-    with _quiet():
+    found: set[str] = set()
+    with quiet():
         for instance in part.instances:
-            settings = dict(normalize_gen_kwargs(instance.args[1]))
-            plain = {"until", "max_gen_toks"} | {
-                name for name in ("do_sample", "temperature") if not settings.get(name)
+            options = dict(normalize_gen_kwargs(instance.args[1]))
+            greedy = {"until", "max_gen_toks"} | {
+                name for name in ("do_sample", "temperature") if not options.get(name)
             }
-            asked |= set(settings) - plain
-    return ", ".join(sorted(asked)) or None
+            found |= set(options) - greedy
+    return ", ".join(sorted(found)) or None
 
 
 def text_of(prompt: Prompt, tokens: Sequence[int], tokenizer: Any) -> str:
-    """What lm-eval's ``hf`` model answers where it has generated some tokens."""
+    """The answer of lm-eval's ``hf`` model for some generated tokens."""
     from lm_eval.models.utils import postprocess_generated_text
 
     text = tokenizer.decode(list(tokens), skip_special_tokens=True)
     return str(postprocess_generated_text(text, list(prompt.stops), None))
 
 
-def _doc_hash(doc: Any) -> str:
-    """Hash of a question: lm-eval's own, unless the document names the question it was made of."""
+def doc_hash(doc: Any) -> str:
+    """Hash of a question: lm-eval's own, unless the document has a ``question_key``."""
     if "question_key" in doc:
         return str(doc["question_key"])
     from lm_eval.utils import handle_non_serializable, hash_string
@@ -356,7 +279,7 @@ def _doc_hash(doc: Any) -> str:
     return str(hash_string(text))
 
 
-def _aggregate(
+def aggregate(
     task: Any, values: dict[str, list[Any]]
 ) -> dict[str, tuple[float | None, float | None]]:
     """Each metric's value and standard error, by lm-eval's own functions."""
@@ -375,16 +298,16 @@ def _aggregate(
     return out
 
 
-def _token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+def token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Context and continuation of each request, encoded by lm-eval's ``hf`` code.
 
-    That code encodes string by string. It is run twice: once to learn which strings it asks for,
-    which are then encoded together, and once to get them from there.
+    That code encodes string by string, so it is run twice: the first run collects the strings,
+    which are then encoded in one batch, and the second reads their ids.
     """
     from lm_eval.models.huggingface import HFLM
 
     class Encoding(HFLM):  # type: ignore[misc]
-        """lm-eval's model without a model: it only hands back the token ids."""
+        """lm-eval's model class without a model: it only returns the token ids."""
 
         def __init__(self, shim: BatchTokenizer) -> None:
             self.tokenizer = shim
@@ -404,8 +327,8 @@ def _token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[in
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's progress bars and notices to itself; errors are raised as ever."""
+def quiet() -> Iterator[None]:
+    """Without lm-eval's progress bars and notices; errors are raised as ever."""
     import datasets
 
     logger = logging.getLogger("lm_eval")

@@ -28,10 +28,12 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError
 from streamline.evaluation.generation.answers import answer_texts
-from streamline.evaluation.harness import Part, build, combine, finish, max_length
+from streamline.evaluation.harness import build, max_length
+from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.perplexity import Perplexity, perplexity, text_windows
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.scoring.token_budget import TokenBudget
+from streamline.evaluation.task_results import combine, finish
 from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
 from streamline.evaluation.tasks.overrides import provenance, unavailable
 from streamline.evaluation.tasks.running_text import RunningText, running_text

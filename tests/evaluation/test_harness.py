@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.errors import AssetError, ConfigError
-from streamline.evaluation.harness import Part, build, combine, finish, generate, task_part
+from streamline.evaluation.harness import build, generate, task_part
+from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.score import score
+from streamline.evaluation.task_results import combine, finish
 from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
 from streamline.evaluation.tasks.documents import mean_nll_results
 from streamline.evaluation.tasks.text_ids import full_text_ids

@@ -24,7 +24,7 @@ from streamline.engine.assemble import assemble
 from streamline.engine.paths import Path as LayerPath
 from streamline.evaluation.generation.engine import unsupported
 from streamline.evaluation.generation.shards import generate_shared
-from streamline.evaluation.harness import asks_for_more, continuations, max_length, text_of
+from streamline.evaluation.harness import continuations, max_length, text_of, unsupported_options
 from streamline.evaluation.harness import generate as generate_alone
 from streamline.evaluation.part import Part
 from streamline.files import write_json_atomic
@@ -69,13 +69,13 @@ def answer_texts(
         if progress is not None:
             progress(sum(len(texts.texts) for texts in kept.values()), n * len(paths))
 
-    more = asks_for_more(part)
-    prompts = [] if more else continuations(part, tokenizer, max_length=longest)
+    options = unsupported_options(part)
+    prompts = [] if options else continuations(part, tokenizer, max_length=longest)
     length = max((len(p.tokens) + p.max_new_tokens for p in prompts), default=0)
     together: dict[tuple[int, ...], list[str]] = {}
     for key, path in paths.items():
         missing = tuple(i for i in range(n) if i not in kept[key].texts)
-        reason = f"the task asks for {more}" if more else unsupported(path.decoder, length)
+        reason = f"the task asks for {options}" if options else unsupported(path.decoder, length)
         if missing and reason is not None:
             logger.warning("%s generates by itself for %s: %s", path.name or key, part.name, reason)
             texts = generate_alone(assemble(path), part, tokenizer)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["fit_text", "full_text_ids"]
+__all__ = ["FULL_TEXT_TOKENS", "fit_text", "full_text_ids"]
+
+FULL_TEXT_TOKENS = 2048
+"""Longest text of the mean-NLL protocol, as in the papers' runs."""
 
 
-def full_text_ids(tokenizer: Any, text: str, max_length: int = 2048) -> list[int]:
+def full_text_ids(tokenizer: Any, text: str, max_length: int = FULL_TEXT_TOKENS) -> list[int]:
     """Token ids of a whole text as OpenCompass scores it.
 
     Args:

@@ -22,14 +22,14 @@ from streamline.evaluation.generation import shards as generation_shares
 from streamline.evaluation.generation.answers import answer_texts
 from streamline.evaluation.generation.engine import generate as generate_together
 from streamline.evaluation.harness import (
-    asks_for_more,
     continuations,
-    finish,
     generate,
     task_part,
     text_of,
+    unsupported_options,
 )
 from streamline.evaluation.part import Part
+from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.method import Pruned
 from streamline.plan import Plan
@@ -168,7 +168,7 @@ def test_what_cannot_be_done_together_is_done_alone_and_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     paths, part = paths_of(family), part_of(tokenizer, n=2, **settings)
-    assert (asks_for_more(part) is None) == (not settings)
+    assert (unsupported_options(part) is None) == (not settings)
     with caplog.at_level(logging.WARNING):
         found = answer_texts(paths, part, tokenizer, files=files(tmp_path))
     assert found == [lm_eval(path, part, tokenizer) for path in paths.values()]
