@@ -1,0 +1,245 @@
+"""The model class of checkpoints whose layers are not all the base model's own.
+
+This file, :mod:`streamline.modeling_layers` and :mod:`streamline.modeling_narrow` stand alone and
+are copied into such checkpoints. Their ``config.json`` keeps every field of the base model, with
+``model_type`` ``"streamline"``, the true type in ``base_model_type``, and under ``streamline`` one
+spec per layer. Loading gives an object of the base model's class (``LlamaForCausalLM``, ...) with
+its layers exchanged as the specs say, so tying, generation, ``device_map`` and ``dtype`` work as
+for the base model; in memory its config has the base model's type.
+
+Example:
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)      # without the package
+    register(); AutoModelForCausalLM.from_pretrained(folder)                  # with it
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .modeling_layers import LayerModule, Spec, build, number_caches
+from .modeling_narrow import SlicedLayer, build_shell
+
+MODEL_TYPE = "streamline"
+#: Classes of layers that stay on one device.
+UNSPLIT = ("FFN", "SwiGLU", "LinearMap", SlicedLayer.__name__)
+
+
+class StreamlineConfig(PretrainedConfig):
+    """The entry for ``AutoConfig``: reading a config gives one of the base model's class."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A config of the class that :func:`config_class` gives for ``base_model_type``."""
+        if "base_model_type" not in config_dict:
+            raise ValueError(
+                "a config of type 'streamline' names its base_model_type; this one does not: "
+                f"{sorted(config_dict)}"
+            )
+        return config_class(config_dict["base_model_type"]).from_dict(config_dict, **kwargs)
+
+
+class _BaseConfig:
+    """What a base model's config gains: it is written as ``streamline``, read as its own type."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a written config; the two type fields are the class's business."""
+        fields = {
+            key: value
+            for key, value in config_dict.items()
+            if key not in ("model_type", "base_model_type")
+        }
+        return super().from_dict(fields, **kwargs)  # type: ignore[misc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, with the type under which the checkpoint is found again."""
+        fields: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return fields | {"model_type": MODEL_TYPE, "base_model_type": type(self).model_type}  # type: ignore[attr-defined]
+
+
+class _BaseModel:
+    """What a base model's class gains: layers by spec, shared layers, and strict loading."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        install(self, config)  # type: ignore[arg-type]
+        declare_shared(self)  # type: ignore[arg-type]
+        self.post_init()  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a missing, left-over or misshapen tensor is an error.
+
+        Raises:
+            ValueError: If the folder's tensors are not exactly the model's.
+        """
+        wanted = kwargs.pop("output_loading_info", False)
+        kwargs["output_loading_info"] = True
+        model, info = super().from_pretrained(name, *args, **kwargs)  # type: ignore[misc]
+        wrong = {
+            key: sorted(map(str, value))
+            for key, value in info.items()
+            if key.endswith("_keys") and value
+        }
+        if wrong:
+            raise ValueError(f"the tensors in {name} are not those of its config: {wrong}")
+        return (model, info) if wanted else model
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """The base model's tied weights and those of layers that share another one's."""
+        tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)  # type: ignore[misc]
+        return {**tied, **self.__dict__.get("_shared_keys", {})}
+
+    def _adjust_bias(self, output_embeddings: nn.Module, input_embeddings: Any) -> None:
+        """Fit the head's bias to a tied embedding; shared layers have no head to fit."""
+        if output_embeddings is self.get_output_embeddings():  # type: ignore[attr-defined]
+            super()._adjust_bias(output_embeddings, input_embeddings)  # type: ignore[misc]
+
+
+def layer_list(model: nn.Module, config: Any) -> nn.ModuleList:
+    """The list of layers of a model, found by the path in its config."""
+    layers = model.get_submodule(config.streamline["layers_path"])
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def install(model: nn.Module, config: Any) -> None:
+    """Exchange a model's layers as its config's specs say.
+
+    Args:
+        model: A fresh model of the base class, with one standard layer per spec.
+        config: Its config, with the field ``streamline``.
+
+    Raises:
+        ValueError: If there is not one spec per layer, or a kind is unknown.
+    """
+    specs: list[Spec] = config.streamline["layers"]
+    layers = layer_list(model, config)
+    if len(specs) != len(layers):
+        raise ValueError(f"{len(specs)} layer specs for a model of {len(layers)} layers")
+    for index, spec in enumerate(specs):
+        layer = build(spec, config, layers[index])
+        for module in layer.modules():
+            if isinstance(module, LayerModule):
+                module.tuple_output = config.streamline["tuple_output"]
+        layers[index] = layer
+    number_caches(list(layers), config)
+    if "shell" in config.streamline:
+        build_shell(model, config.streamline["shell"])
+
+
+def shared_keys(model: nn.Module) -> dict[str, str]:
+    """For each tensor of a layer that shares another layer's weights, the name of the original."""
+    config: Any = model.config
+    path = config.streamline["layers_path"]
+    pairs = {}
+    for index, spec in enumerate(config.streamline["layers"]):
+        if spec["kind"] == "shared":
+            for name, _ in layer_list(model, config)[index].named_parameters():
+                pairs[f"{path}.{index}.{name}"] = f"{path}.{spec['of']}.{name}"
+    return pairs
+
+
+def declare_shared(model: PreTrainedModel) -> None:
+    """Let a model know which of its layers share weights, for tying, saving and loading."""
+    pairs = shared_keys(model)
+    model.__dict__["_shared_keys"] = pairs
+    model.__dict__["_tied_weights_keys"] = {**(type(model)._tied_weights_keys or {}), **pairs}
+    model.all_tied_weights_keys = {**model.all_tied_weights_keys, **pairs}
+
+
+@functools.cache
+def config_class(base_type: str) -> type[PretrainedConfig]:
+    """The config class for checkpoints on a base model type, made once.
+
+    Raises:
+        ValueError: If transformers does not know the type.
+    """
+    if base_type not in CONFIG_MAPPING:
+        raise ValueError(f"transformers knows no model type {base_type!r}")
+    base = CONFIG_MAPPING[base_type]
+    name = f"Streamline{base.__name__}"
+    made = type(name, (_BaseConfig, base), {"__module__": __name__, "__doc__": base.__doc__})
+    globals()[name] = made
+    AutoModelForCausalLM.register(made, StreamlineForCausalLM, exist_ok=True)
+    return made
+
+
+@functools.cache
+def model_class(base_type: str) -> type[PreTrainedModel]:
+    """The model class for checkpoints on a base model type, made once."""
+    base: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[base_type]]
+    name = f"Streamline{base.__name__}"
+    fields = {
+        "__module__": __name__,
+        "__doc__": base.__doc__,
+        "config_class": config_class(base_type),
+        "_no_split_modules": [*(base._no_split_modules or ()), *UNSPLIT],
+    }
+    made = type(name, (_BaseModel, base), fields)
+    globals()[name] = made
+    return made
+
+
+class StreamlineForCausalLM:
+    """The entry for ``AutoModelForCausalLM``: it gives an object of the base model's class."""
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Load a checkpoint; the arguments are those of ``PreTrainedModel.from_pretrained``."""
+        if config is None:
+            config = StreamlineConfig.from_pretrained(name)
+        return model_class(type(config).model_type).from_pretrained(
+            name, *args, config=config, **kwargs
+        )
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        return model_class(type(config).model_type)._from_config(config, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Called by transformers when the class comes from a checkpoint; there is nothing to do."""
+
+
+def register() -> None:
+    """Let ``AutoConfig`` and ``AutoModelForCausalLM`` load these folders without remote code."""
+    AutoConfig.register(MODEL_TYPE, StreamlineConfig, exist_ok=True)
+
+
+def with_layers(model: PreTrainedModel, streamline: dict[str, Any]) -> PreTrainedModel:
+    """Turn a model whose layers were exchanged into one that saves and loads as such.
+
+    Args:
+        model: A model of a class of transformers; its class and its config's class are changed.
+        streamline: The config's field: ``layers`` (one spec per layer), ``layers_path``,
+            ``tuple_output``, and ``shell`` where embeddings, final norm and head are not the base
+            model's own.
+
+    Returns:
+        The same model.
+    """
+    base_type = type(model.config).model_type
+    model.config.__class__ = config_class(base_type)
+    model.config.streamline = streamline
+    model.config.auto_map = {
+        "AutoConfig": "modeling_streamline.StreamlineConfig",
+        "AutoModelForCausalLM": "modeling_streamline.StreamlineForCausalLM",
+    }
+    model.__class__ = model_class(base_type)
+    declare_shared(model)
+    model.config.architectures = [type(model).__name__]
+    return model
