@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env bench test package-test slow lint speed wheel clean
+.PHONY: env bench test package-test slow lint speed docs wheel clean
 
 env: $(STAMP)
 
@@ -33,6 +33,11 @@ lint: env
 
 speed: env
 	$(BIN)/python -m streamline.benchmarks.speed
+
+# The public face, what plugins import, and the packages that explain the rest.
+docs: env
+	$(BIN)/python -m pdoc -d google -o out/docs streamline $(addprefix streamline., \
+	  method plan calibration registry errors baselines engine methods training results)
 
 wheel: env
 	$(BIN)/python -m build --wheel --no-isolation --outdir out/dist

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ Examples:
 """
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What can be listed."""
 
     METHODS = "methods"

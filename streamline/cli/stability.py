@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,7 +32,7 @@ changes with the order of the file; use it only to compare with figures made by 
 """
 
 
-class Compat(str, Enum):
+class Compat(StrEnum):
     """Whose faults are reproduced."""
 
     RELEASE = "release"
@@ -74,7 +74,7 @@ def command(
             f"{dense} and {pruned} have no data set in common: {', '.join(before.tasks) or 'none'} "
             f"and {', '.join(after.tasks) or 'none'}."
         )
-    mode = None if compat is None else compat.value
+    mode: Literal["release"] | None = None if compat is None else "release"
     results = grouped(
         [stability(before.tasks[task], after.tasks[task], ddof, mode) for task in common]
     )
