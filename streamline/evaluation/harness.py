@@ -88,11 +88,11 @@ def build(
         AssetError: If a task's questions cannot be had.
         ConfigError: If a task cannot be evaluated here.
     """
-    from lm_eval.tasks import TaskManager
-
     wanted = [entry for entry in entries if entry.protocol != "perplexity"]
     if not wanted:
         return []
+    from lm_eval.tasks import TaskManager
+
     paths, defaults = include_paths(wanted)
     with quiet():
         manager = TaskManager(include_path=paths, include_defaults=defaults)
