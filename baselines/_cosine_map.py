@@ -33,11 +33,11 @@ def fit_cosine(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Minimise the mean cosine distance between ``M T + Y`` and the states after the run.
 
-    ``T`` starts at the identity, which is leaving the run out. The last ``T`` is taken.
+    ``T`` starts at the identity, which is leaving the run out. The last ``T`` is returned.
 
     Args:
         mlp: ``M``, the MLP output before the cut, [N, D], float32.
-        rest: ``Y``, all that reaches the cut beside it, [N, D], float32.
+        rest: ``Y``, everything else that reaches the cut, [N, D], float32.
         target: States after the run, [N, D], float32.
         epochs: Passes over the tokens.
         learning_rate: Adam's.

@@ -1,7 +1,7 @@
 """Distilling one inserted module from the dense model's own most likely next tokens.
 
-Everything else is frozen. The layers before the cut are run once for teacher and pupil, and the
-teacher's logits are made anew with each batch, so that nothing is kept on disk.
+Everything else is frozen. The layers before the cut are run once for teacher and student, and the
+teacher's logits are computed again for each batch, so nothing is kept on disk.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from streamline.engine.decoder import Decoder
 from streamline.plan import Span
 from streamline.training.schedule import Schedule, data_order
 
-#: The learning rate falls to this share of its peak, as in the code released with LinearPatch.
-_LAST_SHARE = 1 / 20
+#: The learning rate falls to this fraction of its peak, as in the code released with LinearPatch.
+_LAST_FRACTION = 1 / 20
 _WEIGHT_DECAY = 1e-4
 
 
-def top_divergence(teacher: Tensor, pupil: Tensor, top_k: int) -> Tensor:
-    """Mean over tokens of the divergence KL(teacher, pupil) among the teacher's likeliest tokens.
+def top_divergence(teacher: Tensor, student: Tensor, top_k: int) -> Tensor:
+    """Mean over tokens of the divergence KL(teacher, student) among the teacher's likeliest tokens.
 
     Both distributions are normalised among those alone.
 
     Args:
         teacher: Logits, [..., V].
-        pupil: Logits, [..., V].
+        student: Logits, [..., V].
         top_k: How many tokens of the vocabulary count.
 
     Returns:
@@ -38,18 +38,18 @@ def top_divergence(teacher: Tensor, pupil: Tensor, top_k: int) -> Tensor:
     """
     best = teacher.float().topk(min(top_k, teacher.shape[-1]), dim=-1)
     wanted = best.values.log_softmax(-1)
-    found = pupil.float().gather(-1, best.indices.to(pupil.device)).log_softmax(-1)
+    found = student.float().gather(-1, best.indices.to(student.device)).log_softmax(-1)
     wanted = wanted.to(found.device)
     return (wanted.exp() * (wanted - found)).sum(-1).mean()
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """One module in the place of a span, learning from the dense model.
+    """One module that replaces a span and learns from the dense model.
 
     Attributes:
         decoder: The dense model; left as it was.
-        span: The layers that the module stands for.
+        span: The layers that the module replaces.
         module: What is trained, in place, in float32.
         top_k: How many tokens of the vocabulary count.
     """
@@ -81,11 +81,11 @@ class Distillation:
             for indices in torch.split(data_order(len(tokens), seed, epoch), size)
         ]
         schedule = Schedule(
-            n_steps=len(steps), peak=learning_rate, final=learning_rate * _LAST_SHARE
+            n_steps=len(steps), peak=learning_rate, final=learning_rate * _LAST_FRACTION
         )
         parameters = list(self.module.parameters())
         optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
-        with self._alone():
+        with self._only_module():
             before = self.divergence(tokens, size)
             for number, indices in enumerate(steps, start=1):
                 for group in optimiser.param_groups:
@@ -126,8 +126,8 @@ class Distillation:
         return top_divergence(teacher, decoder.leave(state), self.top_k)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Only the module takes gradients, for a while."""
+    def _only_module(self) -> Iterator[None]:
+        """Only the module gets gradients within the block."""
         thawed = [p for p in self.decoder.model.parameters() if p.requires_grad]
         try:
             self.decoder.model.requires_grad_(False)

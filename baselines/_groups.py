@@ -1,9 +1,9 @@
-"""Coupled groups of a decoder layer: what has to go together when a head or a channel goes.
+"""Coupled groups of a decoder layer: what is removed together with a head or a channel.
 
 A group of attention is a key-value head with its query heads: rows of q, k and v and the columns of
 o that they feed. A group of the MLP is one channel: a row of each projection into it (gate and up)
-and a column of the one out of it. Biases go with their rows. Nothing here looks at values: the
-groups are known from the config alone, so that pruned sizes can be counted without weights.
+and a column of the one out of it. Biases belong to their rows. Groups are known from the
+config alone, so pruned sizes are counted without weights.
 
 Example:
     attention, mlp = layer_groups(decoder, 0)
@@ -29,7 +29,7 @@ from streamline.modeling.modeling_narrow import resize
 
 @dataclass(frozen=True)
 class Member:
-    """One projection's share in the groups of a layer.
+    """The part of one projection that belongs to the groups of a layer.
 
     Attributes:
         path: Path from the layer to the projection.
@@ -48,7 +48,7 @@ class Coupling:
 
     Attributes:
         kind: ``"attention"`` or ``"mlp"``.
-        members: The projections that share them.
+        members: The projections that the groups consist of.
         size: Rows by which a group is counted: the size of a head, 1 for a channel.
         parameters: Parameters of one group.
     """
@@ -83,10 +83,10 @@ class Heads:
 
 
 def reason_against(family: Family) -> str | None:
-    """Why a family's layers cannot be taken apart into groups, or None if they can."""
+    """Why a family's layers have no such groups, or None if they do."""
     if family.fused and not family.qkv_layout:
         return (
-            f"heads cannot be taken out of {family.name}: its fused projection and its position "
+            f"heads cannot be removed from {family.name}: its fused projection and its position "
             "biases are laid out for all heads of the model at once"
         )
     return None
@@ -169,7 +169,7 @@ def group_sums(coupling: Coupling, sums: dict[tuple[str, str], Tensor]) -> Tenso
 
 
 def shrink(decoder: Decoder, layer: int, keep: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A layer of which only some groups are left.
+    """A layer with only some of its groups.
 
     Args:
         decoder: The dense model; it is not changed.

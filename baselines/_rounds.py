@@ -17,7 +17,7 @@ class Round:
     """One round.
 
     Attributes:
-        unit: Number of what would be removed: a layer, or half of one.
+        unit: Number of what would be removed: a layer, or one of its sublayers.
         loss: Mean negative log-likelihood per token without it, in nats.
         layer_runs: Layer evaluations.
         naive_layer_runs: The same without sharing prefixes.
@@ -51,7 +51,7 @@ def from_extras(extras: Mapping[str, Tensor]) -> list[Round]:
 
 
 def notes(rounds: Sequence[Round], order: Sequence[Any]) -> dict[str, Any]:
-    """What a record says of the search.
+    """The search as it is written in the record.
 
     Args:
         rounds: Those whose unit was removed.

@@ -1,4 +1,4 @@
-"""Which released models are one family in several sizes: data, and the question what is smaller.
+"""Families of released models in several sizes, and which of them are smaller than a given one.
 
 Add a family by adding a row of short names, largest first, that share a tokenizer.
 

@@ -75,7 +75,7 @@ def norm_eps(norm: nn.Module) -> float:
 
 
 def residual_dropout(layer: Any) -> float:
-    """Dropout between a half of a layer and the residual, as far as the layer itself applies it."""
+    """Dropout between a sublayer and the residual, as far as the layer itself applies it."""
     rate = getattr(layer, "dropout", None)
     for name in ("resid_attn_dropout", "post_attention_dropout"):
         rate = rate if rate is not None else getattr(getattr(layer, name, None), "p", None)

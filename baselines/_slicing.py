@@ -1,9 +1,9 @@
 """Rotate and slice the residual stream of a model, layer by layer on already sliced states.
 
-The norms' scales go into the projections behind them (and for LayerNorm the subtraction of the mean
-into those before them), so that what is left of a norm commutes with any rotation. Then each place
-where a half of a layer writes to the residual gets a basis of its own, and only its first ``d``
-directions are kept.
+The norms' scales are fused into the projections after them (and for LayerNorm the subtraction of
+the mean into those before them), so that the rest of a norm commutes with any rotation. Then each
+sublayer that writes to the residual gets a basis of its own, and only its first ``d`` directions
+are kept.
 
 Example:
     model = slice_model(decoder, 448, batches, principal)
@@ -101,12 +101,12 @@ def slice_model(
     size = max(1, batch_tokens // batches.shape[1])
     entries = [decoder.enter(tokens) for tokens in torch.split(batches, size)]
     full = [centre(entry.hidden) if centred else entry.hidden for entry in entries]
-    walk = _Walk(decoder, width, basis, entries, full)
-    first = walk.narrow(width)
+    states = _SlicingPass(decoder, width, basis, entries, full)
+    first = states.narrow(width)
     nodes = []
     for index in range(decoder.n_layers):
         tell(index, decoder.n_layers)
-        nodes.append(Node(walk.layer(index), index))
+        nodes.append(Node(states.layer(index), index))
     model = assemble(Path(decoder, tuple(nodes), "sliced"))
     shell = shell_spec(decoder, width)
     build_shell(model, shell)
@@ -116,7 +116,7 @@ def slice_model(
     norm = submodule(decoder.model, decoder.family.norm)
     dense_head, head = (submodule(m, decoder.family.head) for m in (decoder.model, model))
     scale, shift = affine(norm)
-    fill_rows(head, dense_head, lambda part: (part * scale) @ walk.q)
+    fill_rows(head, dense_head, lambda part: (part * scale) @ states.q)
     if head.bias is not None:
         fill_bias(head, dense_head, shift)
     model.config.tie_word_embeddings = False
@@ -126,8 +126,8 @@ def slice_model(
 
 
 @dataclass
-class _Walk:
-    """The calibration states on their way through the layers.
+class _SlicingPass:
+    """The calibration states as they pass through the layers.
 
     Attributes:
         decoder: The dense model.
@@ -160,14 +160,15 @@ class _Walk:
         self.states = [state @ self.kept.to(state) for state in self.states]
         return self.kept
 
-    def widen(self, half: Callable[[Tensor, int], Tensor]) -> None:
-        """Add what a half of a layer writes, in the model's own basis."""
+    def widen(self, sublayer: Callable[[Tensor, int], Tensor]) -> None:
+        """Add the output of a sublayer, in the model's own basis."""
         self.states = [
-            state @ self.kept.T.to(state) + half(state, i) for i, state in enumerate(self.states)
+            state @ self.kept.T.to(state) + sublayer(state, i)
+            for i, state in enumerate(self.states)
         ]
 
     def layer(self, index: int) -> SlicedLayer:
-        """The sliced form of a layer; the states are then those behind it."""
+        """The sliced form of a layer; the states are then those after it."""
         decoder, family = self.decoder, self.decoder.family
         dense = decoder.layers[index]
         spec = layer_spec(decoder, index, self.width)

@@ -1,4 +1,4 @@
-"""Taylor importance of coupled groups, from gradients taken one parameter at a time."""
+"""Taylor importance of coupled groups, from the gradients of one parameter at a time."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ def each_gradient(
     decoder: Decoder,
     tokens: Tensor,
     parameters: Sequence[nn.Parameter],
-    take: Callable[[nn.Parameter, Tensor], None],
+    use: Callable[[nn.Parameter, Tensor], None],
 ) -> None:
-    """Run one backward pass of the mean next-token loss and hand over each gradient.
+    """Run one backward pass of the mean next-token loss and pass on each gradient.
 
-    A gradient is thrown away as soon as it was handed over, so that memory never holds a second
-    copy of the model. Requires-grad states, gradients and hooks are as before afterwards.
+    A gradient is freed as soon as it was used, so memory never holds a second copy of the model.
+    Requires-grad states, gradients and hooks are restored afterwards.
 
     Args:
         decoder: The dense model.
         tokens: Token ids, [N, T]; one batch.
         parameters: Those whose gradients are wanted.
-        take: Called once per wanted parameter with it and its gradient.
+        use: Called once per wanted parameter with it and its gradient.
     """
     everything = list(decoder.model.parameters())
     before = [(p.requires_grad, p.grad) for p in everything]
     hooks = []
     done = 0
 
-    def hand_over(parameter: Tensor) -> None:
+    def pass_on(parameter: Tensor) -> None:
         nonlocal done
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
-        take(parameter, parameter.grad)
+        use(parameter, parameter.grad)
         parameter.grad = None
         done += 1
         tell(done, len(parameters))
@@ -51,7 +51,7 @@ def each_gradient(
         for parameter in parameters:
             parameter.requires_grad_(True)
             register: Any = parameter.register_post_accumulate_grad_hook
-            hooks.append(register(hand_over))
+            hooks.append(register(pass_on))
         with torch.enable_grad():
             logits = decoder.logits(tokens)[:, :-1].float()
             targets = tokens[:, 1:].to(logits.device)
@@ -96,9 +96,9 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
     if importance == "param_mix":
 
         def square(parameter: nn.Parameter, gradient: Tensor) -> None:
-            share = gradient.float().square() / len(tokens)
+            squared = gradient.float().square() / len(tokens)
             fisher[id(parameter)] = (
-                fisher[id(parameter)] + share if id(parameter) in fisher else share
+                fisher[id(parameter)] + squared if id(parameter) in fisher else squared
             )
 
         for n, sequence in enumerate(torch.split(tokens, 1)):
@@ -106,7 +106,7 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
                 each_gradient(decoder, sequence, parameters, square)
     sums: list[dict[tuple[str, str], Tensor]] = [{} for _ in couplings]
 
-    def take(parameter: nn.Parameter, gradient: Tensor) -> None:
+    def add(parameter: nn.Parameter, gradient: Tensor) -> None:
         index, path, side, linear = owners[id(parameter)]
         weight = parameter.detach().float()
         change = weight * gradient.float()
@@ -121,8 +121,8 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
 
     n_done = len(tokens) if fisher else 0
     with part(n_done, n_done + 1):
-        each_gradient(decoder, tokens, parameters, take)
+        each_gradient(decoder, tokens, parameters, add)
     return {
-        kind: torch.stack([group_sums(pair[place], sums[i]) for i, pair in enumerate(couplings)])
-        for place, kind in enumerate(("attention", "mlp"))
+        kind: torch.stack([group_sums(pair[position], sums[i]) for i, pair in enumerate(couplings)])
+        for position, kind in enumerate(("attention", "mlp"))
     }

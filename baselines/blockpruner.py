@@ -31,7 +31,7 @@ from ._rounds import Round, from_extras, notes, to_extras
 class BlockPruner(Method):
     """Remove attentions and MLPs one by one, by loss.
 
-    Rounds go on while the unit that would go next brings the count nearer to the target;
+    Rounds go on while removing the next unit brings the count nearer to the target;
     sublayers differ in size, so the count is solved in parameters and not in units. The rounds up
     to ``search_share`` are searched at calibration and serve every sparsity below it.
 

@@ -1,4 +1,4 @@
-"""A control: take out the first layers, where damage is expected to be greatest."""
+"""A control: remove the first layers, where damage is expected to be greatest."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class FirstLayers(DepthMethod):
     paper: ClassVar[str] = "control: the first layers"
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        """Take out ``[0, n_remove)``."""
+        """Remove ``[0, n_remove)``."""
         return Plan.drop(calibration.n_layers, range(n_remove))

@@ -1,4 +1,4 @@
-"""UIDL's simple form: take out the deepest layers, but keep the last one."""
+"""UIDL's simple form: remove the deepest layers, but keep the last one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamline.plan import Plan
 class LastLayers(DepthMethod):
     """Remove the deepest layers, but keep the last.
 
-    Only a request to remove every layer takes the last one too. It looks at no data.
+    Only where every layer is to be removed, the last one is too. It looks at no data.
 
     Reference:
         The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887, section 4.4
@@ -25,7 +25,7 @@ class LastLayers(DepthMethod):
     paper: ClassVar[str] = "arXiv:2403.17887"
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        """Take out ``[L - 1 - n_remove, L - 1)``."""
+        """Remove ``[L - 1 - n_remove, L - 1)``."""
         last = calibration.n_layers - 1
         order = [*range(last - 1, -1, -1), last]
         return Plan.drop(calibration.n_layers, order[:n_remove])

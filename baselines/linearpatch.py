@@ -74,7 +74,7 @@ class LinearPatch(Method):
             )
 
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:
-        """How many layers go, the matrix counted against them."""
+        """How many layers are removed, the parameters of the matrix counted."""
         return layers_to_remove(decoder, sparsity, lambda n: decoder.hidden_size**2)
 
     def prune(
@@ -85,7 +85,7 @@ class LinearPatch(Method):
         batches: Tensor,
         seed: int,
     ) -> Pruned:
-        """Measure the scales of the chosen run and put the matrix in its place."""
+        """Measure the scales of the chosen run and replace it by the matrix."""
         n_remove = self.n_remove(decoder, sparsity)
         if n_remove == 0:
             return Pruned(Plan.dense(decoder.n_layers))
@@ -100,10 +100,10 @@ class LinearPatch(Method):
         patch.tuple_output = decoder.family.tuple_output
         with torch.no_grad():
             patch.map.weight.copy_((turn * scales) @ turn.T)
-        place = home(decoder, span.start)
+        device = home(decoder, span.start)
         distilled: dict[str, Any] = {}
         if self.distill_epochs:
-            patch = patch.to(place)
+            patch = patch.to(device)
             distillation = Distillation(decoder, span, patch, self.top_k)
             distilled["distillation"] = distillation.train(
                 batches,
@@ -112,7 +112,7 @@ class LinearPatch(Method):
                 step_tokens=self.step_tokens,
                 seed=seed,
             )
-        patch = patch.to(device=place, dtype=decoder.dtype)
+        patch = patch.to(device=device, dtype=decoder.dtype)
         notes: dict[str, Any] = {
             "span": [span.start, span.stop],
             "cosine": cosine,
@@ -124,7 +124,7 @@ class LinearPatch(Method):
         return Pruned(plan, {span.start: patch}, notes=notes)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
-        """Layers that go, less the matrix that comes."""
+        """Removed layers, less the matrix that is added."""
         n_remove = self.n_remove(decoder, sparsity)
         dense = decoder.n_parameters()
         gone = round(n_remove * mean_layer_parameters(decoder))
@@ -136,14 +136,14 @@ class LinearPatch(Method):
 def magnitude_ratios(
     decoder: Decoder, batches: Tensor, span: Span, turn: Tensor, *, batch_tokens: int = 4096
 ) -> Tensor:
-    """Mean magnitude behind a run over that before it, per rotated channel.
+    """Mean magnitude after a run over that before it, per rotated channel.
 
     Args:
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T].
         span: The run of layers.
         turn: The rotation, [D, D], float64.
-        batch_tokens: Tokens walked at once.
+        batch_tokens: Tokens per forward pass.
 
     Returns:
         The mean over sequences of each sequence's ratio, [D], float64. Channels that are silent
@@ -186,8 +186,8 @@ def orthogonal_rotation(d: int) -> tuple[Tensor, str]:
                     torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), sylvester
                 )
             return torch.kron(sylvester, core) / math.sqrt(d), "hadamard"
-    place = torch.arange(d, dtype=torch.float64)
-    matrix = torch.cos(math.pi / d * torch.outer(place + 0.5, place)) * math.sqrt(2.0 / d)
+    index = torch.arange(d, dtype=torch.float64)
+    matrix = torch.cos(math.pi / d * torch.outer(index + 0.5, index)) * math.sqrt(2.0 / d)
     matrix[:, 0] /= math.sqrt(2.0)
     return matrix, "cosine"
 

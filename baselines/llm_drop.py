@@ -49,7 +49,7 @@ class LLMDrop(Method):
         return self.name
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
-        """Measure the cosine across each sublayer, beside the shared statistics."""
+        """Measure the cosine across each sublayer, as well as the shared statistics."""
         extras = {"cosines": sublayer_cosines(decoder, batches)}
         return replace(measure(decoder, batches), extras=extras)
 
@@ -86,8 +86,8 @@ class LLMDrop(Method):
         if sparsity > most + 0.5 / (decoder.n_layers * 2) * most:
             raise UnsupportedModelError(
                 f"{self.name} with target={self.target!r} removes at most {most:.1%} of the "
-                f"parameters of {decoder.name}, not {sparsity:.1%}; ask for less, or use "
-                "target='all'"
+                f"parameters of {decoder.name}, not {sparsity:.1%}; choose a lower "
+                "sparsity, or use target='all'"
             )
         for unit in order:
             if not sublayers.nearer(gone, unit, sparsity * dense):

@@ -1,4 +1,4 @@
-"""LLM-Pruner: take the least important heads and channels out of every layer of a range.
+"""LLM-Pruner: remove the least important heads and channels of every layer of a range.
 
 Heads and channels are coupled groups of rows and columns; the importance of a group is a Taylor
 estimate of what the loss would change without it, from one backward pass over a few sequences.
@@ -33,16 +33,16 @@ from ._taylor import taylor_scores
 class LLMPruner(Method):
     """Remove heads and MLP channels by Taylor scores.
 
-    The same fraction goes from each layer of a range. With weights ``w``, gradient ``g`` of the
+    The same fraction of each layer of a range is removed. With weights ``w``, gradient ``g`` of the
     mean loss of one batch and ``F`` the mean over sequences of their squared gradients, a weight
     scores ``w g`` (first order) or ``w g - w F w / 2`` (mixed). Absolute scores are summed over a
-    group; ``vectorize`` takes the absolute value only after summing over each row or column. The
-    share is solved for the asked sparsity by exact count.
+    group; ``vectorize`` uses the absolute value only after summing over each row or column. The
+    fraction is solved for the target sparsity by exact count.
 
     Attributes:
         importance: ``"param_first"``, ``"param_mix"`` or ``"vectorize"``.
-        start: First layer pruned: an index, or a share of the layers (rounded up).
-        stop: Layer behind the last one pruned: an index, or a share (rounded down). The defaults
+        start: First layer pruned: an index, or a fraction of the layers (rounded up).
+        stop: Layer after the last one pruned: an index, or a fraction (rounded down). The defaults
             are layers 4 to 29 of 32.
         n_samples: Calibration sequences, one batch.
         length: Tokens of each.
@@ -51,13 +51,13 @@ class LLMPruner(Method):
         LLM-Pruner, arXiv:2305.11627, sections 3.1 and 3.2, equations 3 to 6.
 
     Differs from the released code:
-        Biases are scored and go with their rows (its models had none), which also brings OPT,
+        Biases are scored and removed with their rows (its models had none), which also brings OPT,
         GPT-2 and GPT-NeoX. With grouped keys, a key-value head is scored with the query heads that
         attend to it; the released folding of longer rows pairs head ``i`` with ``i`` modulo the
         number of key-value heads. At least one head and one channel of a layer stay. Sequences
-        come from the run's calibration texts instead of BookCorpus. Its default share is 0.2
-        whatever that removes; here the asked share of all parameters decides. It cannot be wrapped:
-        it is scripts with model classes of their own for Llama and a few more.
+        come from the run's calibration texts instead of BookCorpus. Its default fraction is 0.2
+        whatever that removes; here the target sparsity of all parameters decides. It cannot be
+        wrapped: it is scripts with model classes of their own for Llama and a few more.
     """
 
     name: ClassVar[str] = "llm-pruner"
@@ -82,7 +82,7 @@ class LLMPruner(Method):
     length: int = 64
 
     def unsupported(self, decoder: Decoder) -> str | None:
-        """Families whose heads cannot be told apart."""
+        """Families whose heads cannot be separated."""
         return reason_against(decoder.family) or super().unsupported(decoder)
 
     def calibration_key(self) -> str:
@@ -91,7 +91,7 @@ class LLMPruner(Method):
         return f"{self.name}-{content_key(fields)[:12]}"
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
-        """Score every head and channel of every layer, beside the shared statistics."""
+        """Score every head and channel of every layer, as well as the shared statistics."""
         tokens = loss_sample(batches, self.n_samples, self.length)
         scores = taylor_scores(decoder, tokens, self.importance)
         shared = measure(decoder, tokens)
@@ -110,7 +110,7 @@ class LLMPruner(Method):
         if not 0 <= start < stop <= n_layers:
             raise ConfigError(
                 f"{self.name} prunes layers [{start}, {stop}) of {n_layers}: give start and stop "
-                f"as indices with 0 <= start < stop <= {n_layers}, or as shares of the layers"
+                f"as indices with 0 <= start < stop <= {n_layers}, or as fractions of the layers"
             )
         return range(start, stop)
 
@@ -122,7 +122,7 @@ class LLMPruner(Method):
         batches: Tensor,
         seed: int,
     ) -> Pruned:
-        """Solve the share, drop the lowest groups of each layer, and build the model."""
+        """Solve the fraction, drop the lowest groups of each layer, and build the model."""
         plan = Plan.dense(decoder.n_layers)
         ratio = self.ratio(decoder, sparsity)
         chosen = self.layers(decoder.n_layers)
@@ -157,7 +157,7 @@ class LLMPruner(Method):
         return [coupling for index in chosen for coupling in layer_groups(decoder, index)]
 
     def ratio(self, decoder: Decoder, sparsity: float) -> float:
-        """The share of heads and channels to remove that comes nearest to a sparsity.
+        """The fraction of heads and channels to remove that comes nearest to a sparsity.
 
         Raises:
             UnsupportedModelError: If the range of layers holds too few parameters.
@@ -176,8 +176,8 @@ class LLMPruner(Method):
             raise UnsupportedModelError(
                 f"sparsity {sparsity} cannot be reached by {self.name}: with one head and one "
                 f"channel left in each of layers [{chosen.start}, {chosen.stop}) of "
-                f"{decoder.name}, {above:.1%} of the parameters are gone; ask for less, or widen "
-                "start and stop"
+                f"{decoder.name}, {above:.1%} of the parameters are removed; choose a lower "
+                "sparsity, or widen start and stop"
             )
         return low if sparsity - below <= abs(above - sparsity) else high
 
@@ -189,7 +189,7 @@ class LLMPruner(Method):
 
 
 def n_removed(coupling: Coupling, ratio: float) -> int:
-    """How many groups go for a share: counted in rows and rounded down to whole groups.
+    """How many groups a fraction removes: counted in rows and rounded down to whole groups.
 
     At least one group stays.
 
@@ -202,7 +202,7 @@ def n_removed(coupling: Coupling, ratio: float) -> int:
 
 
 def removed_parameters(couplings: Iterable[Coupling], ratio: float) -> int:
-    """Parameters that go with a share of every coupling's groups."""
+    """Parameters that are removed with a fraction of every coupling's groups."""
     return sum(n_removed(coupling, ratio) * coupling.parameters for coupling in couplings)
 
 

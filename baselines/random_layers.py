@@ -19,10 +19,11 @@ from streamline.plan import Plan
 class RandomLayers(DepthMethod):
     """Remove layers drawn uniformly, by the run's seed.
 
-    One seed is one order of all layers, so what goes at a low sparsity also goes at a higher one.
+    One seed is one order of all layers, so layers removed at a low sparsity are removed at a higher
+    one too.
 
     Attributes:
-        draw: Further number mixed into the seed, to have several draws within one run.
+        draw: Further number mixed into the seed, for more than one draw within a run.
 
     Reference:
         None: a control.
@@ -46,7 +47,7 @@ class RandomLayers(DepthMethod):
         batches: Tensor,
         seed: int,
     ) -> Pruned:
-        """Take out the first layers of the seed's order."""
+        """Remove the first layers of the seed's order."""
         n_remove = layers_to_remove(decoder, sparsity)
         return Pruned(self._plan(decoder.n_layers, n_remove, seed))
 

@@ -1,7 +1,7 @@
 """ReplaceMe: one linear map for a run of layers, folded into the MLP before it.
 
-The map takes the place of the run in closed form and is multiplied into the down projection of the
-layer before, so that the pruned model has no new parameter and no new code.
+The map replaces the run in closed form and is multiplied into the down projection of the layer
+before, so the pruned model has no new parameter and no new code.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class ReplaceMe(Method):
     """Drop a span; fold a linear map into the MLP before.
 
     The map solves ``M T = h_stop - (h_start - M)`` by least squares, with ``M`` the MLP output
-    before the cut: ``h_start = M + Y``, where ``Y`` is all that reaches the cut beside the MLP's
+    before the cut: ``h_start = M + Y``, where ``Y`` is all that reaches the cut except the MLP's
     output. With ``T`` folded into the projection that makes ``M``, that layer gives ``M T + Y``,
     the best guess at the states after the run.
 
     Attributes:
         distance: What the run is chosen by: ``"cosine"`` of all tokens, or ``"angle"`` of the last.
-        ridge: Penalty on ``T``, as a share of the mean square of ``M``; for least squares.
+        ridge: Penalty on ``T``, as a fraction of the mean square of ``M``; for least squares.
         objective: ``"least-squares"`` in closed form, or ``"cosine"``: the mean cosine distance
             between ``M T + Y`` and ``h_stop``, by Adam from the identity.
         epochs: Passes over the calibration tokens; this and the next two for the cosine only.
@@ -49,11 +49,11 @@ class ReplaceMe(Method):
     Differs from the released code:
         It forms the normal equations with penalty 0 by default; the small relative penalty here
         keeps them solvable with fewer tokens than dimensions. It chooses the run by the angle at
-        the last token, offered here as ``distance="angle"``. States behind the last layer are
-        taken before the final norm. For the cosine it compares ``M T`` with ``h_stop - Y`` unless
-        asked for its accurate form, which is the one here, and keeps states in bfloat16 (here
-        float32, three vectors for each calibration token). One run is replaced; several runs at
-        once are left out.
+        the last token, offered here as ``distance="angle"``. States after the last layer are
+        read before the final norm. For the cosine it compares ``M T`` with ``h_stop - Y`` except
+        in its accurate form, which is the one here, and keeps states in bfloat16 (here
+        float32, three vectors for each calibration token). One run is replaced; replacing
+        several at once is left out.
     """
 
     name: ClassVar[str] = "replaceme"
@@ -75,7 +75,7 @@ class ReplaceMe(Method):
             )
 
     def unsupported(self, decoder: Decoder) -> str | None:
-        """Models that normalise the MLP's output before it is added cannot take a folded map."""
+        """Models that normalise the MLP's output before it is added: no map can be folded there."""
         if decoder.family.extra_norms:
             return (
                 f"{self.name} folds a map into the MLP's output projection, and "
@@ -84,7 +84,7 @@ class ReplaceMe(Method):
         if not getattr(decoder.config, "do_layer_norm_before", True):
             return (
                 f"{self.name} needs the residual stream before the norm, and {decoder.name} "
-                "normalises behind the addition"
+                "normalises after the addition"
             )
         return super().unsupported(decoder)
 
@@ -92,13 +92,13 @@ class ReplaceMe(Method):
         """The run to replace: the nearest in distance that leaves a layer before it.
 
         Raises:
-            UnsupportedModelError: If all layers would go.
+            UnsupportedModelError: If all layers would be removed.
         """
         n = calibration.n_layers
         if n_remove >= n:
             raise UnsupportedModelError(
                 f"{self.name} keeps the layer before the run, so at most {n - 1} of {n} layers can "
-                f"go, not {n_remove}; ask for a lower sparsity"
+                f"be removed, not {n_remove}; choose a lower sparsity"
             )
         values = calibration.angle if self.distance == "angle" else -calibration.cosine
         start = 1 + int(torch.argmin(values.diagonal(n_remove)[1:]))
@@ -151,7 +151,7 @@ class ReplaceMe(Method):
         )
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
-        """The count from the layers that would go; the map adds nothing."""
+        """The count from the layers that would be removed; the map adds nothing."""
         n_remove = layers_to_remove(decoder, sparsity)
         dense = decoder.n_parameters()
         return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
@@ -167,8 +167,8 @@ def fit(
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T].
         span: The run of layers, starting at 1 or later.
-        ridge: Penalty as a share of the mean square of the MLP output.
-        batch_tokens: Tokens walked at once.
+        ridge: Penalty as a fraction of the mean square of the MLP output.
+        batch_tokens: Tokens per forward pass.
 
     Returns:
         ``T`` [D, D], float64 on the CPU, for row vectors (``M T``), and the relative squared error
@@ -202,7 +202,7 @@ def states(
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T].
         span: The run of layers, starting at 1 or later.
-        batch_tokens: Tokens walked at once.
+        batch_tokens: Tokens per forward pass.
 
     Yields:
         The MLP output before the span and the states at its two ends, [tokens, D] each, float64 on
@@ -238,7 +238,7 @@ def fold(decoder: Decoder, index: int, transform: Tensor) -> nn.Module:
         transform: ``T``, [D, D].
 
     Returns:
-        A layer of the same class that shares no tensor with the model.
+        A layer of the same class that has no tensor in common with the model.
     """
     layer = copy.deepcopy(decoder.layers[index], {id(decoder.config): decoder.config})
     out: Any = submodule(layer, decoder.family.mlp_out)

@@ -1,7 +1,7 @@
 """Shortened LLaMA: rank each layer by itself (loss without it, Taylor, magnitude), remove at once.
 
-Three registered methods share one order-by-score rule. Scores are measured once per model, so one
-calibration serves every sparsity.
+Three registered methods have one rule: order layers by score. Scores are measured once per model,
+so one calibration serves every sparsity.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ShortenedLlama(DepthMethod):
     Attributes:
         n_samples: Calibration sequences scored.
         length: Tokens of each.
-        plus: The "+" rule: the first and last layers go only when no other is left.
+        plus: The "+" rule: the first and last layers are removed only when no other remains.
         keep_first: How many first layers the rule keeps.
         keep_last: How many last layers the rule keeps.
 
@@ -55,7 +55,7 @@ class ShortenedLlama(DepthMethod):
 
     @abstractmethod
     def scores(self, decoder: Decoder, tokens: Tensor) -> tuple[list[float], dict[str, Any]]:
-        """Score every layer; the lowest goes first.
+        """Score every layer; the lowest is removed first.
 
         Args:
             decoder: The dense model; left as it was.
@@ -70,7 +70,7 @@ class ShortenedLlama(DepthMethod):
         return f"{self.name}-{content_key([self.n_samples, self.length])[:12]}"
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
-        """Score each layer, beside the shared statistics of the same tokens."""
+        """Score each layer, as well as the shared statistics of the same tokens."""
         tokens = loss_sample(batches, self.n_samples, self.length)
         scores, facts = self.scores(decoder, tokens)
         shared = measure(decoder, tokens)
@@ -85,7 +85,7 @@ class ShortenedLlama(DepthMethod):
         return sorted(range(n), key=lambda i: (i in kept, scores[i], i))
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        """Take out the first layers of the order."""
+        """Remove the first layers of the order."""
         return Plan.drop(calibration.n_layers, self.order(calibration)[:n_remove])
 
     def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:
@@ -102,9 +102,9 @@ class ShortenedLlamaPPL(ShortenedLlama):
     """Remove the layers without which the loss is least.
 
     Differs from the released code:
-        It rebuilds the model once per layer; here all variants are walked as one trie. It ranks by
-        perplexity, the same order as by loss. It applies the "+" rule to this criterion too; the
-        paper does so only for magnitude and Taylor, so it is off here (``plus``).
+        It rebuilds the model once per layer; here all variants are evaluated jointly, as one trie.
+        It ranks by perplexity, the same order as by loss. It applies the "+" rule to this criterion
+        too; the paper does so only for magnitude and Taylor, so it is off here (``plus``).
         Sequences come from the run's calibration texts instead of BookCorpus.
     """
 
@@ -128,7 +128,7 @@ class ShortenedLlamaTaylor(ShortenedLlama):
 
     The score is ``sum |w * dL/dw|`` over a layer's weights ("Taylor+" with the rule). ``L`` is the
     mean token loss of all sequences as one batch, so products are summed with their sign over the
-    batch before the absolute value is taken. A layer's weights are its parameters named ``weight``:
+    batch before the absolute value. A layer's weights are its parameters named ``weight``:
     projections and norms; biases are left out, and nothing outside the layers counts.
 
     Differs from the released code:
@@ -140,7 +140,7 @@ class ShortenedLlamaTaylor(ShortenedLlama):
     name: ClassVar[str] = "shortened-llama-taylor"
 
     def scores(self, decoder: Decoder, tokens: Tensor) -> tuple[list[float], dict[str, Any]]:
-        """First-order Taylor scores; gradients are taken apart layer by layer and not kept."""
+        """First-order Taylor scores; gradients are used layer by layer and not kept."""
         return taylor_scores(decoder, tokens), {"backward_passes": 1}
 
 
@@ -184,8 +184,8 @@ def taylor_scores(decoder: Decoder, tokens: Tensor) -> list[float]:
     owners = {w: i for i in range(decoder.n_layers) for w in layer_weights(decoder, i)}
     scores = [0.0] * decoder.n_layers
 
-    def take(weight: torch.nn.Parameter, gradient: Tensor) -> None:
+    def add(weight: torch.nn.Parameter, gradient: Tensor) -> None:
         scores[owners[weight]] += absolute_sum(weight.detach().float() * gradient.float())
 
-    each_gradient(decoder, tokens, list(owners), take)
+    each_gradient(decoder, tokens, list(owners), add)
     return scores

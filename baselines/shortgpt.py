@@ -1,4 +1,4 @@
-"""ShortGPT: take out the layers of least block influence, all at once."""
+"""ShortGPT: remove the layers of least block influence, all at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class ShortGPT(DepthMethod):
 
     It is ``BI = 1 - E[cos(x_i, x_{i+1})]`` over tokens, where ``x_i`` and ``x_{i+1}`` are a layer's
     input and output. Scores are measured once on the dense model and not again; the removed layers
-    need not be neighbours. Equal scores: the deeper goes first.
+    need not be neighbours. Of equal scores the deeper layer is removed first.
 
     Reference:
         ShortGPT, arXiv:2403.03853, equation 1.
 
     Differs from the paper:
-        The run's calibration texts in place of PG19. The last layer's output is its own, before
+        The run's calibration texts instead of PG19. The last layer's output is its own, before
         the final norm, which keeps it comparable with the others; reimplementations that read
         Hugging Face's ``output_hidden_states`` compare it after the norm.
     """
@@ -31,7 +31,7 @@ class ShortGPT(DepthMethod):
     paper: ClassVar[str] = "arXiv:2403.03853"
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        """Take out the layers of lowest influence."""
+        """Remove the layers of lowest influence."""
         return Plan.drop(calibration.n_layers, self._order(calibration)[:n_remove])
 
     def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:

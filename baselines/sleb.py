@@ -1,4 +1,4 @@
-"""SLEB: take out one layer after another, each time the one whose loss without it is lowest."""
+"""SLEB: remove one layer after another, each time the one whose loss without it is lowest."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class SLEB(Method):
 
     Each round tries every remaining layer and removes the best. The rounds do not depend on the
     sparsity, so the first ones are searched once at calibration and serve every sparsity; pruning
-    goes on from there if more layers must go. A round costs one walk of a trie, about half the
-    layer runs of trying the candidates one by one, and the whole head only for those that could be
-    the best.
+    resumes there if more layers must be removed. A round costs one forward pass of a trie, about
+    half the layer runs of trying the candidates one by one, and the whole head only for those that
+    could be the best.
 
     Attributes:
         n_samples: Calibration sequences per trial; None for all.
         length: Tokens of each; None for all.
-        keep_first: First layers that are never removed while others are left.
-        keep_last: Last layers that are never removed while others are left.
-        search_share: Share of the layers that calibration puts in order beforehand.
+        keep_first: First layers that are never removed while others remain.
+        keep_last: Last layers that are never removed while others remain.
+        search_share: Fraction of the layers that calibration orders beforehand.
 
     Reference:
         SLEB, arXiv:2402.09025, algorithm 1.
@@ -62,10 +62,10 @@ class SLEB(Method):
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0.0 <= self.search_share <= 1.0:
-            raise ConfigError(f"search_share is a share in [0, 1], got {self.search_share}")
+            raise ConfigError(f"search_share is a fraction in [0, 1], got {self.search_share}")
 
     def calibration_key(self) -> str:
-        """One search per setting of the fields."""
+        """One search per combination of the fields."""
         fields = [
             self.n_samples, self.length, self.keep_first, self.keep_last, self.search_share
         ]  # fmt: skip
@@ -97,11 +97,11 @@ class SLEB(Method):
             nodes = [node for node in nodes if node.layer != earlier.unit]
         losses = LossSearch([dense_path(decoder)], tokens)
         while len(rounds) < n_remove:
-            places = self._candidates(len(nodes))
-            paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in places]
+            positions = self._candidates(len(nodes))
+            paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in positions]
             with part(len(rounds), n_remove):
                 found = losses.least(paths)
-            rounds.append(Round.of(nodes.pop(places[found.index]).layer, found))
+            rounds.append(Round.of(nodes.pop(positions[found.index]).layer, found))
         return rounds
 
     def prune(
@@ -112,7 +112,7 @@ class SLEB(Method):
         batches: Tensor,
         seed: int,
     ) -> Pruned:
-        """Take the first rounds of the search, going on with it where calibration stopped."""
+        """Apply the first rounds of the search, resuming it where calibration stopped."""
         n_remove = layers_to_remove(decoder, sparsity)
         if n_remove == 0:
             return Pruned(Plan.dense(decoder.n_layers))
@@ -122,12 +122,12 @@ class SLEB(Method):
         return Pruned(Plan.drop(decoder.n_layers, order), notes=notes(rounds, order))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
-        """The count from the layers that would go."""
+        """The count from the layers that would be removed."""
         n_remove = layers_to_remove(decoder, sparsity)
         dense = decoder.n_parameters()
         return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
 
     def _candidates(self, n_alive: int) -> range:
-        """Places on the current path that may go: not the barriers, unless only they are left."""
+        """Positions on the path that may be removed: the kept ends only if nothing else remains."""
         inner = range(self.keep_first, n_alive - self.keep_last)
         return inner if len(inner) else range(n_alive)

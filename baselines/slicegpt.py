@@ -1,4 +1,4 @@
-"""SliceGPT: rotate the residual stream onto its principal directions and cut off the last ones.
+"""SliceGPT: rotate the residual stream onto its principal directions and drop the last ones.
 
 Every layer stays, each narrower; what runs is a model of its own, with a small matrix on the
 residual at each addition. Those matrices and the head, which can no longer be tied, are counted.
@@ -35,20 +35,21 @@ class SliceGPT(Method):
         orientation: ``"random"`` turns the kept directions by a random rotation, drawn from the
             run's seed; ``"pca"`` leaves them in order of variance.
         round_interval: ``d`` is a multiple of it.
-        max_slicing: Largest share of the width that may go. A sparsity that needs more is refused
-            with the count: on small models with a tied head, untying costs what slicing saves.
+        max_slicing: Largest fraction of the width that may be removed. A sparsity that needs more
+            is refused with the count: on small models with a tied head, untying costs what slicing
+            saves.
 
     Reference:
         SliceGPT, arXiv:2401.15024, section 3.
 
     Differs from the released code:
-        The share is not a slicing level but the counted parameters, and the width is solved for it.
-        The mean is taken out of the embeddings of LayerNorm models only (released: always, which
-        changes RMSNorm models). Norms keep the model's own eps (released: 1e-5). The random
+        The sparsity is not a slicing level but the counted parameters, and the width is solved for
+        it. The mean is removed from the embeddings of LayerNorm models only (released: always,
+        which changes RMSNorm models). Norms keep the model's own eps (released: 1e-5). The random
         rotation is seeded. Calibration text is the run's, not WikiText-2. Residual dropout is that
-        of the family. A block with parallel halves has one basis.
-        The released package cannot be wrapped: it pins transformers 4.42.4, whose layer classes it
-        subclasses, and covers only Llama, OPT and Phi.
+        of the family. A block with parallel sublayers has one basis. The released package cannot be
+        wrapped: it pins transformers 4.42.4, whose layer classes it subclasses, and covers only
+        Llama, OPT and Phi.
     """
 
     name: ClassVar[str] = "slicegpt"
@@ -69,7 +70,7 @@ class SliceGPT(Method):
     max_slicing: float = 0.5
 
     def unsupported(self, decoder: Decoder) -> str | None:
-        """Models whose norms do not stand alone between residual and projections."""
+        """Models whose norms are not all directly between residual and projections."""
         config: Any = decoder.config
         if decoder.family.extra_norms:
             return (
@@ -77,7 +78,7 @@ class SliceGPT(Method):
                 "puts a norm with a scale of its own between the projection and the residual"
             )
         if not getattr(config, "do_layer_norm_before", True):
-            return f"{self.name} needs norms before the projections; {decoder.name} has them behind"
+            return f"{self.name} needs norms before the projections; {decoder.name} has them after"
         if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
             return f"{self.name} needs embeddings of the hidden size; {decoder.name} projects them"
         if decoder.family.name == "gpt2":
@@ -131,8 +132,8 @@ class SliceGPT(Method):
         def fraction(width: int) -> float:
             return removed_fraction(dense, sliced_parameters(decoder, width)["total"])
 
-        place = bisect_left(widths, -sparsity, key=lambda width: -fraction(width))
-        near = [w for w in widths[max(0, place - 1) : place + 1] if fraction(w) > 0.0]
+        index = bisect_left(widths, -sparsity, key=lambda width: -fraction(width))
+        near = [w for w in widths[max(0, index - 1) : index + 1] if fraction(w) > 0.0]
         tolerance = mean_layer_parameters(decoder) / dense / 2
         if not near or fraction(near[0]) < sparsity - tolerance and near[0] == narrowest:
             raise UnsupportedModelError(self._arithmetic(decoder, sparsity, narrowest))
@@ -147,13 +148,13 @@ class SliceGPT(Method):
 
     def _arithmetic(self, decoder: Decoder, sparsity: float, width: int) -> str:
         dense, parts = decoder.n_parameters(), sliced_parameters(decoder, width)
-        share = removed_fraction(dense, parts["total"])
-        verb = f"removes {share:.1%}" if share > 0 else f"adds {-share:.1%}"
+        removed = removed_fraction(dense, parts["total"])
+        verb = f"removes {removed:.1%}" if removed > 0 else f"adds {-removed:.1%}"
         return (
             f"{self.name} cannot remove {sparsity:.1%} of {decoder.name}: slicing "
             f"{decoder.hidden_size} to {width} leaves embeddings {parts['embeddings']:,} + untied "
             f"head {parts['head']:,} + blocks {parts['blocks']:,} + shortcuts "
             f"{parts['shortcuts']:,} = {parts['total']:,} of {dense:,} parameters, which {verb}; "
             f"max_slicing={self.max_slicing} and round_interval={self.round_interval} allow no "
-            "better: ask for another sparsity or change them"
+            "better: choose another sparsity or change them"
         )

@@ -23,7 +23,7 @@ from ._sizes import smaller_releases
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Text that two tokenizers must cut and number alike.
+#: Text for which two tokenizers must give the same ids.
 _PROBE = (
     "The 12 quick-brown foxes didn't jump over 3,456 lazy dogs; naïve Ångström café — "
     "\tdef f(x):\n    return x ** 2  # 你好, Привет, 🙂\n\n  Doubled  spaces, too."
@@ -32,12 +32,12 @@ _PROBE = (
 
 @dataclass(frozen=True, kw_only=True)
 class SmallerDense(Method):
-    """Take the released model of nearest size instead.
+    """Use the released model of nearest size instead.
 
-    Of the smaller models that share the tokenizer, the one is taken whose counted parameters are
-    nearest to the asked share; of two equally near ones the larger. Families have few sizes, so
-    what is achieved may be far from what is asked: both stand in the record. No layer of the dense
-    model is kept; calibration is not looked at.
+    Of the smaller models with the same tokenizer, the one whose counted parameters are nearest to
+    the target replaces the model; of two equally near ones the larger. Families have few sizes, so
+    the achieved sparsity may be far from the target: both are in the record. No layer of the dense
+    model is kept, and calibration is not used.
 
     Attributes:
         model: The smaller model (short name, hub id or folder); None for the family's own.
@@ -74,8 +74,8 @@ class SmallerDense(Method):
         """Load the model of nearest size.
 
         Raises:
-            UnsupportedModelError: If there is no smaller model, it cannot be had, or its tokenizer
-                is another one.
+            UnsupportedModelError: If there is no smaller model, it cannot be loaded, or its
+                tokenizer is another one.
         """
         if check_sparsity(sparsity) == 0.0:
             return Pruned(Plan.dense(decoder.n_layers))
@@ -87,7 +87,7 @@ class SmallerDense(Method):
                 model, _ = load_model(name, device=decoder.device, dtype=decoder.dtype)
         except AssetError as error:
             raise UnsupportedModelError(
-                f"{self.name} cannot have {name} in the place of {decoder.name}: {error}"
+                f"{self.name} cannot load {name} to replace {decoder.name}: {error}"
             ) from error
         if model is None:
             raise UnsupportedModelError(
@@ -109,7 +109,7 @@ class SmallerDense(Method):
 
         Raises:
             UnsupportedModelError: If no candidate is smaller than the dense model, or a config
-                cannot be had.
+                cannot be read.
         """
         names = (self._known(decoder) or ()) if self.model is None else (self.model,)
         dense = decoder.n_parameters()
@@ -130,7 +130,7 @@ class SmallerDense(Method):
         return min(smaller.items(), key=lambda item: (abs(item[1] - target), -item[1]))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
-        """The count of the model that would be taken."""
+        """The count of the model that would be loaded."""
         dense = decoder.n_parameters()
         if check_sparsity(sparsity) == 0.0:
             return Size(dense, dense)
@@ -142,10 +142,10 @@ class SmallerDense(Method):
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give every text the same numbers, as far as can be seen.
+    """Whether two tokenizers give every text the same ids, as far as a probe shows.
 
-    Their ordinary tokens, the end of sequences, and a text with digits, code and
-    several scripts must agree. Added special tokens that no text of a benchmark holds may differ.
+    Their ordinary tokens, the end of sequences, and a text with digits, code and many scripts must
+    agree. Added special tokens, which no text of a benchmark holds, may differ.
     """
 
     def ordinary(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

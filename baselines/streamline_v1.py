@@ -1,8 +1,8 @@
-"""The comparison set of LLM-Streamline's first version: what to put in the place of the span.
+"""The comparison set of LLM-Streamline's first version: what replaces the span.
 
 Five methods that differ in the network alone: an MLP d-2d-d or a decoder layer, once or applied
 once per removed layer with shared parameters, or one MLP for each removed layer. The sixth of the
-set, nothing with LoRA of as many trained parameters, is the recovery stage crossed with
+set, nothing with LoRA of as many trained parameters, is the LoRA stage crossed with
 ``llm-streamline-none``.
 """
 
@@ -28,7 +28,7 @@ _LENGTH = 2048
 def v1_recipe() -> Recipe:
     """20,000 samples in batches of 2,048 at 1e-3 for five epochs, as for Llama-2-7B.
 
-    For OPT-1.3B and 2.7B the first version takes 3,000 samples in batches of 512 at 4e-4. What it
+    For OPT-1.3B and 2.7B the first version uses 3,000 samples in batches of 512 at 4e-4. What it
     leaves open (schedule, weight decay, clipping) is as in the later release.
     """
     return Recipe(
@@ -100,10 +100,10 @@ class StreamlineV1MultipleMLP(StreamlineReplacement):
         """Choose the span and make one student for each of its layers."""
         pruned = super().prune(decoder, calibration, sparsity, batches, seed)
         students = []
-        for whole in pruned.students:
-            assert isinstance(whole.module, Stack)
-            for layer, part in zip(whole.span.layers, whole.module.sequence(), strict=True):
-                students.append(replace(whole, span=Span(layer, layer + 1), module=part))
+        for student in pruned.students:
+            assert isinstance(student.module, Stack)
+            for layer, part in zip(student.span.layers, student.module.sequence(), strict=True):
+                students.append(replace(student, span=Span(layer, layer + 1), module=part))
         return replace(pruned, students=students)
 
 

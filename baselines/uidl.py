@@ -1,4 +1,4 @@
-"""UIDL: take out the run of layers across which the last token's state turns least."""
+"""UIDL: remove the run of layers across which the last token's state turns least."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class UIDL(DepthMethod):
     """Remove the span with least angle between its ends.
 
     The span is ``[l, l + n)`` with the least mean angle between the states at ``l`` and ``l + n``.
-    The angle ``arccos(cos(x_l, x_{l+n})) / pi`` is taken at the last token of each sequence and the
-    angles, not the cosines, are averaged. One pass serves every ``n``.
+    The angle ``arccos(cos(x_l, x_{l+n})) / pi`` is measured at the last token of each sequence and
+    the angles, not the cosines, are averaged. One pass serves every ``n``.
 
     Reference:
         The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887, section 3.2.
 
     Differs from the paper:
-        The run's calibration texts in place of C4. Healing is a stage of the run and not part of
-        the method. The state behind the last layer is the layer's own output. Common
-        reimplementations read it after the final norm and cannot choose a run that starts at
+        The run's calibration texts instead of C4. LoRA fine-tuning ("healing") is a stage of the
+        run and not part of the method. The state after the last layer is the layer's own output.
+        Common reimplementations read it after the final norm and cannot choose a run that starts at
         layer 0; here every start is a candidate.
     """
 
@@ -34,7 +34,7 @@ class UIDL(DepthMethod):
     paper: ClassVar[str] = "arXiv:2403.17887"
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        """Take out the run of least angle; the first of equal ones."""
+        """Remove the run of least angle; the first of equal ones."""
         start = int(torch.argmin(calibration.angle.diagonal(n_remove)))
         return Plan.drop(calibration.n_layers, range(start, start + n_remove))
 

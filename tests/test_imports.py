@@ -71,7 +71,6 @@ _NOT_YET = frozenset(
         "circle: evaluation.scoring.score, evaluation.streamed, methods.loss",
         "circle: streaming.decoder, streaming.order",
         "full: run",
-        "long: baselines.laco",
         "long: evaluation.session",
         "long: training.state",
     }

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from streamline.baselines.laco import Collapse, LaCo, LaCoRelease, Merge, collapse, merge_layers
+from streamline.baselines._collapsing import Collapse, Merge, collapse, merge_layers
+from streamline.baselines.laco import LaCo, LaCoRelease
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
@@ -153,7 +154,9 @@ def test_the_release_rule_gives_another_model_under_its_own_name(tiny_llama):
 
 def test_what_cannot_be_merged_is_refused(tiny_llama):
     decoder = Decoder(tiny_llama(n_layers=4))
-    with pytest.raises(UnsupportedModelError, match="layers_per_merge=1 cannot take 1 of 4 layers"):
+    with pytest.raises(
+        UnsupportedModelError, match="layers_per_merge=1 cannot remove 1 of 4 layers"
+    ):
         prune(decoder, LaCo(layers_per_merge=1), 0.15)
     with pytest.raises(ConfigError, match="at least 1 and lowest of at least 0, got 0, 2 and 1"):
         LaCo(layers_per_merge=0)

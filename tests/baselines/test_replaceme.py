@@ -96,15 +96,15 @@ def test_the_run_never_starts_at_layer_0(tiny_llama):
     for distance in ("cosine", "angle"):
         assert ReplaceMe(distance=distance).span(calibration, 1).start >= 1
         assert ReplaceMe(distance=distance).span(calibration, 3) == Span(1, 4)
-    with pytest.raises(UnsupportedModelError, match="at most 3 of 4 layers can go, not 4"):
+    with pytest.raises(UnsupportedModelError, match="at most 3 of 4 layers can be removed, not 4"):
         ReplaceMe().span(calibration, 4)
 
 
-def test_models_with_a_norm_behind_the_mlp_are_refused():
+def test_models_with_a_norm_after_the_mlp_are_refused():
     gemma = Decoder(tiny_model("gemma2", n_layers=2))
     assert "puts a norm between" in (ReplaceMe().unsupported(gemma) or "")
     post = Decoder(tiny_model("opt", n_layers=2, do_layer_norm_before=False))
-    assert "normalises behind the addition" in (ReplaceMe().unsupported(post) or "")
+    assert "normalises after the addition" in (ReplaceMe().unsupported(post) or "")
     assert ReplaceMe().unsupported(Decoder(tiny_model("llama", n_layers=2))) is None
 
 

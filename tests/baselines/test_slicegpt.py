@@ -216,7 +216,7 @@ def test_residual_dropout_is_that_of_the_family():
     ("family", "changes", "reason"),
     [
         ("gemma2", {}, "norm with a scale of its own"),
-        ("opt", {"do_layer_norm_before": False}, "has them behind"),
+        ("opt", {"do_layer_norm_before": False}, "has them after"),
         ("opt", {"word_embed_proj_dim": 16}, "projects them"),
         ("gpt2", {}, "the width of the embeddings"),
         ("bloom", {}, "slicegpt supports llama"),

@@ -130,5 +130,5 @@ def test_weights_that_cannot_be_had_are_a_refusal(models):
     model.config.name_or_path = "opt-1.3b"
     decoder = Decoder(model)
     method = SmallerDense(model=str(models / "small"))
-    with pytest.raises(UnsupportedModelError, match="cannot have .*small in the place of opt-1.3b"):
+    with pytest.raises(UnsupportedModelError, match="cannot load .*small to replace opt-1.3b"):
         method.prune(decoder, NOTHING, 0.25, TOKENS, 0)
