@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from streamline.cli import complete
-from streamline.cli.options import (
-    BatchTokens,
-    Compile,
-    Data,
-    DataDir,
-    Device,
-    DeviceMap,
-    Dtype,
-    Limit,
-    Model,
-    Stream,
-    TrustRemoteCode,
-    given,
-)
+from streamline.cli.options import Model, takes
 from streamline.cli.screen.show import show_failure, show_table
 
 __all__ = ["EPILOG", "command"]
@@ -35,45 +22,33 @@ Examples:
 """
 
 
+@takes(
+    "--limit",
+    "--device",
+    "--device-map",
+    "--stream",
+    "--dtype",
+    "--data-dir",
+    "--data",
+    "--batch-tokens",
+    "--compile",
+    "--trust-remote-code",
+)
 def command(
+    given: dict[str, Any],
     model: Model,
     tasks: Annotated[
         str,
         typer.Option(help="Tasks and groups, with commas between.", autocompletion=complete.tasks),
     ],
     out: Annotated[Path, typer.Option(help="File of the record; its samples lie beside it.")],
-    limit: Limit = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    stream: Stream = False,
-    dtype: Dtype = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    batch_tokens: BatchTokens = None,
-    compile: Compile = False,
-    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate a model on tasks and write one record."""
     from streamline.run.config import build_config
 
-    config = build_config(
-        given(
-            models=[model],
-            methods=["dense"],
-            tasks=tasks,
-            limit=limit,
-            device=device,
-            device_map=device_map,
-            stream=stream,
-            dtype=dtype,
-            data=data,
-            data_dir=data_dir,
-            batch_tokens=batch_tokens,
-            compile=compile,
-            trust_remote_code=trust_remote_code,
-            perplexity={"n_tokens": 0},  # perplexities are measured where they are asked for
-        )
-    )
+    alone = {"models": [model], "methods": ["dense"], "tasks": tasks}
+    # Perplexities are measured where they are asked for, among the tasks.
+    config = build_config(given | alone | {"perplexity": {"n_tokens": 0}})
     from streamline.cli.screen.bar import progress_display
     from streamline.run import pipeline
 

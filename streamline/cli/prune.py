@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.options import (
-    Calibration,
-    Device,
-    Dtype,
-    Method,
-    Model,
-    Objective,
-    Recovery,
-    Stream,
-    Suite,
-    TrainTokens,
-    TrustRemoteCode,
-    given,
-)
+from streamline.cli.options import Method, Model, takes
 
 __all__ = ["EPILOG", "command"]
 
@@ -33,43 +20,33 @@ Examples:
 """
 
 
+@takes(
+    "--recovery",
+    "--suite",
+    "--device",
+    "--stream",
+    "--dtype",
+    "--trust-remote-code",
+    "--calibration",
+    "--calibration-samples",
+    "--objective",
+    "--train-tokens",
+)
 def command(
+    given: dict[str, Any],
     model: Model,
     method: Method,
     sparsity: Annotated[str, typer.Option(help="Share of all parameters to remove, in [0, 1).")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",
-    recovery: Recovery = "none",
-    suite: Suite = None,
-    device: Device = None,
-    stream: Stream = False,
-    dtype: Dtype = None,
-    trust_remote_code: TrustRemoteCode = False,
-    calibration: Calibration = None,
-    objective: Objective = None,
-    train_tokens: TrainTokens = None,
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance."""
     from streamline.errors import ConfigError
     from streamline.run.config import build_config
 
-    config = build_config(
-        given(
-            models=[model],
-            methods=[method],
-            sparsities=sparsity,
-            seeds=seed,
-            recovery=recovery,
-            out=out,
-            device=device,
-            stream=stream,
-            dtype=dtype,
-            calibration=calibration and {"texts": calibration},
-            training=given(objective=objective, n_tokens=train_tokens) or None,
-            trust_remote_code=trust_remote_code,
-        ),
-        suite=suite,
-    )
+    cell = {"models": [model], "methods": [method], "sparsities": sparsity, "seeds": seed}
+    suite = given.pop("suite", None)
+    config = build_config({"recovery": "none"} | given | cell | {"out": out}, suite=suite)
     for flag in ("methods", "sparsities", "seeds", "recovery"):
         values = getattr(config, flag)
         if len(values) > 1:

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from streamline.cli.options import (
-    BatchTokens,
-    Calibration,
-    Compile,
-    Data,
-    DataDir,
-    Device,
-    DeviceMap,
-    DryRun,
-    Dtype,
-    Executor,
-    Limit,
-    Methods,
-    Models,
-    Objective,
-    Recovery,
-    Seeds,
-    Sparsities,
-    Stream,
-    Suite,
-    Tasks,
-    TrainTokens,
-    TrustRemoteCode,
-    given,
-)
+from streamline.cli.options import takes
 from streamline.cli.screen.show import show_failure, show_results
 
 __all__ = ["EPILOG", "command"]
@@ -47,62 +22,12 @@ A second run of the same command does only what is missing. Examples:
 """
 
 
-def command(
-    models: Models = None,
-    methods: Methods = None,
-    sparsities: Sparsities = None,
-    tasks: Tasks = None,
-    limit: Limit = None,
-    seed: Seeds = None,
-    recovery: Recovery = None,
-    suite: Suite = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; else out/run, or out/SUITE.")
-    ] = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    stream: Stream = False,
-    dtype: Dtype = None,
-    executor: Executor = None,
-    dry_run: DryRun = False,
-    data_dir: DataDir = None,
-    data: Data = None,
-    batch_tokens: BatchTokens = None,
-    compile: Compile = False,
-    trust_remote_code: TrustRemoteCode = False,
-    calibration: Calibration = None,
-    objective: Objective = None,
-    train_tokens: TrainTokens = None,
-) -> None:
+@takes()
+def command(given: dict[str, Any]) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
     from streamline.run.config import build_config
 
-    config = build_config(
-        given(
-            models=models,
-            methods=methods,
-            sparsities=sparsities,
-            tasks=tasks,
-            limit=limit,
-            seeds=seed,
-            recovery=recovery,
-            out=out,
-            device=device,
-            device_map=device_map,
-            stream=stream,
-            dtype=dtype,
-            executor=executor,
-            dry_run=dry_run,
-            data=data,
-            data_dir=data_dir,
-            batch_tokens=batch_tokens,
-            compile=compile,
-            trust_remote_code=trust_remote_code,
-            calibration=calibration and {"texts": calibration},
-            training=given(objective=objective, n_tokens=train_tokens) or None,
-        ),
-        suite=suite,
-    )
+    config = build_config(given, suite=given.pop("suite", None))
     if config.dry_run:
         from streamline.cli.screen.dry_run import show_plan
 
