@@ -83,11 +83,11 @@ def draw_lines(axes: Axes, lines: Sequence[Series], markers: bool = True) -> lis
     heights = _moved_apart(
         [(end - box.y0) / box.height for end in ends], _NAME_HEIGHT / (_AXES_FRACTION * height)
     )
-    for (name, x, y), place, colour in zip(lines, heights, colours, strict=True):
+    for (name, x, y), name_y, colour in zip(lines, heights, colours, strict=True):
         axes.annotate(
             name,
             (x[-1], y[-1]),
-            xytext=(1.04, place),
+            xytext=(1.04, name_y),
             textcoords="axes fraction",
             va="center",
             ha="left",

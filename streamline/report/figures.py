@@ -40,7 +40,7 @@ def sparsity_figure(records: Sequence[Record], measure: str = "accuracy") -> str
     """A summary measure against the target sparsity, one line for each method.
 
     Args:
-        records: Of one model; where a cell has several seeds, the line runs through their mean.
+        records: Of one model; where a cell has many seeds, the line runs through their mean.
         measure: ``accuracy``, ``relative_accuracy`` or ``stability``.
 
     Returns:
@@ -54,9 +54,9 @@ def sparsity_figure(records: Sequence[Record], measure: str = "accuracy") -> str
     axes = axes_with("target sparsity", _NAMES[measure])
     if dense is not None and measure != "stability":
         _dense_line(axes, 100 * dense)
-    targets = sorted({place for _, x, _ in lines for place in x})
+    targets = sorted({value for _, x, _ in lines for value in x})
     if len(targets) <= 8:
-        axes.set_xticks(targets, [f"{place:g}" for place in targets])
+        axes.set_xticks(targets, [f"{value:g}" for value in targets])
     draw_lines(axes, [(name, x, [100 * value for value in y]) for name, x, y in lines])
     return svg_text(axes, f"{measure}-{_model(records)}")
 
@@ -177,12 +177,12 @@ def layer_cosine_figure(cosine: Floats, lengths: Sequence[int], name: str = "") 
 
 
 def _means(
-    records: Sequence[Record], measure: str, place: Callable[[Record], float | None]
+    records: Sequence[Record], measure: str, x_of: Callable[[Record], float | None]
 ) -> list[Series]:
     """(method, x, mean y) over the finished cells, x ascending."""
     found: dict[str, dict[float, list[tuple[float, float]]]] = {}
     for record in sort_records(records):
-        x, y = place(record), getattr(record.summary, measure)
+        x, y = x_of(record), getattr(record.summary, measure)
         if record.status != "ok" or x is None or y is None:
             continue
         name = method_label(record.method, record.recovery)

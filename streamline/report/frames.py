@@ -36,9 +36,9 @@ _MEASURES = ("accuracy", "relative_accuracy", "stability")
 
 def sort_records(records: Sequence[Record]) -> list[Record]:
     """Records by model, sparsity, then in the order in which methods and recoveries appear."""
-    models = _places(record.model for record in records)
-    methods = _places(record.method for record in records)
-    recoveries = _places(record.recovery for record in records)
+    models = _first_indices(record.model for record in records)
+    methods = _first_indices(record.method for record in records)
+    recoveries = _first_indices(record.recovery for record in records)
     return sorted(
         records,
         key=lambda record: (
@@ -181,9 +181,9 @@ def _cell(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in CELL}
 
 
-def _places(names: Any) -> dict[str, int]:
-    """Name -> place of its first appearance."""
-    return {name: place for place, name in enumerate(dict.fromkeys(names))}
+def _first_indices(names: Any) -> dict[str, int]:
+    """Name -> index of its first appearance."""
+    return {name: index for index, name in enumerate(dict.fromkeys(names))}
 
 
 def _frame(rows: list[dict[str, Any]], last: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -196,8 +196,8 @@ def _frame(rows: list[dict[str, Any]], last: tuple[str, ...] = ()) -> pd.DataFra
 
 
 def _rank(name: str, last: tuple[str, ...]) -> int:
-    """0 for a column that stays, else its place among the last ones; ``x `` stands for a prefix."""
-    for place, start in enumerate(last, start=1):
+    """0 for a column that stays, else its index among the last ones; ``x `` is a prefix."""
+    for index, start in enumerate(last, start=1):
         if name == start or (start.endswith(" ") and name.startswith(start)):
-            return place
+            return index
     return 0

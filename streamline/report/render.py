@@ -48,23 +48,23 @@ def blocks(table: Table, width: int = 80) -> list[Table]:
     sizes = [
         max(
             len(line)
-            for text in (head, *(row[place] for row in table.rows))
+            for text in (head, *(row[index] for row in table.rows))
             for line in _lines(text)
         )
-        for place, head in enumerate(table.columns)
+        for index, head in enumerate(table.columns)
     ]
     key_width = sum(size + _GAP for size in sizes[: table.keys])
     chosen: list[list[int]] = [[]]
     used = key_width
-    for place in range(table.keys, len(table.columns)):
-        need = sizes[place] + _GAP
+    for index in range(table.keys, len(table.columns)):
+        need = sizes[index] + _GAP
         if chosen[-1] and used + need > width:
             chosen.append([])
             used = key_width
-        chosen[-1].append(place)
+        chosen[-1].append(index)
         used += need
     keys = list(range(table.keys))
-    return [_columns(table, keys + places) for places in chosen]
+    return [_columns(table, keys + indices) for indices in chosen]
 
 
 def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = False) -> str:
@@ -93,12 +93,12 @@ def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = Fal
             grid = RichTable(
                 box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
             )
-            for place, head in enumerate(block.columns):
+            for index, head in enumerate(block.columns):
                 grid.add_column(
-                    Text(head), justify="left" if place < table.words else "right", no_wrap=True
+                    Text(head), justify="left" if index < table.words else "right", no_wrap=True
                 )
-            for place, row in enumerate(block.rows):
-                if place in block.sections:
+            for index, row in enumerate(block.rows):
+                if index in block.sections:
                     grid.add_section()
                 grid.add_row(*(Text(cell) for cell in row))
             console.print(grid)
@@ -119,7 +119,7 @@ def markdown(table: Table) -> str:
     """A table as GitHub Markdown, without its title, its notes as a list below."""
     from tabulate import tabulate
 
-    sides = ["left" if place < table.words else "right" for place in range(len(table.columns))]
+    sides = ["left" if index < table.words else "right" for index in range(len(table.columns))]
     text = tabulate(
         [[_escape_markdown(cell) for cell in row] for row in table.rows],
         [_escape_markdown(_one_line(head)) for head in table.columns],
@@ -150,10 +150,10 @@ def latex(table: Table) -> str:
     comments = [f"% {note}" for line in (table.title, *table.notes) for note in line.split("\n")]
     spec = "l" * table.words + "r" * (len(heads) - table.words)
     body = [
-        ("\\midrule\n" if place in table.sections else "")
+        ("\\midrule\n" if index in table.sections else "")
         + " & ".join(_escape_latex(cell) for cell in row)
         + r" \\"
-        for place, row in enumerate(table.rows)
+        for index, row in enumerate(table.rows)
     ]
     return "\n".join(
         [
@@ -175,12 +175,12 @@ def latex(table: Table) -> str:
     )
 
 
-def _columns(table: Table, places: list[int]) -> Table:
+def _columns(table: Table, indices: list[int]) -> Table:
     """The same table with some of its columns."""
     return replace(
         table,
-        columns=tuple(table.columns[place] for place in places),
-        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
+        columns=tuple(table.columns[index] for index in indices),
+        rows=tuple(tuple(row[index] for index in indices) for row in table.rows),
     )
 
 

@@ -47,7 +47,7 @@ def write_report(
         records: Of the run.
         layout: Which published table is set beside the records, as ``report.layouts`` describes
             it; None for none.
-        layout_note: What is said in its place, such as why there is none.
+        layout_note: A sentence that replaces it, such as why there is none.
         command: The command line that repeats the run, if known.
 
     Returns:
@@ -116,7 +116,7 @@ def _render(name: str, **values: Any) -> str:
 
 
 def _inline(item: Figure) -> Any:
-    """SVG to stand inside a page: no prolog, ids of its own, the page's text colour as ink."""
+    """SVG inside a page: no prolog, ids of its own, no wider than it was drawn, the page's ink."""
     from markupsafe import Markup
 
     svg = item.svg[item.svg.index("<svg ") :]
@@ -124,5 +124,6 @@ def _inline(item: Figure) -> Any:
     svg = re.sub(r'id="([^"]+)"', rf'id="{item.name}.\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{item.name}.\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{item.name}.\1)", svg)
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
+    size = r'(<svg [^>]*?) width="([^"]*)" height="[^"]*"'
+    svg = re.sub(size, r'\1 style="max-width: \2"', svg, count=1)
     return Markup(svg.replace(INK, "currentColor"))

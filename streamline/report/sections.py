@@ -84,9 +84,9 @@ def run_sections(root: Path, records: Sequence[Record]) -> list[Section]:
             if name == model:
                 later = {label: rows for label, rows in lines.items() if _POST.search(label)}
                 first = {label: rows for label, rows in lines.items() if label not in later}
-                place, what = f"{model}-{sparsity:g}", f"{model}, target {sparsity:g}"
-                figures += _losses(first, place, what)
-                figures += _losses(later, f"{place}-post", f"{what}: post-training, next token")
+                cell, what = f"{model}-{sparsity:g}", f"{model}, target {sparsity:g}"
+                figures += _losses(first, cell, what)
+                figures += _losses(later, f"{cell}-post", f"{what}: post-training, next token")
         sections.append(Section(title=model, tables=run_tables(mine), figures=figures))
         tables, notes = chance_tables(root, mine)
         if tables or notes:

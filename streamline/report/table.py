@@ -98,9 +98,9 @@ def cells_table(
         rows=tuple(rows),
         keys=len(names),
         sections=frozenset(
-            place
-            for place in range(1, len(records))
-            if records[place].sparsity != records[place - 1].sparsity
+            index
+            for index in range(1, len(records))
+            if records[index].sparsity != records[index - 1].sparsity
         ),
         notes=tuple(notes),
     )

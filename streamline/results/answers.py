@@ -77,10 +77,10 @@ def align(dense: Answers, pruned: Answers) -> Answers:
     """
     if not dense.ids or not pruned.ids:
         raise ConfigError(f"Task {dense.task} has no questions on one side; evaluate it again.")
-    place = {name: number for number, name in enumerate(pruned.ids)}
-    only_dense = [name for name in dense.ids if name not in place]
+    index = {name: number for number, name in enumerate(pruned.ids)}
+    only_dense = [name for name in dense.ids if name not in index]
     only_pruned = sorted(set(pruned.ids) - set(dense.ids), key=_natural)
-    both = [(number, place[name]) for number, name in enumerate(dense.ids) if name in place]
+    both = [(number, index[name]) for number, name in enumerate(dense.ids) if name in index]
     differing = [
         dense.ids[mine]
         for mine, theirs in both
@@ -107,14 +107,14 @@ def align(dense: Answers, pruned: Answers) -> Answers:
     )
 
 
-def _take(answers: Answers, places: Sequence[int]) -> Answers:
+def _take(answers: Answers, indices: Sequence[int]) -> Answers:
     """The same answers in another order."""
     return Answers(
         task=answers.task,
-        ids=tuple(answers.ids[place] for place in places),
-        hashes=tuple(answers.hashes[place] for place in places),
-        correct=answers.correct[list(places)],
-        nll=None if answers.nll is None else tuple(answers.nll[place] for place in places),
+        ids=tuple(answers.ids[index] for index in indices),
+        hashes=tuple(answers.hashes[index] for index in indices),
+        correct=answers.correct[list(indices)],
+        nll=None if answers.nll is None else tuple(answers.nll[index] for index in indices),
         nll_name=answers.nll_name,
         metric=answers.metric,
     )

@@ -143,7 +143,7 @@ class Record(_Block):
     def build(cls, values: Mapping[str, Any]) -> Record:
         """Check a mapping and make a record of it.
 
-        NumPy scalars become Python's. NaN and infinities become null; their places are listed
+        NumPy scalars become Python's. NaN and infinities become null; their keys are listed
         under ``notes["not_finite"]`` and, unless there is a reason already, as the reason.
 
         Args:
@@ -204,7 +204,7 @@ def load(directory: str | Path) -> list[Record]:
 
 
 def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
-    """Put one record into the folder, in place of an earlier one of the same cell.
+    """Put one record into the folder; it replaces an earlier one of the same cell.
 
     Safe against other processes doing the same, and against being killed: the file is whole at
     any moment.
@@ -228,9 +228,9 @@ def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / _LOCK_NAME, timeout=_LOCK_SECONDS):
         records = [Record.build(item) for item in _read(path)] if path.is_file() else []
-        places = {old.identity: place for place, old in enumerate(records)}
-        if checked.identity in places:
-            records[places[checked.identity]] = checked
+        indices = {old.identity: index for index, old in enumerate(records)}
+        if checked.identity in indices:
+            records[indices[checked.identity]] = checked
         else:
             records.append(checked)
         _write(path, records)
@@ -325,7 +325,7 @@ def _finite(value: Any, where: str, lost: list[str]) -> Any:
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_finite(item, f"{where}[{place}]", lost) for place, item in enumerate(value)]
+        return [_finite(item, f"{where}[{index}]", lost) for index, item in enumerate(value)]
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return _finite(value.tolist(), where, lost)
     if isinstance(value, float) and not math.isfinite(value):

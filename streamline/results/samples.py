@@ -33,9 +33,9 @@ __all__ = ["COLUMNS", "read_samples", "samples_path", "write_samples"]
 # name -> (arrow type, may be null, meaning)
 COLUMNS: dict[str, tuple[str, bool, str]] = {
     "task": ("string", False, "the task's name in the record"),
-    "doc_id": ("int64", False, "place of the question in the task's split"),
+    "doc_id": ("int64", False, "index of the question in the task's split"),
     "doc_hash": ("string", False, "hash of the question, the same for every model"),
-    "option": ("int64", False, "place of the option in the question"),
+    "option": ("int64", False, "index of the option in the question"),
     "loglikelihood": ("float64", True, "summed log-probability of the scored tokens"),
     "n_tokens": ("int64", True, "scored tokens"),
     "n_bytes": ("int64", True, "UTF-8 bytes of the continuation"),

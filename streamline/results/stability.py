@@ -120,16 +120,16 @@ def option_std(nll: Sequence[Floats], ddof: int = 1) -> Floats:
     if ddof not in (0, 1):
         raise ConfigError(f"ddof is {ddof}; give 1 (the paper) or 0 (the released script).")
     rows = [np.asarray(row, dtype=np.float64) for row in nll]
-    short = [place for place, row in enumerate(rows) if row.size < 2]
+    short = [index for index, row in enumerate(rows) if row.size < 2]
     if short:
         raise ConfigError(
-            f"{questions_text(short)} (by place) has fewer than two options; stability is "
+            f"{questions_text(short)} (by index) has fewer than two options; stability is "
             "defined for multiple choice only."
         )
-    broken = [place for place, row in enumerate(rows) if not np.isfinite(row).all()]
+    broken = [index for index, row in enumerate(rows) if not np.isfinite(row).all()]
     if broken:
         raise ConfigError(
-            f"{questions_text(broken)} (by place) has an NLL that is not finite; evaluate the "
+            f"{questions_text(broken)} (by index) has an NLL that is not finite; evaluate the "
             "dense model again, in float32 if it overflowed."
         )
     return np.array([row.std(ddof=ddof) for row in rows], dtype=np.float64)

@@ -89,9 +89,9 @@ def holm(values: Sequence[float]) -> list[float]:
     order = sorted(range(len(values)), key=values.__getitem__)
     corrected = [0.0] * len(values)
     highest = 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
-        corrected[place] = highest
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = highest
     return corrected
 
 
@@ -145,15 +145,15 @@ def compact_letters(
             split += [group - {name} for name in pair] if pair <= group else [group]
         groups = [
             group
-            for place, group in enumerate(split)
+            for index, group in enumerate(split)
             if not any(
-                group < other or (group == other and place > number)
+                group < other or (group == other and index > number)
                 for number, other in enumerate(split)
-                if number != place
+                if number != index
             )
         ]
-    places = {name: place for place, name in enumerate(ranked)}
-    groups.sort(key=lambda group: sorted(places[name] for name in group))
+    indices = {name: index for index, name in enumerate(ranked)}
+    groups.sort(key=lambda group: sorted(indices[name] for name in group))
     return {
         name: "".join(_letter(number) for number, group in enumerate(groups) if name in group)
         for name in ranked
