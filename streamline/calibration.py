@@ -1,9 +1,9 @@
 """Calibration: one streaming pass over a model that serves every depth criterion at every sparsity.
 
-Text becomes packed token batches; the dense path is walked once with a tap at every depth; what is
-kept is the mean token cosine between *every* pair of depths (so block influence and the score of
-every span of every length are entries of one matrix) and the mean angle at the last token. Memory
-does not grow with the number of samples.
+Text becomes packed token batches; the dense path runs once, and from its states at every depth the
+mean token cosine between *every* pair of depths is kept (so block influence and the score of every
+span of every length are entries of one matrix), and the mean angle at the last token. Memory does
+not grow with the number of samples.
 
 Example:
     calibration = measure(decoder, batches)
@@ -17,7 +17,6 @@ norm.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline.distributed import Share, spread, woven
 from streamline.engine.decoder import Decoder
-from streamline.engine.kernels import FastLinears
+from streamline.engine.forward import Depths, run
+from streamline.engine.paths import prefix_paths
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.plan import Span
@@ -120,20 +119,19 @@ class Calibration:
         return cls(cosine=tensors["cosine"], angle=tensors["angle"], extras=extras, **facts)
 
 
-@torch.no_grad()
 def measure(
     decoder: Decoder,
     batches: Tensor,
     *,
     batch_tokens: int = 4096,
 ) -> Calibration:
-    """Walk the dense path once and average cosines and angles between all depths.
+    """Run the dense path once and average cosines and angles between all depths.
 
     Args:
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T], int64.
-        batch_tokens: Tokens walked at once (at least one sequence); fewer where the states of all
-            depths would take more than 2 GiB.
+        batch_tokens: Tokens of one forward pass (at least one sequence); fewer where the states of
+            all depths would take more than 2 GiB.
 
     Returns:
         The statistics, on the CPU.
@@ -143,7 +141,8 @@ def measure(
     cosine = torch.zeros(depths, depths, dtype=torch.float64)
     angle = torch.zeros(depths, depths, dtype=torch.float64)
     rows = max(1, batch_tokens // batches.shape[1])
-    for cosines, angles in woven(spread(_sums, decoder, batches, rows, progress=tell)):
+    jobs = [_Similarities(tokens) for tokens in torch.split(batches, rows)]
+    for _, (cosines, angles) in run(prefix_paths(decoder, range(depths)), jobs, progress=tell):
         cosine += cosines
         angle += angles
     cosine /= batches.numel()
@@ -153,40 +152,18 @@ def measure(
     return Calibration(cosine, angle, batches.numel(), len(batches))
 
 
-@torch.no_grad()
-def _sums(
-    share: Share,
-    decoder: Decoder,
-    batches: Tensor,
-    rows: int,
-    *,
-    progress: Callable[[int, int], None] | None,
-) -> list[tuple[Tensor, Tensor]]:
-    """Summed cosines and angles, batch by batch; a process that works alone adds them up."""
-    depths = decoder.n_layers + 1
-    cosine = torch.zeros(depths, depths, dtype=torch.float64)
-    angle = torch.zeros(depths, depths, dtype=torch.float64)
-    fast = FastLinears(decoder.layers, decoder.model)
-    parts = share.of(torch.split(batches, rows))
-    total, done, out = sum(map(len, parts)), 0, []
-    traces = decoder.depths(parts)
-    for tokens in parts:
-        if share.size > 1:
-            cosine, angle = torch.zeros_like(cosine), torch.zeros_like(angle)
-            out.append((cosine, angle))
-        with fast.active():
-            states = [
-                torch.nn.functional.normalize(hidden.float(), dim=-1) for _, hidden in next(traces)
-            ]
-        cosine += _token_cosines(states)
-        last = torch.stack([state[:, -1].cpu() for state in states], 1).double()
+class _Similarities(Depths):
+    """Some sequences, [B, T]: the summed cosines and angles between all depths."""
+
+    def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
+        """Unit states, [B, T, D], float32."""
+        return torch.nn.functional.normalize(kept.float(), dim=-1)
+
+    def combine(self, answers: list[Any]) -> tuple[Tensor, Tensor]:
+        """Cosines over tokens and angles at the last, [L + 1, L + 1] each, float64, on the CPU."""
+        last = torch.stack([state[:, -1].cpu() for state in answers], 1).double()  # [B, L + 1, D]
         pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
-        angle += torch.arccos(pairs).sum(0) / torch.pi
-        del states  # before the next batch's are made
-        done += len(tokens)
-        if progress is not None:
-            progress(done, total)
-    return out if share.size > 1 else [(cosine, angle)]
+        return _token_cosines(answers), torch.arccos(pairs).sum(0) / torch.pi
 
 
 def _token_cosines(states: list[Tensor]) -> Tensor:

@@ -37,12 +37,11 @@ __all__ = [
     "Team",
     "agreed",
     "follows",
+    "interleaved",
     "joined",
-    "led",
     "spread",
     "team",
     "world_size",
-    "woven",
 ]
 
 Item = TypeVar("Item")
@@ -137,7 +136,7 @@ def joined(leader: Callable[[Share], Caller] | None = None) -> Iterator[Team]:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def local() -> Iterator[None]:
     """Within it this process works alone, whatever team it is in."""
     token = _team.set(ALONE)
     try:
@@ -170,7 +169,7 @@ def spread(
     if share.size > 1 and together.leader is not None and not together.leader.call(function, args):
         share = WHOLE
     if share.size == 1:
-        with apart():
+        with local():
             return [function(share, *args, progress=progress)]
     return gathered(share, lambda: function(share, *args, progress=progress))
 
@@ -193,7 +192,7 @@ def gathered(share: Share, work: Callable[[], Result]) -> list[Result]:
     result: Result | None = None
     fault: Exception | None = None
     try:
-        with apart():
+        with local():
             result = work()
     except Exception as error:  # kept until all have been told, so that none waits for ever
         fault = error
@@ -208,19 +207,10 @@ def gathered(share: Share, work: Callable[[], Result]) -> list[Result]:
     return [part for _, part in found]
 
 
-def woven(parts: Sequence[Sequence[Item]]) -> list[Item]:
-    """What was dealt out by :meth:`Share.of`, in its first order."""
+def interleaved(parts: Sequence[Sequence[Item]]) -> list[Item]:
+    """What :meth:`Share.of` divided, in its first order."""
     longest = max(map(len, parts), default=0)
     return [part[i] for i in range(longest) for part in parts if i < len(part)]
-
-
-def led(work: Callable[[], Result]) -> Result:
-    """Let the first process work and the others help it (:mod:`streamline.engine.following`)."""
-    if world_size() == 1:
-        return work()
-    from streamline.engine.following import lead
-
-    return lead(work)
 
 
 def agreed(value: Item) -> Item:

@@ -2,7 +2,7 @@
 
 The pruned model is the streamed one's skeleton with other layers, so its own parameter names are
 the new, renumbered ones, and each parameter knows where its weight lies. One tensor is in memory at
-a time; what a path holds in memory anyway is written from there. The self-test is one walk.
+a time; what a path holds in memory anyway is written from there. The self-test is one pass.
 
 Example::
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,13 +22,13 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from streamline.checkpoints.self_test import SelfTest, self_test_ids
+from streamline.engine.decoder import Decoder
+from streamline.engine.forward import Inputs, Job, run
 from streamline.engine.paths import Path as LayerPath
-from streamline.engine.paths import PathTrie
 from streamline.errors import AssetError
 from streamline.files import write_json_atomic
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import empty_model
-from streamline.streaming.order import Inputs, Job, walk
 from streamline.streaming.weights import DTYPES, WeightSource, memory_of
 
 __all__ = ["SHARD_BYTES", "check_written", "streamed_self_test", "write_shards", "write_weights"]
@@ -134,33 +135,33 @@ def check_written(folder: Path, dtype: torch.dtype) -> None:
 
 
 def streamed_self_test(path: LayerPath) -> SelfTest:
-    """The self-test of a path through a streamed model: one walk, and so one new token."""
+    """The self-test of a path through a streamed model: one pass, and so one new token."""
     decoder = path.decoder
     # Token 0 stands for padding where the continuation is checked, and would be masked there.
     ids = self_test_ids(decoder.config).clamp(min=1)
-    job = _LastToken(decoder, ids)
-    walk(PathTrie([path]), [job])
-    new = job.logits[:1].argmax(dim=-1, keepdim=True)
-    return SelfTest(ids, job.logits, torch.cat([ids[:1], new], dim=1))
+    ((_, (logits,)),) = run([path], [_LastToken(ids)])
+    new = logits[:1].argmax(dim=-1, keepdim=True)
+    return SelfTest(ids, logits, torch.cat([ids[:1], new], dim=1))
 
 
+@dataclass(frozen=True)
 class _LastToken(Job):
-    """Logits at the last token of a batch."""
+    """Logits at the last token of a batch, [B, V], float32."""
 
-    def __init__(self, decoder: object, ids: Tensor) -> None:
-        assert isinstance(decoder, StreamedDecoder)
-        self.decoder = decoder
-        self.ids = ids
-        self.logits = torch.empty(0)
+    ids: Tensor
 
-    def inputs(self) -> Inputs:
+    @property
+    def n_tokens(self) -> int:
+        return self.ids.numel()
+
+    def inputs(self, decoder: Decoder) -> Inputs:
         return self.ids, None, None
 
     def keep(self, hidden: Tensor) -> Tensor:
         return hidden[:, -1]
 
-    def finish(self, index: int, kept: Tensor) -> None:
-        self.logits = self.decoder.leave(kept).float().cpu().clone()
+    def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
+        return decoder.leave(kept).float().cpu().clone()
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ Notation: B batch, T tokens, D hidden size, L layers, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,14 +60,20 @@ class Decoder:
         UnsupportedModelError: If the family has no row in the table.
     """
 
-    #: Whether layers are read one at a time and only walks over all batches are possible.
-    streamed: ClassVar[bool] = False
+    #: How jobs are run where layers come one at a time, each for all batches; None where the model
+    #: is in memory and each batch goes through all layers (:mod:`streamline.engine.forward`).
+    layer_order: ClassVar[Callable[..., Iterator[Any]] | None] = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.config: PretrainedConfig = model.config
         self.family: Family = family_of(model.config.model_type)
         self.layers: list[nn.Module] = list(submodule(model, self.family.layers).children())
+
+    @property
+    def streamed(self) -> bool:
+        """Whether layers are read one at a time."""
+        return self.layer_order is not None
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> Decoder:
@@ -138,7 +144,7 @@ class Decoder:
         return entry
 
     def run(self, module: nn.Module, hidden: Tensor, entry: Entry, layer: int) -> Tensor:
-        """Run one layer, or what stands in its place.
+        """Run one layer, or what replaces it.
 
         Args:
             module: A layer, or a module called like one.
@@ -159,6 +165,27 @@ class Decoder:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
+    def run_together(
+        self, module: nn.Module, states: Sequence[Tensor], entry: Entry, layer: int
+    ) -> Sequence[Tensor]:
+        """:meth:`run` for several hidden states of one batch at once.
+
+        Args:
+            module: A layer, or a module called like one.
+            states: Hidden states of several paths, [B, T, D] each.
+            entry: The batch, from :meth:`enter`.
+            layer: Original index of the layer whose call arguments are to be used.
+
+        Returns:
+            Hidden states after the module, [B, T, D] each.
+        """
+        if len(states) == 1:
+            return (self.run(module, states[0], entry, layer),)
+        n, rows = len(states), len(entry.hidden)
+        call = _repeated(entry.calls[layer], n, rows)
+        together = torch.cat([hidden.to(states[0].device) for hidden in states])  # [n * B, T, D]
+        return torch.split(self.run(module, together, Entry(together, [call]), 0), rows)
+
     def leave(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection.
 
@@ -177,7 +204,7 @@ class Decoder:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The model's logits by entering, walking and leaving, [B, T, V]."""
+        """The model's logits by entering, running all layers and leaving, [B, T, V]."""
         entry = self.enter(input_ids, attention_mask)
         hidden = entry.hidden
         for index, layer in enumerate(self.layers):
@@ -185,14 +212,14 @@ class Decoder:
         return self.leave(hidden)
 
     def trace(self, entry: Entry, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Walk the dense path and give the hidden states at every depth.
+        """Run the dense path and give the hidden states at every depth.
 
         Depth 0 is the input of layer 0 and depth i the raw output of layer i - 1: never after the
         final norm, unlike the last entry of ``output_hidden_states``.
 
         Args:
             entry: The batch, from :meth:`enter`.
-            stop: Last depth wanted; the layers behind it are not run.
+            stop: Last depth wanted; later layers are not run.
 
         Yields:
             ``(depth, hidden [B, T, D])`` in rising order.
@@ -203,19 +230,6 @@ class Decoder:
         for index in range(last):
             hidden = self.run(self.layers[index], hidden, entry, index)
             yield index + 1, hidden
-
-    def depths(self, chunks: Iterable[Tensor]) -> Iterator[Iterator[tuple[int, Tensor]]]:
-        """:meth:`trace` for one batch after the other.
-
-        Args:
-            chunks: Token ids, [B, T] each.
-
-        Yields:
-            For each batch an iterator of ``(depth, hidden [B, T, D])``, to be used up before the
-            next one is asked for.
-        """
-        for tokens in chunks:
-            yield self.trace(self.enter(tokens))
 
     def n_parameters(self) -> int:
         """Parameters of the whole model; tied weights count once."""
@@ -281,6 +295,21 @@ def _working_device(module: nn.Module) -> torch.device | None:
         if device is not None:
             return torch.device(device)
     return None
+
+
+def _repeated(value: Any, n: int, rows: int) -> Any:
+    """Every tensor of one call for a batch of ``rows``, made for ``n`` such batches.
+
+    Tensors whose first dimension is 1 serve any batch; one-dimensional ones have no batch.
+    """
+    if isinstance(value, Tensor):
+        batched = value.dim() > 1 and len(value) > 1 and len(value) % rows == 0
+        return value.repeat(n, *[1] * (value.dim() - 1)) if batched else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_repeated(item, n, rows) for item in value)
+    if isinstance(value, dict):
+        return {key: _repeated(item, n, rows) for key, item in value.items()}
+    return value
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

@@ -25,17 +25,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed import Share, gathered, joined
+from streamline.distributed import Share, gathered, joined, world_size
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import FastLinears
 from streamline.errors import StreamlineError
 
-__all__ = ["lead"]
+__all__ = ["lead", "led"]
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Tensors = list[Tensor]
+
+
+def led(work: Callable[[], Result]) -> Result:
+    """Let the first process work and the others help it; alone, just work."""
+    return work() if world_size() == 1 else lead(work)
 
 
 def lead(work: Callable[[], Result]) -> Result:

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory are worked in halves, and no answer is lost.
+"""Batches that do not fit into memory are split, and no result is lost.
 
 What failed is split in two and done again; everything that follows is kept to the smaller size, so
 that a device is not driven against its limit again and again. What cannot be split any further is
@@ -6,28 +6,26 @@ an error that names its length.
 
 Example::
 
-    room = Room(size=lambda batch: batch.cost, halves=halved, describe=str)
-    for part, answers in room.work(batch, answer):
-        store(part, answers)
-    room.limit                  # None, or the most tokens that are tried from now on
+    limit = BatchLimit()
+    for part, found in limit.apply(job, attempt):
+        store(part, found)
+    limit.tokens                # None, or the most tokens that are tried from now on
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 
 from streamline.errors import StreamlineError
 
-__all__ = ["Room", "free_memory", "out_of_memory"]
+__all__ = ["BatchLimit", "Splittable", "free_memory", "out_of_memory"]
 
 logger = logging.getLogger(__name__)
-
-Part = TypeVar("Part")
-Result = TypeVar("Result")
 
 _SIGNS = (
     "out of memory",  # CUDA without its own class, MPS
@@ -35,6 +33,24 @@ _SIGNS = (
     "not enough memory",
     "alloc_failed",  # cuBLAS and cuDNN workspaces
 )
+
+
+class Splittable(Protocol):
+    """A batch that can be divided."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens computed, padding included."""
+
+    def split(self) -> Sequence[Splittable]:
+        """The batch in smaller ones, in order; empty if it cannot be divided."""
+
+    def describe(self) -> str:
+        """What cannot be divided, in words, with its length."""
+
+
+Part = TypeVar("Part", bound=Splittable)
+Result = TypeVar("Result")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -52,39 +68,26 @@ def free_memory() -> None:
         torch.mps.empty_cache()
 
 
-class Room(Generic[Part]):
-    """The largest batch that memory has room for, as far as it is known.
-
-    Args:
-        size: Tokens of a batch.
-        halves: A batch in smaller ones, in order; empty if it cannot be split.
-        describe: What cannot be split, in words, with its length.
+@dataclass
+class BatchLimit:
+    """The largest batch that fits into memory, as far as it is known.
 
     Attributes:
-        limit: Most tokens that are tried; None before the first failure.
+        tokens: Most tokens that are tried; None before memory first ran out.
     """
 
-    def __init__(
-        self,
-        size: Callable[[Part], int],
-        halves: Callable[[Part], Sequence[Part]],
-        describe: Callable[[Part], str],
-    ) -> None:
-        self.limit: int | None = None
-        self._size = size
-        self._halves = halves
-        self._describe = describe
+    tokens: int | None = None
 
-    def work(self, batch: Part, answer: Callable[[Part], Result]) -> list[tuple[Part, Result]]:
-        """Answer a batch, in pieces where it must be.
+    def apply(self, batch: Part, attempt: Callable[[Part], Result]) -> list[tuple[Part, Result]]:
+        """Work on a batch, in parts where it must be.
 
         Args:
-            batch: What to answer.
-            answer: Called with the batch or its pieces; what it raises besides running out of
+            batch: What to work on.
+            attempt: Called with the batch or its parts; what it raises besides running out of
                 memory is raised on.
 
         Returns:
-            The pieces with their answers; together they are the batch.
+            The parts with their results; together they are the batch.
 
         Raises:
             StreamlineError: If memory runs out with a batch that cannot be split.
@@ -92,14 +95,14 @@ class Room(Generic[Part]):
         waiting, done = [batch], []
         while waiting:
             part = waiting.pop()
-            n_tokens = self._size(part)
-            if self.limit is not None and n_tokens > self.limit:
-                pieces = self._halves(part)
+            n_tokens = part.n_tokens
+            if self.tokens is not None and n_tokens > self.tokens:
+                pieces: Sequence[Part] = part.split()  # type: ignore[assignment]
                 if pieces:
                     waiting += reversed(pieces)
                     continue
             try:
-                done.append((part, answer(part)))
+                done.append((part, attempt(part)))
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -107,17 +110,22 @@ class Room(Generic[Part]):
                 reason = str(error).strip().split("\n")[0]
             # Outside the handler, so that the failed attempt's tensors are free.
             free_memory()
-            pieces = self._halves(part)
+            pieces = part.split()  # type: ignore[assignment]
             if not pieces:
                 raise StreamlineError(
-                    f"memory ran out with {self._describe(part)} alone ({reason}); use a device "
+                    f"memory ran out with {part.describe()} alone ({reason}); use a device "
                     "with more memory, --dtype bfloat16, or spread the model with --device-map auto"
                 )
-            self.limit = max(1, n_tokens // 2)
+            self.tokens = max(1, n_tokens // 2)
             logger.warning(
                 "out of memory with %d tokens in a batch; at most %d from now on",
                 n_tokens,
-                self.limit,
+                self.tokens,
             )
             waiting += reversed(pieces)
         return done
+
+    def lower(self, tokens: int | None) -> None:
+        """Take over what another process found; None changes nothing."""
+        if tokens is not None:
+            self.tokens = tokens if self.tokens is None else min(self.tokens, tokens)

@@ -1,24 +1,30 @@
-"""The engine: many paths through one model's layers, walked at once as a trie.
+"""Paths through a model's layers, and the trie that they share.
 
 A depth-pruned model is a path through the dense model's own layer modules, with some left out,
 merged or replaced. The dense model and its variants share a prefix, so each shared module runs once
-per batch, and memory is bounded by the number of branchings on one path, not by the number of
-paths.
+per batch.
 
 Example:
     trie = PathTrie([dense_path(decoder), *(pruned.path(decoder) for pruned in variants)])
-    trie.walk(decoder.enter(input_ids), at_end=lambda i, hidden: store(i, decoder.leave(hidden)))
+    trie.forward(decoder.enter(ids), at_end=lambda i, hidden: store(i, decoder.leave(hidden)))
     trie.n_runs, trie.n_naive_runs      # layer evaluations per batch, with and without sharing
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from streamline.engine.decoder import Decoder, Entry, count_parameters
+from streamline.engine.decoder import Decoder, Entry, count_parameters, submodule
+
+__all__ = ["Branch", "Node", "Path", "PathTrie", "dense_path", "prefix_paths", "tries_of"]
+
+AtEnd = Callable[[int, Tensor], None]
+
+#: Most tokens of the states that meet one layer in one batch, level by level.
+_LEVEL_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,21 @@ def dense_path(decoder: Decoder, name: str = "dense") -> Path:
     return Path(decoder, tuple(Node(m, i) for i, m in enumerate(decoder.layers)), name)
 
 
+def prefix_paths(decoder: Decoder, depths: Collection[int]) -> list[Path]:
+    """The dense path cut at some depths: what gives the hidden states there, in one pass.
+
+    Args:
+        decoder: The dense model.
+        depths: 0 is the input of layer 0, i the raw output of layer i - 1: never after the final
+            norm, unlike the last entry of ``output_hidden_states``.
+
+    Returns:
+        One path for each depth, in rising order.
+    """
+    nodes = dense_path(decoder).nodes
+    return [Path(decoder, nodes[:depth], f"depth {depth}") for depth in sorted(depths)]
+
+
 @dataclass
 class Branch:
     """A trie node.
@@ -71,7 +92,7 @@ class Branch:
     Attributes:
         node: What runs here; None at the root.
         children: What follows, by :attr:`Node.key`.
-        ends: Indices of the paths that end behind it.
+        ends: Indices of the paths that end here.
     """
 
     node: Node | None
@@ -84,6 +105,13 @@ class PathTrie:
 
     Args:
         paths: At least one path; all with the same decoder.
+
+    Attributes:
+        decoder: The model that all paths enter.
+        paths: The paths.
+        root: The branch before the first layer.
+        n_runs: Layer evaluations for one batch.
+        n_naive_runs: The same if every path ran by itself.
 
     Raises:
         ValueError: If there is no path, or the decoders differ.
@@ -108,8 +136,18 @@ class PathTrie:
                 branch = branch.children[node.key]
             branch.ends.append(index)
 
-    def walk(self, entry: Entry, at_end: Callable[[int, Tensor], None]) -> None:
+    def modules(self, *, head: bool = True) -> list[nn.Module]:
+        """Every distinct module of the paths, the head first if it is wanted."""
+        found = [submodule(self.decoder.model, self.decoder.family.head)] if head else []
+        found += [node.module for path in self.paths for node in path.nodes]
+        return list({id(module): module for module in found}.values())
+
+    def forward(self, entry: Entry, at_end: AtEnd) -> None:
         """Run every path on one batch.
+
+        On a CPU depth first, so that memory is bounded by the number of branchings on one path; on
+        an accelerator level by level, so that the number of kernel launches is bounded by the
+        number of layers, not by that of paths. The results are the same up to rounding.
 
         Args:
             entry: The batch, from the decoder's ``enter``.
@@ -117,23 +155,65 @@ class PathTrie:
                 module, [B, T, D]; the tensor may be shared between paths, so it must not be
                 changed in place.
         """
-        self._walk(self.root, entry.hidden, entry, at_end)
+        if self.decoder.device.type == "cpu":
+            self.depth_first(entry, at_end)
+        else:
+            self.level_by_level(entry, at_end)
 
-    def _walk(
-        self, branch: Branch, hidden: Tensor, entry: Entry, at_end: Callable[[int, Tensor], None]
-    ) -> None:
-        while True:
+    def depth_first(self, entry: Entry, at_end: AtEnd) -> None:
+        """:meth:`forward`, one branch to its end before the next."""
+        todo = [(self.root, entry.hidden)]
+        while todo:
+            branch, hidden = todo.pop()
+            if branch.node is not None:
+                node = branch.node
+                hidden = self.decoder.run(node.module, hidden, entry, node.layer)
             for index in branch.ends:
                 at_end(index, hidden)
-            children = list(branch.children.values())
-            if not children:
-                return
-            for child in children[:-1]:
-                self._walk(child, self._run(child, hidden, entry), entry, at_end)
-            branch = children[-1]
-            hidden = self._run(branch, hidden, entry)
+            todo += [(child, hidden) for child in reversed(branch.children.values())]
 
-    def _run(self, branch: Branch, hidden: Tensor, entry: Entry) -> Tensor:
-        node = branch.node
-        assert node is not None
-        return self.decoder.run(node.module, hidden, entry, node.layer)
+    def level_by_level(self, entry: Entry, at_end: AtEnd, most_tokens: int = _LEVEL_TOKENS) -> None:
+        """:meth:`forward`, the states of all paths that meet the same layer in one batch.
+
+        Args:
+            entry: As for :meth:`forward`.
+            at_end: As for :meth:`forward`; the order of the paths is not that of their indices.
+            most_tokens: Most tokens of such a batch; the states of one path are never cut.
+        """
+        waiting: dict[tuple[int, int], list[tuple[Branch, Tensor]]] = {}
+
+        def settle(branch: Branch, hidden: Tensor) -> None:
+            for index in branch.ends:
+                at_end(index, hidden)
+            for key, child in branch.children.items():
+                waiting.setdefault(key, []).append((child, hidden))
+
+        together = max(1, most_tokens // max(1, entry.hidden[..., 0].numel()))
+        settle(self.root, entry.hidden)
+        while waiting:
+            key = min(waiting, key=lambda key: key[1])  # the first of the shallowest layer
+            for branches, states in _in_parts(waiting.pop(key), together):
+                node = branches[0].node
+                assert node is not None
+                outputs = self.decoder.run_together(node.module, states, entry, node.layer)
+                for branch, output in zip(branches, outputs, strict=True):
+                    settle(branch, output)
+
+
+def _in_parts(
+    items: list[tuple[Branch, Tensor]], size: int
+) -> Iterator[tuple[list[Branch], list[Tensor]]]:
+    """Branches and their states, at most some at once; what was given out is let go."""
+    while items:
+        part, items = items[:size], items[size:]
+        branches, states = [branch for branch, _ in part], [hidden for _, hidden in part]
+        del part
+        yield branches, states
+
+
+def tries_of(paths: Sequence[Path]) -> list[tuple[PathTrie, list[int]]]:
+    """Paths grouped by decoder: each group's trie, and the indices of its paths."""
+    groups: dict[int, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(id(path.decoder), []).append(index)
+    return [(PathTrie([paths[i] for i in members]), members) for members in groups.values()]

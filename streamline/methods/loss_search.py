@@ -29,9 +29,11 @@ from torch.nn.functional import cross_entropy, linear
 
 from streamline.distributed import team
 from streamline.engine.decoder import submodule
+from streamline.engine.forward import Depths, run
+from streamline.engine.head import predicting
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Path, PathTrie
-from streamline.methods.loss import check_length, fast_linears, pieces, score_paths
+from streamline.methods.loss import check_length, score_paths
 from streamline.progress import tell
 
 __all__ = ["Found", "LossSearch"]
@@ -75,7 +77,7 @@ class LossSearch:
     Args:
         paths: Paths that hold every module of the trials between them.
         tokens: Token ids of every trial, [N, T], int64, with T at least 2.
-        batch_tokens: Tokens walked at once (at least one sequence).
+        batch_tokens: Tokens of one forward pass (at least one sequence).
 
     Raises:
         ConfigError: If the sequences are too short to predict anything.
@@ -87,7 +89,7 @@ class LossSearch:
         self.tokens = tokens
         self.batch_tokens = batch_tokens
         self._head = submodule(self.decoder.model, self.decoder.family.head)
-        self._narrow = _can_be_cut(self._head) and not self.decoder.streamed
+        self._narrow = _can_be_cut(self._head)
         self._paths = paths
         self._kept: list[Tensor] = []
 
@@ -104,34 +106,31 @@ class LossSearch:
         """
         size = len(paths) * self.tokens.numel() * self.decoder.hidden_size
         small = size * self.decoder.dtype.itemsize <= _KEEP_BYTES
-        alone = team().share.size == 1  # several processes deal out whole batches
+        alone = team().share.size == 1  # several processes divide whole batches
         with self._fast.active():
             if all_losses or not (self._narrow and small and alone):
                 scores = score_paths(paths, self.tokens, batch_tokens=self.batch_tokens)
                 losses: list[float | None] = list(scores.losses)
                 runs, naive = scores.layer_runs, scores.naive_layer_runs
             else:
+                losses = self._bounded(self._ends(paths))
                 trie = PathTrie(paths)
-                losses = self._bounded(self._ends(trie))
                 runs, naive = (len(self.tokens) * n for n in (trie.n_runs, trie.n_naive_runs))
         return Found(_least(losses), losses, runs, naive)
 
     @cached_property
     def _fast(self) -> FastLinears:
-        return fast_linears(self.decoder, self._paths)
+        modules = [self._head, *(node.module for path in self._paths for node in path.nodes)]
+        return FastLinears(modules, self.decoder.model)
 
-    def _ends(self, trie: PathTrie) -> list[list[tuple[Tensor, Tensor]]]:
+    def _ends(self, paths: Sequence[Path]) -> list[list[tuple[Tensor, Tensor]]]:
         """Each path's hidden states before the head, and the tokens to be predicted, in pieces."""
-        ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in trie.paths]
-        rows, done = max(1, self.batch_tokens // self.tokens.shape[1]), 0
-        for tokens in torch.split(self.tokens, rows):
-
-            def at_end(index: int, hidden: Tensor, tokens: Tensor = tokens) -> None:
-                ends[index] += pieces(hidden, tokens)
-
-            trie.walk(self.decoder.enter(tokens), at_end)
-            done += len(tokens)
-            tell(done, len(self.tokens))
+        ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in paths]
+        rows = max(1, self.batch_tokens // self.tokens.shape[1])
+        jobs = [Depths(tokens) for tokens in torch.split(self.tokens, rows)]
+        for job, states in run(paths, jobs, progress=tell):
+            for end, hidden in zip(ends, states, strict=True):
+                end += predicting(self.decoder, hidden, job.tokens)
         return ends
 
     def _bounded(self, ends: list[list[tuple[Tensor, Tensor]]]) -> list[float | None]:

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from streamline.distributed import led
+from streamline.engine.following import led
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent

@@ -4,10 +4,10 @@ The model is built without weights; what is small (final norm, position table, t
 stays in memory, and embeddings, layers and head are read when their turn comes, the next one in a
 thread while the present one computes. So at most two are in memory, on the device or the machine,
 and a pass over any amount of text reads each weight once. What is kept between layers are hidden
-states (:mod:`streamline.streaming.states`); the walk itself is :mod:`streamline.streaming.order`.
+states (:mod:`streamline.streaming.states`); what runs when is :mod:`streamline.streaming.order`.
 
-Calibration, scoring and perplexity ask a decoder for such a walk by themselves: they are called as
-with any model. What needs a layer outside a walk is refused.
+Calibration, scoring and perplexity are called as with any model. What needs a layer outside a
+forward pass of the engine is refused.
 
 Example::
 
@@ -19,10 +19,10 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from streamline.engine.decoder import Decoder, Entry, submodule
 from streamline.engine.families import family_of
 from streamline.errors import AssetError, UnsupportedModelError
+from streamline.streaming.order import EMBEDDING, HEAD, layer_by_layer
 from streamline.streaming.states import StateStore
 from streamline.streaming.weights import WeightSource
 
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBEDDING", "HEAD", "STATE_BYTES", "StreamedDecoder", "grouped"]
 
-EMBEDDING, HEAD = "embedding", "head"
-"""The groups of weights beside the layers, which are named by their index."""
 STATE_BYTES = 2 << 30
 """Most bytes of waiting hidden states in memory."""
 
@@ -65,7 +64,7 @@ class StreamedDecoder(Decoder):
         UnsupportedModelError: If the family is unknown.
     """
 
-    streamed: ClassVar[bool] = True
+    layer_order = staticmethod(layer_by_layer)
 
     def __init__(
         self,
@@ -160,7 +159,7 @@ class StreamedDecoder(Decoder):
         """As in memory, while the embeddings are there.
 
         Raises:
-            UnsupportedModelError: Outside a walk.
+            UnsupportedModelError: Outside the engine's forward pass.
         """
         self._require(self.model.get_input_embeddings(), "the embeddings")
         return super().enter(input_ids, attention_mask, position_ids)
@@ -204,24 +203,18 @@ class StreamedDecoder(Decoder):
         """As in memory, while the head is there.
 
         Raises:
-            UnsupportedModelError: Outside a walk.
+            UnsupportedModelError: Outside the engine's forward pass.
         """
         head = submodule(self.model, self.family.head)
         self._require(head, "the head")
         return super().leave(hidden)
 
-    def depths(self, chunks: Iterable[Tensor]) -> Iterator[Iterator[tuple[int, Tensor]]]:
-        """As in memory, in one pass over the weights for all chunks together."""
-        from streamline.streaming.order import depths
-
-        return depths(self, list(chunks))
-
     def _require(self, module: nn.Module, what: str) -> None:
         if any(parameter.is_meta for parameter in module.parameters()):
             raise UnsupportedModelError(
                 f"{what} of {self.name} is not in memory: its layers are streamed, and only "
-                "calibration statistics, scoring and perplexity walk such a model; load it whole, "
-                "without --stream"
+                "calibration statistics, scoring and perplexity can run such a model; load it "
+                "whole, without --stream"
             )
 
     def _read(self, group: Hashable) -> list[tuple[nn.Parameter, nn.Parameter]]:

@@ -55,5 +55,7 @@ class Subject:
         found: list[Tensor] = []
         with torch.no_grad():
             entry = path.decoder.enter(self.ids)
-            PathTrie([path]).walk(entry, lambda _, hidden: found.append(path.decoder.leave(hidden)))
+            PathTrie([path]).forward(
+                entry, lambda _, hidden: found.append(path.decoder.leave(hidden))
+            )
         return found[0]

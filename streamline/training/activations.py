@@ -1,13 +1,12 @@
-"""The teacher's hidden states: streamed from the dense path, and kept on disk where needed again.
+"""The teacher's hidden states, and a store for those that are needed again.
 
-A teacher pass runs no deeper than the last depth that somebody wants and keeps nothing of its own.
-What is kept lies on a :class:`Shelf`: one memory-mapped file per depth, rounded to one dtype
-whether it is read back or freshly computed, so that results do not depend on what the shelf already
-holds.
+A teacher pass runs no deeper than the last depth that is wanted and keeps nothing of its own. An
+:class:`ActivationStore` is one memory-mapped file per depth, rounded to one dtype whether it is
+read back or freshly computed, so that results do not depend on what the store already holds.
 
 Example::
 
-    stream(decoder, decoder.enter(ids), {8, 12}, at=lambda depth, hidden: use(depth, hidden))
+    teacher_pass(decoder, ids, decoder.enter(ids), {8, 12}, at=lambda depth, hidden: ...)
 """
 
 from __future__ import annotations
@@ -15,38 +14,68 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder, Entry
+from streamline.engine.forward import Inputs, Job, run
+from streamline.engine.paths import prefix_paths
 
-__all__ = ["ActivationCache", "Shelf", "stream"]
+__all__ = ["ActivationCache", "ActivationStore", "teacher_pass"]
 
 log = logging.getLogger(__name__)
 
 At = Callable[[int, Tensor], None]
 
 
-def stream(decoder: Decoder, entry: Entry, depths: Collection[int], at: At) -> None:
-    """Walk the dense path, without gradients, as deep as somebody wants and no deeper.
+def teacher_pass(
+    decoder: Decoder, ids: Tensor, entry: Entry, depths: Collection[int], at: At
+) -> None:
+    """Run the dense path, without gradients, no deeper than needed.
 
     Args:
         decoder: The teacher.
+        ids: Token ids, [B, T].
         entry: The batch, from :meth:`Decoder.enter`.
-        depths: Depths to report: 0 is the input of layer 0, i the output of layer i - 1.
-        at: Called with each depth, in rising order, and its hidden states, [B, T, D].
+        depths: 0 is the input of layer 0, i the output of layer i - 1.
+        at: Called with each depth, in rising order, and its hidden states, [B, T, D], as soon as
+            they are there, so that none has to wait for the last.
     """
-    with torch.no_grad():
-        for depth, hidden in decoder.trace(entry, max(depths)):
-            if depth in depths:
-                at(depth, hidden.detach())
+    for _ in run(prefix_paths(decoder, depths), [_Teacher(ids, entry, iter(sorted(depths)), at)]):
+        pass
 
 
-class Shelf:
+@dataclass(frozen=True)
+class _Teacher(Job):
+    """A batch of the teacher; the shorter of two prefixes ends first."""
+
+    ids: Tensor
+    entry: Entry
+    depths: Iterator[int]
+    at: At
+    for_training: bool = True
+    needs_head: ClassVar[bool] = False
+
+    @property
+    def n_tokens(self) -> int:
+        return self.ids.numel()
+
+    def inputs(self, decoder: Decoder) -> Inputs:
+        return self.ids, None, None
+
+    def enter(self, decoder: Decoder) -> Entry:
+        return self.entry
+
+    def answer(self, decoder: Decoder, kept: Tensor) -> None:
+        self.at(next(self.depths), kept.detach())
+
+
+class ActivationStore:
     """Hidden states of some depths for a fixed list of sequences.
 
     Args:
@@ -94,18 +123,18 @@ class Shelf:
         return hidden.to(self.dtype)
 
     def holds(self, indices: Tensor) -> bool:
-        """Whether every depth of all these sequences is there; never for a shelf of no depths."""
+        """Whether every depth of all these sequences is there; never for a store of no depths."""
         return bool(self.depths) and all(bool(self._filled[d][indices].all()) for d in self.depths)
 
     def write(self, depth: int, indices: Tensor, hidden: Tensor) -> None:
-        """Keep the hidden states of some sequences, [B, T, D], if the depth has a place."""
+        """Keep the hidden states of some sequences, [B, T, D], if the store has that depth."""
         if depth not in self._states:
             return
         self._states[depth].view(self.shape)[indices] = self.round(hidden).cpu()
         self._filled[depth][indices] = 1
 
     def read(self, depth: int, indices: Tensor) -> Tensor:
-        """The hidden states of some sequences, [B, T, D], on the CPU in the shelf's dtype."""
+        """The hidden states of some sequences, [B, T, D], on the CPU in the store's dtype."""
         return self._states[depth].view(self.shape)[indices]
 
 
@@ -123,7 +152,9 @@ class ActivationCache:
     byte_budget: int
     dtype: torch.dtype = torch.bfloat16
 
-    def shelf(self, key: str, depths: Collection[int], shape: tuple[int, int, int]) -> Shelf:
+    def store(
+        self, key: str, depths: Collection[int], shape: tuple[int, int, int]
+    ) -> ActivationStore:
         """Open the files of one teacher and one list of sequences.
 
         Args:
@@ -132,7 +163,7 @@ class ActivationCache:
             shape: Sequences, tokens and width, (N, T, D).
 
         Returns:
-            The shelf; one that only rounds and holds nothing if it does not fit the budget or
+            The store; one that only rounds and holds nothing if it does not fit the budget or
             the disk.
         """
         folder = self.directory / f"{key[:16]}-{str(self.dtype).removeprefix('torch.')}"
@@ -152,5 +183,5 @@ class ActivationCache:
                 "the teacher is run again in each epoch",
                 *(len(depths), need, used, self.directory, self.byte_budget, free),
             )
-            return Shelf((), shape, self.dtype)
-        return Shelf(depths, shape, self.dtype, folder)
+            return ActivationStore((), shape, self.dtype)
+        return ActivationStore(depths, shape, self.dtype, folder)

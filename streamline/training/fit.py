@@ -26,19 +26,21 @@ import torch
 from torch import Tensor, nn
 
 from streamline import __version__
+from streamline.distributed import local
 from streamline.engine.decoder import Decoder, module_device
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError
 from streamline.files import content_key
 from streamline.training.activations import ActivationCache
-from streamline.training.loop import Setting
+from streamline.training.loop import FitArguments
 from streamline.training.loop import fingerprint as sample_fingerprint
 from streamline.training.loop import run as train_run
+from streamline.training.losses import Losses
 from streamline.training.next_token import holds
-from streamline.training.objectives import Pupil
-from streamline.training.schedule import Clock, Schedule
-from streamline.training.state import Losses, Trainee, digest
+from streamline.training.objectives import StudentGroup
+from streamline.training.schedule import BatchSchedule, Schedule
+from streamline.training.state import TrainingState, digest
 from streamline.training.student import Student
 
 __all__ = ["Losses", "Progress", "fit"]
@@ -57,6 +59,7 @@ def fit(
     directory: FilePath | None = None,
     losses: FilePath | None = None,
     fingerprint: str | None = None,
+    starts: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     autocast: torch.dtype | None = None,
@@ -80,6 +83,8 @@ def fit(
             training goes on to the same bits and a finished one is only loaded.
         losses: Folder of the losses' JSON lines, if not ``directory/losses``.
         fingerprint: Content key of the dense weights; made from a sample of them if not given.
+        starts: For each student a content key of what decided its first weights (method, source,
+            seed); where it is not given, the weights themselves are hashed.
         seed: Seed of the data order.
         progress: Called after each micro-batch.
         autocast: ``torch.bfloat16`` for mixed precision; None computes in float32.
@@ -106,40 +111,46 @@ def fit(
     _check(train, validation, autocast)
     if labels is not None and len(set(labels)) != len(students):
         raise ConfigError(f"{len(students)} students need as many different labels, got {labels}")
-    groups = _together(students, paths)
-    setting = Setting(
+    if starts is not None and len(starts) != len(students):
+        raise ConfigError(f"{len(students)} students need as many keys in starts, got {starts}")
+    together = _together(students, paths)
+    args = FitArguments(
         decoder, train, validation, directory, seed, autocast, micro_batch, cache, save_seconds,
         losses, fingerprint or sample_fingerprint(decoder),
     )  # fmt: skip
-    names = [None if labels is None else labels[members[0]] for members in groups]
-    with _teaching(decoder), _fast(decoder, students), _trainable(decoder, students):
-        pupils = [
-            _pupil(
-                setting, [students[i] for i in members], paths[members[0]] if paths else None, name
+    names = [None if labels is None else labels[members[0]] for members in together]
+    with local(), _teaching(decoder), _fast(decoder, students), _trainable(decoder, students):
+        groups = [
+            _group(
+                args,
+                [students[i] for i in members],
+                paths[members[0]] if paths else None,
+                name,
+                None if starts is None else [starts[i] for i in members],
             )
-            for members, name in zip(groups, names, strict=True)
+            for members, name in zip(together, names, strict=True)
         ]
-        first: dict[str, Pupil] = {}
-        for pupil in pupils:
-            first.setdefault(pupil.trainee.key, pupil)
+        first: dict[str, StudentGroup] = {}
+        for group in groups:
+            first.setdefault(group.state.key, group)
         runs = _runs(list(first.values()))
-        total, done = sum(setting.tokens(run[0].clock) for run in runs), 0
+        total, done = sum(args.tokens(run[0].batch_schedule) for run in runs), 0
         for run in runs:
 
             def show(n_tokens: int, text: str, done: int = done) -> None:
                 if progress is not None:
                     progress(done + n_tokens, total, text)
 
-            train_run(setting, run, show)
-            done += setting.tokens(run[0].clock)
-        for pupil in pupils:
-            if pupil is not first[pupil.trainee.key]:
-                pupil.trainee.adopt(first[pupil.trainee.key].trainee)
-                pupil.trainee.finish()
+            train_run(args, run, show)
+            done += args.tokens(run[0].batch_schedule)
+        for group in groups:
+            if group is not first[group.state.key]:
+                group.state.adopt(first[group.state.key].state)
+                group.state.finish()
     results: dict[int, Losses] = {}
-    for members, pupil in zip(groups, pupils, strict=True):
-        spans = [[span.start, span.stop] for span in pupil.spans]
-        summary = pupil.trainee.losses(pupil.recipe.objective, spans)
+    for members, group in zip(together, groups, strict=True):
+        spans = [[span.start, span.stop] for span in group.spans]
+        summary = group.state.losses(group.recipe.objective, spans)
         results |= {index: summary for index in members}
     return [results[index] for index in range(len(students))]
 
@@ -216,42 +227,48 @@ def _trainable(decoder: Decoder, students: Sequence[Student]) -> Iterator[None]:
             student.module.to(dtype=decoder.dtype).requires_grad_(False)
 
 
-def _pupil(setting: Setting, members: list[Student], path: Path | None, label: str | None) -> Pupil:
+def _group(
+    args: FitArguments,
+    members: list[Student],
+    path: Path | None,
+    label: str | None,
+    starts: list[str] | None,
+) -> StudentGroup:
     """Students with one optimiser, named by everything that decides what they become."""
-    recipe, length = members[0].recipe, setting.train.shape[1]
-    clock = Clock(
-        n_sequences=min(len(setting.train), math.ceil(recipe.n_tokens / length)),
+    recipe, length = members[0].recipe, args.train.shape[1]
+    batch_schedule = BatchSchedule(
+        n_sequences=min(len(args.train), math.ceil(recipe.n_tokens / length)),
         batch_sequences=max(1, round(recipe.batch_tokens / length)),
         epochs=recipe.epochs,
         evaluations=recipe.evaluations,
     )
     schedule = Schedule(
-        n_steps=clock.n_steps,
+        n_steps=batch_schedule.n_steps,
         peak=recipe.learning_rate,
         final=recipe.final_learning_rate,
-        warmup_steps=int(recipe.warmup * clock.n_steps),
+        warmup_steps=int(recipe.warmup * batch_schedule.n_steps),
     )
     modules = nn.ModuleList([student.module for student in members])
     parameters = dict(modules.named_parameters())
     spans = [student.span for student in members]
     kinds = [type(student.module).__name__.lower() for student in members]
-    rounded = setting.cache is not None and recipe.objective == "mse"
+    rounded = args.cache is not None and recipe.objective == "mse"
     key = content_key(
         {
             "recipe": recipe.decisive(),
             "spans": [[span.start, span.stop] for span in spans],
             "kinds": kinds,
-            "start": digest(parameters.values()),
-            "teacher": [setting.teacher, str(setting.decoder.dtype), __version__],
+            "start": starts or digest(parameters.values()),
+            "teacher": [args.teacher, str(args.decoder.dtype), __version__],
             "path": None if path is None else _describe(path, members),
-            "train": digest([setting.train[: clock.n_sequences]]),
-            "validation": digest([setting.held_out(recipe)]),
-            "seed": setting.seed,
-            "autocast": str(setting.autocast),
-            "rounded": str(setting.cache.dtype) if rounded and setting.cache else None,
+            "train": digest([args.train[: batch_schedule.n_sequences]]),
+            "validation": digest([args.held_out(recipe)]),
+            "seed": args.seed,
+            "autocast": str(args.autocast),
+            "rounded": str(args.cache.dtype) if rounded and args.cache else None,
         }
     )
-    trainee = Trainee(
+    state = TrainingState(
         label=label or f"{recipe.objective}-{kinds[0]}-{spans[0].start}-{spans[-1].stop}-{key[:8]}",
         key=key,
         parameters=parameters,
@@ -259,10 +276,10 @@ def _pupil(setting: Setting, members: list[Student], path: Path | None, label: s
         weight_decay=recipe.weight_decay,
         betas=recipe.betas,
         clip=recipe.clip,
-        directory=setting.directory,
-        losses=setting.losses,
+        directory=args.directory,
+        losses=args.losses,
     )
-    return Pupil(spans, modules, recipe, clock, trainee, path)
+    return StudentGroup(spans, modules, recipe, batch_schedule, state, path)
 
 
 def _describe(path: Path, members: list[Student]) -> list[list[Any]]:
@@ -286,10 +303,10 @@ def _describe(path: Path, members: list[Student]) -> list[list[Any]]:
     return [[node.layer, what(node)] for node in path.nodes]
 
 
-def _runs(pupils: list[Pupil]) -> list[list[Pupil]]:
-    """Pupils that share teacher passes: same objective, clock and validation."""
-    runs: dict[tuple[Any, ...], list[Pupil]] = {}
-    for pupil in pupils:
-        shared = (pupil.recipe.objective, pupil.clock, pupil.recipe.validation_tokens)
-        runs.setdefault(shared, []).append(pupil)
+def _runs(groups: list[StudentGroup]) -> list[list[StudentGroup]]:
+    """Groups that share teacher passes: same objective, batch_schedule and validation."""
+    runs: dict[tuple[Any, ...], list[StudentGroup]] = {}
+    for group in groups:
+        shared = (group.recipe.objective, group.batch_schedule, group.recipe.validation_tokens)
+        runs.setdefault(shared, []).append(group)
     return list(runs.values())

@@ -1,11 +1,11 @@
-"""The training loop: a step per pupil and batch, validations and saved states between.
+"""The training loop: a step per group and batch, validations and saved states between.
 
-Pupils of one run share teacher passes but nothing else. One that is ahead, because it was saved
+Groups of one run share teacher passes but nothing else. One that is ahead, because it was saved
 later before a kill, waits until the others have caught up.
 
 Example::
 
-    run(setting, pupils, show=lambda n_tokens, text: None)
+    run(args, groups, show=lambda n_tokens, text: None)
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch import Tensor
 
 from streamline.engine.decoder import Decoder
 from streamline.files import content_key
-from streamline.training.activations import ActivationCache, Shelf
+from streamline.training.activations import ActivationCache, ActivationStore
 from streamline.training.next_token import NextToken
-from streamline.training.objectives import HiddenStates, Objective, Pupil
-from streamline.training.schedule import Clock
+from streamline.training.objectives import HiddenStates, Objective, StudentGroup
+from streamline.training.schedule import BatchSchedule
 from streamline.training.state import digest
 from streamline.training.student import Recipe
 
-__all__ = ["Setting", "fingerprint", "run"]
+__all__ = ["FitArguments", "fingerprint", "run"]
 
 #: Validation activations up to this size are kept in memory between evaluations.
 KEEP_VALIDATION_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Setting:
+class FitArguments:
     """The arguments of :func:`streamline.training.fit.fit` that its parts share."""
 
     decoder: Decoder
@@ -58,9 +58,9 @@ class Setting:
         """Indices of sequences in parts that fit one forward pass."""
         return torch.split(indices, max(1, self.micro_batch // length))
 
-    def tokens(self, clock: Clock) -> int:
+    def tokens(self, batch_schedule: BatchSchedule) -> int:
         """Training tokens of a run, epochs counted."""
-        return clock.n_sequences * clock.epochs * self.train.shape[1]
+        return batch_schedule.n_sequences * batch_schedule.epochs * self.train.shape[1]
 
 
 def fingerprint(decoder: Decoder) -> str:
@@ -71,47 +71,49 @@ def fingerprint(decoder: Decoder) -> str:
     return content_key([str(sorted(config.items(), key=str)), digest(samples)])
 
 
-def run(setting: Setting, pupils: list[Pupil], show: Callable[[int, str], None]) -> None:
-    """Train pupils of one clock, each from where it stands, to the end."""
-    for pupil in pupils:
-        pupil.trainee.resume()
-    waiting = [pupil for pupil in pupils if not pupil.trainee.done]
+def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str], None]) -> None:
+    """Train groups of one batch_schedule, each from where it stands, to the end."""
+    for group in groups:
+        group.state.resume()
+    waiting = [group for group in groups if not group.state.done]
     if waiting:
-        _steps(setting, waiting, show)
-    for pupil in pupils:
-        pupil.trainee.finish()
+        _steps(args, waiting, show)
+    for group in groups:
+        group.state.finish()
 
 
-def _steps(setting: Setting, pupils: list[Pupil], show: Callable[[int, str], None]) -> None:
-    """Make the optimiser steps that are left; a pupil that is ahead waits for the others."""
-    clock, recipe = pupils[0].clock, pupils[0].recipe
-    length = setting.train.shape[1]
+def _steps(
+    args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str], None]
+) -> None:
+    """Make the optimiser steps that are left; a group that is ahead waits for the others."""
+    batch_schedule, recipe = groups[0].batch_schedule, groups[0].recipe
+    length = args.train.shape[1]
     objective: Objective = (
-        HiddenStates(setting.decoder, setting.autocast)
+        HiddenStates(args.decoder, args.autocast)
         if recipe.objective == "mse"
-        else NextToken(setting.decoder, setting.autocast)
+        else NextToken(args.decoder, args.autocast)
     )
-    held_out = setting.held_out(recipe)
-    shelf, validation_shelf = _shelves(setting, objective, pupils, held_out)
+    held_out = args.held_out(recipe)
+    store, validation_store = _stores(args, objective, groups, held_out)
 
-    def validate(active: list[Pupil]) -> None:
+    def validate(active: list[StudentGroup]) -> None:
         if active:
-            _validate(setting, objective, active, held_out, validation_shelf)
+            _validate(args, objective, active, held_out, validation_store)
 
     started = saved = time.monotonic()
-    fresh = [pupil for pupil in pupils if not pupil.trainee.rows]
+    fresh = [group for group in groups if not group.state.rows]
     validate(fresh)
     _spent(fresh, started)
-    first = min(pupil.trainee.step for pupil in pupils) + 1
-    seen = clock.sequences_before(first) * length
-    for step, indices in clock.batches(setting.seed, first):
+    first = min(group.state.step for group in groups) + 1
+    seen = batch_schedule.sequences_before(first) * length
+    for step, indices in batch_schedule.batches(args.seed, first):
         started = time.monotonic()
-        active = [pupil for pupil in pupils if pupil.trainee.step == step - 1]
-        sums = {id(pupil): 0.0 for pupil in active}
+        active = [group for group in groups if group.state.step == step - 1]
+        sums = {id(group): 0.0 for group in active}
         terms = len(indices) * objective.n_terms(length)
 
         def learn(
-            pupil: Pupil,
+            group: StudentGroup,
             error: Tensor,
             dropped: Tensor | None,
             terms: int = terms,
@@ -119,81 +121,81 @@ def _steps(setting: Setting, pupils: list[Pupil], show: Callable[[int, str], Non
         ) -> None:
             loss = error / terms
             loss.backward()  # type: ignore[no-untyped-call]
-            sums[id(pupil)] += float(loss.detach())
+            sums[id(group)] += float(loss.detach())
 
-        for part in setting.micro(indices, length):
+        for part in args.micro(indices, length):
             with torch.enable_grad():
-                objective.walk(setting.train[part], part, active, learn, shelf)
+                objective.errors(args.train[part], part, active, learn, store)
             seen += len(part) * length
             show(seen, _text(step, active))
-        for pupil in active:
-            pupil.trainee.update(sums[id(pupil)], len(indices) * length)
-        if clock.due(step):
+        for group in active:
+            group.state.update(sums[id(group)], len(indices) * length)
+        if batch_schedule.due(step):
             validate(active)
         _spent(active, started)
-        if step < clock.n_steps and time.monotonic() - saved >= setting.save_seconds:
-            for pupil in active:
-                pupil.trainee.save()
+        if step < batch_schedule.n_steps and time.monotonic() - saved >= args.save_seconds:
+            for group in active:
+                group.state.save()
             saved = time.monotonic()
 
 
-def _shelves(
-    setting: Setting, objective: Objective, pupils: list[Pupil], held_out: Tensor
-) -> tuple[Shelf | None, Shelf | None]:
+def _stores(
+    args: FitArguments, objective: Objective, groups: list[StudentGroup], held_out: Tensor
+) -> tuple[ActivationStore | None, ActivationStore | None]:
     """Where training and validation activations are kept, if anywhere."""
-    depths, width = objective.depths(pupils), setting.decoder.hidden_size
+    depths, width = objective.depths(groups), args.decoder.hidden_size
     if not depths:
         return None, None
-    keep, shelf = None, None
+    keep, store = None, None
     shape = (len(held_out), held_out.shape[1], width)
-    if math.prod(shape) * len(depths) * setting.decoder.dtype.itemsize <= KEEP_VALIDATION_BYTES:
-        keep = Shelf(depths, shape, setting.decoder.dtype)
-    if setting.cache is not None:
-        data = setting.train[: pupils[0].clock.n_sequences]
-        key = content_key([setting.teacher, str(setting.decoder.dtype), digest([data])])
-        shelf = setting.cache.shelf(key, depths, (len(data), data.shape[1], width))
-    return shelf, keep
+    if math.prod(shape) * len(depths) * args.decoder.dtype.itemsize <= KEEP_VALIDATION_BYTES:
+        keep = ActivationStore(depths, shape, args.decoder.dtype)
+    if args.cache is not None:
+        data = args.train[: groups[0].batch_schedule.n_sequences]
+        key = content_key([args.teacher, str(args.decoder.dtype), digest([data])])
+        store = args.cache.store(key, depths, (len(data), data.shape[1], width))
+    return store, keep
 
 
 def _validate(
-    setting: Setting,
+    args: FitArguments,
     objective: Objective,
-    pupils: list[Pupil],
+    groups: list[StudentGroup],
     held_out: Tensor,
-    shelf: Shelf | None,
+    store: ActivationStore | None,
 ) -> None:
-    """Measure the validation loss of some pupils in one pass."""
-    errors = {id(pupil): 0.0 for pupil in pupils}
+    """Measure the validation loss of some groups in one pass."""
+    errors = {id(group): 0.0 for group in groups}
     drops: dict[int, float] = {}
 
-    def note(pupil: Pupil, error: Tensor, dropped: Tensor | None) -> None:
-        errors[id(pupil)] += float(error)
+    def note(group: StudentGroup, error: Tensor, dropped: Tensor | None) -> None:
+        errors[id(group)] += float(error)
         if dropped is not None:
-            drops[id(pupil)] = drops.get(id(pupil), 0.0) + float(dropped)
+            drops[id(group)] = drops.get(id(group), 0.0) + float(dropped)
 
     length = held_out.shape[1]
     with torch.no_grad():
-        for part in setting.micro(torch.arange(len(held_out)), length):
-            objective.walk(held_out[part], part, pupils, note, shelf)
+        for part in args.micro(torch.arange(len(held_out)), length):
+            objective.errors(held_out[part], part, groups, note, store)
     terms = len(held_out) * objective.n_terms(length)
-    for pupil in pupils:
-        pupil.trainee.validated(errors[id(pupil)] / terms)
-        if id(pupil) in drops:
-            pupil.trainee.dropping = drops[id(pupil)] / terms
+    for group in groups:
+        group.state.validated(errors[id(group)] / terms)
+        if id(group) in drops:
+            group.state.dropping = drops[id(group)] / terms
 
 
-def _spent(pupils: list[Pupil], since: float) -> None:
-    for pupil in pupils:
-        pupil.trainee.spent((time.monotonic() - since) / len(pupils))
+def _spent(groups: list[StudentGroup], since: float) -> None:
+    for group in groups:
+        group.state.spent((time.monotonic() - since) / len(groups))
 
 
-def _text(step: int, pupils: list[Pupil]) -> str:
-    """One line for the progress display: the last validation loss of the first few pupils."""
+def _text(step: int, groups: list[StudentGroup]) -> str:
+    """One line for the progress display: the last validation loss of the first few groups."""
     parts = []
-    for pupil in pupils[:4]:
-        known = [r["validation_loss"] for r in pupil.trainee.rows if r["validation_loss"]]
-        kind = type(pupil.modules[0]).__name__
+    for group in groups[:4]:
+        known = [r["validation_loss"] for r in group.state.rows if r["validation_loss"]]
+        kind = type(group.modules[0]).__name__
         loss = f"{known[-1]:.4g}" if known else "-"
-        parts.append(f"{kind} {pupil.spans[0].start}-{pupil.spans[-1].stop}: {loss}")
-    more = f" and {len(pupils) - 4} more" if len(pupils) > 4 else ""
-    return f"step {step}/{pupils[0].clock.n_steps}, validation {', '.join(parts)}{more}"
+        parts.append(f"{kind} {group.spans[0].start}-{group.spans[-1].stop}: {loss}")
+    more = f" and {len(groups) - 4} more" if len(groups) > 4 else ""
+    return f"step {step}/{groups[0].batch_schedule.n_steps}, validation {', '.join(parts)}{more}"

@@ -33,7 +33,7 @@ from streamline.training.loop import fingerprint
 from streamline.training.lora_loop import HealingLoop, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
 from streamline.training.schedule import Schedule
-from streamline.training.state import Trainee, digest
+from streamline.training.state import TrainingState, digest
 
 __all__ = ["PRESETS", "HealResult", "LoraRecipe", "heal", "matched_rank", "target_modules"]
 
@@ -164,7 +164,7 @@ def heal(
     )
     restart_peak_memory()
     with _adapters(model, list(targets), recipe, seed) as (parameters, dropouts):
-        trainee = Trainee(
+        state = TrainingState(
             label="lora",
             key=key,
             parameters=parameters,
@@ -173,24 +173,24 @@ def heal(
             clip=recipe.clip,
             directory=directory,
         )
-        trainee.resume()
+        state.resume()
         loop = HealingLoop(
             decoder, sequences, held_out, batches, dropouts, seed, autocast, micro_batch
         )
-        loop.train(trainee, evaluations, progress, save_seconds)
-        trainee.finish()
+        loop.train(state, evaluations, progress, save_seconds)
+        state.finish()
         _merge(model)
     return HealResult(
         model=model,
         recipe=recipe,
-        trained_parameters=trainee.n_parameters,
-        tokens=trainee.n_tokens,
+        trained_parameters=state.n_parameters,
+        tokens=state.n_tokens,
         n_steps=len(batches),
-        seconds=trainee.seconds,
+        seconds=state.seconds,
         peak_memory_bytes=peak_memory_bytes(decoder.device),
-        losses=trainee.rows,
-        before=None if held_out is None else trainee.rows[0]["validation_loss"],
-        after=None if held_out is None else trainee.best_loss,
+        losses=state.rows,
+        before=None if held_out is None else state.rows[0]["validation_loss"],
+        after=None if held_out is None else state.best_loss,
     )
 
 

@@ -1,9 +1,9 @@
-"""The loop of recovery: batches of text or answers in, optimiser steps of a trainee out.
+"""The loop of recovery: batches of text or answers in, optimiser steps of a state out.
 
 Example::
 
     loop = HealingLoop(decoder, sequences, None, batches, dropouts, seed=0, autocast=None)
-    loop.train(trainee, evaluations=4, progress=None, save_seconds=30.0)
+    loop.train(state, evaluations=4, progress=None, save_seconds=30.0)
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
+from streamline.engine.head import summed_loss
 from streamline.engine.seed import seeded
 from streamline.errors import ConfigError
 from streamline.sources.batches import Sequences
 from streamline.training.lora_recipe import LoraRecipe
-from streamline.training.next_token import next_token_loss
 from streamline.training.objectives import mixed
 from streamline.training.schedule import data_order
-from streamline.training.state import Trainee
+from streamline.training.state import TrainingState
 
 __all__ = ["HealingLoop", "plan_batches"]
 
@@ -74,7 +74,7 @@ class HealingLoop:
 
     def train(
         self,
-        trainee: Trainee,
+        state: TrainingState,
         evaluations: int,
         progress: Callable[[int, int, str], None] | None,
         save_seconds: float,
@@ -84,23 +84,23 @@ class HealingLoop:
         total = sum(int(self.sequences.lengths[indices].sum()) for indices in self.batches)
         n_steps = len(self.batches)
         started = time.monotonic()
-        if self.held_out is not None and not trainee.rows:
-            trainee.validated(self._loss(self.held_out))
-            trainee.spent(time.monotonic() - started)
-        for step in range(trainee.step + 1, n_steps + 1):
+        if self.held_out is not None and not state.rows:
+            state.validated(self._loss(self.held_out))
+            state.spent(time.monotonic() - started)
+        for step in range(state.step + 1, n_steps + 1):
             started = time.monotonic()
             indices = self.batches[step - 1]
             loss = self._gradients(indices, step)
-            trainee.update(loss, int(self.sequences.lengths[indices].sum()))
+            state.update(loss, int(self.sequences.lengths[indices].sum()))
             due = step * evaluations // n_steps > (step - 1) * evaluations // n_steps
             if self.held_out is not None and (due or step == n_steps):
-                trainee.validated(self._loss(self.held_out))
-            trainee.spent(time.monotonic() - started)
+                state.validated(self._loss(self.held_out))
+            state.spent(time.monotonic() - started)
             if progress is not None:
                 text = f"step {step}/{n_steps}, loss {loss:.4f}"
-                progress(trainee.n_tokens, total, text)
+                progress(state.n_tokens, total, text)
             if step < n_steps and time.monotonic() - saved >= save_seconds:
-                trainee.save()
+                state.save()
                 saved = time.monotonic()
 
     def _gradients(self, indices: Tensor, step: int) -> float:
@@ -141,4 +141,4 @@ class HealingLoop:
             hidden = entry.hidden
             for index, layer in enumerate(decoder.layers):
                 hidden = decoder.run(layer, hidden, entry, index)
-            return next_token_loss(decoder, hidden, ids, scored)
+            return summed_loss(decoder, hidden, ids, scored)

@@ -1,12 +1,12 @@
-"""What a student is trained for: the objectives, and the pupil that they work on.
+"""The objectives of training: squared error of hidden states, and what all objectives share.
 
-An objective runs one batch of tokens for several pupils and hands out each one's summed error. Here
-is the squared error on hidden states (the paper); :mod:`streamline.training.next_token` has the
-language- model loss.
+An objective runs one batch of tokens for several student groups and gives each one's summed error.
+Here is the squared error of hidden states (the paper); :mod:`streamline.training.next_token` has
+the language-model loss.
 
 Example::
 
-    HiddenStates(decoder, autocast=None).walk(ids, indices, pupils, consume, shelf=None)
+    HiddenStates(decoder, autocast=None).errors(ids, indices, groups, consume, store=None)
 """
 
 from __future__ import annotations
@@ -22,57 +22,57 @@ from torch import Tensor, nn
 from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.paths import Path
 from streamline.plan import Span
-from streamline.training.activations import Shelf, stream
-from streamline.training.schedule import Clock
-from streamline.training.state import Trainee
+from streamline.training.activations import ActivationStore, teacher_pass
+from streamline.training.schedule import BatchSchedule
+from streamline.training.state import TrainingState
 from streamline.training.student import Recipe
 
-__all__ = ["Consume", "HiddenStates", "Objective", "Pupil", "as_dtype", "mixed"]
+__all__ = ["Consume", "HiddenStates", "Objective", "StudentGroup", "as_dtype", "mixed"]
 
 
 @dataclass
-class Pupil:
-    """One optimiser's worth of students.
+class StudentGroup:
+    """Students with one optimiser.
 
     Attributes:
-        spans: The spans they stand for.
+        spans: The spans that they replace.
         modules: Their networks.
         recipe: How they are trained.
-        clock: When they are.
-        trainee: Their parameters, optimiser and files.
+        batch_schedule: The batches of each step.
+        state: Their parameters, optimiser and files.
         path: The pruned model, for the LM objective.
     """
 
     spans: list[Span]
     modules: nn.ModuleList
     recipe: Recipe
-    clock: Clock
-    trainee: Trainee
+    batch_schedule: BatchSchedule
+    state: TrainingState
     path: Path | None = None
 
 
-#: Called with a pupil, its summed error, and the summed error of leaving its span out.
-Consume = Callable[[Pupil, Tensor, "Tensor | None"], None]
+#: Called with a group, its summed error, and the summed error of leaving its span out.
+Consume = Callable[[StudentGroup, Tensor, "Tensor | None"], None]
 
 
 class Objective(Protocol):
-    """What is minimised: run a batch and hand out each pupil's summed error."""
+    """What is minimised: run a batch and give each group's summed error."""
 
     def n_terms(self, length: int) -> int:
         """Number of summands that one sequence adds to the error."""
         ...
 
-    def depths(self, pupils: Sequence[Pupil]) -> set[int]:
+    def depths(self, groups: Sequence[StudentGroup]) -> set[int]:
         """Depths of the dense path that are read; empty if none can be kept."""
         ...
 
-    def walk(
+    def errors(
         self,
         ids: Tensor,
         indices: Tensor,
-        pupils: Sequence[Pupil],
+        groups: Sequence[StudentGroup],
         consume: Consume,
-        shelf: Shelf | None,
+        store: ActivationStore | None,
     ) -> None:
         """Run one batch; gradients as the caller has set them."""
         ...
@@ -89,70 +89,70 @@ class HiddenStates:
         """Tokens times features."""
         return length * self.decoder.hidden_size
 
-    def depths(self, pupils: Sequence[Pupil]) -> set[int]:
+    def depths(self, groups: Sequence[StudentGroup]) -> set[int]:
         """Both ends of every span."""
-        return {d for pupil in pupils for span in pupil.spans for d in (span.start, span.stop)}
+        return {d for group in groups for span in group.spans for d in (span.start, span.stop)}
 
-    def walk(
+    def errors(
         self,
         ids: Tensor,
         indices: Tensor,
-        pupils: Sequence[Pupil],
+        groups: Sequence[StudentGroup],
         consume: Consume,
-        shelf: Shelf | None,
+        store: ActivationStore | None,
     ) -> None:
-        """One teacher pass; each student runs when its stop is reached."""
-        depths = self.depths(pupils)
+        """One teacher pass, or what is kept of it; each student runs when its stop is reached."""
+        depths = self.depths(groups)
         held: dict[int, Tensor] = {}
-        last = {p.spans[0].start: 0 for p in pupils}
-        for pupil in pupils:
-            span = pupil.spans[0]
+        last = {group.spans[0].start: 0 for group in groups}
+        for group in groups:
+            span = group.spans[0]
             last[span.start] = max(last[span.start], span.stop)
         training = torch.is_grad_enabled()
         with torch.no_grad():
             entry = self.decoder.enter(ids)
 
         def at(depth: int, hidden: Tensor) -> None:
-            hidden = hidden if shelf is None else shelf.round(hidden)
+            hidden = hidden if store is None else store.round(hidden)
             hidden = hidden.to(torch.float32)
-            for pupil in pupils:
-                span = pupil.spans[0]
+            for group in groups:
+                span = group.spans[0]
                 if span.stop == depth:
                     with torch.set_grad_enabled(training):
-                        self._compare(pupil, held[span.start], hidden, entry, consume)
+                        self._compare(group, held[span.start], hidden, entry, consume)
             for start in [s for s in held if last[s] <= depth]:
                 del held[start]
             if depth in last:
                 held[depth] = hidden
 
-        if shelf is None:
-            stream(self.decoder, entry, depths, at)
-        elif shelf.holds(indices):
+        if store is None:
+            teacher_pass(self.decoder, ids, entry, depths, at)
+        elif store.holds(indices):
             for depth in sorted(depths):
-                at(depth, shelf.read(depth, indices).to(self.decoder.device))
+                at(depth, store.read(depth, indices).to(self.decoder.device))
         else:
 
             def keep(depth: int, hidden: Tensor) -> None:
-                shelf.write(depth, indices, hidden)
+                store.write(depth, indices, hidden)
                 at(depth, hidden)
 
-            stream(self.decoder, entry, depths, keep)
+            teacher_pass(self.decoder, ids, entry, depths, keep)
 
     def _compare(
-        self, pupil: Pupil, start: Tensor, stop: Tensor, entry: Entry, consume: Consume
+        self, group: StudentGroup, start: Tensor, stop: Tensor, entry: Entry, consume: Consume
     ) -> None:
-        layer = pupil.spans[0].start
+        layer = group.spans[0].start
         call = as_dtype(entry, layer, torch.float32)
         with mixed(start.device, self.autocast):
-            output = self.decoder.run(pupil.modules[0], start, call, layer)
-        normalize = pupil.recipe.normalize
+            output = self.decoder.run(group.modules[0], start, call, layer)
+        normalize = group.recipe.normalize
         error = squared_error(output.float(), stop.to(output.device), normalize)
         dropped = (
             None
             if torch.is_grad_enabled()
             else squared_error(start, stop.to(start.device), normalize)
         )
-        consume(pupil, error, dropped)
+        consume(group, error, dropped)
 
 
 def squared_error(output: Tensor, target: Tensor, normalize: bool) -> Tensor:

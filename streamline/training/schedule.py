@@ -6,9 +6,9 @@ beside them.
 
 Example::
 
-    clock = Clock(n_sequences=1000, batch_sequences=64, epochs=2, evaluations=10)
-    schedule = Schedule(n_steps=clock.n_steps, peak=2e-4, final=5e-5, warmup_steps=1)
-    for step, indices in clock.batches(seed=0):
+    batch_schedule = BatchSchedule(n_sequences=1000, batch_sequences=64, epochs=2, evaluations=10)
+    schedule = Schedule(n_steps=batch_schedule.n_steps, peak=2e-4, final=5e-5, warmup_steps=1)
+    for step, indices in batch_schedule.batches(seed=0):
         learning_rate = schedule.at(step)
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from streamline.errors import ConfigError
 
-__all__ = ["Clock", "Schedule", "data_order"]
+__all__ = ["BatchSchedule", "Schedule", "data_order"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def data_order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clock:
+class BatchSchedule:
     """Optimiser batches over several epochs; the last batch of an epoch may be smaller.
 
     Attributes:

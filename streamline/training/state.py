@@ -1,6 +1,6 @@
 """One thing that is being trained: parameters, optimiser, best weights, losses, place on disk.
 
-A trainee depends on nothing that is trained beside it. It can be stopped at any step and goes on
+A state depends on nothing that is trained beside it. It can be stopped at any step and goes on
 from its files to the same bits; when it is done, a marker file says so and its weights are only
 loaded.
 
@@ -10,11 +10,11 @@ On disk, under the run's folder: ``state/<label>.safetensors`` while training,
 
 Example::
 
-    trainee = Trainee(label="ffn-8-12", key=key, parameters=dict(module.named_parameters()),
+    state = TrainingState(label="ffn-8-12", key=key, parameters=dict(module.named_parameters()),
                       schedule=schedule, directory=out)
-    trainee.resume()
+    state.resume()
     loss.backward()
-    trainee.update(train_loss, n_tokens)
+    state.update(train_loss, n_tokens)
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,55 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from streamline.files import write_json_atomic, write_text_atomic
+from streamline.training.losses import Losses, finite
 from streamline.training.schedule import Schedule
 
-__all__ = ["Losses", "Trainee", "digest", "save_tensors"]
-
-
-@dataclass
-class Losses:
-    """How a training went.
-
-    Attributes:
-        label: Name of its files.
-        objective: ``"mse"`` or ``"lm"``.
-        spans: The spans that were replaced, as ``[start, stop]``.
-        n_parameters: Trained parameters.
-        tokens: Training tokens seen, epochs counted.
-        before: Validation loss before training.
-        after: Validation loss after the last step.
-        best: Lowest validation loss: that of the weights which were kept.
-        best_step: The step they come from.
-        dropping: Validation loss of leaving the span out; None for the LM objective.
-        seconds: Time spent, with its share of passes that others use too.
-        skipped_steps: Steps left out because their gradient was not finite.
-        rows: One entry per optimiser step, as in the JSON lines file.
-    """
-
-    label: str
-    objective: str
-    spans: list[list[int]]
-    n_parameters: int
-    tokens: int
-    before: float
-    after: float
-    best: float
-    best_step: int
-    dropping: float | None
-    seconds: float
-    skipped_steps: int
-    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
-
-    @property
-    def relative(self) -> float | None:
-        """Best validation loss over that of leaving the span out; below 1 is a gain."""
-        return None if not self.dropping else self.best / self.dropping
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the rows, as a JSON object."""
-        data = asdict(self) | {"relative": self.relative}
-        del data["rows"]
-        return {k: _finite(v) for k, v in data.items()}
+__all__ = ["TrainingState", "digest", "save_tensors"]
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -121,7 +75,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         raise
 
 
-class Trainee:
+class TrainingState:
     """Parameters with an optimiser of their own.
 
     Args:
@@ -203,7 +157,7 @@ class Trainee:
         """Note the validation loss at the present step and keep the weights if it is the best."""
         if not self.rows:
             self._row(None, None)
-        self.rows[-1]["validation_loss"] = _finite(loss)
+        self.rows[-1]["validation_loss"] = finite(loss)
         if not self.best or loss < self.best_loss or math.isnan(self.best_loss):
             self.best_loss, self.best_step = loss, self.step
             self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -218,7 +172,7 @@ class Trainee:
             {
                 "step": self.step,
                 "tokens": self.n_tokens,
-                "train_loss": _finite(train_loss),
+                "train_loss": finite(train_loss),
                 "validation_loss": None,
                 "lr": rate,
                 "seconds": round(self.seconds, 3),
@@ -310,7 +264,7 @@ class Trainee:
                 "seconds": self.seconds,
                 "skipped_steps": self.skipped_steps,
                 "dropping": self.dropping,
-                "best_loss": _finite(self.best_loss),
+                "best_loss": finite(self.best_loss),
                 "best_step": self.best_step,
                 "rows": self.rows,
             },
@@ -340,8 +294,8 @@ class Trainee:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_text_atomic(self.losses_dir / f"{self.label}.jsonl", text)
 
-    def adopt(self, other: Trainee) -> None:
-        """Take over what a trainee of the same key has become."""
+    def adopt(self, other: TrainingState) -> None:
+        """Take over what a state of the same key has become."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(other.parameters[name])
         self.best = {name: p.detach().clone() for name, p in other.best.items()}
@@ -373,11 +327,6 @@ def _load(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(str(path))
-
-
-def _finite(value: Any) -> Any:
-    """None in the place of a float that JSON cannot hold."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from torch._dynamo.utils import counters
 
-from streamline.engine.compiled import CompiledLayers
+from streamline.engine import forward
 from streamline.engine.decoder import Decoder
+from streamline.engine.kernels import CompiledLayers
 from streamline.engine.paths import Node, Path, dense_path
-from streamline.evaluation.scoring import score as scoring
 from streamline.evaluation.scoring.score import Request, score
 from streamline.methods.replacement import FFN
 from streamline.testing.models import tiny_model
@@ -21,7 +21,7 @@ def test_compiled_layers_answer_alike_from_one_graph_a_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The eager backend runs the captured graphs without a compiler, which takes a minute.
-    monkeypatch.setattr(scoring, "CompiledLayers", partial(CompiledLayers, backend="eager"))
+    monkeypatch.setattr(forward, "CompiledLayers", partial(CompiledLayers, backend="eager"))
     decoder = Decoder(tiny_model("llama", n_layers=5))
     layers = decoder.layers
     pruned = Path(decoder, (Node(layers[0], 0), Node(FFN(32, 16), 1), Node(layers[4], 4)))

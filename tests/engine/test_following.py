@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from streamline.calibration import measure
-from streamline.distributed import WHOLE, Share, joined, led, spread, team, woven
+from streamline.distributed import WHOLE, Share, interleaved, joined, spread, team
 from streamline.engine.decoder import Decoder
-from streamline.engine.following import _Leader, _Pickler, _Unpickler
+from streamline.engine.following import _Leader, _Pickler, _Unpickler, led
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, dense_path
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import StreamlineError
 from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.generation.shards import generate_shared
-from streamline.evaluation.scoring.packing import Request, dealt, pack
+from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.perplexity import perplexity
 from streamline.evaluation.scoring.score import score
 from streamline.methods.loss import path_losses
@@ -41,18 +41,8 @@ METHODS = "sleb,slicegpt,llm-streamline-ffn"
 def test_a_share_is_every_nth_item() -> None:
     parts = [Share(rank, 3).of(range(8)) for rank in range(3)]
     assert [list(part) for part in parts] == [[0, 3, 6], [1, 4, 7], [2, 5]]
-    assert woven(parts) == list(range(8))
+    assert interleaved(parts) == list(range(8))
     assert list(WHOLE.of(range(8))) == list(range(8))
-
-
-def test_few_batches_are_dealt_out_by_rows() -> None:
-    requests = [Request("t", i, 0, (i, i + 1), (3,)) for i in range(9)]
-    batches = pack(requests, batch_tokens=100, row_tokens=2)
-    assert len(batches) == 1
-    more = dealt(batches, 4)
-    assert len(more) == 4
-    assert sorted(i for batch in more for i in batch.requests) == list(range(9))
-    assert len(dealt(more, 100)) == 9
 
 
 def test_alone_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from streamline.engine.paths import Node, Path, PathTrie, dense_path
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
-from streamline.testing.models import tiny_model
+from streamline.testing.models import FAMILIES, tiny_model
 
 
 def ids() -> Tensor:
@@ -32,14 +32,16 @@ def variants(decoder: Decoder) -> list[Path]:
     return [dense_path(decoder), *paths, replaced]
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "falcon"])
+@pytest.mark.parametrize("order", ["depth_first", "level_by_level"])
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_trie_equals_each_path_alone(family: str) -> None:
+def test_trie_equals_each_path_alone(family: str, order: str) -> None:
     decoder = Decoder(tiny_model(family))
     paths = variants(decoder)
     entry = decoder.enter(ids())
     found: dict[int, Tensor] = {}
-    PathTrie(paths).walk(entry, lambda index, hidden: found.update({index: hidden}))
+    trie = PathTrie(paths)
+    getattr(trie, order)(entry, lambda index, hidden: found.update({index: hidden}))
     for index, path in enumerate(paths):
         hidden = entry.hidden
         for node in path.nodes:
@@ -61,7 +63,7 @@ def test_shared_layers_run_once(tiny_llama) -> None:  # type: ignore[no-untyped-
         for i, layer in enumerate(decoder.layers)
     ]
     with torch.no_grad():
-        trie.walk(entry, lambda index, hidden: None)
+        trie.forward(entry, lambda index, hidden: None)
     for hook in hooks:
         hook.remove()
     # 6 dense; 4 after [0] without 1; 2 after [0, 1] without 2, 3; the FFN and 2 behind it
@@ -69,6 +71,30 @@ def test_shared_layers_run_once(tiny_llama) -> None:  # type: ignore[no-untyped-
     assert sum(counts) == trie.n_runs - 1
     assert counts[0] == 1
     assert trie.n_naive_runs == 6 + 5 + 4 + 4 + 5
+
+
+@torch.no_grad()
+def test_level_by_level_each_layer_meets_all_states_at_once(tiny_llama) -> None:  # type: ignore[no-untyped-def]
+    decoder = Decoder(tiny_llama())
+    trie, entry = PathTrie(variants(decoder)), decoder.enter(ids())
+    rows = [0] * decoder.n_layers
+    counts = [0] * decoder.n_layers
+
+    def count(i: int, output: Tensor) -> None:
+        counts[i] += 1
+        rows[i] += len(output)
+
+    hooks = [
+        layer.register_forward_hook(lambda _m, _a, output, i=i: count(i, output))  # type: ignore[misc]
+        for i, layer in enumerate(decoder.layers)
+    ]
+    trie.level_by_level(entry, lambda index, hidden: None)
+    assert counts == [1] * 6
+    assert rows == [2, 2, 4, 4, 8, 8]
+    trie.level_by_level(entry, lambda index, hidden: None, most_tokens=1)
+    for hook in hooks:
+        hook.remove()
+    assert counts == [2, 2, 3, 3, 5, 5], "the states of one path are never cut"
 
 
 def test_memory_is_bounded_by_the_branchings(tiny_llama) -> None:  # type: ignore[no-untyped-def]
@@ -89,9 +115,9 @@ def test_memory_is_bounded_by_the_branchings(tiny_llama) -> None:  # type: ignor
 
     hooks = [layer.register_forward_hook(count) for layer in layers]
     with torch.no_grad():
-        PathTrie(paths[::-1]).walk(entry, lambda index, hidden: None)
+        PathTrie(paths[::-1]).forward(entry, lambda index, hidden: None)
         deep, alive, most = most, [], 0
-        PathTrie(paths).walk(entry, lambda index, hidden: None)
+        PathTrie(paths).forward(entry, lambda index, hidden: None)
     for hook in hooks:
         hook.remove()
     # a hidden state per open branching, the one that is read and the one that is written
@@ -106,7 +132,7 @@ def test_sparsity_zero_is_the_model_itself(tiny_opt) -> None:  # type: ignore[no
     decoder = Decoder(model)
     path = Pruned(Plan.dense(6)).path(decoder)
     logits = []
-    PathTrie([path]).walk(
+    PathTrie([path]).forward(
         decoder.enter(ids()), lambda index, hidden: logits.append(decoder.leave(hidden))
     )
     torch.testing.assert_close(logits[0], model(ids()).logits, rtol=0, atol=1e-5)

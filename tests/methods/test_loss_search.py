@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from streamline.engine import head
 from streamline.engine.decoder import Decoder, submodule
-from streamline.engine.paths import Path, PathTrie, dense_path
+from streamline.engine.paths import Path, dense_path
 from streamline.errors import ConfigError
 from streamline.method import Pruned
-from streamline.methods import loss as losses
 from streamline.methods import loss_search
 from streamline.methods.loss import score_paths
 from streamline.methods.loss_search import LossSearch
@@ -58,7 +58,7 @@ def test_finds_what_scoring_all_finds(decoder: Decoder, batch_tokens: int) -> No
 def test_the_whole_head_runs_only_for_what_could_be_best(
     tiny_llama: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "_CHUNK_ON_CPU", 10)
+    monkeypatch.setattr(head, "chunk_rows", lambda decoder, device: 10)
     decoder = sharpened(tiny_llama(n_layers=6), 3)
     sizes: list[int] = []
     submodule(decoder.model, decoder.family.head).register_forward_hook(
@@ -84,7 +84,7 @@ def test_bounds_lie_below_the_losses_and_reach_them_with_the_whole_vocabulary(
         for cut in (16, 2, 1):
             monkeypatch.setattr(loss_search, "_CUT", cut)
             search = LossSearch([dense_path(decoder)], TOKENS)
-            ends = search._ends(PathTrie(trials(decoder)))
+            ends = search._ends(trials(decoder))
             search._whole(ends[0], learn=True)
             bounds = search._bounds(ends)
             gaps.append([loss - bound for loss, bound in zip(every, bounds, strict=True)])

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
-from streamline.engine.paths import Node, PathTrie, dense_path
+from streamline.engine.forward import run
+from streamline.engine.paths import Node, dense_path
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import PlanError, UnsupportedModelError
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.perplexity import perplexity
 from streamline.evaluation.scoring.score import score
-from streamline.evaluation.streamed import evaluate_streamed
+from streamline.evaluation.scoring.together import answer_all
 from streamline.methods.loss import score_paths
 from streamline.methods.sublayers import Sublayers
 from streamline.streaming.opening import open_streamed
-from streamline.streaming.order import walk
 from streamline.testing.models import FAMILIES, tiny_model
 
 
@@ -110,15 +110,17 @@ def test_questions_and_texts_share_one_pass(tmp_path: Path) -> None:
     with decoder.source as source:
         streamed = paths(decoder)[:3]
         source.reads.clear()
-        answers, texts = evaluate_streamed(
-            streamed, requests(), [ids(), ids(3, 9)], progress=lambda *p: seen.append(p)
+        found = dict(
+            answer_all(
+                streamed, [requests()], [ids(), ids(3, 9)], progress=lambda *p: seen.append(p)
+            )
         )
         assert set(source.reads.values()) == {1}
         decoder.model.set_attn_implementation(model.config._attn_implementation)
-    assert [len(text) for text in texts] == [3, 3] and len(answers) == 3
+    assert {number: len(results) for number, results in found.items()} == {0: 3, 1: 3, 2: 3}
     assert seen == [(i, 5) for i in range(1, 6)]
     wanted = perplexity(paths(Decoder(model))[:3], ids(3, 9))
-    np.testing.assert_allclose(texts[1], [p.nll for p in wanted], rtol=1e-5)
+    assert [p.nll for p in found[2]] == pytest.approx([p.nll for p in wanted], rel=1e-5)
 
 
 def test_layers_that_no_path_runs_are_not_read(tmp_path: Path) -> None:
@@ -140,9 +142,9 @@ def test_a_path_that_goes_back_is_refused(tmp_path: Path) -> None:
     both = nn.ModuleList(decoder.layers[:2])
     with decoder.source:
         with pytest.raises(PlanError, match="runs layer 0 after layer 1"):
-            walk(PathTrie([LayerPath(decoder, (nodes[1], nodes[0]))]), [])
+            list(run([LayerPath(decoder, (nodes[1], nodes[0]))], []))
         with pytest.raises(PlanError, match=r"weights of layers \[0, 1\]"):
-            walk(PathTrie([LayerPath(decoder, (Node(both, 0),))]), [])
+            list(run([LayerPath(decoder, (Node(both, 0),))], []))
 
 
 def test_another_model_among_the_paths_is_refused(tmp_path: Path) -> None:

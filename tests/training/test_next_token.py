@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamline.engine import head
 from streamline.engine.decoder import Decoder
+from streamline.engine.head import summed_loss
 from streamline.engine.paths import Path
 from streamline.errors import ConfigError
 from streamline.method import Pruned
 from streamline.methods.loss import path_losses
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span, Step
-from streamline.training import next_token as lm_training
 from streamline.training.fit import fit
-from streamline.training.next_token import next_token_loss
 from streamline.training.student import Recipe, Student
 
 RECIPE = Recipe(
@@ -179,8 +179,8 @@ def test_head_in_pieces_gives_the_same_loss_and_gradient(
     scored = torch.rand(4, 16, generator=torch.Generator().manual_seed(1)) < 0.5
     results = []
     for rows in (1024, 7):
-        monkeypatch.setattr(lm_training, "HEAD_ROWS", rows)
-        loss = next_token_loss(decoder, hidden, TRAIN[:4], scored)
+        monkeypatch.setattr(head, "chunk_rows", lambda decoder, device, rows=rows: rows)
+        loss = summed_loss(decoder, hidden, TRAIN[:4], scored)
         (gradient,) = torch.autograd.grad(loss, hidden)
         results.append((loss.detach(), gradient))
     torch.testing.assert_close(results[0], results[1])

@@ -7,7 +7,7 @@ import torch
 
 from streamline.engine.decoder import Decoder
 from streamline.training.fit import fit
-from streamline.training.state import Trainee
+from streamline.training.state import TrainingState
 
 
 @pytest.mark.parametrize("objective", ["mse", "lm"])
@@ -48,15 +48,15 @@ def test_a_bfloat16_teacher_has_float32_students_while_they_learn(
     one = student(decoder, 1, 3, "layer", objective=objective)
     seen: dict[str, set[torch.dtype]] = {"teacher": set(), "gradient": set(), "moment": set()}
     decoder.layers[0].register_forward_hook(lambda _m, _a, out: seen["teacher"].add(out.dtype))
-    update = Trainee.update
+    update = TrainingState.update
 
-    def look(self: Trainee, train_loss: float, n_tokens: int) -> None:
+    def look(self: TrainingState, train_loss: float, n_tokens: int) -> None:
         seen["gradient"] |= {p.grad.dtype for p in self.parameters.values()}
         update(self, train_loss, n_tokens)
         for state in self.optimiser.state.values():
             seen["moment"] |= {state["exp_avg"].dtype, state["exp_avg_sq"].dtype}
 
-    monkeypatch.setattr(Trainee, "update", look)
+    monkeypatch.setattr(TrainingState, "update", look)
     fit(decoder, [one], train, validation, autocast=torch.bfloat16)
     float32 = {torch.float32}
     assert seen == {"teacher": {torch.bfloat16}, "gradient": float32, "moment": float32}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from streamline.errors import ConfigError
-from streamline.training.schedule import Clock, Schedule, data_order
+from streamline.training.schedule import BatchSchedule, Schedule, data_order
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
@@ -43,8 +43,8 @@ def test_data_order_is_seeded_and_differs_by_epoch() -> None:
 
 
 def test_clock_uses_every_sequence_once_an_epoch_and_keeps_the_partial_batch() -> None:
-    clock = Clock(n_sequences=10, batch_sequences=4, epochs=2, evaluations=3)
-    batches = list(clock.batches(seed=1))
+    schedule = BatchSchedule(n_sequences=10, batch_sequences=4, epochs=2, evaluations=3)
+    batches = list(schedule.batches(seed=1))
     assert [step for step, _ in batches] == [1, 2, 3, 4, 5, 6]
     assert [len(indices) for _, indices in batches] == [4, 4, 2, 4, 4, 2]
     for epoch in (batches[:3], batches[3:]):
@@ -53,15 +53,17 @@ def test_clock_uses_every_sequence_once_an_epoch_and_keeps_the_partial_batch() -
 
 @pytest.mark.parametrize("first", range(1, 7))
 def test_clock_goes_on_where_it_was(first: int) -> None:
-    clock = Clock(n_sequences=10, batch_sequences=4, epochs=2, evaluations=3)
-    whole = [(step, i.tolist()) for step, i in clock.batches(seed=1)]
-    assert [(step, i.tolist()) for step, i in clock.batches(1, first)] == whole[first - 1 :]
-    assert clock.sequences_before(first) == sum(len(i) for _, i in whole[: first - 1])
+    schedule = BatchSchedule(n_sequences=10, batch_sequences=4, epochs=2, evaluations=3)
+    whole = [(step, i.tolist()) for step, i in schedule.batches(seed=1)]
+    assert [(step, i.tolist()) for step, i in schedule.batches(1, first)] == whole[first - 1 :]
+    assert schedule.sequences_before(first) == sum(len(i) for _, i in whole[: first - 1])
 
 
 def test_clock_evaluates_as_often_as_asked_and_at_the_end() -> None:
     for evaluations in range(0, 9):
-        clock = Clock(n_sequences=8, batch_sequences=1, epochs=1, evaluations=evaluations)
-        due = [step for step in range(1, 9) if clock.due(step)]
+        schedule = BatchSchedule(
+            n_sequences=8, batch_sequences=1, epochs=1, evaluations=evaluations
+        )
+        due = [step for step in range(1, 9) if schedule.due(step)]
         assert len(due) == max(1, evaluations)
         assert due[-1] == 8

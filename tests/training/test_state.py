@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from streamline.training.schedule import Schedule
-from streamline.training.state import Trainee, digest, save_tensors
+from streamline.training.state import TrainingState, digest, save_tensors
 
 
-def trainee(directory: Path | None = None, key: str = "k", n_steps: int = 4) -> Trainee:
+def state(directory: Path | None = None, key: str = "k", n_steps: int = 4) -> TrainingState:
     layer = nn.Linear(3, 2)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.fill_(1.0)
     schedule = Schedule(n_steps=n_steps, peak=0.1, final=0.01)
-    return Trainee(
+    return TrainingState(
         label="a",
         key=key,
         parameters=dict(layer.named_parameters()),
@@ -27,20 +27,20 @@ def trainee(directory: Path | None = None, key: str = "k", n_steps: int = 4) -> 
     )
 
 
-def step(one: Trainee, value: float = 1.0) -> None:
+def step(one: TrainingState, value: float = 1.0) -> None:
     for parameter in one.parameters.values():
         parameter.grad = torch.full_like(parameter, value)
     one.update(value, 10)
 
 
 def test_state_comes_back_to_the_bit(tmp_path: Path) -> None:
-    one = trainee(tmp_path)
+    one = state(tmp_path)
     one.validated(3.0)
     step(one)
     one.validated(2.0)
     step(one, -0.3)
     one.save()
-    two = trainee(tmp_path)
+    two = state(tmp_path)
     two.resume()
     assert two.rows == one.rows
     assert (two.step, two.best_loss, two.best_step) == (2, 2.0, 1)
@@ -53,36 +53,36 @@ def test_state_comes_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_another_key_is_ignored(tmp_path: Path) -> None:
-    one = trainee(tmp_path)
+    one = state(tmp_path)
     one.validated(3.0)
     step(one)
     one.save()
-    other = trainee(tmp_path, key="other")
+    other = state(tmp_path, key="other")
     other.resume()
     assert other.step == 0
     one.finish()
     other.resume()
     assert other.step == 0
-    same = trainee(tmp_path)
+    same = state(tmp_path)
     same.resume()
     assert same.step == 1
 
 
 def test_a_later_training_under_the_same_label_can_be_resumed(tmp_path: Path) -> None:
-    old = trainee(tmp_path, key="old")
+    old = state(tmp_path, key="old")
     old.validated(1.0)
     old.finish()
-    new = trainee(tmp_path, key="new")
+    new = state(tmp_path, key="new")
     new.validated(3.0)
     step(new)
     new.save()
-    again = trainee(tmp_path, key="new")
+    again = state(tmp_path, key="new")
     again.resume()
     assert again.step == 1
 
 
 def test_finish_restores_the_best(tmp_path: Path) -> None:
-    one = trainee(tmp_path)
+    one = state(tmp_path)
     one.validated(1.0)
     step(one)
     one.validated(5.0)
@@ -94,7 +94,7 @@ def test_finish_restores_the_best(tmp_path: Path) -> None:
 
 
 def test_nan_at_the_start_gives_way_to_a_number() -> None:
-    one = trainee()
+    one = state()
     one.validated(math.nan)
     step(one)
     one.validated(2.0)
@@ -105,7 +105,7 @@ def test_nan_at_the_start_gives_way_to_a_number() -> None:
 
 
 def test_gradients_are_clipped_to_their_norm() -> None:
-    one = trainee()
+    one = state()
     one.clip = 1.0
     seen = []
     one.optimiser.register_step_pre_hook(

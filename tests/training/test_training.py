@@ -139,8 +139,8 @@ def test_students_are_causal_in_training_as_at_use(
     for data in (train, changed):
         # A rate of almost nothing, so that both see the same student in the first forward passes.
         recipe = one.recipe.model_copy(update={"batch_tokens": train.numel()})
-        pupil = Student(one.span, one.module, recipe)
-        fit(decoder, [replace_rate(pupil)], data, validation, micro_batch=10_000)
+        group = Student(one.span, one.module, recipe)
+        fit(decoder, [replace_rate(group)], data, validation, micro_batch=10_000)
     half = len(outputs) // 2
     a, b = outputs[1].detach(), outputs[half + 1].detach()
     assert a.shape[0] == b.shape[0] == len(train)

@@ -13,7 +13,7 @@ the attention function, so a layer that stands in two places has two places in t
 
 Example::
 
-    forest = Forest(paths)
+    forest = Forest(PathTrie(paths))
     with forest.attention():
         forest.walk(decoder.enter(beginning), Prefix(), at_end=ignore)
         forest.walk(decoder.enter(prompts, mask, positions), Prompts(...), at_end=first_tokens)
@@ -33,7 +33,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, Entry
-from streamline.engine.paths import Node, Path
+from streamline.engine.paths import Branch, Node, PathTrie
 from streamline.evaluation.scoring.tree_attention import own_attention, replaced_attention
 
 __all__ = ["Attention", "Forest", "Phase", "Slot", "Stage"]
@@ -137,29 +137,18 @@ class Forest:
     """The stages of paths that enter one model, and the walks along them.
 
     Args:
-        paths: At least one; all of one decoder.
+        trie: The paths of one decoder.
 
     Attributes:
         lanes: For each lane the indices of the paths that it stands for.
         stages: All stages, depth first, without the root.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.decoder: Decoder = paths[0].decoder
+    def __init__(self, trie: PathTrie) -> None:
+        self.decoder: Decoder = trie.decoder
         self.lanes: list[list[int]] = []
         self.stages: list[Stage] = []
-        self._root = Stage(None)
-        ending: dict[int, list[int]] = {}
-        for index, path in enumerate(paths):
-            stage = self._root
-            for node in path.nodes:
-                known = [s for s in stage.children if s.node is not None and s.node.key == node.key]
-                if not known:
-                    known = [Stage(node)]
-                    stage.children += known
-                stage = known[0]
-            ending.setdefault(id(stage), []).append(index)
-        self._number(self._root, ending)
+        self._root = self._stage(trie.root)
 
     def modules(self) -> list[nn.Module]:
         """The modules of all stages, each once."""
@@ -223,17 +212,18 @@ class Forest:
         running.stage, running.phase, running.calls = stage, phase, 0
         return self.decoder.run(node.module, hidden, Entry(hidden, [call]), 0)
 
-    def _number(self, stage: Stage, ending: dict[int, list[int]]) -> None:
-        """Number the lanes and list the stages, depth first."""
+    def _stage(self, branch: Branch) -> Stage:
+        """A branch of the trie with its lanes numbered and its stages listed, depth first."""
         start = len(self.lanes)
-        if stage.node is not None:
+        stage = Stage(branch.node)
+        if branch.node is not None:
             self.stages.append(stage)
-        if id(stage) in ending:
+        if branch.ends:
             stage.end = start
-            self.lanes.append(ending[id(stage)])
-        for child in stage.children:
-            self._number(child, ending)
+            self.lanes.append(branch.ends)
+        stage.children = [self._stage(child) for child in branch.children.values()]
         stage.lanes = start, len(self.lanes)
+        return stage
 
 
 @dataclass

@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder
+from streamline.engine.head import likeliest
 from streamline.engine.kernels import FastLinears
-from streamline.engine.memory import Room, free_memory
-from streamline.engine.paths import Path
+from streamline.engine.memory import BatchLimit, free_memory
+from streamline.engine.paths import Path, tries_of
 from streamline.evaluation.generation.cache import Forest, Phase
 from streamline.evaluation.generation.phases import Prefix, Prompts
 from streamline.evaluation.generation.prompts import Prompt, Stops, alike
@@ -42,7 +43,6 @@ Written = Callable[[int, int, list[int]], None]
 """Told the numbers of path and prompt and the tokens that follow, as soon as a row is done."""
 
 _CLOSE_UP = 8  # rows are closed up when one in so many is done
-_LOGITS = 1 << 24  # most logits held at once
 _HARMLESS = {
     "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "max_length",
     "max_new_tokens", "min_p", "pad_token_id", "temperature", "top_k", "top_p",
@@ -124,23 +124,20 @@ def generate(
         limits: How much to do at once; None for what suits the device.
         progress: Told the prompts done and in all, each counted once for every decoder.
     """
-    groups: dict[int, list[int]] = {}
-    for index, path in enumerate(paths):
-        groups.setdefault(id(path.decoder), []).append(index)
+    groups = tries_of(paths)
     total, done = len(groups) * len(prompts), 0
     stops = Stops(prompts, tokenizer)
-    for members in groups.values():
-        forest = Forest([paths[i] for i in members])
+    for trie, members in groups:
+        forest = Forest(trie)
         here = limits or Limits.of(forest.decoder.device)
         run = _Run(forest, members, prompts, stops, here, written)
-        head = submodule(forest.decoder.model, forest.decoder.family.head)
-        linears = FastLinears([head, *forest.modules()], forest.decoder.model)
-        room: Room[list[int]] = Room(size=run.size, halves=_halves, describe=run.describe)
+        linears = FastLinears(trie.modules(), forest.decoder.model)
+        limit = BatchLimit()
         with linears.active(), torch.inference_mode():
             for n_prefix, together in alike(prompts):
                 run.begin(prompts[together[0]].tokens[:n_prefix])
                 for batch in run.batches(together):
-                    room.work(batch, run.work)
+                    limit.apply(_Batch(run, batch), run.work)
                     done += len(batch)
                     if progress is not None:
                         progress(done, total)
@@ -176,17 +173,6 @@ class _Run:
         self.ends = set(ends) if isinstance(ends, (list, tuple)) else {ends} - {None}
         self.n_prefix = 0
 
-    def size(self, batch: list[int]) -> int:
-        """Tokens whose keys and values a batch may keep."""
-        lanes = len(self.forest.lanes)
-        new = sum(lanes * self.prompts[i].max_new_tokens for i in batch)
-        return new + sum(len(self.prompts[i].tokens) - self.n_prefix for i in batch)
-
-    def describe(self, batch: list[int]) -> str:
-        """A batch of one prompt, in words."""
-        lanes, tokens = len(self.forest.lanes), len(self.prompts[batch[0]].tokens)
-        return f"one prompt of {tokens} tokens on {lanes} paths"
-
     def begin(self, tokens: Sequence[int]) -> None:
         """Run the common beginning of the prompts that follow."""
         self.forest.forget(prefix=True)
@@ -215,14 +201,14 @@ class _Run:
         if batch:
             yield batch
 
-    def work(self, batch: list[int]) -> None:
+    def work(self, batch: _Batch) -> None:
         """Continue some prompts along all lanes."""
         try:
-            self._work(batch)
+            self._continue(batch.prompts)
         finally:
             self.forest.forget()
 
-    def _work(self, batch: list[int]) -> None:
+    def _continue(self, batch: list[int]) -> None:
         lengths = [len(self.prompts[i].tokens) - self.n_prefix for i in batch]
         tokens = self._read(batch, lengths)
         rows = Rows(self.forest, lengths, self.n_prefix, self.decoder.device)
@@ -258,7 +244,7 @@ class _Run:
             device = self.decoder.device  # lanes may end on several
             counts = zip(out, rows.counts(), strict=True)
             ended = [states[:, -1].to(device) for states, n in counts if n]
-            tokens = self._likeliest(torch.cat(ended))
+            tokens = likeliest(self.decoder, torch.cat(ended))
             rows.next()
 
     def _read(self, batch: list[int], lengths: list[int]) -> Tensor:
@@ -281,7 +267,7 @@ class _Run:
                 lane: int, hidden: Tensor, last: Tensor = last, where: slice = where
             ) -> None:
                 states = hidden[torch.arange(len(last)), last.to(hidden.device)]
-                first[lane, where] = self._likeliest(states).cpu()
+                first[lane, where] = likeliest(self.decoder, states).cpu()
 
             phase = Prompts(start, (len(batch), longest), self._mask(width))
             self._walk(part, self.n_prefix, phase, at_end)
@@ -314,20 +300,32 @@ class _Run:
         with self.forest.attention():
             self.forest.walk(entry, phase, at_end)
 
-    def _likeliest(self, states: Tensor) -> Tensor:
-        """The likeliest next tokens after hidden states [n, D], [n]."""
-        step = max(1, _LOGITS // int(self.decoder.config.vocab_size))
-        parts = [
-            self.decoder.leave(states[i : i + step]).float().argmax(dim=-1)
-            for i in range(0, len(states), step)
-        ]
-        return torch.cat(parts).to(self.decoder.device)
 
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that are continued together, by their numbers."""
 
-def _halves(batch: list[int]) -> list[list[int]]:
-    """A batch in two, or nothing if it is one prompt."""
-    middle = math.ceil(len(batch) / 2)
-    return [batch[:middle], batch[middle:]] if len(batch) > 1 else []
+    run: _Run
+    prompts: list[int]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens whose keys and values may be kept."""
+        run = self.run
+        asked = [run.prompts[index] for index in self.prompts]
+        new = len(run.forest.lanes) * sum(prompt.max_new_tokens for prompt in asked)
+        return new + sum(len(prompt.tokens) - run.n_prefix for prompt in asked)
+
+    def split(self) -> list[_Batch]:
+        """The batch in two, or nothing for one prompt."""
+        middle = math.ceil(len(self.prompts) / 2)
+        parts = (self.prompts[:middle], self.prompts[middle:])
+        return [_Batch(self.run, part) for part in parts] if parts[1] else []
+
+    def describe(self) -> str:
+        """The prompt that stands alone."""
+        n_tokens = len(self.run.prompts[self.prompts[0]].tokens)
+        return f"one prompt of {n_tokens} tokens on {len(self.run.forest.lanes)} paths"
 
 
 def _bytes_per_token(decoder: Decoder) -> int:

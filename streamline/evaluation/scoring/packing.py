@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "Request", "Row", "dealt", "halved", "pack"]
+__all__ = ["Batch", "Request", "Row", "pack", "split_batch"]
 
 Ints = NDArray[np.int64]
 
@@ -166,12 +166,6 @@ class Batch:
         """Tokens of each row, [B]."""
         return np.array([len(row) for row in self.rows], dtype=np.int64)
 
-    def halves(self) -> tuple[Batch, ...]:
-        """The batch in two, or itself alone if it has a single row."""
-        middle = len(self.rows) // 2
-        parts = (self.rows[:middle], self.rows[middle:])
-        return tuple(Batch(self.task, part, self.tree) for part in parts if part)
-
 
 def pack(
     requests: Sequence[Request],
@@ -216,11 +210,11 @@ def pack(
     return batches
 
 
-def halved(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
+def split_batch(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
     """A batch in smaller ones that answer the same requests.
 
-    Several rows are dealt out in two halves; a single row of trees is cut again, to half its
-    length where the requests allow it.
+    Several rows become two batches; a single row of trees is cut again, to half its length where
+    the requests allow it.
 
     Args:
         batch: From :func:`pack`.
@@ -230,23 +224,14 @@ def halved(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
         At least two batches, or none if the batch is a single sequence.
     """
     if len(batch.rows) > 1:
-        return batch.halves()
+        middle = len(batch.rows) // 2
+        parts = (batch.rows[:middle], batch.rows[middle:])
+        return tuple(Batch(batch.task, part, batch.tree) for part in parts)
     (row,) = batch.rows
     if not batch.tree or len(row) == max(len(requests[i].inputs) for i in row.requests):
         return ()
-    parts = _rows(requests, [int(i) for i in row.requests], max(1, len(row) // 2))
-    return tuple(Batch(batch.task, (part,), batch.tree) for part in parts)
-
-
-def dealt(batches: Sequence[Batch], n: int) -> list[Batch]:
-    """At least ``n`` batches, where there are as many rows: the largest are dealt out in halves."""
-    out = list(batches)
-    while len(out) < n:
-        index = max(range(len(out)), key=lambda i: len(out[i].rows), default=None)
-        if index is None or len(out[index].rows) == 1:
-            break
-        out[index : index + 1] = out[index].halves()
-    return out
+    cut = _rows(requests, [int(i) for i in row.requests], max(1, len(row) // 2))
+    return tuple(Batch(batch.task, (part,), batch.tree) for part in cut)
 
 
 def _rows(requests: Sequence[Request], members: list[int], limit: int) -> Iterator[Row]:

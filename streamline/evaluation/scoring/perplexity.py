@@ -1,7 +1,7 @@
 """Perplexity of many paths on one text, in windows of a fixed length.
 
 The text is cut into windows that do not overlap; each token of a window but the first is predicted
-from the window's tokens before it. All paths walk each window together, so the layers they share
+from the window's tokens before it. All paths run each window together, so the layers they share
 run once.
 
 Example::
@@ -14,26 +14,25 @@ Example::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from streamline.distributed import Share, agreed, spread, woven
-from streamline.engine.kernels import FastLinears
-from streamline.engine.memory import Room
-from streamline.engine.paths import Path, PathTrie
+from streamline.distributed import agreed
+from streamline.engine.decoder import Decoder
+from streamline.engine.forward import Inputs, Job, Progress, attempt, run
+from streamline.engine.head import token_logprobs
+from streamline.engine.memory import BatchLimit
+from streamline.engine.paths import Path
 from streamline.errors import ConfigError
 from streamline.evaluation.scoring.packing import Batch
-from streamline.evaluation.scoring.score import modules_of, token_logprobs, tries_of
 from streamline.evaluation.scoring.token_budget import TokenBudget
 
-__all__ = ["Perplexity", "perplexity", "text_windows"]
+__all__ = ["Perplexity", "Windows", "perplexity", "text_windows", "window_jobs"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def perplexity(
     windows: Tensor,
     *,
     batch_tokens: int | TokenBudget | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Perplexity]:
     """Score a text for every path.
 
@@ -97,7 +96,7 @@ def perplexity(
         windows: Token ids, [N, T], T at least 2.
         batch_tokens: Most tokens of a batch; a window is never cut. None takes the default of
             the device, a budget finds what suits it.
-        progress: Told the windows done and in all after each batch.
+        progress: Called with the tokens done and in all after each batch.
 
     Returns:
         One result per path.
@@ -109,96 +108,67 @@ def perplexity(
         raise ConfigError(
             f"perplexity needs windows [N, T] with N >= 1 and T >= 2, got {list(windows.shape)}"
         )
-    n, length = windows.shape
-    n_tokens = n * (length - 1)
-    if any(path.decoder.streamed for path in paths):
-        from streamline.evaluation.streamed import nll_streamed
-
-        nlls = nll_streamed(paths, windows, batch_tokens=batch_tokens, progress=progress)
-        return [Perplexity(float(nll), n_tokens) for nll in nlls]
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
-    work = _Work(paths)
-    tokens = budget.tokens(work.tries, work=windows.numel(), width=length, attempt=work.attempt)
-    step = max(1, agreed(tokens) // length)
-    shares = spread(_share, paths, windows, step, progress=progress)
+    n, length = windows.shape
+    limit = BatchLimit()
     totals = np.zeros(len(paths))
-    for nll in woven([nlls for nlls, _ in shares]):
-        totals += nll
-    budget.shrink(work.tries, length, min((x for _, x in shares if x), default=None))
-    return [Perplexity(float(total), n_tokens) for total in totals]
+    jobs = window_jobs(paths, windows, budget)
+    for _, nlls in run(paths, jobs, limit=limit, progress=progress):
+        totals += nlls
+    budget.shrink(paths, length, limit.tokens)
+    return [Perplexity(float(total), n * (length - 1)) for total in totals]
 
 
-class _Work:
-    """Windows on their way through some paths.
+@dataclass(frozen=True)
+class Windows(Job):
+    """Some windows of a text, [B, T]: for each path the summed NLL of all tokens but the first."""
+
+    tokens: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens computed."""
+        return self.tokens.numel()
+
+    def inputs(self, decoder: Decoder) -> Inputs:
+        """The tokens alone."""
+        return self.tokens, None, None
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        """The states of all tokens but the last of each window, [B * (T - 1), D]."""
+        return hidden[:, :-1].reshape(-1, hidden.shape[-1])
+
+    def answer(self, decoder: Decoder, kept: Tensor) -> float:
+        """Summed negative log-likelihood, in nats, added in float64."""
+        where = torch.arange(len(kept))
+        targets = self.tokens[:, 1:].reshape(-1)
+        values, _ = token_logprobs(decoder, kept, where, where, targets, greedy=False)
+        return -float(values.astype(np.float64).sum())
+
+    def split(self) -> Sequence[Windows]:
+        """Half of the windows each, or nothing for one."""
+        return [Windows(part) for part in self.tokens.chunk(2)] if len(self.tokens) > 1 else ()
+
+    def describe(self) -> str:
+        """The window that stands alone."""
+        return f"a window of {self.tokens.shape[1]} tokens"
+
+
+def window_jobs(paths: Sequence[Path], windows: Tensor, budget: TokenBudget) -> list[Windows]:
+    """Windows as jobs of the engine, in batches that suit the device.
 
     Args:
-        paths: What to evaluate.
-
-    Attributes:
-        tries: The paths of each decoder.
+        paths: What will be evaluated.
+        windows: Token ids, [N, T].
+        budget: Says how many tokens a batch may have; a window is never cut.
     """
+    length = windows.shape[1]
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._groups = tries_of(paths)
-        self.tries = [trie for trie, _ in self._groups]
+    def trial(batch: Batch) -> object:
+        return attempt(paths, Windows(torch.from_numpy(batch.padded("tokens"))))
 
-    @cached_property
-    def _fast(self) -> list[FastLinears]:
-        return [FastLinears(modules_of(trie), trie.decoder.model) for trie in self.tries]
-
-    def answer(self, windows: Tensor) -> NDArray[np.float64]:
-        """Summed NLL of some windows under each path, [paths]."""
-        found = np.zeros(sum(len(members) for _, members in self._groups))
-        for (trie, members), linears in zip(self._groups, self._fast, strict=True):
-            with linears.active():
-                found[members] = _batch_nll(trie, windows)
-        return found
-
-    def attempt(self, batch: Batch) -> object:
-        """The same for a batch made up for a trial."""
-        return self.answer(torch.from_numpy(batch.padded("tokens")))
-
-
-def _share(
-    share: Share,
-    paths: Sequence[Path],
-    windows: Tensor,
-    step: int,
-    *,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[list[NDArray[np.float64]], int | None]:
-    """One process's batches: the NLL of each under each path, and what memory had room for."""
-    work = _Work(paths)
-    room = Room(
-        size=lambda batch: batch.numel(),
-        halves=lambda batch: batch.chunk(2) if len(batch) > 1 else (),
-        describe=lambda batch: f"a window of {batch.shape[1]} tokens",
-    )
-    batches = share.of(torch.split(windows, step))
-    total, done, out = sum(map(len, batches)), 0, []
-    for batch in batches:
-        out.append(np.sum([nll for _, nll in room.work(batch, work.answer)], axis=0))
-        done += len(batch)
-        if progress is not None:
-            progress(done, total)
-    return out, room.limit
-
-
-@torch.inference_mode()
-def _batch_nll(trie: PathTrie, batch: Tensor) -> NDArray[np.float64]:
-    """Summed NLL of some windows under each path of a trie."""
-    places = torch.arange(batch.numel()).reshape(batch.shape)[:, :-1].reshape(-1)
-    targets = batch[:, 1:].reshape(-1)
-    picks = torch.arange(len(places))
-    out = np.zeros(len(trie.paths))
-
-    def at_end(index: int, hidden: Tensor) -> None:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        values, _ = token_logprobs(trie.decoder, flat, places, picks, targets, greedy=False)
-        out[index] = -values.astype(np.float64).sum()
-
-    trie.walk(trie.decoder.enter(batch), at_end)
-    return out
+    tokens = budget.tokens(paths, work=windows.numel(), width=length, attempt=trial)
+    return [Windows(part) for part in torch.split(windows, max(1, agreed(tokens) // length))]
 
 
 def _exp(value: float) -> float:

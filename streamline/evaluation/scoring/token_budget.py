@@ -19,14 +19,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 import torch
 
+from streamline.engine.decoder import Decoder
 from streamline.engine.memory import free_memory, out_of_memory
-from streamline.engine.paths import PathTrie
+from streamline.engine.paths import Path, tries_of
 from streamline.evaluation.scoring.packing import Batch, Row
 from streamline.files import content_key, write_json_atomic
 
@@ -35,7 +36,7 @@ __all__ = ["TokenBudget", "default_batch_tokens", "doubled", "synthetic"]
 logger = logging.getLogger(__name__)
 
 Attempt = Callable[[Batch], object]
-"""Works one batch along all paths; raises if memory runs out."""
+"""Runs one batch along all paths; raises if memory runs out."""
 
 CPU_TOKENS = 2048
 ACCELERATOR_TOKENS = 16384
@@ -52,9 +53,9 @@ def default_batch_tokens(device: torch.device) -> int:
     return CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
 
 
-def _tries(device: torch.device) -> bool:
-    """Whether a trial may choose for a kind of device."""
-    return device.type != "cpu"
+def can_try(decoder: Decoder) -> bool:
+    """Whether a trial may choose for a model: not on a CPU, nor where layers come singly."""
+    return decoder.device.type != "cpu" and decoder.layer_order is None
 
 
 class TokenBudget:
@@ -65,46 +66,46 @@ class TokenBudget:
         folder: Where findings are kept; None to keep them in memory only.
     """
 
-    def __init__(self, given: int | None = None, folder: Path | None = None) -> None:
+    def __init__(self, given: int | None = None, folder: FilePath | None = None) -> None:
         self.given = given
         self.folder = folder
         self._found: dict[str, dict[str, Any]] = {}
 
     def tokens(
         self,
-        tries: Sequence[PathTrie],
+        paths: Sequence[Path],
         *,
         work: int,
         width: int,
         attempt: Attempt,
         tree: bool = True,
     ) -> int:
-        """The budget for a walk.
+        """The budget for a run.
 
         Args:
-            tries: What will be walked together.
-            work: Tokens to be worked in all, so that a trial costs less than it saves.
+            paths: What will be run together.
+            work: Tokens to be computed in all, so that a trial costs less than it saves.
             width: Length of the longest row.
-            attempt: Works a batch along all of them, for the trial.
+            attempt: Runs a batch along all of them, for the trial.
             tree: Whether the trial's batch has a tree mask.
 
         Returns:
             Most tokens of a batch.
         """
-        device = tries[0].decoder.device
+        device = paths[0].decoder.device
         width = max(512, 1 << (width - 1).bit_length())
-        facts = _facts(tries, width)
+        facts = _facts(paths, width)
         key = content_key(facts)
         known = self._found.get(key) or self._kept(key)
         if known is None:
             default = default_batch_tokens(device)
             if self.given is not None:
                 known = facts | {"source": "given", "batch_tokens": self.given}
-            elif not _tries(device) or work < _WORTH * default:
+            elif not can_try(paths[0].decoder) or work < _WORTH * default:
                 return self._remember(key, facts | {"source": "default", "batch_tokens": default})
             else:
                 start = time.perf_counter()
-                known = facts | {"source": "trial"} | _trial(tries[0], width, attempt, tree)
+                known = facts | {"source": "trial"} | _trial(paths[0].decoder, width, attempt, tree)
                 known["seconds"] = time.perf_counter() - start
                 logger.info(
                     "batches of %d tokens, found by trial in %.1f s for %s",
@@ -115,16 +116,16 @@ class TokenBudget:
                 self._write(key, known)
         return self._remember(key, known)
 
-    def shrink(self, tries: Sequence[PathTrie], width: int, limit: int | None) -> None:
+    def shrink(self, paths: Sequence[Path], width: int, limit: int | None) -> None:
         """Keep to less from now on, because memory ran out; None changes nothing.
 
         Args:
-            tries: What was walked.
+            paths: What was run.
             width: As for :meth:`tokens`.
             limit: Most tokens that went well.
         """
         width = max(512, 1 << (width - 1).bit_length())
-        facts = _facts(tries, width)
+        facts = _facts(paths, width)
         key = content_key(facts)
         known = self._found.get(key)
         if limit is None or known is None or known["batch_tokens"] <= limit:
@@ -141,7 +142,7 @@ class TokenBudget:
         self._found[key] = known
         return int(known["batch_tokens"])
 
-    def _file(self, key: str) -> Path | None:
+    def _file(self, key: str) -> FilePath | None:
         return None if self.folder is None else self.folder / f"{key[:16]}.json"
 
     def _kept(self, key: str) -> dict[str, Any] | None:
@@ -160,9 +161,10 @@ class TokenBudget:
             write_json_atomic(file, known)
 
 
-def _facts(tries: Sequence[PathTrie], width: int) -> dict[str, Any]:
-    """What decides how much memory a walk takes."""
-    decoder = tries[0].decoder
+def _facts(paths: Sequence[Path], width: int) -> dict[str, Any]:
+    """What decides how much memory a batch takes."""
+    decoder = paths[0].decoder
+    tries = [trie for trie, _ in tries_of(paths)]
     device, memory = str(decoder.device.type), None
     if decoder.device.type == "cuda":
         properties = torch.cuda.get_device_properties(decoder.device)
@@ -189,10 +191,10 @@ def _label(known: dict[str, Any]) -> str:
     return f"{models}, {known['branches']} layers, rows to {known['width']} tokens"
 
 
-def _trial(trie: PathTrie, width: int, attempt: Attempt, tree: bool) -> dict[str, Any]:
+def _trial(decoder: Decoder, width: int, attempt: Attempt, tree: bool) -> dict[str, Any]:
     """Try batches of rising size on the device."""
-    vocabulary = int(trie.decoder.config.vocab_size)
-    longest = trie.decoder.max_length
+    vocabulary = int(decoder.config.vocab_size)
+    longest = decoder.max_length
     width = width if longest is None else min(width, longest)
 
     def seconds(n_tokens: int) -> float:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from streamline.baselines.slicegpt import SliceGPT
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
-from streamline.engine.paths import Node, Path, dense_path
+from streamline.engine.paths import Node, Path, PathTrie, dense_path
 from streamline.errors import StreamlineError
 from streamline.evaluation.generation import engine as generation_engine
 from streamline.evaluation.generation.cache import Forest
@@ -164,7 +164,7 @@ def test_shared_work_is_done_once(
 ) -> None:
     model = tiny_model("llama", n_layers=3)
     paths, prompts = variants(model), prompts_of()[:2]
-    forest = Forest(paths)
+    forest = Forest(PathTrie(paths))
     assert len(forest.lanes) == len(paths) - 1 and [0, len(paths) - 1] in forest.lanes
     tokens: list[int] = []
     first = Decoder(model).layers[0]
@@ -183,25 +183,25 @@ def test_nothing_is_lost_when_memory_runs_out(
 ) -> None:
     paths, prompts = variants(tiny_model("llama", n_layers=3)), prompts_of(5)
     wanted = together(paths, prompts, tokenizer)
-    step, refused = generation_engine._Run._likeliest, []
+    likeliest, refused = generation_engine.likeliest, []
 
-    def failing(run: generation_engine._Run, states: torch.Tensor) -> torch.Tensor:
+    def failing(decoder: Decoder, states: torch.Tensor) -> torch.Tensor:
         if len(states) > room:
             refused.append(len(states))
             raise torch.OutOfMemoryError("out of memory")
-        return step(run, states)
+        return likeliest(decoder, states)
 
-    monkeypatch.setattr(generation_engine._Run, "_likeliest", failing)
+    monkeypatch.setattr(generation_engine, "likeliest", failing)
     assert together(paths, prompts, tokenizer) == wanted and refused
 
 
 def test_one_prompt_that_does_not_fit_is_an_error(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(run: generation_engine._Run, states: torch.Tensor) -> torch.Tensor:
+    def failing(decoder: Decoder, states: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(generation_engine._Run, "_likeliest", failing)
+    monkeypatch.setattr(generation_engine, "likeliest", failing)
     paths = [dense_path(Decoder(tiny_model("llama", n_layers=1)))]
     with pytest.raises(StreamlineError, match="memory ran out with one prompt of 41 tokens"):
         generate(paths, [Prompt((1,) * 41, (), 2)], tokenizer, written=lambda *_: None)

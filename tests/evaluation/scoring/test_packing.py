@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from streamline.evaluation.scoring.packing import Batch, Request, Row, pack
+from streamline.evaluation.scoring.packing import Batch, Request, Row, pack, split_batch
 
 
 def request(context: str, continuation: str, task: str = "t") -> Request:
@@ -115,11 +115,16 @@ def test_the_order_of_the_requests_does_not_matter() -> None:
         assert np.array_equal(a.padded("tokens"), b.padded("tokens"))
 
 
-def test_halves_hold_all_rows() -> None:
-    (batch,) = pack(many(5), batch_tokens=4000, row_tokens=40)
-    halves = batch.halves()
-    assert sum(len(half.rows) for half in halves) == len(batch.rows) > 1
-    assert halves[0].halves() and len(Batch("t", batch.rows[:1], True).halves()) == 1
+def test_a_batch_splits_by_rows_and_then_within_its_row() -> None:
+    requests = many(5)
+    (batch,) = pack(requests, batch_tokens=4000, row_tokens=40)
+    parts = split_batch(batch, requests)
+    assert sum(len(part.rows) for part in parts) == len(batch.rows) > 1
+    row = Batch("t", batch.rows[:1], True)
+    smaller = split_batch(row, requests)
+    assert len(smaller) > 1
+    assert sorted(i for part in smaller for i in part.requests) == sorted(row.requests)
+    assert split_batch(pack(requests[:1], batch_tokens=40)[0], requests) == ()
 
 
 def test_what_cannot_be_scored_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from streamline.engine.assemble import assemble
-from streamline.engine.decoder import Decoder
-from streamline.engine.paths import Node, Path, PathTrie, dense_path
+from streamline.engine.decoder import Decoder, Entry
+from streamline.engine.paths import Node, Path, dense_path
 from streamline.errors import StreamlineError
-from streamline.evaluation.scoring import score as scoring
 from streamline.evaluation.scoring import tree_length
-from streamline.evaluation.scoring.packing import Batch, Request, pack
+from streamline.evaluation.scoring.packing import Request, pack
 from streamline.evaluation.scoring.score import TokenBudget, score, score_batches
 from streamline.testing.models import FAMILIES, tiny_model
 
@@ -163,17 +163,18 @@ def test_running_out_of_memory_loses_no_answer(
 ) -> None:
     model = tiny_model(family, n_layers=2)
     requests = [*questions(8), *questions(8, task="u", seed=1)]
-    walk, sizes = scoring._walk, []
+    enter, sizes = Decoder.enter, []
 
-    def scarce(trie: PathTrie, batch: Batch, in_blocks: bool) -> list[scoring.Answers]:
-        sizes.append(batch.cost)
-        if batch.cost > 150:
+    def scarce(decoder: Decoder, ids: torch.Tensor, *rest: Any) -> Entry:
+        sizes.append(ids.numel())
+        if ids.numel() > 150:
             raise error
-        return walk(trie, batch, in_blocks)
+        return enter(decoder, ids, *rest)
 
-    monkeypatch.setattr(scoring, "_walk", scarce)
+    monkeypatch.setattr(Decoder, "enter", scarce)
     budget = TokenBudget(4096)
     (answers,) = score([dense_path(Decoder(model))], requests, batch_tokens=budget)
+    monkeypatch.undo()
     close(answers.loglikelihood, one_at_a_time(model, requests))
     failed = [size for size in sizes if size > 150]
     assert failed == sorted(failed, reverse=True)
@@ -182,10 +183,10 @@ def test_running_out_of_memory_loses_no_answer(
 
 
 def test_a_request_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(trie: PathTrie, batch: Batch, in_blocks: bool) -> list[scoring.Answers]:
+    def never(decoder: Decoder, *rest: Any) -> Entry:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(scoring, "_walk", never)
+    monkeypatch.setattr(Decoder, "enter", never)
     path = dense_path(Decoder(tiny_model("llama", n_layers=1)))
     requests = [Request("t", 5, 1, (1, 2, 3), (4, 5)), Request("t", 6, 0, (1, 7), (4,))]
     with pytest.raises(StreamlineError, match="4 tokens .option 1 of question 5 of t. alone"):

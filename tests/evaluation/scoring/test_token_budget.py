@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from streamline.engine.decoder import Decoder
-from streamline.engine.paths import PathTrie, dense_path
+from streamline.engine.paths import Path as LayerPath
+from streamline.engine.paths import dense_path
 from streamline.evaluation.scoring import token_budget
 from streamline.evaluation.scoring.packing import Batch, Request, pack
 from streamline.evaluation.scoring.score import score
@@ -18,8 +19,8 @@ from streamline.evaluation.scoring.token_budget import TokenBudget, doubled, syn
 from streamline.testing.models import tiny_model
 
 
-def trie(n_layers: int = 1) -> PathTrie:
-    return PathTrie([dense_path(Decoder(tiny_model("llama", n_layers=n_layers)))])
+def paths(n_layers: int = 1) -> list[LayerPath]:
+    return [dense_path(Decoder(tiny_model("llama", n_layers=n_layers)))]
 
 
 def never(batch: Batch) -> None:
@@ -54,15 +55,15 @@ def test_a_fault_in_a_trial_is_no_lack_of_memory() -> None:
 
 def test_a_cpu_keeps_its_default_and_a_given_size_is_taken() -> None:
     few = {"work": 10**9, "width": 40, "attempt": never}
-    assert TokenBudget().tokens([trie()], **few) == token_budget.CPU_TOKENS
+    assert TokenBudget().tokens(paths(), **few) == token_budget.CPU_TOKENS
     given = TokenBudget(300)
-    assert given.tokens([trie()], **few) == 300
+    assert given.tokens(paths(), **few) == 300
     assert given.facts() == {"given": 300}
 
 
 def test_little_work_is_not_worth_a_trial(accelerated: None) -> None:
     budget = TokenBudget()
-    tokens = budget.tokens([trie()], work=1000, width=40, attempt=never)
+    tokens = budget.tokens(paths(), work=1000, width=40, attempt=never)
     assert tokens == token_budget.ACCELERATOR_TOKENS
     assert budget.facts() == {"default": tokens}
 
@@ -78,21 +79,21 @@ def test_a_trial_keeps_a_margin_and_is_done_once(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     known = {"work": 10**9, "width": 40}
-    tokens = TokenBudget(folder=tmp_path).tokens([trie()], attempt=attempt, **known)
+    tokens = TokenBudget(folder=tmp_path).tokens(paths(), attempt=attempt, **known)
     assert tokens == 6144  # whole rows of 512, at most 0.8 of 8192
     later = TokenBudget(folder=tmp_path)
-    assert later.tokens([trie()], attempt=never, **known) == tokens
+    assert later.tokens(paths(), attempt=never, **known) == tokens
     assert list(later.facts().values()) == [tokens]
     (file,) = tmp_path.iterdir()
     assert json.loads(file.read_text())["branches"] == 1
     other = []
-    TokenBudget(folder=tmp_path).tokens([trie(2)], attempt=other.append, **known)
+    TokenBudget(folder=tmp_path).tokens(paths(2), attempt=other.append, **known)
     assert other
 
 
 def test_memory_that_ran_out_shrinks_the_budget_for_good(tmp_path: Path) -> None:
     budget, few = TokenBudget(4096, tmp_path), {"work": 10, "width": 40, "attempt": never}
-    walked = [trie()]
+    walked = paths()
     assert budget.tokens(walked, **few) == 4096
     budget.shrink(walked, 40, None)
     assert budget.tokens(walked, **few) == 4096
@@ -120,7 +121,7 @@ def test_a_real_trial_finds_a_size_and_changes_no_answer(
     monkeypatch.setattr(token_budget, "_MOST", 1024)
     monkeypatch.setattr(token_budget, "_START", 512)
     tried = TokenBudget(folder=tmp_path)
-    monkeypatch.setattr(token_budget, "_tries", lambda device: True)
+    monkeypatch.setattr(token_budget, "can_try", lambda decoder: True)
     (found,) = score([path], requests, batch_tokens=tried)
     assert found.loglikelihood == pytest.approx(wanted.loglikelihood, abs=1e-5)
     (label,) = tried.facts()

@@ -1,0 +1,296 @@
+"""The engine: any paths, any jobs, each distinct computation once.
+
+A :class:`Job` is one batch and what is to be found out of it: what the model is entered with, what
+is in force while layers run on it, what is kept of the states at a path's end, and what is made of
+that. Scoring, perplexity, losses, calibration and the teacher of training are jobs. How they are
+run is said here and nowhere else:
+
+* paths of one model share their layers (:class:`streamline.engine.paths.PathTrie`);
+* a model in memory takes each batch through all layers, one whose layers are read one at a time
+  takes all batches through each layer (:attr:`streamline.engine.decoder.Decoder.layer_order`);
+* a batch for which memory runs out is split (:mod:`streamline.engine.memory`);
+* several processes share the batches (:mod:`streamline.distributed`); no batch is cut for that, so
+  their number changes no result.
+
+Example::
+
+    for job, answers in run(paths, [Windows(tokens) for tokens in torch.split(windows, 4)]):
+        totals += answers                   # one for each path, in the order of the paths
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from streamline.distributed import Share, interleaved, spread, team
+from streamline.engine.decoder import Decoder, Entry
+from streamline.engine.kernels import CompiledLayers, FastLinears
+from streamline.engine.memory import BatchLimit
+from streamline.engine.paths import Path, PathTrie, tries_of
+from streamline.errors import UnsupportedModelError
+
+__all__ = ["Depths", "Inputs", "Job", "Progress", "attempt", "run"]
+
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
+"""Token ids, attention mask and positions, as :meth:`streamline.engine.decoder.Decoder.enter`."""
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all: tokens, or layers where these come singly."""
+
+
+class Job(ABC):
+    """One batch and what is to be found out of it; can be sent to another process."""
+
+    #: Whether :meth:`answer` uses the final norm and the head.
+    needs_head: ClassVar[bool] = True
+    #: Whether the results enter a computation with gradients; kernels are then left to the caller.
+    for_training: bool = False
+
+    @property
+    @abstractmethod
+    def n_tokens(self) -> int:
+        """Tokens computed, padding included."""
+
+    @abstractmethod
+    def inputs(self, decoder: Decoder) -> Inputs:
+        """What the model is entered with; made anew at each call, so that masks are not kept."""
+
+    def enter(self, decoder: Decoder) -> Entry:
+        """The batch as it stands before the first layer."""
+        return decoder.enter(*self.inputs(decoder))
+
+    def around(
+        self, decoder: Decoder, modules: Iterable[nn.Module]
+    ) -> AbstractContextManager[None]:
+        """What must be in force while some modules run on the batch."""
+        return nullcontext()
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        """What the answer needs of the states after a path's last module, [B, T, D]."""
+        return hidden
+
+    def answer(self, decoder: Decoder, kept: Tensor) -> Any:
+        """The result for one path, from what :meth:`keep` gave."""
+        return kept
+
+    def combine(self, answers: list[Any]) -> Any:
+        """The job's result, from the answers for all paths, in their order."""
+        return answers
+
+    def split(self) -> Sequence[Job]:
+        """The same in smaller jobs, for when memory runs out; empty if it cannot be divided."""
+        return ()
+
+    def describe(self) -> str:
+        """A job that cannot be divided, in words."""
+        return f"a batch of {self.n_tokens} tokens"
+
+
+@dataclass(frozen=True)
+class Depths(Job):
+    """Some sequences, [B, T]: the hidden states at the ends of the paths, [B, T, D] each.
+
+    Attributes:
+        tokens: Token ids.
+        entered: The batch, if it was entered already.
+        for_training: As for every job.
+    """
+
+    tokens: Tensor
+    entered: Entry | None = None
+    for_training: bool = False
+    needs_head: ClassVar[bool] = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens computed."""
+        return self.tokens.numel()
+
+    def inputs(self, decoder: Decoder) -> Inputs:
+        """The tokens alone."""
+        return self.tokens, None, None
+
+    def enter(self, decoder: Decoder) -> Entry:
+        """The batch as it was entered, or now."""
+        return super().enter(decoder) if self.entered is None else self.entered
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+Found = tuple[AnyJob, Any]
+_AT_ONCE = 32  # jobs of each process between two exchanges
+
+
+def run(
+    paths: Sequence[Path],
+    jobs: Iterable[AnyJob],
+    *,
+    limit: BatchLimit | None = None,
+    compiled: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Found[AnyJob]]:
+    """Run jobs along paths.
+
+    Args:
+        paths: Any paths; those of one decoder share what they have in common.
+        jobs: The batches, in the order in which results are wanted.
+        limit: Keeps what was learnt of memory from one call to the next.
+        compiled: Whether layers are compiled first (:class:`CompiledLayers`).
+        progress: Called as jobs, or layers, are done.
+
+    Yields:
+        Each job, or each part of one that was split, with what its ``combine`` gave: as soon as it
+        is done where one process has the model in memory.
+
+    Raises:
+        UnsupportedModelError: If paths through a model whose layers come one at a time are mixed
+            with others.
+        PlanError: If such a path cannot be run layer by layer.
+        StreamlineError: If memory runs out with a job that cannot be split, or another process
+            failed.
+    """
+    jobs = list(jobs)
+    limit = BatchLimit() if limit is None else limit
+    if any(path.decoder.layer_order is not None for path in paths):
+        yield from _layer_by_layer(paths, jobs, progress)
+    elif team().share.size == 1:
+        for parts in _batch_by_batch(paths, jobs, limit, compiled, progress):
+            yield from parts
+    else:
+        yield from _shared(paths, jobs, limit, compiled, progress)
+
+
+def attempt(paths: Sequence[Path], job: Job, *, compiled: bool = False) -> Any:
+    """One job at once, in this process: to try whether it fits, and how long it takes."""
+    return _Runner(paths, [job], compiled).attempt(job)
+
+
+class _Runner:
+    """Paths of models in memory, with the kernels that suit them.
+
+    Args:
+        paths: Any paths.
+        jobs: What will be run.
+        compiled: Whether layers are compiled.
+    """
+
+    def __init__(self, paths: Sequence[Path], jobs: Sequence[Job], compiled: bool) -> None:
+        def kernels(trie: PathTrie) -> CompiledLayers | FastLinears:
+            if compiled:
+                return CompiledLayers(trie.modules(head=False))
+            fast = not any(job.for_training for job in jobs)
+            modules = trie.modules(head=any(job.needs_head for job in jobs)) if fast else []
+            return FastLinears(modules, trie.decoder.model)
+
+        self._n_paths = len(paths)
+        self._tries = tries_of(paths)
+        self._kernels = [kernels(trie) for trie, _ in self._tries]
+
+    def attempt(self, job: Job) -> Any:
+        """The job's result; its tensors go when it fails."""
+        answers: list[Any] = [None] * self._n_paths
+        with _without_gradients(job):
+            for (trie, members), kernels in zip(self._tries, self._kernels, strict=True):
+                with kernels.active():
+                    self._forward(trie, members, job, answers)
+            return job.combine(answers)
+
+    def _forward(
+        self, trie: PathTrie, members: Sequence[int], job: Job, answers: list[Any]
+    ) -> None:
+        decoder = trie.decoder
+
+        def at_end(index: int, hidden: Tensor) -> None:
+            answers[members[index]] = job.answer(decoder, job.keep(hidden))
+
+        entry = job.enter(decoder)
+        with job.around(decoder, trie.modules(head=False)):
+            trie.forward(entry, at_end)
+
+
+def _without_gradients(job: Job) -> AbstractContextManager[None]:
+    """No gradients; states that training goes on with are no inference tensors."""
+    context: AbstractContextManager[None] = (
+        torch.no_grad() if job.for_training else torch.inference_mode()
+    )
+    return context
+
+
+def _batch_by_batch(
+    paths: Sequence[Path],
+    jobs: Sequence[AnyJob],
+    limit: BatchLimit,
+    compiled: bool,
+    progress: Progress | None,
+) -> Iterator[list[Found[AnyJob]]]:
+    """Each batch through all layers; the parts of each with their results."""
+    if not jobs:
+        return
+    runner = _Runner(paths, jobs, compiled)
+    total, done = sum(job.n_tokens for job in jobs), 0
+    for job in jobs:
+        yield limit.apply(job, runner.attempt)
+        done += job.n_tokens
+        if progress is not None:
+            progress(done, total)
+
+
+def _layer_by_layer(
+    paths: Sequence[Path], jobs: Sequence[AnyJob], progress: Progress | None
+) -> Iterator[Found[AnyJob]]:
+    """All batches through each layer, while its weights are there."""
+    decoder = next(path.decoder for path in paths if path.decoder.layer_order is not None)
+    other = [path.name for path in paths if path.decoder is not decoder]
+    if other:
+        raise UnsupportedModelError(
+            f"{other[0]!r} is a model of its own and cannot be run together with the streamed "
+            f"{decoder.name}; evaluate it by itself"
+        )
+    assert decoder.layer_order is not None
+    yield from decoder.layer_order(PathTrie(paths), jobs, progress)
+
+
+def _shared(
+    paths: Sequence[Path],
+    jobs: list[AnyJob],
+    limit: BatchLimit,
+    compiled: bool,
+    progress: Progress | None,
+) -> Iterator[Found[AnyJob]]:
+    """The jobs divided among the processes, some at a time, so that results can be stored."""
+    size = team().share.size * _AT_ONCE
+    for start in range(0, len(jobs), size):
+        some = jobs[start : start + size]
+        shards = spread(_shard, paths, some, limit, compiled)
+        for _, tokens in shards:
+            limit.lower(tokens)
+        parts_of = interleaved([found for found, _ in shards])
+        for job, parts in zip(some, parts_of, strict=True):
+            for part, result in parts:
+                yield job if part is None else part, result
+        if progress is not None:
+            progress(min(start + size, len(jobs)), len(jobs))
+
+
+def _shard(
+    share: Share,
+    paths: Sequence[Path],
+    jobs: Sequence[AnyJob],
+    limit: BatchLimit,
+    compiled: bool,
+    *,
+    progress: Progress | None,
+) -> tuple[list[list[tuple[AnyJob | None, Any]]], int | None]:
+    """One process's jobs: the parts of each (None for the whole) with their results."""
+    mine = share.of(jobs)
+    found = _batch_by_batch(paths, mine, limit, compiled, progress)
+    named = [
+        [(None if part is job else part, result) for part, result in parts]
+        for job, parts in zip(mine, found, strict=True)
+    ]
+    return named, limit.tokens

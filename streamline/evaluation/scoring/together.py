@@ -1,0 +1,117 @@
+"""Several sets of questions and several texts in one run of the engine.
+
+A model whose layers are read one at a time reads each weight once for all of them; one in memory
+gives each set as soon as it is done, so that it can be stored.
+
+Example::
+
+    for number, found in answer_all(paths, [piqa, arc], [windows]):
+        store(number, found)            # two lists of answers, then one of perplexities
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from streamline.engine.forward import Progress, run
+from streamline.engine.memory import BatchLimit
+from streamline.engine.paths import Path
+from streamline.evaluation.scoring.packing import Request
+from streamline.evaluation.scoring.perplexity import Perplexity, Windows, window_jobs
+from streamline.evaluation.scoring.score import Answers, Questions, question_jobs
+from streamline.evaluation.scoring.token_budget import TokenBudget
+
+__all__ = ["answer_all"]
+
+
+def answer_all(
+    paths: Sequence[Path],
+    questions: Sequence[Sequence[Request]],
+    texts: Sequence[Tensor] = (),
+    *,
+    batch_tokens: int | TokenBudget | None = None,
+    compiled: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, list[Any]]]:
+    """Answer all questions and score all texts for every path.
+
+    Args:
+        paths: What to evaluate.
+        questions: Sets of requests.
+        texts: Windows of each text, [N, T], T at least 2.
+        batch_tokens: Most tokens of a batch; a window is never cut. None suits the device, a budget
+            finds what does.
+        compiled: Whether layers are compiled first.
+        progress: Called as batches, or layers, are done.
+
+    Yields:
+        ``(number, results)`` for each set of questions and then each text, counted through: one
+        :class:`Answers`, or one :class:`Perplexity`, for each path.
+    """
+    budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
+    sets: list[_Questions | _Text] = [_Questions(requests, len(paths)) for requests in questions]
+    sets += [_Text(windows, len(paths)) for windows in texts]
+    jobs = [job for own in sets for job in own.jobs(paths, budget, compiled)]
+    limit = BatchLimit()
+    found = run(paths, jobs, limit=limit, compiled=compiled, progress=progress)
+    for number, own in enumerate(sets):  # results come in the order of the jobs
+        while not own.complete:
+            own.put(*next(found))
+        yield number, own.results()
+    for _ in found:  # nothing is left; what follows its last result is still to run
+        raise AssertionError("a result that belongs to no set")
+    for own in sets:
+        budget.shrink(paths, own.width, limit.tokens)
+
+
+class _Questions:
+    """One set of requests and its answers."""
+
+    def __init__(self, requests: Sequence[Request], n_paths: int) -> None:
+        self.requests = requests
+        self.answers = [Answers.empty(len(requests)) for _ in range(n_paths)]
+        self.missing = len(requests)
+        self.width = max((len(r.context) + len(r.continuation) - 1 for r in requests), default=1)
+
+    @property
+    def complete(self) -> bool:
+        return self.missing == 0
+
+    def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> list[Any]:
+        return list(question_jobs(paths, self.requests, budget, compiled=compiled))
+
+    def put(self, part: Questions, found: list[Answers]) -> None:
+        for whole, answers in zip(self.answers, found, strict=True):
+            whole.put(part.batch.requests, answers)
+        self.missing -= len(part.batch.requests)
+
+    def results(self) -> list[Any]:
+        return self.answers
+
+
+class _Text:
+    """One text and the sums over its windows."""
+
+    def __init__(self, windows: Tensor, n_paths: int) -> None:
+        self.windows = windows
+        self.nlls = np.zeros(n_paths)
+        self.missing, self.width = windows.shape
+
+    @property
+    def complete(self) -> bool:
+        return self.missing == 0
+
+    def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> list[Any]:
+        return list(window_jobs(paths, self.windows, budget))
+
+    def put(self, part: Windows, found: list[float]) -> None:
+        self.nlls += found
+        self.missing -= len(part.tokens)
+
+    def results(self) -> list[Any]:
+        n, length = self.windows.shape
+        return [Perplexity(float(nll), n * (length - 1)) for nll in self.nlls]

@@ -1,0 +1,60 @@
+"""How a training went, as a run records it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Losses", "finite"]
+
+
+@dataclass
+class Losses:
+    """How a training went.
+
+    Attributes:
+        label: Name of its files.
+        objective: ``"mse"`` or ``"lm"``.
+        spans: The spans that were replaced, as ``[start, stop]``.
+        n_parameters: Trained parameters.
+        tokens: Training tokens seen, epochs counted.
+        before: Validation loss before training.
+        after: Validation loss after the last step.
+        best: Lowest validation loss: that of the weights which were kept.
+        best_step: The step they come from.
+        dropping: Validation loss of leaving the span out; None for the LM objective.
+        seconds: Time spent, with its share of passes that others use too.
+        skipped_steps: Steps left out because their gradient was not finite.
+        rows: One entry per optimiser step, as in the JSON lines file.
+    """
+
+    label: str
+    objective: str
+    spans: list[list[int]]
+    n_parameters: int
+    tokens: int
+    before: float
+    after: float
+    best: float
+    best_step: int
+    dropping: float | None
+    seconds: float
+    skipped_steps: int
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def relative(self) -> float | None:
+        """Best validation loss over that of leaving the span out; below 1 is a gain."""
+        return None if not self.dropping else self.best / self.dropping
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the rows, as a JSON object."""
+        data = asdict(self) | {"relative": self.relative}
+        del data["rows"]
+        return {k: finite(v) for k, v in data.items()}
+
+
+def finite(value: Any) -> Any:
+    """A value, or None for a float that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
