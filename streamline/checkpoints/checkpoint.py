@@ -3,8 +3,8 @@
 A model whose layers are all plain layers of its family becomes an ordinary Hugging Face folder. Any
 other folder carries a copy of the files in :data:`MODELING_FILES` and loads with this package, or
 without it through ``trust_remote_code``. Beside the weights lie ``plan.json``, ``provenance.json``
-and ``self_test.safetensors``: a few tokens with the logits and the continuation that the model in
-memory gave for them.
+and ``self_test.safetensors``: a few tokens with the logits and the continuation of the model in
+memory.
 
 Example:
     save(pruned, decoder, tokenizer, "out/checkpoint", {"method": repr(method)})
@@ -61,7 +61,7 @@ MODELING_FILES = (
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself.
+    """What is written in a checkpoint about itself.
 
     Attributes:
         plan: Which layers of the dense model stayed, went, or were replaced.
@@ -87,8 +87,8 @@ def save(
         pruned: The plan with its modules, trained and in the model's dtype; or a model of its own.
         decoder: The dense model; it is not changed.
         tokenizer: Saved beside the weights, or None.
-        folder: Must not exist or be empty. What an interrupted save of the same folder left
-            behind is removed.
+        folder: Must not exist or be empty. The remains of an interrupted save of the same folder
+            are removed.
         provenance: How the model was made; JSON. Versions are added to it.
 
     Returns:
@@ -97,7 +97,7 @@ def save(
     Raises:
         ConfigError: If the folder exists and is not empty.
         PlanError: If a module is in another dtype than the model.
-        AssetError: If the written tensors are not exactly those that the config asks for.
+        AssetError: If the written tensors are not exactly those of its config.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -124,10 +124,10 @@ def save(
     try:
         with quiet():
             if decoder.streamed:
-                said = _write_streamed(model, pruned.path(decoder), temporary)
+                recorded = _write_streamed(model, pruned.path(decoder), temporary)
             else:
                 model.save_pretrained(temporary)
-                said = self_test(model)
+                recorded = self_test(model)
         if not plain:
             source = Path(modeling.__file__).parent
             for name in MODELING_FILES:
@@ -141,7 +141,7 @@ def save(
         else:
             read_model(temporary, device_map="meta")
         write_self_test(
-            said,
+            recorded,
             temporary / SELF_TEST,
             attention=str(model.config._attn_implementation),
             device=decoder.device,
@@ -169,7 +169,8 @@ def load(
         device_map: Handed to transformers, to spread a large model.
 
     Returns:
-        The model in eval mode, the tokenizer (None if none was saved), and what the folder says.
+        The model in eval mode, the tokenizer (None if none was saved), and what is written about
+        it.
 
     Raises:
         AssetError: If the folder is no checkpoint, or its tensors are not those of its config.
@@ -186,7 +187,7 @@ def load(
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
-    """What a checkpoint says of itself, without its weights.
+    """What is written in a checkpoint about itself, without its weights.
 
     Raises:
         AssetError: If the folder is no checkpoint.
@@ -219,7 +220,7 @@ def quiet() -> Iterator[None]:
 
 
 def layer_specs(model: PreTrainedModel, layers_path: str) -> list[Spec]:
-    """One spec per layer of a model; a layer that shares another's weights names it.
+    """One spec per layer of a model; a layer with the weights of another one names it.
 
     Args:
         model: From :func:`streamline.engine.assemble.assemble`.
@@ -264,7 +265,7 @@ def read_model(path: Path, **options: Any) -> Any:
 
 
 def _write_streamed(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
-    """Write a model whose layers were never all in memory; what it says comes from one walk."""
+    """Write a model whose layers were never all in memory; its self-test is one forward pass."""
     assert isinstance(path.decoder, StreamedDecoder)
     write_weights(model, path.decoder, folder)
     return streamed_self_test(path)

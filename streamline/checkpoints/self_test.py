@@ -63,7 +63,7 @@ for folder in sys.argv[1:]:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What a model says to a few tokens.
+    """The answer of a model to a few tokens.
 
     Attributes:
         ids: The tokens, [N, T], int64.
@@ -85,7 +85,7 @@ def self_test_ids(config: PretrainedConfig) -> Tensor:
 
 @torch.no_grad()
 def self_test(model: PreTrainedModel) -> SelfTest:
-    """What a model in memory, in eval mode, says to them."""
+    """The answer of a model in memory, in eval mode."""
     device = next(model.get_input_embeddings().parameters()).device
     ids = self_test_ids(model.config)
     logits = model(ids.to(device)).logits[:, -1].float().cpu()
@@ -105,7 +105,7 @@ def write_self_test(
     """Write a self-test beside the weights.
 
     Args:
-        found: What the model said.
+        found: The model's answer.
         file: Where to write.
         attention: The attention implementation that it used.
         device: Where it ran.
@@ -139,8 +139,8 @@ def verify(*folders: str | Path) -> list[dict[str, Any]]:
         continuation is the same.
 
     Raises:
-        AssetError: If a folder has no self-test, does not load, lacks or has spare tensors, or its
-            logits or continuation differ.
+        AssetError: If a folder has no self-test, does not load, has missing or unexpected tensors,
+            or its logits or continuation differ.
     """
     return [check_report(report) for report in fresh_reports(*folders)]
 
@@ -169,15 +169,15 @@ def fresh_reports(*folders: str | Path) -> list[dict[str, Any]]:
 
 
 def check_report(report: dict[str, Any]) -> dict[str, Any]:
-    """Give a report back if the folder holds the model that was in memory.
+    """Return a report if the folder holds the model that was in memory.
 
     Raises:
         AssetError: If tensors are missing or left over, or logits or continuation differ.
     """
     if report["keys"]:
         raise AssetError(f"{report['folder']} loads with wrong tensors: {report['keys']}")
-    share = 1e-4 if report["dtype"] == "float32" else 3e-2
-    allowed = share * max(1.0, report["largest_logit"])
+    relative = 1e-4 if report["dtype"] == "float32" else 3e-2
+    allowed = relative * max(1.0, report["largest_logit"])
     if not report["max_logit_difference"] <= allowed:
         raise AssetError(
             f"{report['folder']} loads as another model: logits differ by "

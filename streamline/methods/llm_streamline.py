@@ -1,9 +1,9 @@
-"""LLM-Streamline: drop the most similar run of layers, put one trained network in its place.
+"""LLM-Streamline: replace the most similar run of layers by one trained network.
 
 The span is the one whose input and output hidden states have the highest mean token cosine among
-all spans of its length (:meth:`Calibration.ranked_spans`). What stands in its place is a field of
-the variants below; it is trained afterwards by :mod:`streamline.training.fit`, together with the
-replacements of every other cell.
+all spans of its length (:meth:`Calibration.ranked_spans`). What replaces it is
+decided by the variants below; it is trained afterwards by :mod:`streamline.training.fit`, together
+with the replacements of every other cell.
 
 Example:
     method = StreamlineLayer(init="first")
@@ -54,8 +54,8 @@ class StreamlineNone(DepthMethod):
     """Drop the most similar span, with no replacement.
 
     Attributes:
-        runner_up: 0 takes the span of highest cosine, 1 the next best, and so on: a look at
-            what the criterion's near misses would have done.
+        runner_up: 0 for the span of highest cosine, 1 for the next best, and so on: what the
+            criterion's near misses would give.
 
     Reference:
         arXiv:2403.19135, section 3.3 ("None" in the tables).
@@ -67,11 +67,11 @@ class StreamlineNone(DepthMethod):
     runner_up: int = 0
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        """Drop the span of highest cosine (or the runner-up asked for)."""
+        """Drop the span of highest cosine (or the chosen runner-up)."""
         ranked = calibration.ranked_spans(n_remove)
         if self.runner_up >= len(ranked):
             raise ConfigError(
-                f"runner_up={self.runner_up} asked, but there are {len(ranked)} spans "
+                f"runner_up={self.runner_up} is too large: there are {len(ranked)} spans "
                 f"of {n_remove} layers"
             )
         return Plan.drop(calibration.n_layers, ranked[self.runner_up][0].layers)
@@ -89,9 +89,9 @@ class StreamlineReplacement(Method):
         init: How the network starts; see :func:`streamline.methods.replacement.make`.
         residual: Whether the network learns the span's increment instead of its output. The
             released networks learn the output.
-        runner_up: 0 takes the span of highest cosine, 1 the next best, and so on.
-        share: Share of the run's training tokens that it is trained on, in (0, 1].
-        recipe: How it is trained; a run puts its own in the place, so it is no part of the name.
+        runner_up: 0 for the span of highest cosine, 1 for the next best, and so on.
+        share: Fraction of the run's training tokens that it is trained on, in (0, 1].
+        recipe: How it is trained; a run uses its own, so it is no part of the name.
     """
 
     paper: ClassVar[str] = PAPER
@@ -105,7 +105,7 @@ class StreamlineReplacement(Method):
     recipe: Recipe = field(default_factory=Recipe, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the share."""
+        """Check the range of ``share``."""
         if not 0 < self.share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
 
@@ -113,7 +113,7 @@ class StreamlineReplacement(Method):
         return added_parameters(self.kind, decoder, n_remove)
 
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:
-        """How many layers the network stands for at a sparsity."""
+        """How many layers the network replaces at a sparsity."""
         return layers_to_remove(decoder, sparsity, lambda n: self._added(decoder, n))
 
     def prune(
@@ -148,7 +148,7 @@ class StreamlineReplacement(Method):
         )
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
-        """Layers that go, less the network that comes."""
+        """Removed layers, less the network that is added."""
         n_remove = self.n_remove(decoder, sparsity)
         dense = decoder.n_parameters()
         added = self._added(decoder, n_remove) if n_remove else 0

@@ -1,7 +1,7 @@
-"""Networks that take the place of a span of layers, and how they start.
+"""Networks that replace a span of layers, and how they start.
 
 Each is called like a decoder layer. They are made in float32 on the device of the span's first
-layer, ready to be trained; bringing them to the model's dtype is the business of whoever trains.
+layer, ready to be trained; the training stage converts them to the model's dtype.
 
 Example:
     module = make("ffn", decoder, Span(21, 30), init="random", seed=0)
@@ -50,7 +50,7 @@ def make(
     seed: int = 0,
     linear: tuple[Tensor, Tensor] | None = None,
 ) -> nn.Module:
-    """Make the network that is to stand for a span.
+    """Make the network that replaces a span.
 
     Args:
         kind: ``"ffn"`` (d-4d-d, ReLU), ``"mlp"`` (d-2d-d, ReLU), ``"swiglu"`` (the model's own
@@ -58,13 +58,13 @@ def make(
             ``shared-`` (one network applied once per layer of the span) or ``multiple-`` (one
             network per layer of the span, in a row).
         decoder: The dense model; it is not changed.
-        span: The layers to stand for.
+        span: The layers to replace.
         init: ``"random"``; for layers also ``"first"``, ``"last"`` or ``"mean"`` of the span's
             layers; for ``ffn``, ``mlp`` and ``linear`` also ``"linear"`` (computes exactly the map
             given as ``linear``) and ``"identity"`` (computes its input).
         residual: Whether an ``ffn``, ``mlp`` or ``swiglu`` adds its input to its output. With
             ``init="random"`` its output projection then starts at zero.
-        seed: Seed of everything random; the global random state is left as it was.
+        seed: Seed of everything random; the global random state is restored.
         linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from
                 :func:`streamline.methods.linear_map.linear_maps`.
 
@@ -73,7 +73,7 @@ def make(
 
     Raises:
         UnknownNameError: If the kind does not exist.
-        ConfigError: If the span is empty, or the start does not go with the kind.
+        ConfigError: If the span is empty, or the kind cannot start in this way.
     """
     prefix, base = split_kind(kind)
     if not len(span) or span.stop > decoder.n_layers:
@@ -107,7 +107,7 @@ def make(
 
 
 def home(decoder: Decoder, layer: int) -> torch.device:
-    """Where what stands for a layer belongs: with the layer, or with the model if it is offloaded.
+    """The device of what replaces a layer: the layer's, or the model's if it is offloaded.
 
     An offloaded layer's weights are on the meta device between its calls.
     """
@@ -116,7 +116,7 @@ def home(decoder: Decoder, layer: int) -> torch.device:
 
 
 def added_parameters(kind: str, decoder: Decoder, n: int) -> int:
-    """Parameters that a replacement of ``n`` layers brings with it.
+    """Parameters that a replacement of ``n`` layers adds.
 
     Args:
         kind: As for :func:`make`.
@@ -200,7 +200,8 @@ def set_linear(module: FFN | LinearMap, weight: Tensor, bias: Tensor) -> None:
     """Make a network compute exactly ``W x + b``.
 
     An FFN does it as ``relu(W x) - relu(-W x)`` with its first 2 D units; the other units keep
-    their random input weights and get output weights of zero, so they start silent and can learn.
+    their random input weights and get output weights of zero, so they start without effect and can
+    learn.
 
     Args:
         module: An FFN of at least 2 D units with ReLU and bias, or a linear map.
@@ -241,11 +242,11 @@ def _without_hooks(layer: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
-    """A copy of a decoder layer in float32 that shares nothing with the model."""
+    """A copy of a decoder layer in float32 that has no tensor in common with the model."""
     source = decoder.layers[span.stop - 1 if init == "last" else span.start]
     if any(p.is_meta for i in span.layers for p in decoder.layers[i].parameters()):
         raise UnsupportedModelError(
-            f"a decoder layer in the place of {span} starts from weights of {decoder.name} that "
+            f"a decoder layer that replaces {span} starts from weights of {decoder.name} that "
             "are offloaded; use more devices, or a kind that starts from random weights"
         )
     memo = {id(decoder.config): decoder.config}

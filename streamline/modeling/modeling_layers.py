@@ -266,7 +266,7 @@ def _layer(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
 
 @builder("shared")
 def _shared(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
-    """The layer at position ``spec["of"]`` once more: same weights, its own place in the cache."""
+    """The layer at position ``spec["of"]`` once more: same weights, its own index in the cache."""
     return build(spec["module"], config, layer)
 
 

@@ -134,7 +134,7 @@ class SlicedLayer(LayerModule):
     sublayer and the residual, if the family has it there, is kept.
 
     Args:
-        layer: A fresh decoder layer of the family; its parts are taken.
+        layer: A fresh decoder layer of the family; its parts are used.
         spec: ``d`` (widths before, between and after the sublayers; before and after in a parallel
             layer), ``linear`` (shapes, see :func:`resize`), ``attention`` (its name), ``mlp``
             (names of the modules that are applied in turn), ``norms`` (their two names), ``width``

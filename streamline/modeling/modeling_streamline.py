@@ -5,7 +5,7 @@ and :mod:`streamline.modeling.modeling_sublayers` stand alone and are copied int
 Their ``config.json`` keeps every field of the
 base model, with ``model_type`` ``"streamline"``, the true type in ``base_model_type``, and under
 ``streamline`` one spec per layer. Loading gives an object of the base model's class
-(``LlamaForCausalLM``, ...) with its layers exchanged as the specs say, so tying, generation,
+(``LlamaForCausalLM``, ...) with its layers exchanged after the specs, so tying, generation,
 ``device_map`` and ``dtype`` work as for the base model; in memory its config has the base model's
 type.
 
@@ -55,11 +55,11 @@ class StreamlineConfig(PretrainedConfig):
 
 
 class _BaseConfig:
-    """What a base model's config gains: it is written as ``streamline``, read as its own type."""
+    """Added to a base model's config: it is written as ``streamline``, read as its own type."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read a written config; the two type fields are the class's business."""
+        """Read a written config without its two type fields, which the class has."""
         fields = {
             key: value
             for key, value in config_dict.items()
@@ -74,7 +74,7 @@ class _BaseConfig:
 
 
 class _BaseModel:
-    """What a base model's class gains: layers by spec, shared layers, and strict loading."""
+    """Added to a base model's class: layers by spec, shared layers, and strict loading."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -84,7 +84,7 @@ class _BaseModel:
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but a missing, left-over or misshapen tensor is an error.
+        """As in transformers, but a missing, unexpected or misshapen tensor is an error.
 
         Raises:
             ValueError: If the folder's tensors are not exactly the model's.
@@ -102,7 +102,7 @@ class _BaseModel:
         return (model, info) if wanted else model
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base model's tied weights and those of layers that share another one's."""
+        """The base model's tied weights and those of layers with the weights of another one."""
         tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)  # type: ignore[misc]
         return {**tied, **self.__dict__.get("_shared_keys", {})}
 
@@ -120,7 +120,7 @@ def layer_list(model: nn.Module, config: Any) -> nn.ModuleList:
 
 
 def install(model: nn.Module, config: Any) -> None:
-    """Exchange a model's layers as its config's specs say.
+    """Exchange a model's layers after its config's specs.
 
     Args:
         model: A fresh model of the base class, with one standard layer per spec.
@@ -145,7 +145,7 @@ def install(model: nn.Module, config: Any) -> None:
 
 
 def shared_keys(model: nn.Module) -> dict[str, str]:
-    """For each tensor of a layer that shares another layer's weights, the name of the original."""
+    """For each tensor of a layer with another layer's weights, the name of the original."""
     config: Any = model.config
     path = config.streamline["layers_path"]
     pairs = {}
@@ -157,7 +157,7 @@ def shared_keys(model: nn.Module) -> dict[str, str]:
 
 
 def declare_shared(model: PreTrainedModel) -> None:
-    """Let a model know which of its layers share weights, for tying, saving and loading."""
+    """Declare which layers of a model share weights, for tying, saving and loading."""
     pairs = shared_keys(model)
     model.__dict__["_shared_keys"] = pairs
     model.__dict__["_tied_weights_keys"] = {**(type(model)._tied_weights_keys or {}), **pairs}

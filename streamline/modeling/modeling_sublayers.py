@@ -5,7 +5,7 @@ checkpoints.
 
 Example:
     remove_modules(layer, {"kind": "no-attention", "attention": ["self_attn"]})
-    number_caches(layers, config)              # the layers with attention share out the cache
+    number_caches(layers, config)              # only layers with attention use the cache
 
 Notation: B batch, T tokens, D hidden size.
 """

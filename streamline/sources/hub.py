@@ -1,4 +1,4 @@
-"""The model hub: may this model be read, at which commit, and what went wrong in plain words.
+"""The model hub: access to a model, its commit, and clear messages for what went wrong.
 
 Example::
 
@@ -33,7 +33,7 @@ def check_access(hub_id: str) -> None:
     """Ask the hub once for a model that is not in the local cache.
 
     transformers would find out too, but only after minutes of retries where there is no network,
-    and with other words for each case. Call inside `explained`.
+    and with another message for each case. Call inside `explained`.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -57,7 +57,7 @@ def commit(hub_id: str) -> str:
 def hub_errors() -> tuple[type[Exception], ...]:
     """What reading from the hub may raise.
 
-    Among them the base class of its HTTP library, which is taken from the hub client's own
+    Among them the base class of its HTTP library, which is found through the hub client's own
     errors: the client has changed libraries between versions.
     """
     from huggingface_hub.errors import HfHubHTTPError
@@ -68,13 +68,13 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def explained(given: str, place: str, *, hub: bool) -> Iterator[None]:
+def explained(given: str, location: str, *, hub: bool) -> Iterator[None]:
     """Turn what the hub, transformers or the disk raise into one clear message.
 
     Args:
         given: The model's name as the user wrote it.
-        place: Hub id, folder or file that the name stands for.
-        hub: Whether the place is on the hub.
+        location: Hub id, folder or file of the name.
+        hub: Whether the location is on the hub.
 
     Raises:
         AssetError: If the block raises one of `hub_errors` or finds damaged weights.
@@ -85,23 +85,23 @@ def explained(given: str, place: str, *, hub: bool) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        raise AssetError(_explanation(error, given, place, hub)) from error
+        raise AssetError(_explanation(error, given, location, hub)) from error
 
 
-def _explanation(error: Exception, given: str, place: str, hub: bool) -> str:
+def _explanation(error: Exception, given: str, location: str, hub: bool) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     chain = list(_causes(error))
-    shown = repr(given) if given == place else f"{given!r} ({place})"
+    shown = repr(given) if given == location else f"{given!r} ({location})"
     if any(isinstance(e, GatedRepoError) for e in chain):
         return (
-            f"Model {shown} is gated. Accept its terms at https://huggingface.co/{place}, then "
+            f"Model {shown} is gated. Accept its terms at https://huggingface.co/{location}, then "
             f"run `hf auth login` (or set HF_TOKEN)."
         )
     if any(isinstance(e, RepositoryNotFoundError) for e in chain):
         return (
-            f"The hub has no model {place!r} that this machine may read. {accepted_names(given)} "
-            f"A private one needs `hf auth login`."
+            f"The hub has no model {location!r} that this machine may read. "
+            f"{accepted_names(given)} A private one needs `hf auth login`."
         )
     if hub and any(_unreachable(e) for e in chain):
         return (
@@ -116,7 +116,7 @@ def _explanation(error: Exception, given: str, place: str, hub: bool) -> str:
 
 
 def _unreachable(error: BaseException) -> bool:
-    """Whether an error says that the hub did not answer."""
+    """Whether an error means that the hub did not answer."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,

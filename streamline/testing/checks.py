@@ -1,7 +1,7 @@
 """What every method promises on a model, one check a function.
 
-A check takes a :class:`Subject` and raises :class:`Violation` with what was found and what was
-promised. Add one by writing it and naming it in :data:`CHECKS`.
+A check is called with a :class:`Subject` and raises :class:`Violation` with what was found and what
+was expected. Add one by writing it and naming it in :data:`CHECKS`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ from streamline.testing.subject import SPARSITY, Subject
 __all__ = ["CHECKS", "Violation", "check_declaration", "check_refusal"]
 
 _TOLERANCE = 1e-3
+_DECLARED: dict[str, type] = {
+    "name": str,
+    "paper": str,
+    "trains": bool,
+    "families": tuple,
+    "supports_streaming": bool,
+    "returns_model": bool,
+}
 
 
 class Violation(StreamlineError):
@@ -37,13 +45,13 @@ class Violation(StreamlineError):
 
 
 def check_declaration(method: Method) -> None:
-    """A frozen dataclass of defaults, with name, paper, families and trains."""
+    """A frozen dataclass of defaults, with the class attributes of the contract."""
     cls = type(method)
     parameters = getattr(cls, "__dataclass_params__", None)
     _require(
         parameters is not None and parameters.frozen, f"{cls.__name__} is not a frozen dataclass"
     )
-    for name, kind in (("name", str), ("paper", str), ("trains", bool), ("families", tuple)):
+    for name, kind in _DECLARED.items():
         value = getattr(cls, name, None)
         _require(
             isinstance(value, kind) and value not in ("", ()),
@@ -53,11 +61,11 @@ def check_declaration(method: Method) -> None:
 
 
 def check_refusal(subject: Subject) -> None:
-    """``unsupported`` answers None or a reason in words."""
+    """``unsupported`` returns None or a reason in words."""
     reason = subject.method.unsupported(subject.decoder)
     _require(
         reason is None or (isinstance(reason, str) and len(reason.split()) >= 3),
-        f"a refusal needs its reason in words, got {reason!r}",
+        f"unsupported() must return None or a reason in words, got {reason!r}",
     )
 
 
@@ -85,12 +93,14 @@ def _check_identity(subject: Subject) -> None:
 
 
 def _check_count(subject: Subject) -> None:
-    """Layers and parameters are those that plan, size and the built model say."""
+    """Plan, ``size`` and the built model agree on layers and parameters."""
     pruned, decoder, method = subject.pruned, subject.decoder, subject.method
     removed = pruned.plan.removed_layers
     if isinstance(method, DepthMethod):
-        asked = layers_to_remove(decoder, SPARSITY)
-        _require(len(removed) == asked, f"{asked} layers should go, {removed} do")
+        target = layers_to_remove(decoder, SPARSITY)
+        _require(
+            len(removed) == target, f"{target} layers should be removed, the plan removes {removed}"
+        )
     counted = pruned.n_parameters(decoder)
     built = _built(subject)
     held = sum(parameter.numel() for parameter in built.parameters())
@@ -100,12 +110,12 @@ def _check_count(subject: Subject) -> None:
     if size is not None:
         _require(
             size.pruned == counted,
-            f"size() says {size.pruned} parameters from the config, pruning leaves {counted}",
+            f"size() returns {size.pruned} parameters from the config, pruning leaves {counted}",
         )
     if size is not None and size.n_removed is not None:
         _require(
             len(removed) == size.n_removed,
-            f"size() says {size.n_removed} layers go, the plan removes {removed}",
+            f"size() returns {size.n_removed} removed layers, the plan removes {removed}",
         )
 
 
@@ -131,7 +141,7 @@ def _check_same_seed(subject: Subject) -> None:
 
 
 def _check_students(subject: Subject) -> None:
-    """A method that trains hands over students that stand in the model; others hand over none."""
+    """A method that trains returns students that are in the model; others return none."""
     students = subject.pruned.students
     _require(
         bool(students) == subject.method.trains,

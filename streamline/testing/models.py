@@ -87,8 +87,8 @@ def tiny_config(
     Args:
         family: One of :data:`FAMILIES`.
         n_layers: Number of decoder layers.
-        tied: Whether the head shares the embedding's weights.
-        **changes: Fields of the configuration to set otherwise.
+        tied: Whether the head uses the embedding's weights.
+        **changes: Fields of the configuration with other values.
 
     Raises:
         UnknownNameError: If the family is not one of :data:`FAMILIES`.
@@ -121,17 +121,16 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random causal language model of one family, float32, on the CPU, in eval mode.
 
-    The weights are drawn wider than the library's own start (standard deviation 0.15, and norms
-    and biases off their ones and zeros) so that every layer does something: a layer left out, a
-    norm forgotten or a position shifted shows in the logits. The global random state is as it was
-    before.
+    The weights are drawn wider than the library initialises them (standard deviation 0.15, and
+    norms and biases away from ones and zeros), so that every layer matters: a missing layer, a
+    missing norm or a shifted position shows in the logits. The global random state is restored.
 
     Args:
         family: One of :data:`FAMILIES`.
         n_layers: Number of decoder layers.
-        tied: Whether the head shares the embedding's weights.
+        tied: Whether the head uses the embedding's weights.
         seed: Seed of the weights.
-        **changes: Fields of the configuration to set otherwise.
+        **changes: Fields of the configuration with other values.
 
     Returns:
         The model; its vocabulary has :data:`VOCAB_SIZE` rows.

@@ -1,4 +1,4 @@
-"""Run the checks over families and say how each ended."""
+"""Run the checks on each family and report how each ended."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Outcome:
     Attributes:
         family: The tiny model's family; ``-`` for checks that need none.
         check: The check's name.
-        status: ``refused`` where the method says that it does not support the family.
-        detail: The violation, the error or the reason of the refusal; empty when passed.
+        status: ``refused`` where the method does not support the family.
+        detail: The violation, the error, or the reason why it is unsupported; empty when passed.
     """
 
     family: str
@@ -43,7 +43,7 @@ def check_method(
         families: Families of :data:`streamline.testing.models.FAMILIES`.
 
     Yields:
-        One outcome for each family and check; one alone for a family that the method refuses.
+        One outcome for each family and check; one alone for an unsupported family.
     """
     yield _attempt("-", "declaration", partial(check_declaration, method))
     for family in families:

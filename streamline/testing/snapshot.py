@@ -1,4 +1,4 @@
-"""Everything about a model that a measurement must leave as it was, to compare before and after.
+"""The state of a model that a measurement must not change, to compare before and after.
 
 Example::
 
@@ -27,7 +27,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         model: Any module; nothing about it changes.
 
     Returns:
-        Facts by a name that can stand in a message. Tensors are copies.
+        Facts by a name that is used in messages. Tensors are copies.
     """
     facts: dict[str, Any] = {
         "torch's random state": torch.get_rng_state().clone(),

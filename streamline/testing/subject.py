@@ -16,11 +16,11 @@ from streamline.testing.models import tiny_model
 __all__ = ["SPARSITY", "Subject"]
 
 SPARSITY = 0.25
-"""What the checks ask for: one or two of a tiny model's six layers."""
+"""The target of the checks: one or two of a tiny model's six layers."""
 
 
 class Subject:
-    """One method on one tiny model, with what several checks need computed once.
+    """One method on one tiny model, with what many checks need computed once.
 
     Args:
         method: The method under test.

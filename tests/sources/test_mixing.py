@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from streamline.errors import ConfigError
-from streamline.sources.mixing import Document, mix, take, text_fingerprint
+from streamline.sources.mixing import Document, first_documents, mix, text_fingerprint
 
 DOCUMENTS = [Document(f"{i:04d} " * (1 + i % 7), "ab"[i % 2]) for i in range(200)]
 
@@ -97,14 +97,14 @@ def test_proportions_must_be_positive(proportions: dict[str, float]):
 
 def test_take_cuts_the_last_document(tokenizer: Any):
     documents = [Document("abcdef", "x"), Document("", "x"), Document("ghij", "x")]
-    assert take(documents, n_tokens=8, tokenizer=tokenizer) == [
+    assert first_documents(documents, n_tokens=8, tokenizer=tokenizer) == [
         Document("abcdef", "x"),
         Document("gh", "x"),
     ]
-    assert take(documents, n_documents=1) == documents[:1]
-    assert take(documents) == documents
-    with pytest.raises(ConfigError, match="11 tokens were asked for and the text has 10"):
-        take(documents, n_tokens=11, tokenizer=tokenizer)
+    assert first_documents(documents, n_documents=1) == documents[:1]
+    assert first_documents(documents) == documents
+    with pytest.raises(ConfigError, match="11 tokens are needed and the text has 10"):
+        first_documents(documents, n_tokens=11, tokenizer=tokenizer)
 
 
 def test_fingerprint_sees_text_domain_and_order():

@@ -90,6 +90,10 @@ class _Untrained(_Good):
     trains: ClassVar[bool] = True
 
 
+class _Unstated(_Good):
+    returns_model: ClassVar[bool] = None  # type: ignore[assignment]
+
+
 class _Blind(_Good):
     def unsupported(self, decoder: Decoder) -> str | None:
         return "no"
@@ -141,13 +145,14 @@ def _failures(method: Method) -> dict[str, str]:
         (_Draws(), "prune is clean", "prune changed torch's random state"),
         (_Spoils(), "prune is clean", "prune changed the weight model.layers.0"),
         (_Always(), "zero is identity", "logits at sparsity 0 differ"),
-        (_TooMany(), "exact count", "layers should go"),
-        (_Boasts(), "exact count", "size() says 1 parameters"),
+        (_TooMany(), "exact count", "layers should be removed"),
+        (_Boasts(), "exact count", "size() returns 1 parameters"),
         (_Random(), "same seed", "the same seed gave two plans"),
         (_Untrained(), "students", "trains is True, yet there are 0 students"),
-        (_Blind(), "refusal", "a refusal needs its reason in words, got 'no'"),
+        (_Blind(), "refusal", "unsupported() must return None or a reason in words, got 'no'"),
         (_Raises(), "exact count", "RuntimeError: a fault of the plugin"),
         (_Nameless(), "declaration", "class attribute paper must be a str and not empty"),
+        (_Unstated(), "declaration", "returns_model must be a bool and not empty, got None"),
         (_Unsteady(), "generate", "model and path differ"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Method) else None,

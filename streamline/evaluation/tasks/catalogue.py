@@ -49,8 +49,8 @@ class TaskEntry:
         chance: Expected value of guessing, in [0, 1], or None where there is none.
         shots: Few-shot examples in the prompt.
         folder: Folder that defines it: relative to ``lm_eval/tasks``, or another package's whole
-            path; None if it is ours or anywhere in lm-eval. Indexing one folder takes lm-eval far
-            less time than all of them.
+            path; None if it is ours or anywhere in lm-eval. lm-eval indexes one folder far faster
+            than all of them.
         window: Tokens of a window (perplexity only).
     """
 
@@ -67,8 +67,8 @@ class TaskEntry:
     def limit_each(self, limit: int | None) -> int | None:
         """Questions of each of `tasks` that a limit on the row means.
 
-        A row of many subjects shares the limit evenly among them, rounded up: 50 of MMLU are one
-        question of each of its 57 subjects, 100 are two.
+        The limit of a row of many subjects is split evenly among them, rounded up: 50 of MMLU are
+        one question of each of its 57 subjects, 100 are two.
 
         Args:
             limit: Questions of the row; None for all.
@@ -265,7 +265,7 @@ def _entry(name: str) -> TaskEntry:
 def _names_elsewhere() -> dict[str, str | None]:
     """Every task and group that lm-eval's YAML and installed task folders declare.
 
-    Read as text: building lm-eval's own index takes ten times as long.
+    Read as text: building lm-eval's own index is ten times slower.
 
     Returns:
         Name to the installed folder that declares it, or None for lm-eval's own.

@@ -112,7 +112,7 @@ def _mean_nll_document(
 ) -> dict[str, Any]:
     """Texts of all options, few-shot examples dropped from the end until each text fits.
 
-    As in OpenCompass, the options are taken in order and a dropped example stays dropped for the
+    As in OpenCompass, the options are built in order and a dropped example stays dropped for the
     options after it.
     """
     n_shots = len(shots)

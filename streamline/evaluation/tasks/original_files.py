@@ -42,7 +42,7 @@ def read(reader: str, path: Path) -> list[Row]:
     except (KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
         raise AssetError(
             f"{path} is not in the form its authors publish ({type(error).__name__}: {error}); "
-            f"tasks/README.md says which file is meant."
+            f"tasks/README.md names the file that is meant."
         ) from error
     if not rows:
         raise AssetError(f"{path} holds no questions.")

@@ -93,9 +93,9 @@ def running_text(
 
     * ``wikitext2``: the test split, its lines joined by blank lines, an empty line being an
       empty piece. The hub has the raw text; a local file may be the word-level one with
-      ``<unk>``, whose perplexity is another number: the record's ``place`` tells them apart.
+      ``<unk>``, whose perplexity is another number: the record's ``place`` distinguishes them.
     * ``c4``: the first 1,100 documents of the first validation file, joined by spaces.
-    * ``heldout``: the packaged documents that no calibration batch is taken from.
+    * ``heldout``: the packaged documents that no calibration batch is drawn from.
 
     Args:
         name: ``wikitext2``, ``c4`` or ``heldout``; a window length after ``@`` is ignored.

@@ -92,7 +92,7 @@ def parse_data(value: str) -> tuple[str, Path | None]:
 
 
 def question_set(task: str) -> tuple[QuestionSet, str | None] | None:
-    """The question set and subject behind an lm-eval task name, or None for a task not known here.
+    """The question set and subject of an lm-eval task name, or None for a task not known here.
 
     Args:
         task: For example ``piqa``, ``mmlu_anatomy``, ``streamline_c3``,

@@ -1,4 +1,4 @@
-"""The subjects of MMLU and CMMLU, with the Chinese names that CMMLU's prompts say.
+"""The subjects of MMLU and CMMLU, with the Chinese names in CMMLU's prompts.
 
 Example::
 

@@ -37,7 +37,7 @@ def full_text_ids(tokenizer: Any, text: str, max_length: int = FULL_TEXT_TOKENS)
 def fit_text(tokenizer: Any, text: str, max_length: int) -> str:
     """The end of a text that is at most ``max_length`` tokens long, special tokens counted.
 
-    For lm-eval's ``hf`` model, which takes strings and refuses longer ones. Where the end of the
+    For lm-eval's ``hf`` model, which expects strings and rejects longer ones. Where the end of the
     text does not tokenise back into the same tokens, it is a few tokens shorter.
     """
     ids = list(tokenizer(text, verbose=False)["input_ids"])
