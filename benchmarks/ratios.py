@@ -4,7 +4,7 @@
 
 Every suite that says how its table counts (``report: ratio:``) is planned as for ``--dry-run``;
 each printed row gets the number of layers, the ratio by the paper's way of counting and the exact
-share of all parameters. A report shows them beside the printed ratio. A test holds the committed
+fraction of all parameters. A report shows them beside the printed ratio. A test holds the committed
 file to what comes out here.
 """
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from streamline import __version__
 from streamline.files import content_key
-from streamline.results.record import Record
+from streamline.results.record import Record, method_label
+from streamline.results.samples import samples_path
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
 from streamline.run.stage_config import MethodConfig
@@ -47,10 +48,8 @@ class Cell:
         """A short name for progress and messages."""
         if self.is_dense:
             return DENSE
-        recovery = "" if self.recovery == "none" else f" +{self.recovery}"
-        return f"{self.method} {self.sparsity:g}{recovery}" + (
-            f" s{self.seed}" if self.seed else ""
-        )
+        seed = f" s{self.seed}" if self.seed else ""
+        return method_label(f"{self.method} {self.sparsity:g}", self.recovery) + seed
 
     def record(self, **values: Any) -> dict[str, Any]:
         """The keys of a record of this cell."""
@@ -66,8 +65,6 @@ class Cell:
     @property
     def slug(self) -> str:
         """A file name that no other cell has."""
-        from streamline.results.samples import samples_path
-
         return samples_path("", Record.build(self.record(status="ok"))).stem
 
 

@@ -7,7 +7,7 @@ rule is data in a suite's ``report`` block::
       ratio:
         counts: matrices                  # weight matrices only; or parameters: all, as here
         over: {opt-1.3b: 1300000000}      # the total it divides by; the exact one if not named
-        open: {Llama2-7B: {"ShortGPT*": why its figure is not reached}}
+        open: {Llama2-7B: {"ShortGPT*": why its ratio is not reached}}
 
 Example::
 
@@ -35,7 +35,7 @@ from streamline.report.published import PublishedRow, model_name, plain
 
 __all__ = ["PaperRatio", "RatioRule", "paper_ratio", "printed_for", "ratio_rule"]
 
-_CLOSE = 1.5  # points: how far a printed ratio may lie from the recomputed one to stand for it
+_CLOSE = 1.5  # points: how far a printed ratio may lie from the recomputed one to belong to it
 
 
 class RatioRule(BaseModel):
@@ -45,7 +45,7 @@ class RatioRule(BaseModel):
         counts: ``"matrices"``: parameters of two dimensions, so neither biases nor norms; or
             ``"parameters"``: all of them.
         over: Model -> the total it divides by; a model that is not named has its exact total.
-        open: Printed model -> printed method -> why its figure does not come out.
+        open: Printed model -> printed method -> why its ratio does not come out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,11 +60,11 @@ class PaperRatio:
     """A ratio as a paper counts, with what makes it differ from ours.
 
     Attributes:
-        removed: Parameters or weights that go, by the paper's count.
-        added: Those that come in their place.
+        removed: Parameters or weights that are removed, by the paper's count.
+        added: Those that replace them.
         total: What the paper divides by.
         exact: All parameters of the dense model, which we divide by.
-        gone: Parameters that go less those that come, by our count.
+        gone: Parameters removed less those added, by our count.
     """
 
     removed: int
@@ -75,17 +75,17 @@ class PaperRatio:
 
     @property
     def ratio(self) -> float:
-        """Share that is gone, as the paper counts."""
+        """Fraction that is removed, as the paper counts."""
         return (self.removed - self.added) / self.total
 
     @property
     def counted(self) -> float:
-        """Share that is gone, as we count."""
+        """Fraction that is removed, as we count."""
         return self.gone / self.exact
 
     @property
     def by_counting(self) -> float:
-        """What our counting biases and norms too adds to the paper's share."""
+        """What our counting biases and norms too adds to the paper's fraction."""
         return (self.gone - (self.removed - self.added)) / self.total
 
     @property
@@ -164,13 +164,13 @@ def printed_for(
     method: str,
     ratio: float | None,
 ) -> PublishedRow | None:
-    """The printed row that a cell stands for: same model and method, nearest ratio.
+    """The printed row that a cell belongs to: same model and method, nearest ratio.
 
     Args:
         layout: The suite's ``report.layout``.
         rows: Of the published table.
         model: The model's name in the run.
-        method: The method's spec, with `` +lora`` after it if it is recovered.
+        method: The method's spec, with `` +lora`` after it if it was fine-tuned.
         ratio: Its ratio as the paper counts, or as asked; None for the dense model.
 
     Returns:

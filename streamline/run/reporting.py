@@ -22,6 +22,8 @@ from streamline.report.artifacts import run_settings
 from streamline.report.report import write_report
 from streamline.results.averages import group_of
 from streamline.results.record import Record, TaskResult, load
+from streamline.run.config import build_config
+from streamline.run.suites import load_suite
 
 __all__ = ["report_run", "rerun_command"]
 
@@ -92,8 +94,6 @@ def rerun_command(records: Sequence[Record], settings: Mapping[str, Any]) -> str
 
 def _of_suite(suite: str, settings: Mapping[str, Any]) -> list[str]:
     """The words of the command of a run that came from a suite."""
-    from streamline.run.config import build_config  # slow to import, and few reports need it
-
     words = ["streamline-bench", "--suite", suite]
     try:
         usual = build_config({}, suite=suite).model_dump(mode="json")
@@ -108,8 +108,6 @@ def _of_suite(suite: str, settings: Mapping[str, Any]) -> list[str]:
 
 def _layout(given: str | None, recorded: Any) -> tuple[Mapping[str, Any] | None, str | None]:
     """The layout that a suite asks for, or a note if the suite of the run is not at hand."""
-    from streamline.run.suites import load_suite
-
     if given is None and recorded is None:
         return None, None
     try:
