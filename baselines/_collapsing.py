@@ -143,7 +143,7 @@ class Collapse:
         """Final states after the final norm, one vector per sequence, [N, T * D], float32."""
         norm = submodule(self.decoder.model, self.decoder.family.norm)
         states: Tensor = norm(hidden)
-        return states.float().flatten(1)
+        return states.float().flatten(1)  # [N, T * D]
 
 
 @dataclass(frozen=True)

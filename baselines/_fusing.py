@@ -31,7 +31,7 @@ def centre(states: Tensor) -> Tensor:
 
 def second_moment(states: Tensor) -> Tensor:
     """Sum over tokens of ``x^T x``, [D, D], float64."""
-    flat = wide(states).flatten(0, -2)
+    flat = wide(states).flatten(0, -2)  # [tokens, D]
     return flat.T @ flat
 
 

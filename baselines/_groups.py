@@ -101,20 +101,25 @@ def layer_groups(decoder: Decoder, layer: int) -> list[Coupling]:
     """
     family, heads = decoder.family, Heads.of(decoder)
     module = decoder.layers[layer]
-    blocks = torch.arange(heads.groups * heads.size).view(heads.groups, heads.size)
-    queries = torch.arange(heads.groups * heads.queries * heads.size).view(heads.groups, -1)
+    blocks = torch.arange(heads.groups * heads.size)
+    blocks = blocks.view(heads.groups, heads.size)  # [groups, head size]
+    queries = torch.arange(heads.groups * heads.queries * heads.size)
+    queries = queries.view(heads.groups, -1)  # [groups, queries * head size]
     if not family.fused:
         attention = [Member(family.q, "out", queries)]
         attention += [Member(path, "out", blocks) for path in (family.k, family.v)]
     elif family.qkv_layout == "blocks":
         keys = queries.numel() + blocks
+        # [groups, (queries + key + value) * head size]
         index = torch.cat([queries, keys, blocks.numel() + keys], dim=1)
         attention = [Member(family.qkv, "out", index)]
     else:
-        index = torch.arange(3 * blocks.numel()).view(heads.groups, -1)
+        index = torch.arange(3 * blocks.numel())
+        index = index.view(heads.groups, -1)  # [groups, 3 * head size]
         attention = [Member(family.qkv, "out", index)]
     attention.append(Member(family.o, "in", queries))
-    channels = torch.arange(shape(submodule(module, family.mlp_out))[1]).unsqueeze(1)
+    channels = torch.arange(shape(submodule(module, family.mlp_out))[1])
+    channels = channels.unsqueeze(1)  # [channels, 1]
     mlp = []
     for path in family.mlp_in:
         parts = shape(submodule(module, path))[0] // len(channels)
@@ -216,7 +221,7 @@ def _selected(
 
 
 def _head_fields(decoder: Decoder, layer: nn.Module, groups: int) -> Spec:
-    """What an attention module remembers about its number of heads, for fewer of them."""
+    """The attributes of an attention module that hold its number of heads, for fewer heads."""
     family, heads = decoder.family, Heads.of(decoder)
     attention = submodule(layer, family.attention)
     fewer = {

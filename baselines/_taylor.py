@@ -55,6 +55,7 @@ def each_gradient(
         with torch.enable_grad():
             logits = decoder.logits(tokens)[:, :-1].float()
             targets = tokens[:, 1:].to(logits.device)
+            # [N * (T - 1), V] and [N * (T - 1)]
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
             loss.backward()  # type: ignore[no-untyped-call]
     finally:
@@ -67,7 +68,8 @@ def each_gradient(
 
 def absolute_sum(values: Tensor) -> float:
     """Sum of absolute values: rows in the values' own type, their sums in float64 on the CPU."""
-    return float(values.abs().reshape(-1, values.shape[-1]).sum(1).cpu().double().sum())
+    table = values.abs().reshape(-1, values.shape[-1])  # [rows, columns]
+    return float(table.sum(1).cpu().double().sum())
 
 
 def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
             change = change - 0.5 * weight * fisher[id(parameter)] * weight
         if change.dim() > 1:
             table = rows(linear, change)
-            table = table if side == "out" else table.T
+            table = table if side == "out" else table.T  # [owned, others]
             change = table.sum(1) if importance == "vectorize" else table.abs().sum(1)
         values = change.abs().cpu().double()
         sums[index][path, side] = sums[index].get((path, side), 0.0) + values

@@ -161,7 +161,7 @@ class ReplaceMe(Method):
 def fit(
     decoder: Decoder, batches: Tensor, span: Span, ridge: float, *, batch_tokens: int = 4096
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The map from the MLP output before a span to what is missing after it.
+    """The map from the MLP output before a span to the difference that is missing after it.
 
     Args:
         decoder: The dense model; left as it was.
@@ -196,7 +196,7 @@ def fit(
 def states(
     decoder: Decoder, batches: Tensor, span: Span, *, batch_tokens: int = 4096
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What a map is fitted to, batch by batch.
+    """The states that a map is fitted to, batch by batch.
 
     Args:
         decoder: The dense model; left as it was.
@@ -209,20 +209,20 @@ def states(
         the CPU.
     """
     width = decoder.hidden_size
-    caught: list[Tensor] = []
+    outputs: list[Tensor] = []
     out = submodule(decoder.layers[span.start - 1], decoder.family.mlp_out)
-    hook = out.register_forward_hook(lambda module, args, output: caught.append(output))
+    hook = out.register_forward_hook(lambda module, args, output: outputs.append(output))
     rows = max(1, batch_tokens // batches.shape[1])
     try:
         for begin in range(0, len(batches), rows):
             entry = decoder.enter(batches[begin : begin + rows])
-            caught.clear()
+            outputs.clear()
             found = {
                 depth: hidden.reshape(-1, width).to("cpu", torch.float64)
                 for depth, hidden in decoder.trace(entry, span.stop)
                 if depth in (span.start, span.stop)
             }
-            mlp = caught[-1].reshape(-1, width).to("cpu", torch.float64)
+            mlp = outputs[-1].reshape(-1, width).to("cpu", torch.float64)  # [tokens, D]
             yield mlp, found[span.start], found[span.stop]
     finally:
         hook.remove()

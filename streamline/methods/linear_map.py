@@ -86,16 +86,16 @@ class LinearMoments:
         """
         if x.shape != y.shape:
             raise ValueError(f"x {list(x.shape)} and y {list(y.shape)} must have the same shape")
-        x = x.reshape(-1, x.shape[-1]).to(self.shift)
-        step = y.reshape(-1, y.shape[-1]).to(self.shift) - x
+        x = x.reshape(-1, x.shape[-1]).to(self.shift)  # [tokens, D]
+        step = y.reshape(-1, y.shape[-1]).to(self.shift) - x  # [tokens, D]
         if self.n_tokens == 0:
             self.shift = x.mean(0)
         x = x - self.shift
         self.n_tokens += len(x)
         self.sum_x += x.sum(0)
         self.sum_step += step.sum(0)
-        self.xtx += x.T @ x
-        self.xt_step += x.T @ step
+        self.xtx += x.T @ x  # [D, D]
+        self.xt_step += x.T @ step  # [D, D]
 
     def solve(self, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
         """The map of least squared error.
