@@ -18,6 +18,7 @@ import pandas as pd
 from streamline.evaluation.harness import aggregate, doc_hash, quiet
 from streamline.evaluation.part import Part
 from streamline.evaluation.tasks.catalogue import TaskEntry
+from streamline.results.averages import mean, mean_stderr
 
 if TYPE_CHECKING:
     from streamline.evaluation.scoring.score import Answers
@@ -98,15 +99,12 @@ def combine(entry: TaskEntry, blocks: Sequence[dict[str, Any]]) -> dict[str, Any
     if len(blocks) == 1 and len(entry.tasks) == 1:
         return dict(blocks[0])
     values = [block["value"] for block in blocks]
-    errors = [block["stderr"] for block in blocks]
-    stderr: float | None = None
-    if all(error is not None for error in errors):
-        stderr = float(np.sqrt(np.sum(np.square(errors)))) / len(blocks)
-    elif len(blocks) > 1:
+    stderr = mean_stderr([block["stderr"] for block in blocks])
+    if stderr is None and len(blocks) > 1:
         stderr = float(np.std(values, ddof=1)) / len(blocks) ** 0.5
     return {
         "metric": blocks[0]["metric"],
-        "value": float(np.mean(values)),
+        "value": mean(values),
         "stderr": stderr,
         "n": sum(block["n"] for block in blocks),
         "version": blocks[0]["version"],
