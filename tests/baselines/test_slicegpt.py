@@ -19,7 +19,7 @@ from streamline.testing.snapshot import differences, snapshot
 
 TOKENS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(3))
 IDS = TOKENS[:2, :12]
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "opt", "gpt_neox"]
+FAMILIES = ["llama", "opt", "gpt_neox"]
 
 
 def identity(moment):
@@ -55,7 +55,7 @@ def test_with_nothing_sliced_the_logits_are_the_dense_models(family, tied, basis
     torch.testing.assert_close(logits(rotated, TOKENS), logits(model, TOKENS), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_stream_of_low_rank_is_sliced_without_loss(family):
     """Everything written to the residual lies in 24 of 32 directions: keeping 24 is exact."""
     model = tiny_model(family, n_layers=3)

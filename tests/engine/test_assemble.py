@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import THREE
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
-from streamline.engine.families import FAMILIES
 from streamline.engine.paths import Node, Path, dense_path
 from streamline.methods.replacement import make
 from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Span
 from streamline.testing.models import tiny_model
 
-TYPES = [kind for family in FAMILIES for kind in family.model_types]
 #: Windows shorter than the sequence, so that the two kinds of attention differ.
 CHANGES: dict[str, dict[str, object]] = {"gemma2": {"sliding_window": 4}}
 
@@ -71,7 +70,7 @@ def nodes(decoder: Decoder, *gone: int) -> list[Node]:
     return [Node(m, i) for i, m in enumerate(decoder.layers) if i not in gone]
 
 
-@pytest.mark.parametrize("family", TYPES)
+@pytest.mark.parametrize("family", THREE)
 def test_dropping_layers(family: str) -> None:
     decoder = tiny(family)
     model = check(Path(decoder, tuple(nodes(decoder, 0, 3))))
@@ -80,7 +79,7 @@ def test_dropping_layers(family: str) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 2])
-@pytest.mark.parametrize("family", TYPES)
+@pytest.mark.parametrize("family", THREE)
 def test_replacement_without_attention(family: str, start: int) -> None:
     decoder = tiny(family)
     span = Span(start, start + 2)
@@ -90,7 +89,7 @@ def test_replacement_without_attention(family: str, start: int) -> None:
 
 
 @pytest.mark.parametrize("part", ["attention", "mlp"])
-@pytest.mark.parametrize("family", TYPES)
+@pytest.mark.parametrize("family", THREE)
 def test_half_layers(family: str, part: str) -> None:
     decoder = tiny(family)
     path = nodes(decoder)
@@ -99,7 +98,7 @@ def test_half_layers(family: str, part: str) -> None:
     check(Path(decoder, tuple(path)))
 
 
-@pytest.mark.parametrize("family", TYPES)
+@pytest.mark.parametrize("family", THREE)
 def test_shared_layers_get_a_cache_place_each(family: str) -> None:
     decoder = tiny(family)
     span = Span(1, 4)

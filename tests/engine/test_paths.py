@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from families import THREE
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
@@ -13,7 +14,7 @@ from streamline.engine.paths import Node, Path, PathTrie, dense_path
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
-from streamline.testing.models import FAMILIES, tiny_model
+from streamline.testing.models import tiny_model
 
 
 def ids() -> Tensor:
@@ -33,7 +34,7 @@ def variants(decoder: Decoder) -> list[Path]:
 
 
 @pytest.mark.parametrize("order", ["depth_first", "level_by_level"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THREE)
 @torch.no_grad()
 def test_trie_equals_each_path_alone(family: str, order: str) -> None:
     decoder = Decoder(tiny_model(family))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import THREE
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
-from streamline.engine.families import FAMILIES
 from streamline.errors import ConfigError, UnknownNameError
 from streamline.methods.replacement import (
     INITS,
@@ -43,7 +43,7 @@ def linear() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-@pytest.mark.parametrize("family", [kind for f in FAMILIES for kind in f.model_types])
+@pytest.mark.parametrize("family", THREE)
 @torch.no_grad()
 def test_runs_in_a_layers_place_and_counts(family: str, kind: str) -> None:
     model = tiny_model(family, n_layers=4)
@@ -78,7 +78,7 @@ def test_seed_decides_and_global_state_stays(decoder: Decoder, kind: str) -> Non
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "falcon", "gpt2"])
+@pytest.mark.parametrize("family", THREE)
 def test_layer_inherits_first_last_or_mean(family: str) -> None:
     dense = Decoder(tiny_model(family))
     layers = [dict(layer.named_parameters()) for layer in dense.layers]
@@ -93,7 +93,7 @@ def test_layer_inherits_first_last_or_mean(family: str) -> None:
         torch.testing.assert_close(mean[name], expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "bloom", "falcon", "gpt_neox"])
+@pytest.mark.parametrize("family", THREE)
 def test_random_layer_is_drawn_by_the_models_own_rule(family: str) -> None:
     model = tiny_model(family)
     for name, parameter in make("layer", Decoder(model), SPAN, init="random").named_parameters():

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from families import THREE
 from torch import nn
 
 from streamline.engine.decoder import Decoder, submodule
-from streamline.engine.families import FAMILIES
 from streamline.errors import ConfigError
 from streamline.methods.sublayers import Sublayers, Unit, remove_sublayer
 from streamline.modeling.modeling_layers import build, spec_of
 from streamline.testing.models import tiny_model
 
 CASES: list[tuple[str, dict[str, Any]]] = [
-    *((kind, {}) for family in FAMILIES for kind in family.model_types),
+    *((family, {}) for family in THREE),
     ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
     ("falcon", {"new_decoder_architecture": True}),
     ("falcon", {"parallel_attn": False}),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import THREE
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,9 +20,9 @@ from streamline.engine.paths import dense_path
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.streaming.decoder import EMBEDDING, HEAD, StreamedDecoder
 from streamline.streaming.opening import open_streamed
-from streamline.testing.models import FAMILIES, tiny_model
+from streamline.testing.models import tiny_model
 
-KINDS = [(family, tied) for family in FAMILIES for tied in (False, True)]
+KINDS = [(family, tied) for family in THREE for tied in (False, True)]
 
 
 def stored(model: PreTrainedModel, folder: Path, shard: str = "1GB") -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import THREE
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -13,10 +14,10 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.registry import build_method, method_names
 from streamline.streaming.opening import empty_model, load_streamed, open_streamed, refusal
-from streamline.testing.models import FAMILIES, tiny_config, tiny_model
+from streamline.testing.models import tiny_config, tiny_model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THREE)
 def test_an_empty_model_has_the_buffers_of_a_full_one(family: str) -> None:
     state = torch.get_rng_state()
     model = empty_model(tiny_config(family, n_layers=2, tied=True), torch.bfloat16)

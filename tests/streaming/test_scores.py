@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import THREE
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
@@ -21,7 +22,7 @@ from streamline.evaluation.scoring.together import answer_all
 from streamline.methods.loss import score_paths
 from streamline.methods.sublayers import Sublayers
 from streamline.streaming.opening import open_streamed
-from streamline.testing.models import FAMILIES, tiny_model
+from streamline.testing.models import tiny_model
 
 
 class Shift(nn.Module):
@@ -69,7 +70,7 @@ def ids(n: int = 5, length: int = 24) -> Tensor:
     return torch.randint(0, 256, (n, length), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THREE)
 def test_everything_is_as_in_memory(family: str, tmp_path: Path) -> None:
     model = tiny_model(family, n_layers=4, tied=family in ("opt", "qwen3"))
     model.save_pretrained(tmp_path, max_shard_size="20KB")

@@ -15,9 +15,18 @@ from streamline.plan import Plan, Span
 from streamline.registry import METHODS, available, load_method
 from streamline.testing import CHECKS, CONFORMANCE_FAMILIES, check_method
 
+#: Layers dropped, layers replaced by a trained network, and a model of its own.
+QUICK = ("shortgpt", "llm-streamline-ffn", "slicegpt")
+
 
 @pytest.mark.parametrize("family", CONFORMANCE_FAMILIES)
-@pytest.mark.parametrize("name", sorted(available(METHODS)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(available(METHODS))
+    ],
+)
 def test_every_installed_method_keeps_the_contract(name: str, family: str) -> None:
     outcomes = list(check_method(load_method(name)(), [family]))
     assert [outcome for outcome in outcomes if outcome.status == "failed"] == []

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import THREE
 from transformers import PreTrainedTokenizerFast
 
 from streamline.errors import UnknownNameError
-from streamline.testing.models import FAMILIES, VOCAB_SIZE, tiny_model
+from streamline.testing.models import VOCAB_SIZE, tiny_model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THREE)
 @pytest.mark.parametrize("tied", [False, True])
 def test_tiny_models_run_and_are_tied_as_asked(family: str, tied: bool) -> None:
     model = tiny_model(family, n_layers=3, tied=tied)

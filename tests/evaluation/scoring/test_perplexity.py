@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from families import THREE
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from streamline.engine.assemble import assemble
@@ -12,7 +13,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
 from streamline.errors import ConfigError
 from streamline.evaluation.scoring.perplexity import Perplexity, perplexity, text_windows
-from streamline.testing.models import FAMILIES, tiny_model
+from streamline.testing.models import tiny_model
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def windows_of(n: int = 5, length: int = 24) -> torch.Tensor:
     return torch.randint(0, 256, (n, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THREE)
 def test_perplexity_is_the_models_own_loss(family: str) -> None:
     model = tiny_model(family, n_layers=2)
     windows = windows_of()

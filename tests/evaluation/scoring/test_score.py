@@ -1,4 +1,4 @@
-"""The scorer against one request at a time, for every family of the decoder seam."""
+"""The scorer against one request at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import THREE
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,7 +21,7 @@ from streamline.errors import StreamlineError
 from streamline.evaluation.scoring import tree_length
 from streamline.evaluation.scoring.packing import Request, pack
 from streamline.evaluation.scoring.score import TokenBudget, score, score_batches
-from streamline.testing.models import FAMILIES, tiny_model
+from streamline.testing.models import tiny_model
 
 
 def questions(n: int = 12, seed: int = 0, task: str = "t", longest: int = 30) -> list[Request]:
@@ -61,10 +62,7 @@ def close(got: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=2e-5)
 
 
-# Gemma-2 caps its attention scores, which only the eager function can.
-KINDS = [(family, "eager") for family in FAMILIES] + [
-    (family, "sdpa") for family in FAMILIES if family != "gemma2"
-]
+KINDS = [(family, attention) for family in THREE for attention in ("eager", "sdpa")]
 
 
 @pytest.mark.parametrize(("family", "implementation"), KINDS)
