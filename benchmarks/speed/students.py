@@ -16,7 +16,7 @@ from streamline.engine.decoder import Decoder
 from streamline.methods.replacement import make
 from streamline.plan import Span
 from streamline.training.fit import fit
-from streamline.training.schedule import Clock, Schedule
+from streamline.training.schedule import BatchSchedule, Schedule
 from streamline.training.student import Recipe, Student
 
 __all__ = ["TOKENS", "Task", "ours", "run", "same", "theirs", "untrained"]
@@ -102,13 +102,13 @@ def _train_alone(decoder: Decoder, span: Span, module: nn.Module, task: Task) ->
     """
     how, length, width = task.recipe, task.train.shape[1], decoder.hidden_size
     stored, held = _states(decoder, task.train, span), _states(decoder, task.validation, span)
-    clock = Clock(
+    order = BatchSchedule(
         n_sequences=len(task.train), batch_sequences=round(how.batch_tokens / length),
         epochs=how.epochs, evaluations=1,
     )  # fmt: skip
     rates = Schedule(
-        n_steps=clock.n_steps, peak=how.learning_rate, final=how.final_learning_rate,
-        warmup_steps=int(how.warmup * clock.n_steps),
+        n_steps=order.n_steps, peak=how.learning_rate, final=how.final_learning_rate,
+        warmup_steps=int(how.warmup * order.n_steps),
     )  # fmt: skip
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=rates.at(1), betas=how.betas, weight_decay=how.weight_decay
@@ -125,7 +125,7 @@ def _train_alone(decoder: Decoder, span: Span, module: nn.Module, task: Task) ->
 
     module.eval().requires_grad_(True)
     losses = [validate()]
-    for step, indices in clock.batches(task.seed):
+    for step, indices in order.batches(task.seed):
         terms = len(indices) * length * width
         total = 0.0
         for part in indices.split(max(1, MICRO_BATCH // length)):
