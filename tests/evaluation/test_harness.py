@@ -16,7 +16,7 @@ from streamline.errors import AssetError, ConfigError
 from streamline.evaluation.harness import build, generate, task_part
 from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.score import score
-from streamline.evaluation.task_results import combine, finish
+from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
 from streamline.evaluation.tasks.documents import mean_nll_results
 from streamline.evaluation.tasks.text_ids import full_text_ids
@@ -242,20 +242,7 @@ def test_an_answer_longer_than_the_context_is_refused(tokenizer: PreTrainedToken
         task_part(task, entry(), tokenizer, max_length=3)
 
 
-def test_subjects_are_averaged_without_weights() -> None:
-    blocks = [
-        {"metric": "acc", "value": v, "stderr": s, "n": n, "version": 1}
-        for v, s, n in ((0.5, 0.03, 10), (1.0, 0.04, 30))
-    ]
-    row = TaskEntry(name="mmlu", tasks=("a", "b"), protocol="lm-eval", metric="acc")
-    both = combine(row, blocks)
-    assert both["value"] == 0.75 and both["n"] == 40 and both["subjects"] == 2
-    assert both["stderr"] == pytest.approx(0.025)
-    single = [block | {"stderr": None, "n": 1} for block in blocks]  # one question a subject
-    assert combine(row, single)["stderr"] == pytest.approx(0.25)  # of their spread: 0.5 / 2
-
-
-def test_a_limit_is_shared_among_subjects(
+def test_a_limit_is_split_among_subjects(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from streamline.evaluation import harness

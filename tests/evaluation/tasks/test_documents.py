@@ -13,7 +13,6 @@ from tokenizers.processors import TemplateProcessing
 from streamline.evaluation.tasks.documents import documents, load, mean_nll_results
 from streamline.evaluation.tasks.overrides import overrides
 from streamline.evaluation.tasks.sources import question_source
-from streamline.evaluation.tasks.text_ids import fit_text, full_text_ids
 from streamline.testing.models import tiny_tokenizer
 
 
@@ -99,35 +98,6 @@ def test_a_dropped_example_stays_dropped_for_later_options(tmp_path):
     longest = max(whole["n_tokens"])
     (doc,) = _docs("streamline_commonsense_qa", tmp_path, tokenizer, max_length=longest - 1)
     assert doc["n_shots"] == [8, 7, 7, 7, 7]
-
-
-@pytest.mark.parametrize("make", [tiny_tokenizer, _with_bos])
-def test_full_text_ids_cut_on_the_left_and_keep_bos(make):
-    tokenizer = make()
-    whole = tokenizer("abcdefgh")["input_ids"]
-    n_special = len(whole) - 8
-    assert full_text_ids(tokenizer, "abcdefgh", 9) == whole
-    cut = full_text_ids(tokenizer, "abcdefgh", 5)
-    assert len(cut) == 5
-    assert cut[:n_special] == whole[:n_special]
-    assert cut[n_special:] == whole[-(5 - n_special) :]
-
-
-@pytest.mark.parametrize("make", [tiny_tokenizer, _with_bos])
-def test_fit_text_is_the_end_and_never_too_long(make):
-    tokenizer = make()
-    assert fit_text(tokenizer, "short", 20) == "short"
-    cut = fit_text(tokenizer, "abcdefghij", 6)
-    assert "abcdefghij".endswith(cut)
-    assert tokenizer(cut)["input_ids"] == full_text_ids(tokenizer, "abcdefghij", 6)
-
-
-def test_fit_text_never_ends_in_half_a_character():
-    tokenizer = _with_bos()
-    for length in range(4, 14):
-        cut = fit_text(tokenizer, "一二三四五", length)
-        assert "一二三四五".endswith(cut)
-        assert len(tokenizer(cut)["input_ids"]) <= length
 
 
 def test_mean_nll_results_choose_the_smallest_and_the_first_of_equals():
