@@ -1,20 +1,19 @@
-"""Several processes as one team: each works a share, and every one gets the whole result.
+"""Several processes as one team: each has a shard of the batches, all get the whole result.
 
 Under ``torchrun`` or ``accelerate launch``, scoring, perplexity, generation, calibration and the
-losses of paths are data-parallel: each process works some of the batches, and the parts are
+losses of paths are data-parallel: each process runs some of the batches, and the parts are
 gathered. There are two ways to use it. In a script of one's own all processes make the same
 calls::
 
     with joined():
         answers = score(paths, requests)            # the same on every process
 
-In a run of this package the first process leads: it alone reads and writes files, prunes, trains
-and heals, and hands the others their shares (:mod:`streamline.engine.following`); they wait
+In a run of this package the first process leads: it alone reads and writes files, prunes and
+trains, and gives the others their shards (:mod:`streamline.engine.following`); they wait
 meanwhile. The transport is gloo, whatever the devices, so a GPU's tensors pass through memory.
 
-A function given to :func:`spread` is told its :class:`Share`. Parts are put together in the order
-of one process; where shares are dealt smaller batches than one process would take, the numbers
-differ from its by rounding.
+A function given to :func:`scatter` is given its :class:`Shard`. Parts are put together in the order
+of one process; no batch is cut for their number, so the results are those of one process.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from streamline.errors import StreamlineError
 __all__ = [
     "ALONE",
     "WHOLE",
-    "Share",
+    "Shard",
     "Team",
-    "agreed",
+    "broadcast",
     "follows",
     "interleaved",
     "joined",
-    "spread",
+    "scatter",
     "team",
     "world_size",
 ]
@@ -51,7 +50,7 @@ _PATIENCE = timedelta(days=30)  # the others wait while the first trains
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """One process's part of the work.
 
     Attributes:
@@ -67,11 +66,11 @@ class Share:
         return items[self.rank :: self.size]
 
 
-WHOLE = Share()
+WHOLE = Shard()
 
 
 class Caller(Protocol):
-    """Tells the other processes what to call; see :mod:`streamline.engine.following`."""
+    """Lets the other processes make calls; see :mod:`streamline.engine.following`."""
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         """Let the others make a call too; False if it cannot be handed over."""
@@ -82,11 +81,11 @@ class Team:
     """The processes that work together.
 
     Attributes:
-        share: This process's part.
+        shard: This process's part.
         leader: How the first process calls the others; None where all make the same calls.
     """
 
-    share: Share = WHOLE
+    shard: Shard = WHOLE
     leader: Caller | None = None
 
 
@@ -110,7 +109,7 @@ def follows() -> bool:
 
 
 @contextmanager
-def joined(leader: Callable[[Share], Caller] | None = None) -> Iterator[Team]:
+def joined(leader: Callable[[Shard], Caller] | None = None) -> Iterator[Team]:
     """Join the processes that were launched together; alone, nothing changes.
 
     Args:
@@ -126,8 +125,8 @@ def joined(leader: Callable[[Share], Caller] | None = None) -> Iterator[Team]:
     state = PartialState(cpu=True, timeout=_PATIENCE)
     if fresh:
         atexit.register(torch.distributed.destroy_process_group)
-    share = Share(state.process_index, state.num_processes)
-    found = Team(share, leader(share) if leader is not None and share.rank == 0 else None)
+    shard = Shard(state.process_index, state.num_processes)
+    found = Team(shard, leader(shard) if leader is not None and shard.rank == 0 else None)
     token = _team.set(found)
     try:
         yield found
@@ -145,16 +144,16 @@ def local() -> Iterator[None]:
         _team.reset(token)
 
 
-def spread(
+def scatter(
     function: Callable[..., Result],
     *args: Any,
     progress: Callable[..., None] | None = None,
 ) -> list[Result]:
-    """Let every process work its share.
+    """Let every process compute its shard.
 
     Args:
-        function: Called on each as ``function(share, *args, progress=...)``; importable by name,
-            since the first process may have to tell the others what to call.
+        function: Called on each as ``function(shard, *args, progress=...)``; importable by name,
+            since the first process may have to send the call to the others.
         *args: The same on all processes.
         progress: Handed to the first process's call alone.
 
@@ -165,20 +164,20 @@ def spread(
         StreamlineError: If another process failed; what fails here is raised as it is.
     """
     together = team()
-    share = together.share
-    if share.size > 1 and together.leader is not None and not together.leader.call(function, args):
-        share = WHOLE
-    if share.size == 1:
+    shard = together.shard
+    if shard.size > 1 and together.leader is not None and not together.leader.call(function, args):
+        shard = WHOLE
+    if shard.size == 1:
         with local():
-            return [function(share, *args, progress=progress)]
-    return gathered(share, lambda: function(share, *args, progress=progress))
+            return [function(shard, *args, progress=progress)]
+    return gathered(shard, lambda: function(shard, *args, progress=progress))
 
 
-def gathered(share: Share, work: Callable[[], Result]) -> list[Result]:
+def gathered(shard: Shard, work: Callable[[], Result]) -> list[Result]:
     """Work on every process and exchange the results, faults included.
 
     Args:
-        share: This process's.
+        shard: This process's.
         work: Its part.
 
     Returns:
@@ -194,29 +193,29 @@ def gathered(share: Share, work: Callable[[], Result]) -> list[Result]:
     try:
         with local():
             result = work()
-    except Exception as error:  # kept until all have been told, so that none waits for ever
+    except Exception as error:  # kept until all know of it, so that none waits for ever
         fault = error
-    found: list[Any] = [None] * share.size
-    told = None if fault is None else f"{type(fault).__name__}: {fault}"
-    torch.distributed.all_gather_object(found, (told, result))
+    found: list[Any] = [None] * shard.size
+    reason = None if fault is None else f"{type(fault).__name__}: {fault}"
+    torch.distributed.all_gather_object(found, (reason, result))
     if fault is not None:
         raise fault
     for rank, (other, _) in enumerate(found):
         if other is not None:
-            raise StreamlineError(f"process {rank} of {share.size} failed: {other}")
+            raise StreamlineError(f"process {rank} of {shard.size} failed: {other}")
     return [part for _, part in found]
 
 
 def interleaved(parts: Sequence[Sequence[Item]]) -> list[Item]:
-    """What :meth:`Share.of` divided, in its first order."""
+    """What :meth:`Shard.of` divided, in its first order."""
     longest = max(map(len, parts), default=0)
     return [part[i] for i in range(longest) for part in parts if i < len(part)]
 
 
-def agreed(value: Item) -> Item:
+def broadcast(value: Item) -> Item:
     """The first process's value, where all make the same calls; else the value itself."""
     together = team()
-    if together.share.size == 1 or together.leader is not None:
+    if together.shard.size == 1 or together.leader is not None:
         return value
     import torch.distributed
 

@@ -58,7 +58,7 @@ def shared_copy(module: nn.Module, kept: dict[int, Any] | None = None) -> nn.Mod
 
     Args:
         module: The original.
-        kept: Further objects that are not to be copied: what stands for each ``id``.
+        kept: Further objects that are not to be copied: the replacement of each ``id``.
     """
     memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, {**memo, **(kept or {})})

@@ -1,4 +1,4 @@
-"""From an asked sparsity to each method's own knob, by exact parameter count.
+"""From a target sparsity to each method's own knob, by exact parameter count.
 
 ``removed fraction = 1 - parameters(pruned) / parameters(dense)``: embeddings included, tied weights
 once, whatever a replacement adds counted against what was removed.
@@ -17,12 +17,12 @@ from streamline.errors import ConfigError, UnsupportedModelError
 
 
 def removed_fraction(dense: int, pruned: int) -> float:
-    """Share of the dense model's parameters that is gone (negative if the model grew)."""
+    """Fraction of the dense model's parameters that is gone (negative if the model grew)."""
     return 1.0 - pruned / dense
 
 
 def check_sparsity(sparsity: float) -> float:
-    """Give a sparsity back if it can be asked for.
+    """Give a sparsity back if it can be a target.
 
     Raises:
         ConfigError: Unless ``0 <= sparsity < 1``.
@@ -44,8 +44,8 @@ def layers_to_remove(
 
     Args:
         decoder: The dense model; its weights may lie on the meta device.
-        sparsity: Asked share of all parameters to remove, in [0, 1).
-        added: Parameters that a method puts in the place of ``n`` layers.
+        sparsity: Target fraction of all parameters to remove, in [0, 1).
+        added: Parameters that a method puts in place of ``n`` layers.
 
     Returns:
         The number of layers between 0 and L; the smaller one where two are equally near. 0 for

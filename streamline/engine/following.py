@@ -25,12 +25,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed import Share, gathered, joined, world_size
+from streamline.distributed import Shard, gathered, joined, world_size
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import FastLinears
 from streamline.errors import StreamlineError
 
-__all__ = ["lead", "led"]
+__all__ = ["lead", "with_leader"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 Tensors = list[Tensor]
 
 
-def led(work: Callable[[], Result]) -> Result:
+def with_leader(work: Callable[[], Result]) -> Result:
     """Let the first process work and the others help it; alone, just work."""
     return work() if world_size() == 1 else lead(work)
 
@@ -58,7 +58,7 @@ def lead(work: Callable[[], Result]) -> Result:
     """
     with joined(_Leader) as team:
         if not isinstance(team.leader, _Leader):
-            outcome: Result = _follow(team.share)
+            outcome: Result = _follow(team.shard)
             return outcome
         try:
             result = work()
@@ -80,8 +80,8 @@ class _Sent:
 class _Leader:
     """The first process's view of what the others know."""
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
         self._sent: dict[int, _Sent] = {}
         self._next = 0
 
@@ -98,7 +98,7 @@ class _Leader:
                 self._introduce(decoder)
             body, tensors = self._packed((function, args))
         except (pickle.PicklingError, AttributeError, TypeError, _Unsendable) as error:
-            logger.warning("worked by one of %d processes: %s", self.share.size, error)
+            logger.warning("run by one of %d processes: %s", self.shard.size, error)
             return False
         self._broadcast("call", body, tensors)
         return True
@@ -205,7 +205,7 @@ class _Unpickler(pickle.Unpickler):
         self._models = models
 
     def persistent_load(self, pid: tuple[Any, ...]) -> Any:
-        """What a reference stands for."""
+        """The object that a reference names."""
         if pid[0] == "tensor":
             return self._tensors[pid[1]]
         decoder = self._models[pid[1]]
@@ -216,7 +216,7 @@ class _Unpickler(pickle.Unpickler):
 class _Follower:
     """What another process knows."""
 
-    share: Share
+    shard: Shard
     models: dict[int, Decoder] = field(default_factory=dict)
 
     def receive(self) -> tuple[str, bytes, Tensors, int]:
@@ -239,33 +239,33 @@ class _Follower:
     def called(self, body: bytes, tensors: Tensors) -> Any:
         """Make a call."""
         function, args = self.unpacked(body, tensors)
-        return function(self.share, *args, progress=None)
+        return function(self.shard, *args, progress=None)
 
 
-def _follow(share: Share) -> Any:
+def _follow(shard: Shard) -> Any:
     """Make the first process's calls until it is done."""
     from transformers.dynamic_module_utils import init_hf_modules
 
     init_hf_modules()  # models with code of their own are found by name
-    follower = _Follower(share)
+    follower = _Follower(shard)
     while True:
         kind, body, tensors, key = follower.receive()
         if kind == "call":
             try:
-                gathered(share, partial(follower.called, body, tensors))
+                gathered(shard, partial(follower.called, body, tensors))
             except Exception:  # the first process raises it too, and decides what becomes of it
-                logger.debug("a call failed on process %d", share.rank, exc_info=True)
+                logger.debug("a call failed on process %d", shard.rank, exc_info=True)
         elif kind == "model":
             try:
                 follower.models[key] = Decoder(follower.unpacked(body, tensors))
             except Exception:  # the call that needs it fails, and says so to all
-                logger.warning("process %d cannot build a model", share.rank, exc_info=True)
+                logger.warning("process %d cannot build a model", shard.rank, exc_info=True)
         elif kind == "forget":
             for gone in follower.unpacked(body, tensors):
                 follower.models.pop(gone, None)
         elif kind == "failed":
             why = follower.unpacked(body, tensors)
-            raise StreamlineError(f"the first of {share.size} processes failed: {why}")
+            raise StreamlineError(f"the first of {shard.size} processes failed: {why}")
         else:
             return follower.unpacked(body, tensors)
 

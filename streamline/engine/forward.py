@@ -29,7 +29,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed import Share, interleaved, spread, team
+from streamline.distributed import Shard, interleaved, scatter, team
 from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.kernels import CompiledLayers, FastLinears
 from streamline.engine.memory import BatchLimit
@@ -158,7 +158,7 @@ def run(
     limit = BatchLimit() if limit is None else limit
     if any(path.decoder.layer_order is not None for path in paths):
         yield from _layer_by_layer(paths, jobs, progress)
-    elif team().share.size == 1:
+    elif team().shard.size == 1:
         for parts in _batch_by_batch(paths, jobs, limit, compiled, progress):
             yield from parts
     else:
@@ -263,10 +263,10 @@ def _shared(
     progress: Progress | None,
 ) -> Iterator[Found[AnyJob]]:
     """The jobs divided among the processes, some at a time, so that results can be stored."""
-    size = team().share.size * _AT_ONCE
+    size = team().shard.size * _AT_ONCE
     for start in range(0, len(jobs), size):
         some = jobs[start : start + size]
-        shards = spread(_shard, paths, some, limit, compiled)
+        shards = scatter(_shard, paths, some, limit, compiled)
         for _, tokens in shards:
             limit.lower(tokens)
         parts_of = interleaved([found for found, _ in shards])
@@ -278,7 +278,7 @@ def _shared(
 
 
 def _shard(
-    share: Share,
+    shard: Shard,
     paths: Sequence[Path],
     jobs: Sequence[AnyJob],
     limit: BatchLimit,
@@ -287,7 +287,7 @@ def _shard(
     progress: Progress | None,
 ) -> tuple[list[list[tuple[AnyJob | None, Any]]], int | None]:
     """One process's jobs: the parts of each (None for the whole) with their results."""
-    mine = share.of(jobs)
+    mine = shard.of(jobs)
     found = _batch_by_batch(paths, mine, limit, compiled, progress)
     named = [
         [(None if part is job else part, result) for part, result in parts]

@@ -36,8 +36,8 @@ class FastLinears:
     """Second copies of some modules' linear weights, and the way to use them.
 
     Weights that do not lie on the CPU, and layers that are hooked or subclassed, stay as they are;
-    so does everything of a model of more than 4 GiB, whichever of its paths are walked: an answer
-    must not depend on what else was asked. Weights must not change meanwhile.
+    so does everything of a model of more than 4 GiB, whichever of its paths are run: an answer
+    must not depend on what else is computed. Weights must not change meanwhile.
 
     Args:
         modules: Where to look for linear layers.

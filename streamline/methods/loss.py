@@ -125,7 +125,7 @@ def loss_sample(batches: Tensor, n_samples: int | None, length: int | None) -> T
         length: Tokens of each to use, or None for all.
 
     Returns:
-        Token ids of at most the asked shape.
+        Token ids of at most that shape.
 
     Raises:
         ConfigError: If nothing would be left to predict.

@@ -106,7 +106,7 @@ class LossSearch:
         """
         size = len(paths) * self.tokens.numel() * self.decoder.hidden_size
         small = size * self.decoder.dtype.itemsize <= _KEEP_BYTES
-        alone = team().share.size == 1  # several processes divide whole batches
+        alone = team().shard.size == 1  # several processes divide whole batches
         with self._fast.active():
             if all_losses or not (self._narrow and small and alone):
                 scores = score_paths(paths, self.tokens, batch_tokens=self.batch_tokens)

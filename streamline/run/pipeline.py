@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from streamline.engine.following import led
+from streamline.engine.following import with_leader
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
@@ -41,7 +41,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
             run is at work in its folder, or results of other settings would stay there.
         StreamlineError: If a model, a text or a set of questions cannot be had at all.
     """
-    return led(lambda: _run(config, progress or Silent()))
+    return with_leader(lambda: _run(config, progress or Silent()))
 
 
 def _run(config: RunConfig, progress: Progress) -> list[Record]:
@@ -75,7 +75,7 @@ def prune_to_checkpoint(
     Args:
         model: Alias, hub id or folder.
         method: Method spec.
-        sparsity: Share of parameters to remove.
+        sparsity: Fraction of parameters to remove.
         out: Folder of the checkpoint; must not exist or be empty.
         config: Calibration, training and device settings.
         progress: Where to say what is being done.
@@ -102,7 +102,7 @@ def prune_to_checkpoint(
         shutil.rmtree(cache, ignore_errors=True)
         return built.provenance
 
-    return led(work)
+    return with_leader(work)
 
 
 def evaluate_model(
@@ -145,4 +145,4 @@ def evaluate_model(
             write_json_atomic(out, record.to_json())
         return record
 
-    return led(work)
+    return with_leader(work)

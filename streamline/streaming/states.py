@@ -100,7 +100,7 @@ class StateStore:
         self._held[key] = held
 
     def take(self, key: Hashable) -> Tensor:
-        """A tensor back, on the CPU; after the last use its room is free."""
+        """A tensor back, on the CPU; after the last use its memory is free."""
         held = self._held[key]
         held.uses -= 1
         last = held.uses == 0
@@ -124,7 +124,7 @@ class StateStore:
             self._file = None
 
     def _write(self, tensor: Tensor, size: int) -> int:
-        """Write a tensor to a free place of the file and tell where."""
+        """Write a tensor to a free place of the file, and return where."""
         if self._file is None:
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)

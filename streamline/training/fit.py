@@ -1,6 +1,6 @@
 """Fit replacements: one streamed teacher pass feeds any number of students.
 
-A student learns to stand for a span of layers. With the objective ``"mse"`` (the paper) it maps the
+A student learns to replace a span of layers. With the objective ``"mse"`` (the paper) it maps the
 hidden states at the span's start to those at its stop; the teacher is the dense path, run once per
 batch for all students, as deep as the last stop. With ``"lm"`` it learns from the next-token loss
 of the whole pruned model (:mod:`streamline.training.next_token`). Each student has its own

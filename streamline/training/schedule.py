@@ -74,10 +74,10 @@ class Schedule:
             return self.peak * step / warmup
         progress = (step - warmup) / (self.n_steps - warmup)
         if self.shape == "linear":
-            share = 1.0 - progress
+            fraction = 1.0 - progress
         else:
-            share = 0.5 * (1.0 + math.cos(math.pi * progress))
-        return self.final + (self.peak - self.final) * share
+            fraction = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.final + (self.peak - self.final) * fraction
 
 
 def data_order(n: int, seed: int, epoch: int) -> Tensor:

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from streamline.calibration import measure
-from streamline.distributed import WHOLE, Share, interleaved, joined, spread, team
+from streamline.distributed import WHOLE, Shard, interleaved, joined, scatter, team
 from streamline.engine.decoder import Decoder
-from streamline.engine.following import _Leader, _Pickler, _Unpickler, led
+from streamline.engine.following import _Leader, _Pickler, _Unpickler, with_leader
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, dense_path
 from streamline.engine.paths import Path as LayerPath
@@ -39,7 +39,7 @@ METHODS = "sleb,slicegpt,llm-streamline-ffn"
 
 
 def test_a_share_is_every_nth_item() -> None:
-    parts = [Share(rank, 3).of(range(8)) for rank in range(3)]
+    parts = [Shard(rank, 3).of(range(8)) for rank in range(3)]
     assert [list(part) for part in parts] == [[0, 3, 6], [1, 4, 7], [2, 5]]
     assert interleaved(parts) == list(range(8))
     assert list(WHOLE.of(range(8))) == list(range(8))
@@ -48,8 +48,8 @@ def test_a_share_is_every_nth_item() -> None:
 def test_alone_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as found:
-        assert found.share == WHOLE
-    assert led(lambda: 3) == 3
+        assert found.shard == WHOLE
+    assert with_leader(lambda: 3) == 3
 
 
 def test_a_model_travels_once_and_its_layers_by_name() -> None:
@@ -191,14 +191,14 @@ def texts() -> list[Any]:
     return [[*key, *found[key]] for key in sorted(found)]
 
 
-def told(share: Share, *, progress: None) -> list[int]:
-    """A share, for the test of spreading."""
-    return [share.rank, share.size]
+def told(shard: Shard, *, progress: None) -> list[int]:
+    """A shard, for the test of spreading."""
+    return [shard.rank, shard.size]
 
 
-def broken(share: Share, *, progress: None) -> None:
+def broken(shard: Shard, *, progress: None) -> None:
     """Fails on the second process only."""
-    if share.rank == 1:
+    if shard.rank == 1:
         raise ValueError("broken here")
 
 
@@ -206,13 +206,13 @@ def work(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     with joined():
-        rank = team().share.rank
-        found = {"figures": figures(), "shares": spread(told), "texts": texts()}
+        rank = team().shard.rank
+        found = {"figures": figures(), "shares": scatter(told), "texts": texts()}
         try:
-            spread(broken)
+            scatter(broken)
         except (StreamlineError, ValueError) as error:
             found["fault"] = f"{type(error).__name__}: {error}"
-    found["led"] = led(texts)
+    found["led"] = with_leader(texts)
     found["records"] = numbers(run(config(folder, folder / "together")))
     (folder / f"{rank}.json").write_text(json.dumps(found))
 

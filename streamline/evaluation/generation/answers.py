@@ -54,7 +54,7 @@ def answer_texts(
         files: Where each path's texts are kept as they come; what lies there of the same
             questions is not generated again.
         batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
-        progress: Told the requests done and in all, each counted once for every path.
+        progress: Called with the requests done and in all, each counted once for every path.
 
     Returns:
         For each path, in order, one text per instance, as lm-eval's ``hf`` model gives them one
@@ -65,7 +65,7 @@ def answer_texts(
     kept = {key: _Kept(files[key], part) for key in paths}
     n = len(part.instances)
 
-    def tell() -> None:
+    def report() -> None:
         if progress is not None:
             progress(sum(len(texts.texts) for texts in kept.values()), n * len(paths))
 
@@ -81,7 +81,7 @@ def answer_texts(
             texts = generate_alone(assemble(path), part, tokenizer)
             kept[key].texts = dict(enumerate(texts))
             kept[key].write()
-            tell()
+            report()
         elif missing:
             together.setdefault(missing, []).append(key)
     for missing, keys in together.items():
@@ -95,7 +95,7 @@ def answer_texts(
         ) -> None:
             index = missing[prompt]
             kept[keys[path]].add(index, text_of(prompts[index], tokens, tokenizer))
-            tell()
+            report()
 
         generate_shared(
             [paths[key] for key in keys],

@@ -1,24 +1,24 @@
 """Keys and values of many paths that generate side by side, each kept once.
 
-The cache follows the trie of the paths. A stage is a module at its place in the trie; it keeps, for
-every attention inside it, keys and values in three pieces: the beginning that all prompts have in
-common (few-shot examples), once; each prompt's own rest, once for all paths below the stage; and
-what each row, a prompt on a lane, has generated. Generating attends to the three in one softmax
-without ever joining them (:mod:`streamline.evaluation.generation.rows`), so the common beginning is
+The cache follows the trie of the paths. A step is a module at its place in the trie; it keeps, for
+every attention inside it, keys and values in three pieces: the prefix that all prompts have in
+common (few-shot examples), once; each prompt's own rest, once for all paths below the step; and
+what each row, a prompt on a path, has generated. Generating attends to the three in one softmax
+without ever joining them (:mod:`streamline.evaluation.generation.rows`), so the common prefix is
 read once for all rows.
 
-Paths that run the same modules are one lane. Lanes are numbered depth first and rows lie lane after
-lane, so a stage's rows are a range. No module needs to know of the cache: it is filled and read by
+Paths that run the same modules count as one. They are numbered depth first and rows lie path after
+path, so a step's rows are a range. No module needs to know of the cache: it is filled and read by
 the attention function, so a layer that stands in two places has two places in the cache.
 
 Example::
 
-    forest = Forest(PathTrie(paths))
-    with forest.attention():
-        forest.walk(decoder.enter(beginning), Prefix(), at_end=ignore)
-        forest.walk(decoder.enter(prompts, mask, positions), Prompts(...), at_end=first_tokens)
+    trie = CacheTrie(PathTrie(paths))
+    with trie.attention():
+        trie.forward(decoder.enter(prefix), Prefix(), at_end=ignore)
+        trie.forward(decoder.enter(prompts, mask, positions), Prompts(...), at_end=first_tokens)
 
-Notation: R prompts, N rows, P tokens of the beginning, T of the longest prompt behind it, H heads,
+Notation: R prompts, N rows, P tokens of the prefix, T of the longest prompt after it, H heads,
 G heads of keys and values, d width of a head, D hidden size.
 """
 
@@ -36,10 +36,10 @@ from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.paths import Branch, Node, PathTrie
 from streamline.evaluation.scoring.tree_attention import own_attention, replaced_attention
 
-__all__ = ["Attention", "Forest", "Phase", "Slot", "Stage"]
+__all__ = ["Attention", "CacheTrie", "Phase", "Slot", "Step"]
 
 _NAME = "streamline_generation"
-_FIRST = 16  # generated tokens that a fresh buffer has room for
+_FIRST = 16  # generated tokens that a fresh buffer holds
 
 
 @dataclass
@@ -47,9 +47,9 @@ class Slot:
     """Keys and values of one attention: pairs of tensors, None before they are there.
 
     Attributes:
-        prefix: Of the common beginning, [G, P, d].
-        prompts: Of the prompts behind it, [R, G, T, d].
-        rows: Of the generated tokens, [N, G, room, d].
+        prefix: Of the common prefix, [G, P, d].
+        prompts: Of the prompts after it, [R, G, T, d].
+        rows: Of the generated tokens, [N, G, size, d].
     """
 
     prefix: tuple[Tensor, Tensor] | None = None
@@ -72,8 +72,8 @@ class Slot:
         """Keep the token that every row generated as number ``index``, [N, G, 1, d]."""
         if self.rows is None or index >= self.rows[0].shape[2]:
             n, heads, _, width = key.shape
-            room = max(_FIRST, 2 * index)
-            grown = key.new_empty(n, heads, room, width), value.new_empty(n, heads, room, width)
+            size = max(_FIRST, 2 * index)
+            grown = key.new_empty(n, heads, size, width), value.new_empty(n, heads, size, width)
             for new, old in zip(grown, self.rows or (), strict=False):
                 new[:, :, :index] = old[:, :, :index]
             self.rows = grown
@@ -82,21 +82,21 @@ class Slot:
 
 
 @dataclass
-class Stage:
+class Step:
     """A module at its place in the trie.
 
     Attributes:
         node: The module; None at the root.
-        lanes: The range of lanes that run it, first and end.
-        end: The lane that ends behind it, if one does.
+        paths: The range of paths that run it, first and end.
+        end: The path that ends after it, if one does.
         children: What follows it.
         slots: What its attentions keep, in the order in which they run.
     """
 
     node: Node | None
-    lanes: tuple[int, int] = (0, 0)
+    paths: tuple[int, int] = (0, 0)
     end: int | None = None
-    children: list[Stage] = field(default_factory=list)
+    children: list[Step] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
 
 
@@ -117,15 +117,15 @@ class Attention:
 
 
 class Phase(Protocol):
-    """What a batch is: the beginning, the prompts, or one token of every row."""
+    """What a batch is: the prefix, the prompts, or one token of every row."""
 
     @property
     def offsets(self) -> Sequence[int] | None:
-        """Where each lane's rows begin, and their number; None if all lanes run all rows."""
+        """Where each path's rows begin, and their number; None if all paths run all rows."""
 
     def attend(
         self,
-        stage: Stage,
+        step: Step,
         slot: Slot,
         states: tuple[Tensor, Tensor, Tensor],
         attention: Attention,
@@ -133,31 +133,31 @@ class Phase(Protocol):
         """Keep keys and values and attend: states [B, H or G, n, d] to [B, n, H, d]."""
 
 
-class Forest:
-    """The stages of paths that enter one model, and the walks along them.
+class CacheTrie:
+    """The steps of paths that enter one model, and the forward pass along them.
 
     Args:
         trie: The paths of one decoder.
 
     Attributes:
-        lanes: For each lane the indices of the paths that it stands for.
-        stages: All stages, depth first, without the root.
+        paths: For each distinct path the indices of the given paths that are equal to it.
+        steps: All steps, depth first, without the root.
     """
 
     def __init__(self, trie: PathTrie) -> None:
         self.decoder: Decoder = trie.decoder
-        self.lanes: list[list[int]] = []
-        self.stages: list[Stage] = []
-        self._root = self._stage(trie.root)
+        self.paths: list[list[int]] = []
+        self.steps: list[Step] = []
+        self._root = self._step(trie.root)
 
     def modules(self) -> list[nn.Module]:
-        """The modules of all stages, each once."""
-        nodes = (stage.node for stage in self.stages)
+        """The modules of all steps, each once."""
+        nodes = (step.node for step in self.steps)
         return list({id(n.module): n.module for n in nodes if n is not None}.values())
 
     def forget(self, *, prefix: bool = False) -> None:
-        """Drop what is kept of prompts and rows, and of the common beginning too if asked."""
-        for slot in (slot for stage in self.stages for slot in stage.slots):
+        """Drop what is kept of prompts and rows, and of the common prefix too if wanted."""
+        for slot in (slot for step in self.steps for slot in step.slots):
             slot.prompts = slot.rows = None
             slot.prefix = None if prefix else slot.prefix
 
@@ -171,67 +171,67 @@ class Forest:
             finally:
                 _running.reset(token)
 
-    def walk(self, entry: Entry, phase: Phase, at_end: Callable[[int, Tensor], None]) -> None:
-        """Run a batch along every lane.
+    def forward(self, entry: Entry, phase: Phase, at_end: Callable[[int, Tensor], None]) -> None:
+        """Run a batch along every path.
 
         Args:
             entry: The batch, from the decoder's ``enter``.
             phase: What it is.
-            at_end: Called once per lane, in their order, with its number and its hidden states
-                behind the last module, which may be shared between lanes.
+            at_end: Called once per path, in their order, with its number and its hidden states
+                after the last module, which may be shared between paths.
         """
         offsets = phase.offsets
         todo = [(self._root, entry.hidden, 0)]
         while todo:
-            stage, hidden, origin = todo.pop()
+            step, hidden, origin = todo.pop()
             rows = None
             if offsets is not None:
-                rows = slice(offsets[stage.lanes[0]], offsets[stage.lanes[1]])
+                rows = slice(offsets[step.paths[0]], offsets[step.paths[1]])
                 if rows.start == rows.stop:
                     continue
                 hidden = hidden[rows.start - origin : rows.stop - origin]
                 origin = rows.start
-            if stage.node is not None:
-                hidden = self._run(stage, hidden, entry, phase, rows)
-            if stage.end is not None and offsets is None:
-                at_end(stage.end, hidden)
-            elif stage.end is not None and offsets is not None:
-                at_end(stage.end, hidden[: offsets[stage.end + 1] - origin])
-            todo += [(child, hidden, origin) for child in reversed(stage.children)]
+            if step.node is not None:
+                hidden = self._run(step, hidden, entry, phase, rows)
+            if step.end is not None and offsets is None:
+                at_end(step.end, hidden)
+            elif step.end is not None and offsets is not None:
+                at_end(step.end, hidden[: offsets[step.end + 1] - origin])
+            todo += [(child, hidden, origin) for child in reversed(step.children)]
 
     def _run(
-        self, stage: Stage, hidden: Tensor, entry: Entry, phase: Phase, rows: slice | None
+        self, step: Step, hidden: Tensor, entry: Entry, phase: Phase, rows: slice | None
     ) -> Tensor:
-        """One module on a stage's rows of the batch, or on all of it."""
-        node, running = stage.node, _running.get()
+        """One module on a step's rows of the batch, or on all of it."""
+        node, running = step.node, _running.get()
         assert node is not None and running is not None
         call = entry.calls[node.layer]
         n = len(entry.hidden)
         if rows is not None and rows.stop - rows.start < n:
             call = _rows(call, rows, n)
-        running.stage, running.phase, running.calls = stage, phase, 0
+        running.step, running.phase, running.calls = step, phase, 0
         return self.decoder.run(node.module, hidden, Entry(hidden, [call]), 0)
 
-    def _stage(self, branch: Branch) -> Stage:
-        """A branch of the trie with its lanes numbered and its stages listed, depth first."""
-        start = len(self.lanes)
-        stage = Stage(branch.node)
+    def _step(self, branch: Branch) -> Step:
+        """A branch of the trie with its paths numbered and its steps listed, depth first."""
+        start = len(self.paths)
+        step = Step(branch.node)
         if branch.node is not None:
-            self.stages.append(stage)
+            self.steps.append(step)
         if branch.ends:
-            stage.end = start
-            self.lanes.append(branch.ends)
-        stage.children = [self._stage(child) for child in branch.children.values()]
-        stage.lanes = start, len(self.lanes)
-        return stage
+            step.end = start
+            self.paths.append(branch.ends)
+        step.children = [self._step(child) for child in branch.children.values()]
+        step.paths = start, len(self.paths)
+        return step
 
 
 @dataclass
 class _Running:
-    """What the attention function needs to know of the walk it is called in."""
+    """What the attention function needs to know of the pass it is called in."""
 
     original: dict[int, str]
-    stage: Stage | None = None
+    step: Step | None = None
     phase: Phase | None = None
     calls: int = 0
 
@@ -249,8 +249,8 @@ def _forward(
 ) -> tuple[Tensor, None]:
     """Attention of one module: query [B, H, n, d], key and value [B, G, n, d] -> [B, n, H, d]."""
     running = _running.get()
-    assert running is not None and running.stage is not None and running.phase is not None
-    slots = running.stage.slots
+    assert running is not None and running.step is not None and running.phase is not None
+    slots = running.step.slots
     if running.calls == len(slots):
         slots.append(Slot())
     slot = slots[running.calls]
@@ -261,7 +261,7 @@ def _forward(
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         softcap=kwargs.get("softcap"),
     )
-    return running.phase.attend(running.stage, slot, (query, key, value), attention), None
+    return running.phase.attend(running.step, slot, (query, key, value), attention), None
 
 
 def _rows(value: Any, rows: slice, n: int) -> Any:

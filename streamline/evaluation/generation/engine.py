@@ -1,9 +1,9 @@
 """Greedy generation for many paths side by side.
 
-Prompts that begin alike (few-shot examples) are taken together: their common beginning is run once,
+Prompts that begin alike (few-shot examples) are run together: their common prefix is run once,
 the rest of each prompt once along the trie of all paths, and from then on every prompt on every
-path is a row. A step gives one token to all rows in one walk: a layer that several paths share
-runs once on all their rows. Rows leave when they are done. The tokens are those that
+path is a row. A step gives one token to all rows in one forward pass: a layer that several
+paths share runs once on all their rows. Rows leave when they are done. The tokens are those that
 ``generate(do_sample=False)`` gives on each model by itself, one prompt at a time, as far as
 rounding goes.
 
@@ -30,7 +30,7 @@ from streamline.engine.head import likeliest
 from streamline.engine.kernels import FastLinears
 from streamline.engine.memory import BatchLimit, free_memory
 from streamline.engine.paths import Path, tries_of
-from streamline.evaluation.generation.cache import Forest, Phase
+from streamline.evaluation.generation.cache import CacheTrie, Phase
 from streamline.evaluation.generation.phases import Prefix, Prompts
 from streamline.evaluation.generation.prompts import Prompt, Stops, alike
 from streamline.evaluation.generation.rows import Rows
@@ -40,7 +40,7 @@ from streamline.evaluation.scoring.tree_length import tree_length
 __all__ = ["Limits", "Written", "generate", "unsupported"]
 
 Written = Callable[[int, int, list[int]], None]
-"""Told the numbers of path and prompt and the tokens that follow, as soon as a row is done."""
+"""Called with the numbers of path and prompt and the new tokens, as soon as a row is done."""
 
 _CLOSE_UP = 8  # rows are closed up when one in so many is done
 _HARMLESS = {
@@ -90,10 +90,10 @@ def unsupported(decoder: Decoder, longest: int) -> str | None:
     if limit is not None and longest > limit:
         return f"its attention changes beyond {limit} tokens, and there may be {longest}"
     settings = decoder.model.generation_config
-    asked = {} if settings is None else settings.to_diff_dict()
+    given = {} if settings is None else settings.to_diff_dict()
     changing = sorted(
         name
-        for name, value in asked.items()
+        for name, value in given.items()
         if name not in _HARMLESS
         and value not in (None, False)
         and not (name in _NEUTRAL and _NEUTRAL[name] == value)
@@ -118,20 +118,20 @@ def generate(
         paths: What generates; paths of one decoder share what they have in common. None may be
             :func:`unsupported`.
         prompts: What to continue, in any order.
-        tokenizer: Turns tokens into text to look for stop strings.
-        written: Told each text's tokens once, the end-of-text token included; a batch that ran
-            out of memory is done again and may tell the same twice.
+        tokenizer: Makes text of tokens to look for stop strings.
+        written: Called with each text's tokens once, the end-of-text token included; a batch that
+            ran out of memory is done again, and may then be given twice.
         limits: How much to do at once; None for what suits the device.
-        progress: Told the prompts done and in all, each counted once for every decoder.
+        progress: Called with the prompts done and in all, each counted once for every decoder.
     """
     groups = tries_of(paths)
     total, done = len(groups) * len(prompts), 0
     stops = Stops(prompts, tokenizer)
     for trie, members in groups:
-        forest = Forest(trie)
-        here = limits or Limits.of(forest.decoder.device)
-        run = _Run(forest, members, prompts, stops, here, written)
-        linears = FastLinears(trie.modules(), forest.decoder.model)
+        cached = CacheTrie(trie)
+        here = limits or Limits.of(cached.decoder.device)
+        run = _Run(cached, members, prompts, stops, here, written)
+        linears = FastLinears(trie.modules(), trie.decoder.model)
         limit = BatchLimit()
         with linears.active(), torch.inference_mode():
             for n_prefix, together in alike(prompts):
@@ -141,31 +141,31 @@ def generate(
                     done += len(batch)
                     if progress is not None:
                         progress(done, total)
-            forest.forget(prefix=True)
+            cached.forget(prefix=True)
 
 
 class _Run:
-    """The work of one forest on all prompts.
+    """All prompts along the paths of one model.
 
     Args:
-        forest: The paths.
+        trie: The paths.
         members: For each of them its number among all.
         prompts: All prompts.
         stops: Their stop strings.
         limits: How much to do at once.
-        written: Told what is done.
+        written: Called with what is done.
     """
 
     def __init__(
         self,
-        forest: Forest,
+        trie: CacheTrie,
         members: Sequence[int],
         prompts: Sequence[Prompt],
         stops: Stops,
         limits: Limits,
         written: Written,
     ) -> None:
-        self.forest, self.decoder = forest, forest.decoder
+        self.trie, self.decoder = trie, trie.decoder
         self.members, self.prompts = members, prompts
         self.stops, self.limits, self.written = stops, limits, written
         settings: Any = self.decoder.model.generation_config
@@ -174,24 +174,24 @@ class _Run:
         self.n_prefix = 0
 
     def begin(self, tokens: Sequence[int]) -> None:
-        """Run the common beginning of the prompts that follow."""
-        self.forest.forget(prefix=True)
+        """Run the common prefix of the prompts that follow."""
+        self.trie.forget(prefix=True)
         self.n_prefix = len(tokens)
         if tokens:
-            self._walk(torch.tensor([list(tokens)]), 0, Prefix(), lambda lane, hidden: None)
+            self._forward(torch.tensor([list(tokens)]), 0, Prefix(), lambda path, hidden: None)
 
     def batches(self, together: Sequence[int]) -> Iterator[list[int]]:
         """Prompts in batches, the longest first."""
-        lanes, each = len(self.forest.lanes), _bytes_per_token(self.decoder)
-        most = max(1, self.limits.rows // lanes)
+        paths, each = len(self.trie.paths), _bytes_per_token(self.decoder)
+        most = max(1, self.limits.rows // paths)
         batch: list[int] = []
         used = 0
         for index in sorted(together, key=lambda i: (-len(self.prompts[i].tokens), i)):
             prompt = self.prompts[index]
             rest = len(prompt.tokens) - self.n_prefix
             cost = each * sum(
-                rest + prompt.max_new_tokens * (stage.lanes[1] - stage.lanes[0])
-                for stage in self.forest.stages
+                rest + prompt.max_new_tokens * (step.paths[1] - step.paths[0])
+                for step in self.trie.steps
             )
             if batch and (len(batch) == most or used + cost > self.limits.cache_bytes):
                 yield batch
@@ -202,32 +202,32 @@ class _Run:
             yield batch
 
     def work(self, batch: _Batch) -> None:
-        """Continue some prompts along all lanes."""
+        """Continue some prompts along all paths."""
         try:
             self._continue(batch.prompts)
         finally:
-            self.forest.forget()
+            self.trie.forget()
 
     def _continue(self, batch: list[int]) -> None:
         lengths = [len(self.prompts[i].tokens) - self.n_prefix for i in batch]
         tokens = self._read(batch, lengths)
-        rows = Rows(self.forest, lengths, self.n_prefix, self.decoder.device)
+        rows = Rows(self.trie, lengths, self.n_prefix, self.decoder.device)
         texts: list[list[int]] = [[] for _ in range(rows.n)]
-        asked = [self.prompts[batch[i]] for i in rows.prompt.tolist()]
-        names = list(zip(rows.lane.tolist(), rows.prompt.tolist(), strict=True))
+        wanted = [self.prompts[batch[i]] for i in rows.prompt.tolist()]
+        names = list(zip(rows.path.tolist(), rows.prompt.tolist(), strict=True))
         live = list(range(rows.n))  # the texts that are not done
         held = list(range(rows.n))  # the text of each row, those that are done included
         while True:
             values = dict(zip(held, tokens.tolist(), strict=True))
             for text in live:
                 texts[text].append(values[text])
-            stopped = self.stops.found([(asked[text], texts[text]) for text in live])
+            stopped = self.stops.found([(wanted[text], texts[text]) for text in live])
             going = []
             for text, stop in zip(live, stopped, strict=True):
                 new = texts[text]
-                if stop or new[-1] in self.ends or len(new) == asked[text].max_new_tokens:
-                    lane, prompt = names[text]
-                    for member in self.forest.lanes[lane]:
+                if stop or new[-1] in self.ends or len(new) == wanted[text].max_new_tokens:
+                    path, prompt = names[text]
+                    for member in self.trie.paths[path]:
                         self.written(self.members[member], batch[prompt], new)
                 else:
                     going.append(text)
@@ -239,18 +239,18 @@ class _Run:
                 kept = [row for row, text in enumerate(held) if text in left]
                 rows.keep(kept)
                 tokens, held = tokens[kept], live
-            out: list[Tensor] = [tokens] * len(self.forest.lanes)
-            self._walk(tokens[:, None], rows.positions(), rows, out.__setitem__)
-            device = self.decoder.device  # lanes may end on several
+            out: list[Tensor] = [tokens] * len(self.trie.paths)
+            self._forward(tokens[:, None], rows.positions(), rows, out.__setitem__)
+            device = self.decoder.device  # paths may end on several
             counts = zip(out, rows.counts(), strict=True)
             ended = [states[:, -1].to(device) for states, n in counts if n]
             tokens = likeliest(self.decoder, torch.cat(ended))
             rows.next()
 
     def _read(self, batch: list[int], lengths: list[int]) -> Tensor:
-        """Run the prompts; their first new tokens, lane after lane, [lanes * R]."""
+        """Run the prompts; their first new tokens, path after path, [paths * R]."""
         longest = max(lengths)
-        first = torch.empty(len(self.forest.lanes), len(batch), dtype=torch.int64)
+        first = torch.empty(len(self.trie.paths), len(batch), dtype=torch.int64)
         start = 0
         while start < len(batch):
             width = max(lengths[start:])
@@ -264,18 +264,18 @@ class _Run:
             where = slice(start, start + n)
 
             def at_end(
-                lane: int, hidden: Tensor, last: Tensor = last, where: slice = where
+                path: int, hidden: Tensor, last: Tensor = last, where: slice = where
             ) -> None:
                 states = hidden[torch.arange(len(last)), last.to(hidden.device)]
-                first[lane, where] = likeliest(self.decoder, states).cpu()
+                first[path, where] = likeliest(self.decoder, states).cpu()
 
             phase = Prompts(start, (len(batch), longest), self._mask(width))
-            self._walk(part, self.n_prefix, phase, at_end)
+            self._forward(part, self.n_prefix, phase, at_end)
             start += n
         return first.flatten().to(self.decoder.device)
 
     def _mask(self, width: int) -> Tensor | None:
-        """What prompts see behind the common beginning, [1, 1, t, P + t]; None if there is none."""
+        """What prompts see after the common prefix, [1, 1, t, P + t]; None if there is none."""
         if not self.n_prefix:
             return None
         dtype = self.decoder.dtype
@@ -283,22 +283,22 @@ class _Run:
         own = torch.zeros(width, width, dtype=dtype).masked_fill(unseen, torch.finfo(dtype).min)
         return torch.cat([torch.zeros(width, self.n_prefix, dtype=dtype), own], dim=1)[None, None]
 
-    def _walk(
+    def _forward(
         self,
         tokens: Tensor,
         positions: Tensor | int,
         phase: Phase,
         at_end: Callable[[int, Tensor], None],
     ) -> None:
-        """Run tokens [B, T] at some positions [B, T], or counted from a number, along all lanes."""
+        """Run tokens [B, T] at some positions [B, T], or counted from a number, along all paths."""
         n, length = tokens.shape
         if isinstance(positions, int):
             positions = (torch.arange(length) + positions).expand(n, length)
         # Attention here brings its own mask; this one only keeps the model from making one.
         mask = torch.zeros((), dtype=self.decoder.dtype).expand(n, 1, length, length)
         entry = self.decoder.enter(tokens, mask, positions)
-        with self.forest.attention():
-            self.forest.walk(entry, phase, at_end)
+        with self.trie.attention():
+            self.trie.forward(entry, phase, at_end)
 
 
 @dataclass(frozen=True)
@@ -312,9 +312,9 @@ class _Batch:
     def n_tokens(self) -> int:
         """Tokens whose keys and values may be kept."""
         run = self.run
-        asked = [run.prompts[index] for index in self.prompts]
-        new = len(run.forest.lanes) * sum(prompt.max_new_tokens for prompt in asked)
-        return new + sum(len(prompt.tokens) - run.n_prefix for prompt in asked)
+        wanted = [run.prompts[index] for index in self.prompts]
+        new = len(run.trie.paths) * sum(prompt.max_new_tokens for prompt in wanted)
+        return new + sum(len(prompt.tokens) - run.n_prefix for prompt in wanted)
 
     def split(self) -> list[_Batch]:
         """The batch in two, or nothing for one prompt."""
@@ -325,7 +325,7 @@ class _Batch:
     def describe(self) -> str:
         """The prompt that stands alone."""
         n_tokens = len(self.run.prompts[self.prompts[0]].tokens)
-        return f"one prompt of {n_tokens} tokens on {len(self.run.forest.lanes)} paths"
+        return f"one prompt of {n_tokens} tokens on {len(self.run.trie.paths)} paths"
 
 
 def _bytes_per_token(decoder: Decoder) -> int:

@@ -1,12 +1,12 @@
-"""Reading prompts before anything is generated: their common beginning, then each one's rest.
+"""Reading prompts before anything is generated: their common prefix, then each one's rest.
 
 Both fill the cache of :mod:`streamline.evaluation.generation.cache` and compute attention by the
 model's own function.
 
 Example::
 
-    forest.walk(decoder.enter(beginning), Prefix(), at_end=ignore)
-    forest.walk(decoder.enter(rest, mask, positions), Prompts(0, rest.shape, mask), at_end=collect)
+    trie.forward(decoder.enter(prefix), Prefix(), at_end=ignore)
+    trie.forward(decoder.enter(rest, mask, positions), Prompts(0, rest.shape, mask), at_end=collect)
 
 Notation: see :mod:`streamline.evaluation.generation.cache`.
 """
@@ -19,19 +19,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamline.evaluation.generation.cache import Attention, Slot, Stage
+from streamline.evaluation.generation.cache import Attention, Slot, Step
 
 __all__ = ["Prefix", "Prompts"]
 
 
 class Prefix:
-    """The common beginning of all prompts, [1, P]."""
+    """The common prefix of all prompts, [1, P]."""
 
     offsets: ClassVar[None] = None
 
     def attend(
         self,
-        stage: Stage,
+        step: Step,
         slot: Slot,
         states: tuple[Tensor, Tensor, Tensor],
         attention: Attention,
@@ -44,12 +44,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Some of the prompts behind the common beginning, padded on the right.
+    """Some of the prompts after the common prefix, padded on the right.
 
     Attributes:
         start: The number of the first.
         shape: R and T of all prompts.
-        mask: Additive, [1, 1, t, P + t]; None without a beginning.
+        mask: Additive, [1, 1, t, P + t]; None without a prefix.
     """
 
     start: int
@@ -59,12 +59,12 @@ class Prompts:
 
     def attend(
         self,
-        stage: Stage,
+        step: Step,
         slot: Slot,
         states: tuple[Tensor, Tensor, Tensor],
         attention: Attention,
     ) -> Tensor:
-        """Causal attention, to all of the beginning besides."""
+        """Causal attention, to all of the prefix besides."""
         query, key, value = states
         slot.put_prompts(key, value, self.start, self.shape)
         if self.mask is None or slot.prefix is None:

@@ -52,7 +52,7 @@ def alike(prompts: Sequence[Prompt]) -> list[tuple[int, list[int]]]:
     At least one token of each prompt is left over.
 
     Returns:
-        Groups of two and more, then all others behind an empty beginning.
+        Groups of two and more, then all others after an empty prefix.
     """
     families: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -84,14 +84,14 @@ class Stops:
     def found(self, texts: Sequence[tuple[Prompt, list[int]]]) -> list[bool]:
         """Whether each text ends with a stop string of its prompt, or nearly."""
         tails: dict[tuple[int, int], int] = {}
-        asked: list[list[int]] = []
+        wanted: list[list[int]] = []
         for row, (prompt, tokens) in enumerate(texts):
             for stop in prompt.stops:
                 key = (row, self._windows[stop])
                 if key not in tails:
-                    tails[key] = len(asked)
-                    asked.append(tokens[-key[1] :])
-        decoded = self._tokenizer.batch_decode(asked) if asked else []
+                    tails[key] = len(wanted)
+                    wanted.append(tokens[-key[1] :])
+        decoded = self._tokenizer.batch_decode(wanted) if wanted else []
         return [
             any(stop in decoded[tails[row, self._windows[stop]]] for stop in prompt.stops)
             for row, (prompt, _) in enumerate(texts)

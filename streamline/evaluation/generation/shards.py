@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from streamline.distributed import Share, spread, team
+from streamline.distributed import Shard, scatter, team
 from streamline.engine.paths import Path
 from streamline.evaluation.generation.engine import Limits, Written, generate
 from streamline.evaluation.generation.prompts import Prompt
@@ -29,24 +29,24 @@ def generate_shared(
         paths: What generates, of one decoder.
         prompts: What to continue.
         tokenizer: Turns tokens into text to look for stop strings.
-        written: Told each text's tokens once: as soon as they are there where one process is
+        written: Called with each text's tokens once: as soon as they are there where one process is
             alone, else after every few prompts.
         batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
     """
-    size = team().share.size
+    size = team().shard.size
     if size == 1:
         limits = Limits.of(paths[0].decoder.device, batch_tokens)
         generate(paths, prompts, tokenizer, written=written, limits=limits)
         return
     for start in range(0, len(prompts), size * _AT_ONCE):
         some = prompts[start : start + size * _AT_ONCE]
-        for found in spread(_texts, paths, some, tokenizer, batch_tokens):
+        for found in scatter(_texts, paths, some, tokenizer, batch_tokens):
             for path, prompt, tokens in found:
                 written(path, start + prompt, tokens)
 
 
 def _texts(
-    share: Share,
+    shard: Shard,
     paths: Sequence[Path],
     prompts: Sequence[Prompt],
     tokenizer: Any,
@@ -55,7 +55,7 @@ def _texts(
     progress: Callable[..., None] | None,
 ) -> list[tuple[int, int, list[int]]]:
     """One process's tokens, with the numbers of path and prompt."""
-    mine = share.of(range(len(prompts)))
+    mine = shard.of(range(len(prompts)))
     found: dict[tuple[int, int], list[int]] = {}
 
     def written(path: int, prompt: int, tokens: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 Requests of one task are sorted as token sequences, so that those with a common prefix are
 neighbours: a question's options, sentences that differ in the middle, questions on one passage or
-behind one few-shot prompt. A run of neighbours becomes one row, a forest of prefix trees written
+after one few-shot prompt. A run of neighbours becomes one row, a forest of prefix trees written
 depth first. In that order a token may look at exactly the tokens ``j`` with ``j <= i < end[j]``,
 where ``end[j]`` is where the subtree of ``j`` ends; positions are depths.
 
@@ -155,7 +155,7 @@ class Batch:
 
         Args:
             name: ``tokens``, ``positions`` or ``ends``.
-            fill: Value behind the end of a shorter row.
+            fill: Value after the end of a shorter row.
         """
         out = np.full((len(self.rows), self.width), fill, dtype=np.int64)
         for line, row in zip(out, self.rows, strict=True):

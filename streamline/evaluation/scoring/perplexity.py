@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamline.distributed import agreed
+from streamline.distributed import broadcast
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import Inputs, Job, Progress, attempt, run
 from streamline.engine.head import token_logprobs
@@ -168,7 +168,7 @@ def window_jobs(paths: Sequence[Path], windows: Tensor, budget: TokenBudget) -> 
         return attempt(paths, Windows(torch.from_numpy(batch.padded("tokens"))))
 
     tokens = budget.tokens(paths, work=windows.numel(), width=length, attempt=trial)
-    return [Windows(part) for part in torch.split(windows, max(1, agreed(tokens) // length))]
+    return [Windows(part) for part in torch.split(windows, max(1, broadcast(tokens) // length))]
 
 
 def _exp(value: float) -> float:

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamline.distributed import agreed
+from streamline.distributed import broadcast
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import Inputs, Job, Progress, attempt, run
 from streamline.engine.head import token_logprobs
@@ -62,7 +62,7 @@ class Answers:
 
     @classmethod
     def empty(cls, n: int) -> Answers:
-        """Room for the answers to ``n`` requests."""
+        """A place for the answers to ``n`` requests."""
         return cls(np.zeros(n), np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64))
 
     def part(self, which: slice) -> Answers:
@@ -220,7 +220,7 @@ def question_jobs(
         attempt=trial,
         tree=all(tree_length(decoder) != 0 for decoder in decoders),
     )
-    batches = batches_for(decoders, requests, agreed(tokens))
+    batches = batches_for(decoders, requests, broadcast(tokens))
     return [Questions(batch, requests, not compiled) for batch in batches]
 
 

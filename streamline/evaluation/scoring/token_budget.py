@@ -44,7 +44,7 @@ ACCELERATOR_TOKENS = 16384
 _START = 2048  # tokens of the first attempt
 _MOST = 1 << 19
 _GAIN = 1.05  # a doubling that is not at least this much faster is the last
-_MARGIN = 0.8  # share of the last size that went well, where the next one did not
+_MARGIN = 0.8  # fraction of the last size that went well, where the next one did not
 _WORTH = 8  # batches of the default size that make a trial worth its time
 
 
@@ -62,7 +62,7 @@ class TokenBudget:
     """Most tokens of a batch, for one run.
 
     Args:
-        given: Tokens asked for; None to choose.
+        given: Tokens as given; None to choose.
         folder: Where findings are kept; None to keep them in memory only.
     """
 

@@ -3,7 +3,7 @@
 A row holds many small trees one after the other (see :mod:`streamline.evaluation.scoring.packing`),
 and its [N, N] mask is almost empty. Inside :func:`block_attention` a model's attention runs once
 for each block of about a hundred tokens, against that block's own keys and those of the ancestors
-that all of its tokens share: a question's options behind a long passage, questions behind few-shot
+that all of its tokens share: a question's options after a long passage, questions after few-shot
 examples. The result is that of one masked attention over the whole row; each block is computed by
 the function the model itself would have used.
 
@@ -14,7 +14,7 @@ Example::
 
     layout = split(row.ends, limit=96)
     with block_attention(modules, blocks_of(layout, row.ends, dtype, device)):
-        trie.walk(entry, at_end)
+        trie.forward(entry, at_end)
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Block:
 
 @dataclass(frozen=True)
 class _State:
-    """What the attention function needs to know of the walk it is called in."""
+    """What the attention function needs to know of the pass it is called in."""
 
     blocks: Sequence[Block]
     original: dict[int, str]

@@ -15,7 +15,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, PathTrie, dense_path
 from streamline.errors import StreamlineError
 from streamline.evaluation.generation import engine as generation_engine
-from streamline.evaluation.generation.cache import Forest
+from streamline.evaluation.generation.cache import CacheTrie
 from streamline.evaluation.generation.engine import Limits, generate, unsupported
 from streamline.evaluation.generation.prompts import Prompt
 from streamline.method import Pruned
@@ -28,7 +28,7 @@ Texts = dict[tuple[int, int], list[int]]
 
 
 def prompts_of(seed: int = 0, n: int = 4, new: int = 6, common: int = 36) -> list[Prompt]:
-    """Prompts of unequal length, all but the last two behind one beginning, one of them twice."""
+    """Prompts of unequal length, all but the last two behind one prefix, one of them twice."""
     rng = random.Random(seed)
     shared = [rng.randrange(250) for _ in range(common)]
     out = []
@@ -169,16 +169,16 @@ def test_shared_work_is_done_once(
 ) -> None:
     model = tiny_model("llama", n_layers=3)
     paths, prompts = variants(model), prompts_of()[:2]
-    forest = Forest(PathTrie(paths))
-    assert len(forest.lanes) == len(paths) - 1 and [0, len(paths) - 1] in forest.lanes
+    trie = CacheTrie(PathTrie(paths))
+    assert len(trie.paths) == len(paths) - 1 and [0, len(paths) - 1] in trie.paths
     tokens: list[int] = []
     first = Decoder(model).layers[0]
     first.register_forward_hook(lambda _m, args, _o: tokens.append(args[0].shape[:2].numel()))
     together(paths, prompts, tokenizer)
     longest = max(len(prompt.tokens) for prompt in prompts)
-    read, rows = len(prompts) * (longest - 36), len(prompts) * len(forest.lanes)
-    # The beginning, the prompts, one token of every row: each on entering (where the layer only
-    # hands on), once for all lanes, and once more for the path that has the layer twice.
+    read, rows = len(prompts) * (longest - 36), len(prompts) * len(trie.paths)
+    # The prefix, the prompts, one token of every row: each on entering (where the layer only
+    # hands on), once for all paths, and once more for the path that has the layer twice.
     assert tokens[:9] == [36] * 3 + [read] * 3 + [rows, rows, len(prompts)]
 
 
