@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from streamline.results.averages import average, relative_accuracy
 from streamline.results.predictions import from_samples
-from streamline.results.record import Record, load, upsert
+from streamline.results.record import Record
+from streamline.results.record_file import load, upsert
 from streamline.results.samples import samples_path, write_samples
 from streamline.results.stability import stability
 

@@ -101,7 +101,7 @@ def clear_cache(
 def _cache(run: Path | None) -> tuple[Path, dict[str, str]]:
     """The folder, and what its kinds are."""
     from streamline.errors import ConfigError
-    from streamline.results.record import FILE_NAME
+    from streamline.results.record_file import FILE_NAME
     from streamline.sources.wheels import cache_dir
 
     if run is None:

@@ -36,7 +36,7 @@ def command(
     """Remove cells of a run: their records, samples, plans, losses and cached answers."""
     from streamline.errors import ConfigError
     from streamline.registry import unknown_name
-    from streamline.results.record import load
+    from streamline.results.record_file import load
     from streamline.results.select import cell_name, matching, read_selector
     from streamline.run.folder import cell_files, remove_cells
 

@@ -26,7 +26,8 @@ import numpy as np
 from streamline.errors import ConfigError
 from streamline.results import lm_eval_logs, opencompass
 from streamline.results.answers import Answers
-from streamline.results.record import FILE_NAME, Record, label
+from streamline.results.record import Record, label
+from streamline.results.record_file import FILE_NAME
 from streamline.results.samples import COLUMNS, read_samples, samples_path
 from streamline.results.select import matching, run_records, select, split
 

@@ -1,31 +1,28 @@
-"""One cell of a run as a typed record, and the folder of records.
+"""One cell of a run as a typed record.
 
 A run writes one record after each cell (model, method, sparsity, seed, recovery); tables, reports
-and comparisons read nothing else. ``results.json`` is always whole: it is rewritten atomically
-under a file lock, so several processes may finish cells in the same folder. A number that was not
-measured is null, and so is one that came out as NaN or infinite; then the record says so.
+and comparisons read nothing else. A number that was not measured is null, and so is one that came
+out as NaN or infinite; then the record says so.
 
 Example::
 
-    upsert("out", {"model": "m", "method": "shortgpt", "sparsity": 0.25, "status": "ok"})
-    [record] = load("out")
+    record = Record.build(
+        {"model": "m", "method": "shortgpt", "sparsity": 0.25, "status": "ok"}
+    )
+    label(record)                       # "shortgpt@0.25"
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streamline.errors import ConfigError
-from streamline.files import write_json_atomic
 
 __all__ = [
-    "FILE_NAME",
     "SCHEMA_VERSION",
     "Cost",
     "Parameters",
@@ -33,18 +30,11 @@ __all__ = [
     "Record",
     "Summary",
     "TaskResult",
-    "find",
     "label",
-    "load",
     "method_label",
-    "remove",
-    "upsert",
 ]
 
 SCHEMA_VERSION = 1
-FILE_NAME = "results.json"
-_LOCK_NAME = ".results.lock"
-_LOCK_SECONDS = 60.0
 
 Identity = tuple[str, str, float, int, str]
 
@@ -178,102 +168,6 @@ class Record(_Block):
         return self.model_dump(mode="json")
 
 
-def load(directory: str | Path) -> list[Record]:
-    """Read all records of a run, in the order in which their cells were first finished.
-
-    Args:
-        directory: The folder that holds ``results.json``, that file, or a file of one record as
-            ``streamline-bench evaluate`` writes it.
-
-    Returns:
-        The records.
-
-    Raises:
-        ConfigError: If there is no such file, or it is not of this schema.
-    """
-    path = _results_path(directory)
-    if not path.is_file():
-        raise ConfigError(
-            f"No {FILE_NAME} in {path.parent}. Give the folder that a run wrote with --out."
-        )
-    items = _read(path)
-    try:
-        return [Record.build(item) for item in items]
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
-    """Put one record into the folder; it replaces an earlier one of the same cell.
-
-    Safe against other processes doing the same, and against being killed: the file is whole at
-    any moment.
-
-    Args:
-        directory: The run's folder; made if missing.
-        record: The record, or its keys.
-
-    Returns:
-        The record as written.
-
-    Raises:
-        ConfigError: If the record or the file that is there already is malformed.
-        filelock.Timeout: If another process holds the folder's lock for a minute.
-    """
-    from filelock import FileLock
-
-    values = record.model_dump() if isinstance(record, Record) else record
-    checked = Record.build(values)
-    path = _results_path(directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / _LOCK_NAME, timeout=_LOCK_SECONDS):
-        records = [Record.build(item) for item in _read(path)] if path.is_file() else []
-        indices = {old.identity: index for index, old in enumerate(records)}
-        if checked.identity in indices:
-            records[indices[checked.identity]] = checked
-        else:
-            records.append(checked)
-        _write(path, records)
-    return checked
-
-
-def remove(directory: str | Path, records: Sequence[Record]) -> list[Record]:
-    """Take records out of the folder, as safely as :func:`upsert` puts one in.
-
-    Args:
-        directory: The run's folder.
-        records: The records; those of the same cells are removed.
-
-    Returns:
-        The records that remain.
-
-    Raises:
-        ConfigError: If there is no file of records, or it is malformed.
-        filelock.Timeout: If another process holds the folder's lock for a minute.
-    """
-    from filelock import FileLock
-
-    gone = {record.identity for record in records}
-    path = _results_path(directory)
-    with FileLock(path.parent / _LOCK_NAME, timeout=_LOCK_SECONDS):
-        remaining = [record for record in load(directory) if record.identity not in gone]
-        _write(path, remaining)
-    return remaining
-
-
-def find(
-    records: list[Record],
-    model: str,
-    method: str,
-    sparsity: float,
-    seed: int = 0,
-    recovery: str = "none",
-) -> Record | None:
-    """The record of a cell, or None if that cell has not been run."""
-    wanted = (model, method, float(sparsity), seed, recovery)
-    return next((record for record in records if record.identity == wanted), None)
-
-
 def method_label(method: str, recovery: str = "none") -> str:
     """A method with the stage after it, as in ``shortgpt +lora``."""
     return method if recovery == "none" else f"{method} +{recovery}"
@@ -284,37 +178,6 @@ def label(record: Record) -> str:
     sparsity = f"@{record.sparsity:g}" if record.sparsity else ""
     seed = f" seed {record.seed}" if record.seed else ""
     return method_label(f"{record.method}{sparsity}", record.recovery) + seed
-
-
-def _write(path: Path, records: Sequence[Record]) -> None:
-    write_json_atomic(
-        path, {"schema": SCHEMA_VERSION, "records": [record.to_json() for record in records]}
-    )
-
-
-def _results_path(directory: str | Path) -> Path:
-    path = Path(directory)
-    return path if path.suffix == ".json" and path.is_file() else path / FILE_NAME
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The raw records of a file after checking its schema."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path} is not JSON ({error}). It is written whole by a run; restore it or remove it."
-        ) from None
-    if isinstance(content, dict) and {"model", "method", "status"} <= set(content):
-        return [content]
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA_VERSION or not isinstance(content.get("records"), list):
-        raise ConfigError(
-            f"{path} has schema {schema!r}; this version reads schema {SCHEMA_VERSION} with a list "
-            "of records. Install the version that wrote it, or run again into another folder."
-        )
-    records: list[dict[str, Any]] = content["records"]
-    return records
 
 
 def _finite(value: Any, where: str, lost: list[str]) -> Any:

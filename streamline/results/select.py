@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamline.errors import ConfigError
-from streamline.results.record import FILE_NAME, Record, load
+from streamline.results.record import Record
+from streamline.results.record_file import FILE_NAME, load
 
 __all__ = ["cell_name", "matching", "read_selector", "run_records", "select", "split"]
 

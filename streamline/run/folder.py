@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamline.errors import ConfigError
-from streamline.results.record import FILE_NAME, Record, label, load, remove
+from streamline.results.record import Record, label
+from streamline.results.record_file import FILE_NAME, load, remove
 from streamline.results.samples import samples_path
 from streamline.run.cell import Cell, cell_key, expand
 from streamline.run.config import RunConfig

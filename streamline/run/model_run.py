@@ -37,7 +37,8 @@ from streamline.plan import Plan
 from streamline.progress import Progress, clock, showing
 from streamline.registry import build_method
 from streamline.results.assess import assess
-from streamline.results.record import FILE_NAME, Record, find, load
+from streamline.results.record import Record
+from streamline.results.record_file import FILE_NAME, find, load
 from streamline.run.cell import Cell, cell_key, expand
 from streamline.run.config import RunConfig
 from streamline.run.inputs import Materials

@@ -14,7 +14,7 @@ from streamline.environment import versions
 from streamline.errors import StreamlineError, UnsupportedModelError
 from streamline.progress import Progress
 from streamline.results.assess import Assessment
-from streamline.results.record import upsert
+from streamline.results.record_file import upsert
 from streamline.run.config import RunConfig
 from streamline.run.work import Work
 from streamline.sources.models import load_config

@@ -21,7 +21,8 @@ from streamline.evaluation.tasks.catalogue import TASKS
 from streamline.report.artifacts import run_settings
 from streamline.report.report import write_report
 from streamline.results.averages import group_of
-from streamline.results.record import Record, TaskResult, load
+from streamline.results.record import Record, TaskResult
+from streamline.results.record_file import load
 from streamline.run.config import build_config
 from streamline.run.suites import load_suite
 

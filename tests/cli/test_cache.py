@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from streamline.cli.main import main
-from streamline.results.record import upsert
+from streamline.results.record_file import upsert
 from streamline.run.folder import claimed
 
 

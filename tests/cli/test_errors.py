@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from streamline.cli.main import main
-from streamline.results.record import Record, upsert
+from streamline.results.record import Record
+from streamline.results.record_file import upsert
 from streamline.run import pipeline
 from streamline.run.config import RunConfig
 

@@ -7,7 +7,7 @@ import pytest
 from fabricated_run import make_run
 
 from streamline.cli.main import main
-from streamline.results.record import load, upsert
+from streamline.results.record_file import load, upsert
 from streamline.results.samples import samples_path
 from streamline.run.folder import claimed
 

@@ -14,7 +14,8 @@ from streamline.report.figures import (
     size_figure,
     sparsity_figure,
 )
-from streamline.results.record import Record, load
+from streamline.results.record import Record
+from streamline.results.record_file import load
 
 
 def texts(svg):

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from streamline.cli.main import app
 from streamline.report.artifacts import loss_curves
 from streamline.results.predictions import read_cells
-from streamline.results.record import label, load
+from streamline.results.record import label
+from streamline.results.record_file import load
 from streamline.results.stability import stability
 
 FOLDER = Path(__file__).parents[1] / "data" / "commit_2e8522c" / "run"

@@ -19,7 +19,8 @@ from streamline.report.artifacts import calibrations, loss_curves, run_settings
 from streamline.report.provenance import provenance
 from streamline.report.report import write_report
 from streamline.report.sections import chance_tables
-from streamline.results.record import Record, load, upsert
+from streamline.results.record import Record
+from streamline.results.record_file import load, upsert
 from streamline.results.samples import read_samples, samples_path, write_samples
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

@@ -13,7 +13,8 @@ from streamline.report.tables import (
     stability_table,
 )
 from streamline.results.metrics import METRICS, direction
-from streamline.results.record import Record, load
+from streamline.results.record import Record
+from streamline.results.record_file import load
 
 
 def record(method="m", sparsity=0.25, status="ok", tasks=None, **changes):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from streamline.cli.main import app
 from streamline.errors import ConfigError
 from streamline.results.predictions import from_samples, read_cells, read_predictions
-from streamline.results.record import load
+from streamline.results.record_file import load
 from streamline.results.samples import samples_path
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from streamline.errors import ConfigError
-from streamline.results.record import Record, find, label, load, upsert
+from streamline.results.record import Record, label
+from streamline.results.record_file import find, load, upsert
 
 GOLDEN = Path(__file__).parents[1] / "data" / "results_v1.json"
 
@@ -120,7 +121,7 @@ def test_unreadable_folders_are_refused(tmp_path):
 
 WORKER = """
 import sys
-from streamline.results.record import upsert
+from streamline.results.record_file import upsert
 for seed in range(5):
     upsert(sys.argv[1], {"model": "m", "method": sys.argv[2], "sparsity": 0.25, "seed": seed,
                          "status": "ok"})

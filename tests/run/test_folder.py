@@ -7,7 +7,7 @@ import pytest
 
 from streamline.errors import ConfigError
 from streamline.files import write_json_atomic
-from streamline.results.record import upsert
+from streamline.results.record_file import upsert
 from streamline.run.cell import Cell, cell_key
 from streamline.run.config import RunConfig
 from streamline.run.folder import SETTINGS, claimed, refuse_mixture

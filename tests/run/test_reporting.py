@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from streamline.errors import ConfigError, UnknownNameError
-from streamline.results.record import load, upsert
+from streamline.results.record_file import load, upsert
 from streamline.run.reporting import report_run, rerun_command
 
 SUITE = "title: T\nreport: {layout: {published: v1_table3_opt}}\n"
