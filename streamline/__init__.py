@@ -1,15 +1,22 @@
 """Layer pruning of language models: one engine, many methods, paired evaluation.
 
-The package names only what every user needs and imports nothing heavy. Everything else is
-reached through its module::
+Example::
 
-    from streamline.sources.models import load_model
-    from streamline.engine.decoder import Decoder
+    import streamline as sl
+
+    model, tokenizer = sl.load("smollm2-135m-instruct")               # or any loaded model
+    short = sl.prune(model, tokenizer, "shortgpt", sparsity=0.25)
+    result = sl.evaluate({"dense": model, "shortgpt": short}, tokenizer, limit=50)
+    print(result)
+
+Importing the package loads neither torch nor transformers; a name is looked up when it is used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from streamline.errors import (
     AssetError,
@@ -20,26 +27,76 @@ from streamline.errors import (
     UnsupportedModelError,
 )
 
+if TYPE_CHECKING:
+    from streamline import methods
+    from streamline.api.evaluation import compare
+    from streamline.api.functions import evaluate, load, prune, session
+    from streamline.api.listing import list_methods, list_tasks
+    from streamline.calibration import Calibration
+    from streamline.method import DepthMethod, Method
+    from streamline.modeling.modeling_streamline import register
+    from streamline.plan import Plan, Span
+    from streamline.training.lora_recipe import LoraSettings
+    from streamline.training.student import Recipe
+
 __all__ = [
     "AssetError",
+    "Calibration",
     "ConfigError",
+    "DepthMethod",
+    "LoraSettings",
+    "Method",
+    "Plan",
     "PlanError",
+    "Recipe",
+    "Span",
     "StreamlineError",
     "UnknownNameError",
     "UnsupportedModelError",
     "__version__",
+    "compare",
+    "evaluate",
+    "list_methods",
+    "list_tasks",
+    "load",
+    "methods",
+    "prune",
     "register",
+    "session",
 ]
 
 __version__ = version("streamline-bench")
 
+_LAZY = {
+    "Calibration": "streamline.calibration",
+    "DepthMethod": "streamline.method",
+    "LoraSettings": "streamline.training.lora_recipe",
+    "Method": "streamline.method",
+    "Plan": "streamline.plan",
+    "Recipe": "streamline.training.student",
+    "Span": "streamline.plan",
+    "compare": "streamline.api.evaluation",
+    "evaluate": "streamline.api.functions",
+    "list_methods": "streamline.api.listing",
+    "list_tasks": "streamline.api.listing",
+    "load": "streamline.api.functions",
+    "prune": "streamline.api.functions",
+    "register": "streamline.modeling.modeling_streamline",
+    "session": "streamline.api.functions",
+}
 
-def register() -> None:
-    """Let ``AutoModelForCausalLM.from_pretrained`` load every checkpoint of this package.
 
-    Needed only for those whose layers are not all plain (FFN, SwiGLU, ...); with it they load
-    without ``trust_remote_code``. Imports torch and transformers.
-    """
-    from streamline.modeling.modeling_streamline import register as register_classes
+def __getattr__(name: str) -> Any:
+    """Import what a name stands for when it is first used."""
+    if name == "methods":
+        return import_module("streamline.methods")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'streamline' has no attribute {name!r}")
+    found = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = found
+    return found
 
-    register_classes()
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -20,6 +20,7 @@ Example::
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -51,6 +52,14 @@ class Silent:
 
     def say(self, message: str) -> None:
         """Ignore the remark."""
+
+
+class Remarks(Silent):
+    """Writes remarks to standard error, one line each, and shows nothing else."""
+
+    def say(self, message: str) -> None:
+        """Write the remark."""
+        sys.stderr.write(f"{message}\n")
 
 
 @dataclass(frozen=True)
@@ -155,3 +164,28 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """Progress of one of several things: its name stands before every stage and remark.
+
+    Attributes:
+        progress: Who shows it.
+        name: What it is the progress of.
+    """
+
+    progress: Progress
+    name: str
+
+    def stage(self, name: str, total: float | None = None) -> None:
+        """A new stage of it begins."""
+        self.progress.stage(f"{self.name}: {name}", total)
+
+    def step(self, done: float, total: float, message: str = "") -> None:
+        """The stage stands at ``done`` of ``total`` units."""
+        self.progress.step(done, total, message)
+
+    def say(self, message: str) -> None:
+        """A remark on it."""
+        self.progress.say(f"{self.name}: {message}")

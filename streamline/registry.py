@@ -22,6 +22,7 @@ Example::
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -48,6 +49,7 @@ __all__ = [
     "load",
     "load_method",
     "method_names",
+    "method_summary",
     "unknown_name",
 ]
 
@@ -233,6 +235,29 @@ def _value(cls: type, field: str, text: str, spec: str) -> Any:
     except (yaml.YAMLError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise ConfigError(f"{field}={text} in {spec!r} is not accepted: {reason}") from error
+
+
+def method_summary(name: str) -> str | None:
+    """The first line of a registered method's docstring, read from its file without importing it.
+
+    Args:
+        name: A registered name.
+
+    Returns:
+        The line without its markup, or None if the file does not hold it.
+    """
+    point = available(METHODS)[name]
+    try:
+        spec = importlib.util.find_spec(point.module)
+        if spec is None or spec.origin is None:
+            return None
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == point.attr:
+            return (ast.get_docstring(node) or "").partition("\n")[0].replace("``", "")
+    return None
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> UnknownNameError:

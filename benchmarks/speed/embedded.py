@@ -26,11 +26,12 @@ from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import StreamlineError
+from streamline.evaluation.questions import heldout_text
 from streamline.registry import build_method
 from streamline.run import pipeline
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig, build_config
-from streamline.run.inputs import Materials
+from streamline.sources.token_batches import TokenBatches
 from streamline.training.fit import fit
 
 __all__ = ["FRACTIONS", "one_by_one", "run", "same", "settings", "side_by_side"]
@@ -86,24 +87,35 @@ def one_by_one(
 ) -> Found:
     """The same cells, each for itself."""
     decoder = Decoder(model)
-    materials = Materials(config, tokenizer)
+    batches, text = TokenBatches(tokenizer), config.perplexity
+    heldout = heldout_text(batches, text.texts, text.n_tokens, text.length)
+    assert heldout is not None
     found = {}
     for cell in expand(config, config.models[0]):
-        whole = model if cell.is_dense else assemble(_made(cell, decoder, config, materials))
+        whole = model if cell.is_dense else assemble(_made(cell, decoder, config, batches))
         (answers,) = LmEval([whole], tokenizer, batch_size).answer(asked)
         values = {task: sum(right) / len(right) for task, right in asked.grade(answers).items()}
-        found[cell.label] = values, perplexity(whole, materials.heldout())
+        found[cell.label] = values, perplexity(whole, heldout.windows)
     return found
 
 
-def _made(cell: Cell, decoder: Decoder, config: RunConfig, materials: Materials) -> LayerPath:
+def _made(cell: Cell, decoder: Decoder, config: RunConfig, tokens: TokenBatches) -> LayerPath:
     """One cell's path, its replacements trained by themselves."""
-    method, batches = build_method(cell.method), materials.calibration(cell.seed)
+    method, wanted, recipe = build_method(cell.method), config.calibration, config.training
+    batches = tokens.tokens(
+        wanted.source, n_samples=wanted.n_samples, length=wanted.length, seed=cell.seed
+    )
     calibration = method.calibrate(decoder, batches)
     pruned = method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)
-    train, validation = materials.training(cell.seed)
+    train, validation = tokens.training(
+        recipe.texts or wanted.texts,
+        n_tokens=recipe.n_tokens,
+        validation_tokens=recipe.validation_tokens,
+        length=recipe.length,
+        seed=cell.seed,
+    )
     for student in pruned.students:
-        student.take(config.training)
+        student.take(recipe)
         fit(decoder, [student], train, validation, seed=cell.seed)
     return pruned.path(decoder)
 

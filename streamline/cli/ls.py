@@ -6,12 +6,8 @@ The lists are made without importing a method: what a method does is read from i
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 from collections.abc import Callable
 from enum import StrEnum
-from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -83,11 +79,11 @@ def _methods() -> list[dict[str, Any]]:
 
 def _show_methods() -> None:
     from streamline.errors import ConfigError
-    from streamline.registry import METHODS, available, load_method
+    from streamline.registry import METHODS, available, load_method, method_summary
 
     rows = []
-    for name, point in available(METHODS).items():
-        summary = _summary(point)
+    for name in available(METHODS):
+        summary = method_summary(name)
         if summary is None:
             try:
                 summary = (load_method(name).__doc__ or "").strip().partition("\n")[0]
@@ -96,20 +92,6 @@ def _show_methods() -> None:
                 continue
         rows.append({"name": name, "what it does": summary.replace("``", "") or None})
     show_table(rows, ("name", "what it does"))
-
-
-def _summary(point: EntryPoint) -> str | None:
-    """The first line of a class's docstring, read from its file; None if it is not found there."""
-    try:
-        spec = importlib.util.find_spec(point.module)
-        assert spec is not None and spec.origin is not None
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    except (ImportError, AssertionError, OSError, SyntaxError, ValueError):
-        return None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == point.attr:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return None
 
 
 def _models() -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamline import __version__
+from streamline.api.variants import Target
 from streamline.files import content_key
+from streamline.registry import build_method
 from streamline.results.record import Record, method_label
 from streamline.results.samples import samples_path
 from streamline.run.config import RunConfig
@@ -51,6 +53,11 @@ class Cell:
         seed = f" s{self.seed}" if self.seed else ""
         return method_label(f"{self.method} {self.sparsity:g}", self.recovery) + seed
 
+    @property
+    def identity(self) -> tuple[str, str, float, int, str]:
+        """What its record is found by."""
+        return self.model, self.method, self.sparsity, self.seed, self.recovery
+
     def record(self, **values: Any) -> dict[str, Any]:
         """The keys of a record of this cell."""
         return {
@@ -66,6 +73,45 @@ class Cell:
     def slug(self) -> str:
         """A file name that no other cell has."""
         return samples_path("", Record.build(self.record(status="ok"))).stem
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """A cell to be run.
+
+    Attributes:
+        cell: The cell.
+        target: What the stages are to make.
+        key: Content key of everything that its numbers depend on.
+    """
+
+    cell: Cell
+    target: Target
+    key: str
+
+
+def cell_job(cell: Cell, config: RunConfig, fingerprint: str) -> CellJob:
+    """What is to be run for a cell.
+
+    Args:
+        cell: The cell.
+        config: The run, as the cell's model has it.
+        fingerprint: Content hash of the dense model.
+
+    Raises:
+        UnknownNameError: If nobody knows the method.
+        ConfigError: If a field of the method does not fit.
+    """
+    method = build_method(cell.method)
+    target = Target(
+        label=cell.slug,
+        title=cell.label,
+        method=method,
+        sparsity=cell.sparsity,
+        seed=cell.seed,
+        recovery=cell.recovery,
+    )
+    return CellJob(cell, target, cell_key(cell, config, repr(method), fingerprint))
 
 
 def expand(config: RunConfig, model: str) -> list[Cell]:

@@ -30,7 +30,6 @@ from streamline.run.config_errors import explain, faults_text, renamed
 from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
     CalibrationConfig,
-    LoraConfig,
     MethodConfig,
     PerplexityConfig,
     Positive,
@@ -39,6 +38,7 @@ from streamline.run.stage_config import (
     Strict,
     distinct,
 )
+from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
 __all__ = ["RunConfig", "build_config", "merge"]
@@ -171,8 +171,8 @@ class RunConfig(Strict):
         keyed=True,
         per_model=True,
     )
-    lora: LoraConfig = setting(
-        LoraConfig(),
+    lora: LoraSettings = setting(
+        LoraSettings(),
         "LoRA fine-tuning after pruning; used where recovery says so.",
         per_model=True,
     )
@@ -246,7 +246,6 @@ class RunConfig(Strict):
         from streamline.registry import build_method
         from streamline.sources.instructions import is_instructions
         from streamline.sources.texts import check_text
-        from streamline.training.lora_recipe import recipe_of
 
         resolve(self.tasks)
         for spec in self.methods:

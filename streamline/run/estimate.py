@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError, StreamlineError
+from streamline.errors import ConfigError
 from streamline.method import Method
 from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
@@ -133,19 +134,14 @@ def plan_run(config: RunConfig) -> Estimate:
 
 def _row(cell: Cell, method: Method, decoder: Decoder, config: RunConfig) -> Row:
     dense = decoder.n_parameters()
-    reason = method.unsupported(decoder)
-    if reason is None and config.stream:
-        from streamline.streaming.opening import refusal
-
-        reason = refusal(method, cell.recovery)
+    reason = unsupported_reason(
+        method, decoder, cell.sparsity, recovery=cell.recovery, streamed=config.stream
+    )
     if reason is not None:
         return Row(cell, None, dense, None, reason)
     if cell.sparsity == 0.0:
         return Row(cell, 0, dense, dense)
-    try:
-        size = method.size(decoder, cell.sparsity)
-    except StreamlineError as error:
-        return Row(cell, None, dense, None, str(error))
+    size = method.size(decoder, cell.sparsity)
     if size is None:
         return Row(cell, None, dense, None)
     return Row(cell, size.n_removed, dense, size.pruned)
@@ -289,19 +285,24 @@ def check_fits(estimate: Estimate, out: Path, memory: int | None) -> list[str]:
     return problems
 
 
-def require_fit(config: RunConfig) -> None:
+def require_fit(config: RunConfig) -> Estimate:
     """Refuse a run that cannot fit on this machine, before anything is loaded.
 
     Args:
         config: The run.
 
+    Returns:
+        The plan that was checked.
+
     Raises:
         ConfigError: If memory or disk are too small.
         StreamlineError: If a model's config or a method cannot be had.
     """
-    problems = check_fits(plan_run(config), config.out, run_memory(config))
+    estimate = plan_run(config)
+    problems = check_fits(estimate, config.out, run_memory(config))
     if problems:
         raise ConfigError("; ".join(problems))
+    return estimate
 
 
 def _hub_folder() -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.engine.following import with_leader
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
@@ -84,23 +84,52 @@ def prune_to_checkpoint(
         The provenance as saved beside the weights.
 
     Raises:
-        ConfigError: If the folder is not empty.
-        UnsupportedModelError: If the method cannot work on this model.
+        ConfigError: If the folder is not empty, or the model does not fit on this machine.
+        UnsupportedModelError: If the method cannot do it with this model; known before any work.
     """
 
     def work() -> dict[str, Any]:
-        from streamline.checkpoints.checkpoint import save
-        from streamline.run.model_run import ModelRun
+        from streamline.api.session import Session
+        from streamline.run.estimate import require_fit
+        from streamline.run.model_run import load_dense
+        from streamline.sources.models import model_fingerprint
 
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
+        own = config.model_copy(
+            update={
+                "models": (model,),
+                "methods": (method,),
+                "sparsities": (sparsity,),
+                "per_method": {},
+            }
+        )
+        estimate = require_fit(own)
+        reason = next((row.reason for row in estimate.rows if row.reason is not None), None)
+        if reason is not None:
+            raise UnsupportedModelError(reason)
+        own, shown = own.for_model(model), progress or Silent()
         cache = out.with_name(f".{out.name}.unfinished")
         with claimed(cache):
-            run = ModelRun(config.model_copy(update={"out": cache}), model, progress or Silent())
-            built = run.build(method, sparsity)
-            save(built.pruned, built.decoder, built.tokenizer, out, built.provenance)
+            dense = load_dense(own, model, model_fingerprint(model), shown)
+            session = Session(
+                dense,
+                folder=cache,
+                texts=own.calibration.source,
+                n_samples=own.calibration.n_samples,
+                length=own.calibration.length,
+                progress=shown,
+            )
+            made = session.prune(
+                method,
+                sparsity=sparsity,
+                train=own.training,
+                lora=own.lora if own.recovery == ("lora",) else None,
+                seed=own.seeds[0],
+            )
+            made.save(out)
         shutil.rmtree(cache, ignore_errors=True)
-        return built.provenance
+        return made.provenance
 
     return with_leader(work)
 
@@ -126,7 +155,7 @@ def evaluate_model(
 
     def work() -> Record:
         from streamline.results.samples import samples_path
-        from streamline.run.model_run import ModelRun
+        from streamline.run.model_run import run_model
 
         if out.is_dir() or out.suffix == ".parquet":
             raise ConfigError(
@@ -136,7 +165,7 @@ def evaluate_model(
         folder = out.parent / f".{out.stem}-run"
         alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
         with claimed(folder):
-            record = ModelRun(alone, model, progress or Silent()).run()[0]
+            record = run_model(alone, model, progress or Silent())[0]
             rows, target = samples_path(folder, record), out.with_suffix(".parquet")
             if record.status == "ok" and rows.is_file():
                 write_bytes_atomic(target, rows.read_bytes())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from streamline.api.variants import Variant
 from streamline.engine.budget import removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
@@ -15,8 +17,8 @@ from streamline.errors import StreamlineError, UnsupportedModelError
 from streamline.progress import Progress
 from streamline.results.assess import Assessment
 from streamline.results.record_file import upsert
+from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
-from streamline.run.work import Work
 from streamline.sources.models import load_config
 
 _COSTS = ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens")
@@ -39,30 +41,39 @@ class Recorder:
         self.progress = progress
 
     def done(
-        self, work: Work, path: LayerPath, assessment: Assessment, facts: dict[str, Any]
+        self,
+        job: CellJob,
+        variant: Variant,
+        path: LayerPath,
+        costs: Mapping[str, float | None],
+        assessment: Assessment,
+        facts: dict[str, Any],
     ) -> None:
         """Record a cell with its figures.
 
         Args:
-            work: The cell.
-            path: Its way through the model, for the exact count.
+            job: The cell.
+            variant: What the stages made.
+            path: Its path through the model, for the exact count.
+            costs: What it cost.
             assessment: Its figures.
             facts: Where the questions and texts came from.
         """
         dense, pruned = self._dense.n_parameters(), path.n_parameters()
         achieved = removed_fraction(dense, pruned)
-        notes: dict[str, Any] = dict(work.built.notes)
+        notes: dict[str, Any] = dict(variant.pruned.notes)
         half = 0.5 * self._dense.layer_parameters(0) / dense
-        if abs(achieved - work.cell.sparsity) > half + 1e-12:
+        if abs(achieved - job.cell.sparsity) > half + 1e-12:
             notes["flag"] = (
-                f"asked {work.cell.sparsity:.4f}, achieved {achieved:.4f}: "
+                f"asked {job.cell.sparsity:.4f}, achieved {achieved:.4f}: "
                 f"more than half a layer ({half:.4f}) apart"
             )
-        if work.trained:
-            notes["training"] = work.trained
-        plan = work.built.plan
+        if variant.training:
+            notes["training"] = dict(variant.training)
+        plan = variant.pruned.plan
         self._write(
-            work,
+            job,
+            costs=costs,
             status="ok",
             plan={
                 "removed_layers": plan.removed_layers,
@@ -75,22 +86,29 @@ class Recorder:
             notes=notes | {"data": facts},
         )
 
-    def skipped(self, work: Work, reason: str) -> None:
+    def skipped(self, job: CellJob, reason: str) -> None:
         """Record that a method cannot meet a cell, and why."""
-        self.progress.say(f"skipped: {work.cell.label}: {reason}")
-        self._write(work, status="skipped", reason=reason)
+        self.progress.say(f"skipped: {job.cell.label}: {reason}")
+        self._write(job, status="skipped", reason=reason)
 
-    def failed(self, work: Work, error: Exception) -> None:
-        """Record a fault; one that says the model is unsupported is a cell skipped."""
+    def failed(self, job: CellJob, error: Exception, costs: Mapping[str, float]) -> None:
+        """Record an error; one that says the model is unsupported is a cell skipped.
+
+        Args:
+            job: The cell.
+            error: What ended it.
+            costs: What it had cost until then.
+        """
         reason = str(error) if isinstance(error, StreamlineError) else repr(error)
         if isinstance(error, UnsupportedModelError):
-            self.skipped(work, reason)
+            self.skipped(job, reason)
             return
         where = traceback.extract_tb(error.__traceback__)[-1]
-        self.progress.say(f"failed: {work.cell.label}: {reason}")
+        self.progress.say(f"failed: {job.cell.label}: {reason}")
         self._write(
-            work,
+            job,
             status="failed",
+            costs=costs,
             reason=reason,
             notes={"where": f"{Path(where.filename).name}:{where.lineno}"},
         )
@@ -101,14 +119,21 @@ class Recorder:
         config = load_config(self.name, trust_remote_code=self.config.trust_remote_code)
         return Decoder.from_config(config)
 
-    def _write(self, work: Work, *, status: str, **values: Any) -> None:
+    def _write(
+        self,
+        job: CellJob,
+        *,
+        status: str,
+        costs: Mapping[str, float | None] | None = None,
+        **values: Any,
+    ) -> None:
         upsert(
             self.config.out,
-            work.cell.record(
+            job.cell.record(
                 status=status,
-                key=work.key,
-                method_repr=repr(work.method),
-                cost={name: work.cost.get(name) for name in _COSTS},
+                key=job.key,
+                method_repr=repr(job.target.method),
+                cost={name: (costs or {}).get(name) for name in _COSTS},
                 versions=versions(self.config.device) | {"model_sha256": self.fingerprint},
                 **values,
             ),

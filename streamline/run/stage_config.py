@@ -1,6 +1,7 @@
 """What a run asks of each of its stages: checked values, each with its default.
 
-How replacements are trained is :class:`streamline.training.student.Recipe`.
+How replacements are trained is :class:`streamline.training.student.Recipe`, and LoRA fine-tuning
+:class:`streamline.training.lora_recipe.LoraSettings`.
 
 Example::
 
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 __all__ = [
-    "CalibrationConfig", "LoraConfig", "MethodConfig", "PerplexityConfig", "Positive",
+    "CalibrationConfig", "MethodConfig", "PerplexityConfig", "Positive",
     "Recoveries", "Sparsities", "Strict", "distinct",
 ]  # fmt: skip
 
@@ -64,29 +65,11 @@ class CalibrationConfig(Strict):
         "released code).",
     )
 
-
-class LoraConfig(Strict):
-    """LoRA fine-tuning after pruning, the same for every method."""
-
-    preset: str = Field("default", description="Name of a recipe (rank, rate, target projections).")
-    texts: str | None = Field(
-        None,
-        description="Training text; none for the replacements'. Instructions with answers (alpaca, "
-        "or a jsonl file with instruction and output) are trained on their answers alone.",
-    )
-    n_tokens: Positive | None = Field(
-        None, description="Tokens to train on; none for as many as the replacements get."
-    )
-    trained_parameters: Positive | None = Field(
-        None,
-        description="Solve the rank so that about as many parameters are trained; none for the "
-        "preset's own.",
-    )
-    validation_tokens: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="Tokens of the same text kept apart, whose lowest loss decides which weights "
-        "are kept; 0 keeps the last.",
-    )
+    @property
+    def source(self) -> str:
+        """The name of the text with its proportions."""
+        rows = self.proportions == "rows" and self.texts == "slimpajama"
+        return "slimpajama:rows" if rows else self.texts
 
 
 class PerplexityConfig(Strict):

@@ -5,7 +5,7 @@ Only this file imports peft.
 
 Example::
 
-    result = heal(model, batches, preset="llm-pruner", token_budget=100_000, directory=out)
+    result = fine_tune(model, batches, preset="llm-pruner", token_budget=100_000, directory=out)
     result.model, result.trained_parameters, result.seconds
 """
 
@@ -30,16 +30,16 @@ from streamline.errors import ConfigError
 from streamline.files import content_key
 from streamline.sources.batches import Sequences, TrainingData, as_sequences
 from streamline.training.loop import fingerprint
-from streamline.training.lora_loop import HealingLoop, plan_batches
+from streamline.training.lora_loop import LoraLoop, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
 from streamline.training.schedule import Schedule
 from streamline.training.state import TrainingState, digest
 
-__all__ = ["PRESETS", "HealResult", "LoraRecipe", "heal", "matched_rank", "target_modules"]
+__all__ = ["PRESETS", "FineTuned", "LoraRecipe", "fine_tune", "matched_rank", "target_modules"]
 
 
 @dataclass
-class HealResult:
+class FineTuned:
     """What recovery made of a model.
 
     Attributes:
@@ -75,7 +75,7 @@ class HealResult:
         }
 
 
-def heal(
+def fine_tune(
     model: PreTrainedModel,
     data: TrainingData,
     *,
@@ -91,7 +91,7 @@ def heal(
     autocast: torch.dtype | None = None,
     micro_batch: int = 4096,
     save_seconds: float = 30.0,
-) -> HealResult:
+) -> FineTuned:
     """Train LoRA adapters on a model and merge them.
 
     Tensors that the model shares with another (the dense one) are not written to: merged weights
@@ -174,13 +174,13 @@ def heal(
             directory=directory,
         )
         state.resume()
-        loop = HealingLoop(
+        loop = LoraLoop(
             decoder, sequences, held_out, batches, dropouts, seed, autocast, micro_batch
         )
         loop.train(state, evaluations, progress, save_seconds)
         state.finish()
         _merge(model)
-    return HealResult(
+    return FineTuned(
         model=model,
         recipe=recipe,
         trained_parameters=state.n_parameters,

@@ -2,7 +2,7 @@
 
 Example::
 
-    loop = HealingLoop(decoder, sequences, None, batches, dropouts, seed=0, autocast=None)
+    loop = LoraLoop(decoder, sequences, None, batches, dropouts, seed=0, autocast=None)
     loop.train(state, evaluations=4, progress=None, save_seconds=30.0)
 """
 
@@ -26,7 +26,7 @@ from streamline.training.objectives import mixed
 from streamline.training.schedule import data_order
 from streamline.training.state import TrainingState
 
-__all__ = ["HealingLoop", "plan_batches"]
+__all__ = ["LoraLoop", "plan_batches"]
 
 
 def plan_batches(
@@ -60,7 +60,7 @@ def plan_batches(
 
 
 @dataclass(frozen=True)
-class HealingLoop:
+class LoraLoop:
     """The loop over a recovery's batches."""
 
     decoder: Decoder

@@ -1,4 +1,4 @@
-"""How a pruned model is post-trained with LoRA: the numbers, and the papers' settings by name.
+"""How a pruned model is fine-tuned with LoRA: the numbers, and the papers' settings by name.
 
 Example::
 
@@ -8,18 +8,22 @@ Example::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from streamline.errors import ConfigError, UnknownNameError
 
-__all__ = ["PRESETS", "LoraRecipe", "Targets", "recipe_of"]
+__all__ = ["PRESETS", "LoraRecipe", "LoraSettings", "Targets", "recipe_of"]
 
 Targets = Literal["all", "attention", "mlp"]
+
+_Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraRecipe:
-    """How a pruned model is post-trained.
+    """How a pruned model is fine-tuned.
 
     Attributes:
         rank: Rank of every adapter.
@@ -66,6 +70,32 @@ class LoraRecipe:
                 raise ConfigError(f"LoRA {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
+
+
+class LoraSettings(BaseModel):
+    """LoRA fine-tuning after pruning, the same for every method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = Field("default", description="Name of a recipe (rank, rate, target projections).")
+    texts: str | None = Field(
+        None,
+        description="Training text; none for the replacements'. Instructions with answers (alpaca, "
+        "or a jsonl file with instruction and output) are trained on their answers alone.",
+    )
+    n_tokens: _Positive | None = Field(
+        None, description="Tokens to train on; none for as many as the replacements get."
+    )
+    trained_parameters: _Positive | None = Field(
+        None,
+        description="Solve the rank so that about as many parameters are trained; none for the "
+        "preset's own.",
+    )
+    validation_tokens: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Tokens of the same text kept apart, whose lowest loss decides which weights "
+        "are kept; 0 keeps the last.",
+    )
 
 
 #: Recipes of the papers by name, ``default`` for a small budget, ``matched`` for the rank that

@@ -57,7 +57,7 @@ def test_a_class_that_its_module_only_imports_is_described_too(
 ) -> None:
     points = {
         "elsewhere": EntryPoint("elsewhere", "streamline.baselines.laco:LaCo", METHODS),
-        "imported": EntryPoint("imported", "streamline.cli.ls:Path", METHODS),
+        "imported": EntryPoint("imported", "streamline.files:Path", METHODS),
     }
     monkeypatch.setattr(registry, "available", lambda _: points)
     with pytest.raises(SystemExit, match="0"):

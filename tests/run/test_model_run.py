@@ -15,15 +15,15 @@ from torch import Tensor
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.evaluation.session import Session
+from streamline.evaluation import evaluate as evaluation
 from streamline.method import DepthMethod
 from streamline.plan import Plan
 from streamline.progress import Silent
 from streamline.results.record import Record
 from streamline.results.samples import read_samples
 from streamline.run import model_run
+from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
-from streamline.run.model_run import ModelRun
 from streamline.run.pipeline import evaluate_model, prune_to_checkpoint, run
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
@@ -92,9 +92,9 @@ def test_an_interrupted_run_goes_on_and_ends_equal(
     def die(*_: Any, **__: Any) -> None:
         raise Killed
 
-    name = "_perplexity" if stop_after == "answer" else "_answer"
+    name = "perplexity" if stop_after == "answer" else "score"
     with monkeypatch.context() as patch:
-        patch.setattr(Session, name, die)
+        patch.setattr(evaluation, name, die)
         with pytest.raises(Killed):
             run(config(tmp_path))
     from streamline.training import fit as training
@@ -116,13 +116,13 @@ def test_a_new_method_leaves_finished_cells_alone(whole, tmp_path, monkeypatch, 
     out = tmp_path / "more"
     shutil.copytree(whole[0], out)
     asked: list[set[str]] = []
-    original = Session.run
+    original = model_run.evaluate
 
-    def watched(self: Session, paths: Any) -> Any:
+    def watched(paths: Any, *args: Any, **options: Any) -> Any:
         asked.append({path.name for path in paths.values()})
-        return original(self, paths)
+        return original(paths, *args, **options)
 
-    monkeypatch.setattr(Session, "run", watched)
+    monkeypatch.setattr(model_run, "evaluate", watched)
     records = run(config(out, methods=f"{METHODS},last-layers"))
     assert asked == [{"last-layers 0.3"}]
     assert numbers(records)[:-1] == numbers(whole[1])
@@ -154,14 +154,14 @@ def test_a_text_longer_than_the_model_is_left_out(place, tmp_path, config):
 
 
 def test_a_fault_in_the_common_evaluation_stays_with_its_cell(tmp_path, monkeypatch, config):
-    original = Session.run
+    original = model_run.evaluate
 
-    def faulty(self: Session, paths: Any) -> Any:
+    def faulty(paths: Any, *args: Any, **options: Any) -> Any:
         if any(path.name.startswith("shortgpt") for path in paths.values()):
             raise RuntimeError("no kernel")
-        return original(self, paths)
+        return original(paths, *args, **options)
 
-    monkeypatch.setattr(Session, "run", faulty)
+    monkeypatch.setattr(model_run, "evaluate", faulty)
     dense, shortgpt, last = run(config(tmp_path, methods="shortgpt,last-layers"))
     assert (dense.status, last.status) == ("ok", "ok")
     assert (shortgpt.status, shortgpt.reason) == ("failed", "RuntimeError('no kernel')")
@@ -238,7 +238,7 @@ def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(tmp_path, 
 
 
 def test_a_failed_training_fails_its_cells_only(tmp_path, monkeypatch, config):
-    from streamline.training import fit as training
+    from streamline.api import training
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("diverged")
@@ -288,8 +288,8 @@ def test_seeds_are_cells_of_their_own(tmp_path, config):
 def test_cells_keep_their_key_and_change_it_with_the_inputs(tmp_path, config):
     def keys(**changes: Any) -> list[str]:
         settings = config(tmp_path, methods="shortgpt", **changes)
-        model = ModelRun(settings, settings.models[0], Silent())
-        return [model._work(cell).key for cell in model_run.expand(settings, settings.models[0])]
+        cells = expand(settings, settings.models[0])
+        return [cell_job(cell, settings, "fingerprint").key for cell in cells]
 
     assert keys() == keys()
     assert keys()[0] == keys(training={"n_tokens": 99})[0], "dense does not depend on training"

@@ -12,7 +12,7 @@ from streamline.run.pipeline import run
 from streamline.testing.models import tiny_tokenizer
 
 
-def test_healing_is_a_cell_of_its_own(tmp_path, config):
+def test_lora_fine_tuning_is_a_cell_of_its_own(tmp_path, config):
     records = run(
         config(
             tmp_path,
@@ -96,16 +96,16 @@ def instructions(folder: Path, n: int = 60) -> str:
 
 
 def test_recovery_learns_only_the_answers_of_instructions(tmp_path, monkeypatch, config):
-    from streamline.training import lora_loop as healing_loop
+    from streamline.training import lora_loop
 
     seen: list[Any] = []
-    original = healing_loop.HealingLoop._sum
+    original = lora_loop.LoraLoop._sum
 
     def watched(self: Any, sequences: Any, indices: Any) -> Any:
         seen.append(sequences.part(indices))
         return original(self, sequences, indices)
 
-    monkeypatch.setattr(healing_loop.HealingLoop, "_sum", watched)
+    monkeypatch.setattr(lora_loop.LoraLoop, "_sum", watched)
     lora = {
         "texts": instructions(tmp_path),
         "n_tokens": 1500,

@@ -16,7 +16,7 @@ from streamline.progress import Silent
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
 from streamline.run.estimate import plan_run
-from streamline.run.model_run import ModelRun
+from streamline.run.model_run import run_model
 from streamline.run.pipeline import prune_to_checkpoint
 from streamline.streaming.weights import WeightSource
 from streamline.testing.models import tiny_model, tiny_tokenizer
@@ -52,8 +52,8 @@ def worked(place: Path, config: Callable[..., RunConfig]) -> Callable[..., dict[
     """``worked(out, **changes)``: the records of a run by method."""
 
     def run(out: Path, **changes: Any) -> dict[str, Record]:
-        cells = ModelRun(config(out, **changes), str(place / "model"), Silent())
-        return {record.method: record for record in cells.run()}
+        records = run_model(config(out, **changes), str(place / "model"), Silent())
+        return {record.method: record for record in records}
 
     return run
 
@@ -91,11 +91,11 @@ def test_records_are_those_of_a_run_in_memory(tmp_path, sources, worked):
 
 
 def test_a_pass_serves_every_question_and_text(place, tmp_path, sources, config):
-    run = ModelRun(config(tmp_path, methods="dense", stream=True), str(place / "model"), Silent())
-    run.run()
+    settings, model = config(tmp_path, methods="dense", stream=True), str(place / "model")
+    run_model(settings, model, Silent())
     (source,) = sources
     assert set(source.reads) == set(source) and set(source.reads.values()) == {1}
-    assert run.run()[0].tasks["piqa"].n == 6
+    assert run_model(settings, model, Silent())[0].tasks["piqa"].n == 6
     assert len(sources) == 1  # nothing is opened for what is done
 
 

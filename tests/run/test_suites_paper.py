@@ -11,7 +11,6 @@ from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.evaluation.tasks.catalogue import resolve
-from streamline.progress import Silent
 from streamline.registry import base_name, build_method, load_method
 from streamline.report.published import model_name, plain, published_rows
 from streamline.results.record import method_label
@@ -19,8 +18,8 @@ from streamline.run import estimate as sizing
 from streamline.run.cell import expand
 from streamline.run.config import build_config
 from streamline.run.estimate import plan_run
-from streamline.run.model_run import ModelRun
 from streamline.run.paper_ratio import PaperRatio, RatioRule, paper_ratio, ratio_rule
+from streamline.run.pipeline import prune_to_checkpoint
 from streamline.run.suites import load_suite, suite_files
 from streamline.sources.models import load_config
 from streamline.testing.models import tiny_model, tiny_tokenizer
@@ -253,6 +252,8 @@ def test_a_share_and_a_models_own_training_reach_the_training(tmp_path: Path) ->
             "per_model": {model: {"training": {"n_tokens": 512, "epochs": 3}}},
         }
     )
-    built = ModelRun(config, model, Silent()).build(config.methods[0], 0.4)
-    (training,) = built.provenance["training"].values()
+    facts = prune_to_checkpoint(
+        model, method=config.methods[0], sparsity=0.4, out=tmp_path / "pruned", config=config
+    )
+    (training,) = facts["training"].values()
     assert training["tokens"] == 512 // 4 * 3

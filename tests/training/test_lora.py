@@ -19,7 +19,7 @@ from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
 from streamline.sources.batches import as_sequences
 from streamline.sources.instructions import prompt_text
-from streamline.training.lora import PRESETS, LoraRecipe, heal, matched_rank, target_modules
+from streamline.training.lora import PRESETS, LoraRecipe, fine_tune, matched_rank, target_modules
 from streamline.training.lora import _adapters as adapters
 from streamline.training.lora import _lora_layers as lora_layers
 from streamline.training.lora_loop import plan_batches
@@ -57,7 +57,7 @@ def test_loss_falls_and_only_the_layers_change(
 ) -> None:
     model = request.getfixturevalue(family)(n_layers=3, tied=True)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    result = heal(model, DATA, preset=RECIPE, validation=DATA, directory=tmp_path)
+    result = fine_tune(model, DATA, preset=RECIPE, validation=DATA, directory=tmp_path)
     assert result.model is model
     assert result.after < result.before
     after = dict(model.named_parameters())
@@ -72,10 +72,10 @@ def test_loss_falls_and_only_the_layers_change(
 
 
 def test_merged_model_equals_the_model_with_adapters(tiny_llama: Callable[..., nn.Module]) -> None:
-    from streamline.training import lora as healing
+    from streamline.training import lora
 
     model, seen = tiny_llama(n_layers=3), []
-    merge = healing._merge
+    merge = lora._merge
 
     def spy(wrapped: nn.Module) -> None:
         assert lora_layers(wrapped)
@@ -83,27 +83,27 @@ def test_merged_model_equals_the_model_with_adapters(tiny_llama: Callable[..., n
         merge(wrapped)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(healing, "_merge", spy)
-        heal(model, DATA, preset=RECIPE)
+        patch.setattr(lora, "_merge", spy)
+        fine_tune(model, DATA, preset=RECIPE)
     torch.testing.assert_close(logits(model), seen[0], rtol=1e-4, atol=1e-4)
     assert (logits(tiny_llama(n_layers=3)) - seen[0]).abs().max() > 1e-2
 
 
 def test_gpt2s_transposed_maps_are_merged_right(tmp_path: Path) -> None:
     from streamline.testing.models import tiny_model
-    from streamline.training import lora as healing
+    from streamline.training import lora
 
-    model, seen, merge = tiny_model("gpt2", n_layers=2), [], healing._merge
+    model, seen, merge = tiny_model("gpt2", n_layers=2), [], lora._merge
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(healing, "_merge", lambda m: (seen.append(logits(m)), merge(m)))
-        result = heal(model, DATA, preset=RECIPE)
+        patch.setattr(lora, "_merge", lambda m: (seen.append(logits(m)), merge(m)))
+        result = fine_tune(model, DATA, preset=RECIPE)
     torch.testing.assert_close(logits(model), seen[0], rtol=1e-4, atol=1e-4)
     per_layer = (32 + 96) + (32 + 32) + (32 + 128) + (128 + 32)
     assert result.trained_parameters == 2 * RECIPE.rank * per_layer
 
 
 @pytest.mark.parametrize("kind", ["ffn", "swiglu", "shared-ffn"])
-def test_models_with_replacements_are_healed_without_touching_the_dense_one(
+def test_models_with_replacements_are_fine_tuned_without_touching_the_dense_one(
     tiny_llama: Callable[..., nn.Module], kind: str
 ) -> None:
     dense = tiny_llama(n_layers=5)
@@ -112,14 +112,14 @@ def test_models_with_replacements_are_healed_without_touching_the_dense_one(
     model = replaced(dense, kind)
     names = [name for name in target_modules(Decoder(model), "all") if ".layers.1." in name]
     assert len(names) == (3 if kind == "swiglu" else 2)
-    result = heal(model, DATA, preset=RECIPE, validation=DATA)
+    result = fine_tune(model, DATA, preset=RECIPE, validation=DATA)
     assert result.after < result.before
     for name, value in dense.state_dict().items():
         assert torch.equal(value, before[name])
     assert {k: p.requires_grad for k, p in dense.named_parameters()} == flags
 
 
-def test_width_pruned_layers_are_healed(tiny_llama: Callable[..., nn.Module]) -> None:
+def test_width_pruned_layers_are_fine_tuned(tiny_llama: Callable[..., nn.Module]) -> None:
     model = tiny_llama(n_layers=2)
     mlp = model.model.layers[0].mlp
     for name in ("gate_proj", "up_proj"):
@@ -127,7 +127,7 @@ def test_width_pruned_layers_are_healed(tiny_llama: Callable[..., nn.Module]) ->
         smaller.weight.data = getattr(mlp, name).weight.data[:40].clone()
         setattr(mlp, name, smaller)
     mlp.down_proj = nn.Linear(40, 32, bias=False)
-    result = heal(model, DATA, preset=replace(RECIPE, targets="mlp"), validation=DATA)
+    result = fine_tune(model, DATA, preset=replace(RECIPE, targets="mlp"), validation=DATA)
     assert result.after < result.before
     assert result.trained_parameters == RECIPE.rank * 3 * ((32 + 40) + (32 + 64))
 
@@ -146,12 +146,12 @@ def test_matched_trains_the_asked_number(tiny_llama: Callable[..., nn.Module]) -
     model = tiny_llama(n_layers=2)
     per_rank = 2 * ((32 + 32) * 2 + (32 + 16) * 2 + 3 * (32 + 64))
     asked = per_rank * 5 + 10
-    result = heal(model, DATA, preset="matched", trained_parameters=asked, token_budget=64)
+    result = fine_tune(model, DATA, preset="matched", trained_parameters=asked, token_budget=64)
     assert result.trained_parameters == per_rank * 5
     assert (result.recipe.rank, result.recipe.alpha) == (5, 10)
     assert matched_rank([nn.Linear(3, 4)], 1) == 1
     with pytest.raises(ConfigError, match="needs trained_parameters"):
-        heal(model, DATA, preset="matched")
+        fine_tune(model, DATA, preset="matched")
 
 
 def test_token_budget_is_met_whatever_the_preset() -> None:
@@ -177,7 +177,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     model = tiny_llama(n_layers=2)
     whole, killed, resumed, loaded = (copy.deepcopy(model) for _ in range(4))
     validation = tokens(4, seed=1) if validated else None
-    expected = heal(whole, DATA, preset=RECIPE, validation=validation)
+    expected = fine_tune(whole, DATA, preset=RECIPE, validation=validation)
     options = {
         "preset": RECIPE, "validation": validation, "directory": tmp_path, "save_seconds": 0.0,
     }  # fmt: skip
@@ -187,15 +187,15 @@ def test_killed_and_resumed_equals_uninterrupted(
             raise Stop
 
     with pytest.raises(Stop):
-        heal(killed, DATA, progress=die, **options)
+        fine_tune(killed, DATA, progress=die, **options)
     assert not lora_layers(killed), "adapters are taken off even when it fails"
     steps: list[int] = []
-    result = heal(resumed, DATA, progress=lambda done, *_: steps.append(done), **options)
+    result = fine_tune(resumed, DATA, progress=lambda done, *_: steps.append(done), **options)
     assert steps[0] > 160
     assert torch.equal(logits(resumed), logits(whole))
     assert result.tokens == expected.tokens == 320
     steps.clear()
-    heal(loaded, DATA, progress=lambda done, *_: steps.append(done), **options)
+    fine_tune(loaded, DATA, progress=lambda done, *_: steps.append(done), **options)
     assert not steps
     assert torch.equal(logits(loaded), logits(whole))
 
@@ -205,10 +205,10 @@ def test_random_state_and_micro_batches_do_not_matter(tiny_llama: Callable[..., 
     recipe = replace(RECIPE, dropout=0.0)
     one, two = copy.deepcopy(model), copy.deepcopy(model)
     state = torch.get_rng_state()
-    heal(one, DATA, preset=recipe)
+    fine_tune(one, DATA, preset=recipe)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    heal(two, DATA, preset=recipe, micro_batch=16)
+    fine_tune(two, DATA, preset=recipe, micro_batch=16)
     torch.testing.assert_close(logits(one), logits(two), rtol=1e-3, atol=1e-3)
 
 
@@ -228,8 +228,8 @@ def test_padding_changes_nothing(
 ) -> None:
     recipe = replace(RECIPE, dropout=0.0, batch=3, epochs=1, length=100)
     padded, alone = tiny_llama(n_layers=2), tiny_llama(n_layers=2)
-    a = heal(padded, EXAMPLES, tokenizer=tokenizer, preset=recipe)
-    b = heal(alone, EXAMPLES, tokenizer=tokenizer, preset=recipe, micro_batch=1)
+    a = fine_tune(padded, EXAMPLES, tokenizer=tokenizer, preset=recipe)
+    b = fine_tune(alone, EXAMPLES, tokenizer=tokenizer, preset=recipe, micro_batch=1)
     assert a.losses[0]["train_loss"] == pytest.approx(b.losses[0]["train_loss"], rel=1e-5)
     model = tiny_llama(n_layers=2)
     nll, count = 0.0, 0
@@ -248,7 +248,7 @@ def test_bfloat16_model_keeps_its_dtype(tiny_llama: Callable[..., nn.Module]) ->
     model = tiny_llama(n_layers=2).to(torch.bfloat16)
     with adapters(model, list(target_modules(Decoder(model), "all")), RECIPE, 0) as (found, _):
         assert {p.dtype for p in found.values()} == {torch.float32}
-    result = heal(model, DATA, preset=RECIPE, validation=DATA)
+    result = fine_tune(model, DATA, preset=RECIPE, validation=DATA)
     assert result.after < result.before
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
@@ -256,15 +256,15 @@ def test_bfloat16_model_keeps_its_dtype(tiny_llama: Callable[..., nn.Module]) ->
 def test_refusals(tiny_llama: Callable[..., nn.Module], tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama(n_layers=2)
     with pytest.raises(UnknownNameError, match="unknown LoRA preset 'alpaca'; choose default, llm"):
-        heal(model, DATA, preset="alpaca")
+        fine_tune(model, DATA, preset="alpaca")
     with pytest.raises(ConfigError, match="need tokenizer=, got None"):
-        heal(model, EXAMPLES)
+        fine_tune(model, EXAMPLES)
     with pytest.raises(ConfigError, match=r"needs 'instruction' and 'output'.*\['text'\]"):
-        heal(model, [{"text": "a"}], tokenizer=tokenizer)
+        fine_tune(model, [{"text": "a"}], tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="none of 3 examples has an answer within 4 tokens"):
-        heal(model, EXAMPLES, tokenizer=tokenizer, preset=replace(RECIPE, length=4))
+        fine_tune(model, EXAMPLES, tokenizer=tokenizer, preset=replace(RECIPE, length=4))
     with pytest.raises(ConfigError, match=r"at least 2 tokens each, got torch.int64 \(3, 1\)"):
-        heal(model, DATA[:3, :1])
+        fine_tune(model, DATA[:3, :1])
     with pytest.raises(ConfigError, match="'all', 'attention' or 'mlp', got 'head'"):
         LoraRecipe(targets="head")
     with pytest.raises(ConfigError, match="LoRA rank must be at least 1, got 0"):

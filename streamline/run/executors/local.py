@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamline.progress import Progress
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
-from streamline.run.model_run import ModelRun
+from streamline.run.model_run import run_model
 
 
 class LocalExecutor:
@@ -13,6 +13,4 @@ class LocalExecutor:
 
     def run(self, config: RunConfig, progress: Progress) -> list[Record]:
         """Work every cell; the models come in the order of the run."""
-        return [
-            record for model in config.models for record in ModelRun(config, model, progress).run()
-        ]
+        return [record for model in config.models for record in run_model(config, model, progress)]

@@ -49,6 +49,6 @@ class RayExecutor:
 def work_model(config: RunConfig, model: str) -> list[dict[str, Any]]:
     """Work one model in a task's own process; plain values come back."""
     from streamline.progress import Silent
-    from streamline.run.model_run import ModelRun
+    from streamline.run.model_run import run_model
 
-    return [record.to_json() for record in ModelRun(config, model, Silent()).run()]
+    return [record.to_json() for record in run_model(config, model, Silent())]

