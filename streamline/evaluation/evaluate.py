@@ -27,6 +27,7 @@ from streamline.evaluation.part import Part
 from streamline.evaluation.questions import Questions, Text
 from streamline.evaluation.scoring.perplexity import Perplexity, perplexity
 from streamline.evaluation.scoring.score import score
+from streamline.evaluation.scoring.together import answer_all
 from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.evaluation.task_results import combine, finish
 from streamline.progress import Progress, Silent
@@ -133,28 +134,25 @@ def _in_one_pass(
     progress: Progress,
 ) -> None:
     """Answer everything for paths through a streamed model, its weights read once."""
-    from streamline.evaluation.streamed import evaluate_streamed
-
     n_docs = sum(part.n_docs for part in questions.parts)
     progress.stage(f"one pass: {n_docs} questions, {len(paths)} models")
     start = time.perf_counter()
-    answers, nlls = evaluate_streamed(
-        list(paths.values()),
-        [request for part in questions.parts for request in part.requests],
-        [text.windows for text in questions.texts],
-        batch_tokens=budget,
-        progress=progress.step,
+    found = list(
+        answer_all(
+            list(paths.values()),
+            [part.requests for part in questions.parts],
+            [text.windows for text in questions.texts],
+            batch_tokens=budget,
+            progress=progress.step,
+        )
     )
     seconds = (time.perf_counter() - start) / len(paths) / len(questions.names)
-    first = 0
-    for part in questions.parts:
-        own = slice(first, first + len(part.requests))
-        _keep(part, paths, [answer.part(own) for answer in answers], seconds, store)
-        first = own.stop
-    for text, nll in zip(questions.texts, nlls, strict=True):
-        n_tokens = text.windows.shape[0] * (text.windows.shape[1] - 1)
-        found = [Perplexity(float(value), n_tokens) for value in nll]
-        _keep_perplexity(text, paths, found, seconds, store)
+    n_parts = len(questions.parts)
+    for number, answers in found:
+        if number < n_parts:
+            _keep(questions.parts[number], paths, answers, seconds, store)
+        else:
+            _keep_perplexity(questions.texts[number - n_parts], paths, answers, seconds, store)
 
 
 def _keep(

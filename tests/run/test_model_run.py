@@ -97,16 +97,16 @@ def test_an_interrupted_run_goes_on_and_ends_equal(
         patch.setattr(evaluation, name, die)
         with pytest.raises(Killed):
             run(config(tmp_path))
-    from streamline.training import fit as training
+    from streamline.training.state import TrainingState
 
     trained: list[int] = []
-    original = training.Trainee.update
+    original = TrainingState.update
 
     def counted(self: Any, *args: Any) -> None:
         trained.append(1)
         original(self, *args)
 
-    monkeypatch.setattr(training.Trainee, "update", counted)
+    monkeypatch.setattr(TrainingState, "update", counted)
     again = run(config(tmp_path))
     assert trained == [], "a finished training must only be loaded"
     assert numbers(again) == numbers(whole[1])

@@ -59,10 +59,10 @@ def test_replacements_are_post_trained_on_the_next_token(tmp_path, config, post_
 def test_a_killed_post_training_goes_on_where_it_stopped(
     tmp_path, monkeypatch, numbers, post_trained
 ):
-    from streamline.training import fit as training
+    from streamline.training.state import TrainingState
 
     whole = run(post_trained(tmp_path / "whole"))
-    original, steps = training.Trainee.update, []
+    original, steps = TrainingState.update, []
 
     class Killed(BaseException):
         pass
@@ -77,10 +77,10 @@ def test_a_killed_post_training_goes_on_where_it_stopped(
         original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainee, "update", dying)
+        patch.setattr(TrainingState, "update", dying)
         with pytest.raises(Killed):
             run(post_trained(tmp_path / "again"))
-    monkeypatch.setattr(training.Trainee, "update", counted)
+    monkeypatch.setattr(TrainingState, "update", counted)
     assert numbers(run(post_trained(tmp_path / "again"))) == numbers(whole)
     assert steps and all(label.endswith("-post") for label in steps)
 
