@@ -74,13 +74,13 @@ def test_a_unit_without_effect_goes_first(tiny_llama, tiny_opt):
         assert not math.isclose(silent[0], dense, abs_tol=1e-4)
 
 
-def test_pruning_goes_on_where_calibration_stopped(tiny_opt):
+def test_pruning_resumes_where_calibration_stopped(tiny_opt):
     decoder = Decoder(tiny_opt(n_layers=4))
-    shares = (0.0, 0.1, 0.4)
-    found = [prune(decoder, BlockPruner(search_share=s), 0.3) for s in shares]
+    fractions = (0.0, 0.1, 0.4)
+    found = [prune(decoder, BlockPruner(search_share=s), 0.3) for s in fractions]
     assert found[0].plan == found[1].plan == found[2].plan
     assert found[0].notes["order"] == found[2].notes["order"]
-    narrow = [prune(decoder, BlockPruner(search_share=s, width=2), 0.3) for s in shares[:2]]
+    narrow = [prune(decoder, BlockPruner(search_share=s, width=2), 0.3) for s in fractions[:2]]
     assert narrow[0].notes == narrow[1].notes
 
 

@@ -15,7 +15,7 @@ TOKENS = torch.arange(16).view(2, 8)
 
 
 def flat(n_layers: int) -> Calibration:
-    """A calibration that says nothing about the layers."""
+    """A calibration without a measure of the layers."""
     square = torch.zeros(n_layers + 1, n_layers + 1, dtype=torch.float64)
     return Calibration(square, square, 16, 2)
 
@@ -36,7 +36,7 @@ def test_last_layers_keeps_the_last_one_until_none_else_is_left():
     assert LastLayers().select(flat(6), 6).removed_layers == [0, 1, 2, 3, 4, 5]
 
 
-def test_first_layers_takes_the_first():
+def test_first_layers_removes_the_first():
     assert FirstLayers().select(flat(6), 2).removed_layers == [0, 1]
 
 
@@ -63,5 +63,5 @@ def test_every_layer_is_drawn_about_equally_often(tiny_opt):
         pruned = RandomLayers().prune(decoder, flat(6), 0.22, TOKENS, seed)
         for layer in pruned.plan.removed_layers:
             counts[layer] += 1
-    share = sum(counts) / 6
-    assert all(abs(count - share) < 0.35 * share for count in counts)
+    mean = sum(counts) / 6
+    assert all(abs(count - mean) < 0.35 * mean for count in counts)

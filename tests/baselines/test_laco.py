@@ -88,9 +88,9 @@ def test_similarity_is_that_of_the_assembled_models(tiny_llama, tiny_opt):
 
 def test_every_count_is_met_exactly(tiny_llama):
     decoder = Decoder(tiny_llama(n_layers=8))
-    share = decoder.layer_parameters(0) / decoder.n_parameters()
+    one_layer = decoder.layer_parameters(0) / decoder.n_parameters()
     for n in range(1, 8):
-        pruned = prune(decoder, LaCo(), n * share)
+        pruned = prune(decoder, LaCo(), n * one_layer)
         assert len(pruned.plan.steps) == 8 - n
         assert pruned.n_parameters(decoder) == decoder.n_parameters() - n * (
             decoder.layer_parameters(0)
@@ -114,7 +114,7 @@ def test_threshold_is_the_highest_that_meets_the_count(tiny_opt):
     assert min(outcome.similarities) > outcome.threshold
 
 
-def test_the_most_similar_of_the_settings_is_taken(tiny_llama):
+def test_the_most_similar_combination_is_used(tiny_llama):
     decoder = Decoder(tiny_llama(n_layers=8))
     trials = Collapse(decoder, TOKENS, "paper")
     best = LaCo().search(trials, 3)

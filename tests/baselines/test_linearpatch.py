@@ -121,10 +121,10 @@ def logits_of(pruned: Pruned, decoder: Decoder) -> torch.Tensor:
 
 def test_divergence_by_hand_and_against_the_whole_vocabulary():
     teacher = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
-    pupil = torch.log(torch.tensor([[0.2, 0.3, 0.5]]))
+    student = torch.log(torch.tensor([[0.2, 0.3, 0.5]]))
     p, q = torch.tensor([5 / 8, 3 / 8]), torch.tensor([2 / 5, 3 / 5])
     expected = float((p * (p / q).log()).sum())
-    assert float(top_divergence(teacher, pupil, 2)) == pytest.approx(expected, rel=1e-5)
+    assert float(top_divergence(teacher, student, 2)) == pytest.approx(expected, rel=1e-5)
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(2, 3, 50, generator=generator) for _ in range(2))
     whole = torch.nn.functional.kl_div(

@@ -93,7 +93,7 @@ def test_count_is_exact_and_the_model_generates(family, tmp_path):
 
 
 def test_count_on_llama2_7b():
-    """A share of 0.2 on layers 4 to 29 removes 15.30 % of all parameters, 6 of 32 heads."""
+    """A fraction of 0.2 on layers 4 to 29 removes 15.30 % of all parameters, 6 of 32 heads."""
     decoder = Decoder.from_config(LlamaConfig(intermediate_size=11008))
     assert decoder.n_parameters() == 6_738_415_616
     couplings = LLMPruner().couplings(decoder)
@@ -183,7 +183,7 @@ def test_out_of_reach_is_refused():
 
 
 @pytest.mark.parametrize("family", ["falcon", "bloom"])
-def test_unsupported_families_say_why(family):
+def test_unsupported_families_give_the_reason(family):
     reason = LLMPruner().unsupported(Decoder(tiny_model(family, n_layers=1)))
     assert "fused projection" in reason
 

@@ -141,7 +141,7 @@ def test_the_cosine_objective_recovers_a_span_that_is_linear(family):
 
 
 def test_the_cosine_of_the_pruned_model_is_the_one_that_was_fitted(tiny_llama):
-    """The folded layer's own states behind the cut, against the dense ones."""
+    """The folded layer's own states after the cut, against the dense ones."""
     decoder = Decoder(tiny_llama(n_layers=6))
     calibration, before = measure(decoder, TOKENS), snapshot(decoder.model)
     method = ReplaceMe(objective="cosine", epochs=30, learning_rate=1e-2, batch=96)

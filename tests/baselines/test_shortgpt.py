@@ -53,7 +53,7 @@ def test_score_is_one_minus_the_mean_cosine_of_input_and_output(tiny_opt):
     assert facts["order"][:2] == expected
 
 
-def test_equal_scores_take_the_deeper_layer():
+def test_of_equal_scores_the_deeper_layer_is_removed():
     cosine = torch.ones(5, 5, dtype=torch.float64)
     calibration = Calibration(cosine, torch.zeros(5, 5).double(), 8, 1)
     assert ShortGPT().select(calibration, 2).removed_layers == [2, 3]

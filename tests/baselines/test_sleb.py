@@ -47,11 +47,11 @@ def test_first_pick_is_that_of_shortened_llama_ppl(tiny_llama):
         assert anywhere[0].unit == free.order(free.calibrate(decoder, TOKENS))[0]
 
 
-def test_pruning_goes_on_where_calibration_stopped(tiny_opt):
+def test_pruning_resumes_where_calibration_stopped(tiny_opt):
     decoder = Decoder(tiny_opt(n_layers=6))
     results = []
-    for share in (0.0, 0.3, 1.0):
-        method = SLEB(search_share=share)
+    for fraction in (0.0, 0.3, 1.0):
+        method = SLEB(search_share=fraction)
         calibration = method.calibrate(decoder, TOKENS)
         results.append(method.prune(decoder, calibration, 0.33, TOKENS, 0))
     assert results[0].plan == results[1].plan == results[2].plan
@@ -72,6 +72,6 @@ def test_cost_is_counted_beside_the_naive_cost(tiny_llama):
     assert first.layer_runs == 6 * (4 + 4 + 3 + 2 + 1)
 
 
-def test_a_share_outside_0_to_1_is_refused():
+def test_a_fraction_outside_0_to_1_is_refused():
     with pytest.raises(ConfigError, match="fraction in .0, 1., got 1.5"):
         SLEB(search_share=1.5)

@@ -132,7 +132,7 @@ def llama2_7b():
     return Decoder.from_config(LlamaConfig(intermediate_size=11008))
 
 
-def test_a_quarter_of_llama2_7b_takes_a_third_of_its_width(llama2_7b):
+def test_a_quarter_of_llama2_7b_is_a_third_of_its_width(llama2_7b):
     width = SliceGPT().width(llama2_7b, 0.25)
     assert width % 8 == 0 and 1 - width / 4096 == pytest.approx(0.33, abs=0.01)
     size = SliceGPT().size(llama2_7b, 0.25)
@@ -222,7 +222,7 @@ def test_residual_dropout_is_that_of_the_family():
         ("bloom", {}, "slicegpt supports llama"),
     ],
 )
-def test_unsupported_models_say_why(family, changes, reason):
+def test_unsupported_models_give_the_reason(family, changes, reason):
     decoder = Decoder(tiny_model(family, n_layers=1, **changes))
     assert reason in SliceGPT().unsupported(decoder)
 

@@ -50,7 +50,7 @@ def test_every_family_falls_in_size_and_is_one_kind_of_model():
 @pytest.mark.parametrize(
     ("dense", "sparsity", "chosen", "count"),
     [
-        ("opt-6.7b", 0.25, "opt-2.7b", 2_651_596_800),  # the next smaller one, whatever is asked
+        ("opt-6.7b", 0.25, "opt-2.7b", 2_651_596_800),  # the next smaller one, whatever the target
         ("opt-6.7b", 0.8, "opt-1.3b", 1_315_758_080),
         ("opt-13b", 0.25, "opt-6.7b", 6_658_473_984),
         ("opt-1.3b", 0.25, "opt-350m", 331_196_416),
@@ -83,7 +83,7 @@ def test_what_has_no_smaller_sibling_is_refused_in_words(tiny_opt):
     assert named.unsupported(packaged("smollm2-135m-instruct")) is None
 
 
-def test_the_smaller_model_runs_in_the_place_of_all_layers(models, tmp_path):
+def test_the_smaller_model_replaces_all_layers(models, tmp_path):
     model, tokenizer = load_model(str(models / "dense"))
     decoder, before = Decoder(model), snapshot(model)
     state = torch.get_rng_state()
@@ -117,7 +117,7 @@ def test_the_smaller_model_runs_in_the_place_of_all_layers(models, tmp_path):
         ("dense", "nowhere", "cannot read the size of .*nowhere: There is no model folder"),
     ],
 )
-def test_a_model_that_cannot_stand_is_refused(models, dense, model, reason):
+def test_a_model_that_cannot_replace_it_is_refused(models, dense, model, reason):
     decoder = Decoder(load_model(str(models / dense))[0])
     method = SmallerDense(model=str(models / model))
     with pytest.raises(UnsupportedModelError, match=reason):

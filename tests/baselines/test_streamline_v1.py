@@ -48,12 +48,12 @@ def test_counts_of_opt_2_7b_are_those_of_the_first_version(opt_2_7b):
     dense = opt_2_7b.n_parameters()
     assert dense == 2_651_596_800
     layer, mlp = 12 * 2560**2 + 13 * 2560, 4 * 2560**2 + 3 * 2560
-    for asked, n, printed in ((0.168, 6, 16.8), (0.257, 9, 25.7), (0.346, 12, 34.6)):
-        size = StreamlineV1MLP().size(opt_2_7b, asked)
+    for target, n, printed in ((0.168, 6, 16.8), (0.257, 9, 25.7), (0.346, 12, 34.6)):
+        size = StreamlineV1MLP().size(opt_2_7b, target)
         assert size.n_removed == n
         assert size.pruned == dense - n * layer + mlp
         assert round(100 * size.removed_fraction, 1) == printed
-        assert StreamlineV1MLPShared().size(opt_2_7b, asked) == size
+        assert StreamlineV1MLPShared().size(opt_2_7b, target) == size
 
 
 def test_other_networks_of_the_set_count_what_they_bring(opt_2_7b):
@@ -67,7 +67,7 @@ def test_other_networks_of_the_set_count_what_they_bring(opt_2_7b):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_networks_stand_in_the_place_of_the_most_similar_span(method, tiny_opt):
+def test_networks_replace_the_most_similar_span(method, tiny_opt):
     decoder = Decoder(tiny_opt(n_layers=8))
     calibration = measure(decoder, TOKENS)
     pruned = method().prune(decoder, calibration, 0.2, TOKENS, 0)

@@ -242,7 +242,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     decoder = Decoder(tiny("llama"))
     (tmp_path / ".c.0123.tmp").mkdir()
-    (tmp_path / ".c.0123.tmp" / "model.safetensors").write_text("half")
+    (tmp_path / ".c.0123.tmp" / "model.safetensors").write_text("part")
     (tmp_path / ".other.0123.tmp").mkdir()
     save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {})
     assert {path.name for path in tmp_path.iterdir()} == {"c", ".other.0123.tmp"}

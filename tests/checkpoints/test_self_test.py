@@ -1,4 +1,4 @@
-"""A fresh process finds in a folder what was in memory, and says so when it does not."""
+"""A fresh process finds in a folder what was in memory, and reports when it does not."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_the_checkpoint_is_that_of_the_model_in_memory(
         if prune is ffn:
             again = Pruned(pruned.plan, pruned.modules)
         found = save(again, decoder, None, tmp_path / "found", {"method": "x"})
-        assert max(source.reads.values()) == 2  # written, and walked for the self-test
+        assert max(source.reads.values()) == 2  # written, and run for the self-test
     assert same(weights(found), weights(wanted))
     for name in ("config.json", "plan.json", "provenance.json"):
         assert (found / name).read_text() == (wanted / name).read_text()

@@ -33,7 +33,7 @@ CHOICES = {
         for name in ("acc", "acc_norm", "acc_bytes")
     ],
 }
-FILLED = {  # Winogrande's form: the option stands in the context, the rest is scored
+FILLED = {  # Winogrande's form: the option is in the context, the rest is scored
     "doc_to_text": lambda doc: doc["gold"],
     "doc_to_choice": lambda doc: [doc["q"] + " " + option for option in doc["options"]],
     "doc_to_target": lambda doc: "and so on",
@@ -154,7 +154,9 @@ def test_every_form_equals_lm_eval(tokenizer: PreTrainedTokenizerFast, form: str
         assert value == pytest.approx(reference["results"]["toy"][f"{name},none"], rel=1e-5)
 
 
-def test_contexts_are_cut_on_the_left_like_lm_eval(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_contexts_are_truncated_on_the_left_like_lm_eval(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     model = tiny_model("llama", n_layers=2)
     part, answers, _, _ = ours(CHOICES, tokenizer, model, entry(), max_length=30)
     reference = theirs(CHOICES, tokenizer, model, max_length=30)
@@ -247,17 +249,17 @@ def test_a_limit_is_split_among_subjects(
 ) -> None:
     from streamline.evaluation import harness
 
-    asked: dict[str, int | None] = {}
+    limits: dict[str, int | None] = {}
 
     def changes(task: str, *, limit: int | None, **_: Any) -> dict[str, Any]:
-        asked[task] = limit
+        limits[task] = limit
         raise AssetError("enough is known")
 
     monkeypatch.setattr(harness, "overrides", changes)
     for name in ("streamline_mmlu", "streamline_mmlu_anatomy", "piqa"):
         with pytest.raises(AssetError):
             build(resolve([name]), tokenizer, max_length=512, limit=50)
-    assert asked == {
+    assert limits == {
         "streamline_mmlu_abstract_algebra": 1,
         "streamline_mmlu_anatomy": 50,
         "piqa": 50,

@@ -37,15 +37,15 @@ def test_linear_maps_find_a_span_that_is_linear(decoder: Decoder) -> None:
     layers = decoder.model.model.layers
     layers[2], layers[3] = first, second
     decoder = Decoder(decoder.model)
-    whole, half = Span(2, 4), Span(2, 3)
-    maps = linear_maps(decoder, [whole, half, whole], tokens(40), ridge=1e-10)
-    assert set(maps) == {whole, half}
-    torch.testing.assert_close(maps[half][0].float(), first.weight.data, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(maps[half][1].float(), first.bias.data, rtol=1e-3, atol=1e-3)
+    both, first_only = Span(2, 4), Span(2, 3)
+    maps = linear_maps(decoder, [both, first_only, both], tokens(40), ridge=1e-10)
+    assert set(maps) == {both, first_only}
+    torch.testing.assert_close(maps[first_only][0].float(), first.weight.data, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(maps[first_only][1].float(), first.bias.data, rtol=1e-3, atol=1e-3)
     product = second.weight.data @ first.weight.data
     shift = second.weight.data @ first.bias.data + second.bias.data
-    torch.testing.assert_close(maps[whole][0].float(), product, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(maps[whole][1].float(), shift, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(maps[both][0].float(), product, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(maps[both][1].float(), shift, rtol=1e-3, atol=1e-3)
 
 
 def test_linear_maps_do_not_depend_on_micro_batches_or_company(decoder: Decoder) -> None:
@@ -70,7 +70,7 @@ def test_closed_form_finds_an_exact_map() -> None:
     assert moments.n_tokens == 600
 
 
-def test_batches_of_any_cut_give_the_same_map() -> None:
+def test_batches_of_any_size_give_the_same_map() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 120, 8, generator=generator)
     whole, parts = LinearMoments(8), LinearMoments(8)
@@ -85,7 +85,7 @@ def test_batches_of_any_cut_give_the_same_map() -> None:
     torch.testing.assert_close(offset.float(), expected[8], rtol=1e-4, atol=1e-5)
 
 
-def test_the_penalty_draws_towards_dropping() -> None:
+def test_the_penalty_pulls_towards_dropping() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 200, 8, generator=generator)
     moments = LinearMoments(8)

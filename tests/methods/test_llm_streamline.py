@@ -67,7 +67,7 @@ def test_none_drops_the_span_of_highest_cosine_and_names_the_runner_up():
     assert spans[:2] == [{"span": [2, 5], "cosine": 0.9}, {"span": [3, 6], "cosine": 0.8}]
 
 
-def test_a_runner_up_can_be_taken_instead():
+def test_a_runner_up_can_be_chosen_instead():
     found = calibration(8, Span(2, 5))
     assert StreamlineNone(runner_up=1).select(found, 3).removed_layers == [3, 4, 5]
     with pytest.raises(ConfigError, match="runner_up=6 is too large: there are 6 spans"):

@@ -59,7 +59,7 @@ def test_runs_in_a_layers_place_and_counts(family: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_is_trainable_float32_that_shares_nothing(kind: str) -> None:
+def test_is_trainable_float32_without_shared_tensors(kind: str) -> None:
     model = tiny_model("llama").to(torch.bfloat16).requires_grad_(False)
     module = make(kind, Decoder(model), SPAN, init=INITS[kind.split("-")[-1]][0])
     assert all(p.dtype == torch.float32 and p.requires_grad for p in module.parameters())

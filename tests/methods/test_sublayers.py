@@ -104,7 +104,7 @@ def test_one_module_per_sublayer_so_that_paths_share_it(tiny_opt):
     assert first.nodes[1].key == second.nodes[1].key
 
 
-def test_a_unit_is_taken_only_if_it_brings_the_count_nearer(tiny_llama):
+def test_a_unit_is_removed_only_if_it_brings_the_count_nearer(tiny_llama):
     sublayers = Sublayers(Decoder(tiny_llama(n_layers=3)))
     size = sublayers.n_removed([(0, "mlp")])
     assert sublayers.nearer([], (0, "mlp"), size)

@@ -18,7 +18,7 @@ def examples(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_instructions_are_told_apart_from_running_text(examples, tmp_path):
+def test_instructions_are_distinguished_from_running_text(examples, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"text": "running"}))
     broken = tmp_path / "broken.jsonl"
@@ -28,7 +28,7 @@ def test_instructions_are_told_apart_from_running_text(examples, tmp_path):
         assert not is_instructions(other)
 
 
-def test_parts_share_no_example_and_follow_the_seed(examples, tokenizer):
+def test_no_example_is_in_two_parts_and_follow_the_seed(examples, tokenizer):
     train, held_out = load_examples(examples, [400, 200], tokenizer=tokenizer, seed=3)
     assert {r["output"] for r in train}.isdisjoint(r["output"] for r in held_out)
     length = len(tokenizer("Instruction:\nSay 12.\n\nAnswer:\n12").input_ids)
@@ -62,6 +62,6 @@ def test_a_broken_file_is_named_with_its_line(line, match, tmp_path, tokenizer):
         load_examples(str(path), [10], tokenizer=tokenizer, seed=0)
 
 
-def test_without_a_hub_the_reason_is_told(tokenizer):
+def test_without_a_hub_the_reason_is_reported(tokenizer):
     with pytest.raises(AssetError, match=r"'alpaca' \(yahma/alpaca-cleaned\) could not be read"):
         load_examples("alpaca", [10], tokenizer=tokenizer, seed=0)

@@ -28,7 +28,7 @@ def test_tokens_come_out_exactly(n_tokens: int, tokenizer: Any):
     assert abs(counts["a"] - 0.75 * n_tokens) < 1
 
 
-def test_every_prefix_is_near_its_shares(tokenizer: Any):
+def test_every_prefix_is_near_its_fractions(tokenizer: Any):
     mixture = mix(DOCUMENTS, {"a": 3, "b": 1}, n_tokens=1200, tokenizer=tokenizer)
     longest = max(len(document.text) for document in DOCUMENTS)
     for end in range(1, len(mixture)):
@@ -95,7 +95,7 @@ def test_proportions_must_be_positive(proportions: dict[str, float]):
         mix(DOCUMENTS, proportions, n_documents=1, by="rows")
 
 
-def test_take_cuts_the_last_document(tokenizer: Any):
+def test_the_last_document_is_truncated(tokenizer: Any):
     documents = [Document("abcdef", "x"), Document("", "x"), Document("ghij", "x")]
     assert first_documents(documents, n_tokens=8, tokenizer=tokenizer) == [
         Document("abcdef", "x"),

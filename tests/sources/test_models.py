@@ -201,7 +201,7 @@ def test_refusals_of_the_hub_are_explained(
     assert "llama2-7b" in str(caught.value).lower()
 
 
-def test_gate_found_only_when_files_are_asked_for(monkeypatch: pytest.MonkeyPatch):
+def test_gate_found_only_when_files_are_requested(monkeypatch: pytest.MonkeyPatch):
     """transformers wraps the hub's error in an OSError of its own."""
     from transformers import AutoConfig
 

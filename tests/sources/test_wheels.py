@@ -78,13 +78,13 @@ def test_damaged_cached_wheel_is_named(published: Wheel):
         fetch_wheel(published)
 
 
-def test_unknown_version_says_what_pip_said(published: Wheel):
+def test_unknown_version_reports_the_message_of_pip(published: Wheel):
     other = replace(published, version="9.9")
     with pytest.raises(AssetError, match=r"pip download carried-data==9.9` failed .*ERROR: .*9.9"):
         fetch_wheel(other)
 
 
-def test_missing_pip_says_what_to_do(
+def test_missing_pip_is_reported_with_what_to_do(
     published: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     python = tmp_path / "python"
@@ -105,7 +105,7 @@ def test_wheel_put_into_the_cache_by_hand_needs_no_pip(
     assert fetch_wheel(published) == by_hand
 
 
-def test_extract_takes_one_folder_and_then_needs_no_wheel(published: Wheel):
+def test_extract_copies_one_folder_and_then_needs_no_wheel(published: Wheel):
     folder = extract(published, "carried/set/")
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     assert files == ["plain/validation/data.arrow", "plain/validation/state.json"]

@@ -110,7 +110,7 @@ class _Blind(_Good):
 
 class _Raises(_Good):
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        raise RuntimeError("a fault of the plugin")
+        raise RuntimeError("an error of the plugin")
 
 
 class _Nameless(_Good):
@@ -118,7 +118,7 @@ class _Nameless(_Good):
 
 
 class _Noise(nn.Module):
-    """A layer that is different each time it is asked."""
+    """A layer that is different each time it is called."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states + torch.rand_like(hidden_states)
@@ -159,7 +159,7 @@ def _failures(method: Method) -> dict[str, str]:
         (_Random(), "same seed", "the same seed gave two plans"),
         (_Untrained(), "students", "trains is True, yet there are 0 students"),
         (_Blind(), "refusal", "unsupported() must return None or a reason in words, got 'no'"),
-        (_Raises(), "exact count", "RuntimeError: a fault of the plugin"),
+        (_Raises(), "exact count", "RuntimeError: an error of the plugin"),
         (_Nameless(), "declaration", "class attribute paper must be a str and not empty"),
         (_Unstated(), "declaration", "returns_model must be a bool and not empty, got None"),
         (_Unsteady(), "generate", "model and path differ"),

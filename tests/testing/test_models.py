@@ -11,7 +11,7 @@ from streamline.testing.models import VOCAB_SIZE, tiny_model
 
 @pytest.mark.parametrize("family", THREE)
 @pytest.mark.parametrize("tied", [False, True])
-def test_tiny_models_run_and_are_tied_as_asked(family: str, tied: bool) -> None:
+def test_tiny_models_run_and_are_tied_as_given(family: str, tied: bool) -> None:
     model = tiny_model(family, n_layers=3, tied=tied)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert (head.weight is embedding.weight) == tied

@@ -34,11 +34,11 @@ def folder(tmp_path) -> Path:
         path.write_text(",Question,A,B,C,D,Answer\n" + "".join(lines), "utf-8")
     path = tmp_path / "c3" / "c3-d-dev.json"
     path.parent.mkdir()
-    asked = [
+    questions = [
         {"question": f"q{i}", "choice": ["yes", "no way", "it depends"], "answer": "no way"}
         for i in range(3)
     ]
-    path.write_text(json.dumps([[["one", "two"], asked, "1"]]), "utf-8")
+    path.write_text(json.dumps([[["one", "two"], questions, "1"]]), "utf-8")
     return tmp_path
 
 

