@@ -105,10 +105,11 @@ class _Graph:
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.files = _modules(folders)
+        self.names = {name: set(_imports(name, path)) for name, path in self.files.items()}
         self.imports = [
             (name, found, late)
-            for name, path in self.files.items()
-            for found, late in sorted({(self._own(x), y) for x, y in _imports(name, path)})
+            for name, names in self.names.items()
+            for found, late in sorted({(self._own(x), y) for x, y in names})
             if found and found != name
         ]
 
@@ -240,8 +241,8 @@ def _importers(library: str) -> set[str]:
     """Modules that import a library anywhere."""
     return {
         name
-        for name, path in _OURS.files.items()
-        if any(found.split(".")[0] == library for found, _ in _imports(name, path))
+        for name, names in _OURS.names.items()
+        if any(found.split(".")[0] == library for found, _ in names)
     }
 
 
