@@ -102,7 +102,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(place)
         rows = max(1, 4096 // options.length)
         _hand_over(decoder, tokens, folder, options.width, rows, keep_means)
-        _run_peer(options.peer_python, folder)
+        run_peer(options.peer_python, folder)
         peer = json.loads((folder / "peer.json").read_text(encoding="utf-8"))
         from safetensors.torch import load_file
 
@@ -199,7 +199,7 @@ def _hand_over(
     write_json_atomic(folder / "task.json", task)
 
 
-def _run_peer(python: str, folder: Path) -> None:
+def run_peer(python: str, folder: Path) -> None:
     """Run the released package in its own environment.
 
     Raises:

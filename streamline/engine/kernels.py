@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 __all__ = ["CompiledLayers", "FastLinears"]
 
-_BUDGET = 4 << 30  # bytes of the largest model whose weights are held a second time
+LARGEST_COPY = 4 << 30  # bytes of the largest model whose weights are held a second time
 _ROWS = 1024  # rows of the inputs that the layout is chosen for
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -47,7 +47,7 @@ class FastLinears:
     def __init__(self, modules: Iterable[nn.Module], model: nn.Module) -> None:
         self._forwards: dict[int, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
         size = sum(p.numel() * p.element_size() for p in model.parameters())
-        if size > _BUDGET or not _supported():
+        if size > LARGEST_COPY or not _supported():
             return
         packed: dict[int, Tensor] = {}
         for part in (part for module in modules for part in module.modules()):

@@ -39,9 +39,9 @@ from streamline.progress import tell
 __all__ = ["Found", "LossSearch"]
 
 #: The head is cut down to one in so many of its rows.
-_CUT = 12
+HEAD_DIVISOR = 12
 #: Hidden states of all trials of a round are kept up to this size; else all are scored in full.
-_KEEP_BYTES = 512 * 2**20
+KEEP_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class LossSearch:
             Which one, and the losses that were needed to know it.
         """
         size = len(paths) * self.tokens.numel() * self.decoder.hidden_size
-        small = size * self.decoder.dtype.itemsize <= _KEEP_BYTES
+        small = size * self.decoder.dtype.itemsize <= KEEP_BYTES
         alone = team().shard.size == 1  # several processes divide whole batches
         with self._fast.active():
             if all_losses or not (self._narrow and small and alone):
@@ -162,7 +162,7 @@ class LossSearch:
             if learn:
                 mass = logits.softmax(-1).sum(0)
                 mass[wanted] = math.inf
-                n_rows = max(len(mass) // _CUT, min(len(mass), len(wanted)))
+                n_rows = max(len(mass) // HEAD_DIVISOR, min(len(mass), len(wanted)))
                 kept.append(mass.topk(n_rows).indices.sort().values)
         if learn:
             self._kept = kept

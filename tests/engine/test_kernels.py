@@ -44,7 +44,7 @@ def test_what_is_not_plain_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     model = nn.Sequential(Other(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.float64))
     model[1].forward = lambda x: x  # type: ignore[method-assign]
     assert not FastLinears([model], model)._forwards
-    monkeypatch.setattr(cpu_linear, "_BUDGET", 100)
+    monkeypatch.setattr(cpu_linear, "LARGEST_COPY", 100)
     assert not FastLinears([model_of()], model_of())._forwards
 
 

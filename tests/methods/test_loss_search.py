@@ -82,7 +82,7 @@ def test_bounds_lie_below_the_losses_and_reach_them_with_the_whole_vocabulary(
     gaps = []
     with torch.no_grad():
         for cut in (16, 2, 1):
-            monkeypatch.setattr(loss_search, "_CUT", cut)
+            monkeypatch.setattr(loss_search, "HEAD_DIVISOR", cut)
             search = LossSearch([dense_path(decoder)], TOKENS)
             ends = search._ends(trials(decoder))
             search._whole(ends[0], learn=True)
@@ -113,7 +113,7 @@ def test_without_bounds_all_are_scored(
 ) -> None:
     decoder = sharpened(tiny_llama(n_layers=6), 3)
     if why == "memory":
-        monkeypatch.setattr(loss_search, "_KEEP_BYTES", 100)
+        monkeypatch.setattr(loss_search, "KEEP_BYTES", 100)
     elif why == "hooked":
         decoder.model.lm_head._hf_hook = None
     else:

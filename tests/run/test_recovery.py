@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamline.run.pipeline import run
+from streamline.sources.batches import Sequences
 from streamline.testing.models import tiny_tokenizer
 
 
@@ -96,16 +97,14 @@ def instructions(folder: Path, n: int = 60) -> str:
 
 
 def test_recovery_learns_only_the_answers_of_instructions(tmp_path, monkeypatch, config):
-    from streamline.training import lora_loop
-
     seen: list[Any] = []
-    original = lora_loop.LoraLoop._sum
+    part = Sequences.part
 
-    def watched(self: Any, sequences: Any, indices: Any) -> Any:
-        seen.append(sequences.part(indices))
-        return original(self, sequences, indices)
+    def watched(self: Sequences, indices: Any) -> Any:
+        seen.append(part(self, indices))
+        return seen[-1]
 
-    monkeypatch.setattr(lora_loop.LoraLoop, "_sum", watched)
+    monkeypatch.setattr(Sequences, "part", watched)
     lora = {
         "texts": instructions(tmp_path),
         "n_tokens": 1500,

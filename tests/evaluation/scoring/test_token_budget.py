@@ -118,8 +118,8 @@ def test_a_real_trial_finds_a_size_and_changes_no_answer(
     requests = [Request("t", i, 0, (1, 2, i), (3, 4)) for i in range(20)]
     (wanted,) = score([path], requests)
     monkeypatch.setattr(token_budget, "CPU_TOKENS", 1)
-    monkeypatch.setattr(token_budget, "_MOST", 1024)
-    monkeypatch.setattr(token_budget, "_START", 512)
+    monkeypatch.setattr(token_budget, "MOST_TOKENS", 1024)
+    monkeypatch.setattr(token_budget, "FIRST_TOKENS", 512)
     tried = TokenBudget(folder=tmp_path)
     monkeypatch.setattr(token_budget, "can_try", lambda decoder: True)
     (found,) = score([path], requests, batch_tokens=tried)
