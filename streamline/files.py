@@ -15,10 +15,17 @@ import hashlib
 import json
 import os
 import uuid
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["content_key", "write_bytes_atomic", "write_json_atomic", "write_text_atomic"]
+__all__ = [
+    "content_key",
+    "folder_key",
+    "write_bytes_atomic",
+    "write_json_atomic",
+    "write_text_atomic",
+]
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
@@ -98,3 +105,34 @@ def content_key(obj: Any) -> str:
         obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def folder_key(folder: Path) -> str:
+    """A name for what lies in a folder: its files' relative names and their content.
+
+    A file's hash is remembered for as long as its place on the disk, size and times are the same.
+    What Python compiles and what begins with a dot is left out.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if path.is_file() and not hidden:
+            now = path.stat()
+            found[name.as_posix()] = _file_key(
+                path, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+            )
+    return content_key(found)
+
+
+@lru_cache(maxsize=4096)
+def _file_key(path: Path, *state: int) -> str:
+    """The SHA-256 of a file in this state."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

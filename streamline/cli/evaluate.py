@@ -30,6 +30,7 @@ Examples:
     "--dtype",
     "--data-dir",
     "--data",
+    "--include-path",
     "--batch-tokens",
     "--compile",
     "--trust-remote-code",
@@ -52,7 +53,7 @@ def command(
     from streamline.cli.screen.bar import progress_display
     from streamline.run import pipeline
 
-    with progress_display() as display:
+    with progress_display(f"evaluate {model}") as display:
         record = pipeline.evaluate_model(model, out=out, config=config, progress=display)
     rows = [{"task": name, **result.model_dump()} for name, result in record.tasks.items()]
     rows += [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -38,6 +39,7 @@ from streamline.cli.screen.show import show_error
 from streamline.distributed import follows
 from streamline.errors import StreamlineError
 from streamline.registry import unknown_name
+from streamline.run.commands import commanded
 
 __all__ = ["app", "main"]
 
@@ -151,8 +153,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, between our own
     try:
-        with redirect_stdout(io.StringIO()) if follows() else nullcontext():
+        silent = redirect_stdout(io.StringIO()) if follows() else nullcontext()
+        with silent, commanded(arguments):
             app(args=arguments, prog_name="streamline-bench")
     except (StreamlineError, OSError) as error:
         if debug:

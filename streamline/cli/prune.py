@@ -57,7 +57,7 @@ def command(
     from streamline.cli.screen.bar import progress_display
     from streamline.run import pipeline
 
-    with progress_display() as display:
+    with progress_display(f"prune {model}") as display:
         pipeline.prune_to_checkpoint(
             model,
             method=config.methods[0],

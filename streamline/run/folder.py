@@ -22,6 +22,7 @@ from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, remove
 from streamline.results.samples import samples_path
 from streamline.run.cell import Cell, cell_key, expand
+from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
 
@@ -129,6 +130,7 @@ def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
         ConfigError: If a run is at work in the folder.
     """
     with claimed(folder):
+        note_command(folder)
         remaining = remove(folder, records)
         for path in [path for record in records for path in cell_files(folder, record)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

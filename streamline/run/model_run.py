@@ -168,6 +168,7 @@ def _run(
             limit=config.limit,
             source=config.data,
             data_dir=config.data_dir,
+            include_path=config.include_path,
             heldout=heldout_text(batches, text.texts, text.n_tokens, text.length),
             generates=not config.stream,
             progress=progress,

@@ -19,6 +19,7 @@ from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
+from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.folder import SETTINGS, claimed, refuse_mixture
 
@@ -56,6 +57,7 @@ def _run(config: RunConfig, progress: Progress) -> list[Record]:
             mode="json", exclude={"dry_run", "executor", "device", "device_map"}
         )
         write_json_atomic(config.out / SETTINGS, settings)
+        note_command(config.out)
         records = executor(config.executor).run(config, progress)
         report_run(config.out)
     return records

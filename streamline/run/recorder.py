@@ -68,6 +68,8 @@ class Recorder:
                 f"asked {job.cell.sparsity:.4f}, achieved {achieved:.4f}: "
                 f"more than half a layer ({half:.4f}) apart"
             )
+        if self.config.quick:
+            notes["trial"] = "--quick: too few questions and tokens for its numbers to count"
         if variant.training:
             notes["training"] = dict(variant.training)
         plan = variant.pruned.plan

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 __all__ = [
-    "CalibrationConfig", "MethodConfig", "PerplexityConfig", "Positive",
+    "QUICK", "CalibrationConfig", "MethodConfig", "PerplexityConfig", "Positive",
     "Recoveries", "Sparsities", "Strict", "distinct",
 ]  # fmt: skip
 
@@ -45,6 +45,11 @@ Recoveries = Annotated[tuple[Literal["none", "lora"], ...], BeforeValidator(dist
 Positive = Annotated[int, Field(ge=1)]
 
 
+def _none_is_zero(value: Any) -> Any:
+    """Turn ``none`` into 0; all else stays."""
+    return 0 if value == "none" else value
+
+
 class Strict(BaseModel):
     """A frozen value that refuses fields it does not know."""
 
@@ -57,7 +62,7 @@ class CalibrationConfig(Strict):
     texts: str = Field(
         "packaged", description="Calibration text: packaged, slimpajama, wikitext2, or a file."
     )
-    n_samples: Positive = Field(64, description="Number of packed samples.")
+    n_samples: Positive = Field(64, description="Samples of calibration text; else 64.")
     length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each sample.")
     proportions: Literal["tokens", "rows"] = Field(
         "tokens",
@@ -76,8 +81,8 @@ class PerplexityConfig(Strict):
     """The held-out text whose perplexity stands in the summary."""
 
     texts: str = Field("packaged:heldout", description="Held-out text.")
-    n_tokens: Annotated[int, Field(ge=0)] = Field(
-        16_384, description="Tokens scored; 0 for no perplexity."
+    n_tokens: Annotated[int, Field(ge=0), BeforeValidator(_none_is_zero)] = Field(
+        16_384, description="Tokens whose perplexity is measured, or none; else 16,384."
     )
     length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each window.")
 
@@ -93,3 +98,13 @@ class MethodConfig(Strict):
     recovery: Recoveries | None = Field(
         None, description="Its own stages after pruning; none for the run's."
     )
+
+
+#: What a trial sets; flags win over it, and it wins over a suite.
+QUICK: dict[str, Any] = {
+    "limit": 10,
+    "calibration": {"n_samples": 4},
+    "training": {"n_tokens": 8_192, "epochs": 1, "validation_tokens": 2_048, "evaluations": 1},
+    "lora": {"n_tokens": 8_192},
+    "perplexity": {"n_tokens": 1_024},
+}

@@ -15,6 +15,7 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 from streamline.errors import ConfigError
 from streamline.registry import SUITES, folders, unknown_name
 
-__all__ = ["Suite", "load_suite", "suite_files"]
+__all__ = ["Suite", "as_suite", "load_suite", "suite_files"]
 
+_COMMAND_LINE = ("suite", "dry_run")
 _DESCRIBING = ("title", "description", "report")
 
 
@@ -96,7 +98,7 @@ def load_suite(name: str) -> Suite:
             f"the suite {path} must be a mapping of a run's fields, such as `models: opt-1.3b`, "
             f"got {type(content).__name__ if content is not None else 'an empty file'}"
         )
-    for key in ("suite", "dry_run"):
+    for key in _COMMAND_LINE:
         if key in content:
             raise ConfigError(
                 f"the suite {path} cannot set {key!r}; it belongs on the command line"
@@ -112,3 +114,24 @@ def load_suite(name: str) -> Suite:
         report=report,
         settings={key: value for key, value in content.items() if key not in _DESCRIBING},
     )
+
+
+def as_suite(fields: Mapping[str, Any], suite: str | None = None) -> str:
+    """A run as the YAML of a suite.
+
+    Args:
+        fields: The run's fields as plain values; ``suite`` and ``dry_run`` are left out.
+        suite: The suite that it came from, whose title, description and report are kept.
+
+    Returns:
+        A text that :func:`load_suite` reads.
+    """
+    import yaml
+
+    words: dict[str, Any] = {}
+    if suite is not None:
+        found = load_suite(suite)
+        words = {"title": found.title, "description": found.description, "report": found.report}
+    content = {name: value for name, value in words.items() if value}
+    content |= {name: value for name, value in fields.items() if name not in _COMMAND_LINE}
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=96))

@@ -75,20 +75,20 @@ def test_a_log_speaks_more_and_more_seldom_and_says_when_a_stage_is_done(
     assert 2 <= sum("so far" in line for line in lines) <= 4  # at 0.05, 0.1, 0.2 and 0.4 s
 
 
-def test_a_log_tells_the_whole_with_its_title_and_leaves_out_what_that_says(
+def test_a_log_tells_the_whole_under_its_title(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with Log(Console(stderr=True, soft_wrap=True), "3 cells of m", "m: ", seconds=0.05) as log:
+    with Log(Console(stderr=True, soft_wrap=True), "3 cells of m", seconds=0.05) as log:
         prune, train = portions([1, 3])
         with prune:
-            log.stage("m: prune")
+            log.stage("prune")
         with train:
-            log.stage("m: train", 8)
+            log.stage("train", 8)
             log.step(1, 8)
             log.step(2, 8)
             whole = r"train: 2/8, .* left \(in all 44 %, about \d\.\d s left\)"
             _, lines = _wait_for(whole, capsys)
-        log.say("m: a remark")
+        log.say("a remark")
     assert lines[0] == "3 cells of m"
     assert "a remark" in capsys.readouterr().err.splitlines()
 
@@ -97,15 +97,15 @@ def _drawn(width: int = 80, **at: str) -> list[str]:
     """What a bar shows of a training half done in the second half of a run, and a remark."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=width, color_system=None)
-    with Bar(console, title="19 cells of smollm2-135m-instruct", prefix="smollm2: ") as bar:
+    with Bar(console, title="19 cells of smollm2-135m-instruct") as bar:
         first, second = portions([1, 1])
         with first:
-            bar.stage("smollm2: prune")
+            bar.stage("prune")
         with second:
-            bar.stage(at.get("name", "smollm2: train 10 replacements"), 98)
+            bar.stage(at.get("name", "train 10 replacements"), 98)
             bar.step(24, 98)
             bar.step(49, 98, at.get("message", "step 49/98, validation FFN 14-19: 0.18"))
-        bar.say("smollm2: pruned")
+        bar.say("pruned")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", file.getvalue().replace("\r", "\n"))
     return [line.rstrip() for line in plain.splitlines() if line.strip()]
 

@@ -24,6 +24,7 @@ from streamline.results.samples import read_samples
 from streamline.run import model_run
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
+from streamline.run.estimate import plan_run
 from streamline.run.pipeline import evaluate_model, prune_to_checkpoint, run
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
@@ -277,6 +278,31 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, c
     assert len(other) == 16 and not other["loglikelihood"].equals(samples["loglikelihood"])
     evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
     assert read_samples(tmp_path / "record.parquet").equals(samples)
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsity", "message"),
+    [
+        ("random-layers", 0.99, "0.99 cannot be reached by removing layers"),
+        ("slicegpt", 0.3, "layers"),
+    ],
+)
+def test_pruning_refuses_before_any_work_what_a_dry_run_refuses(
+    method, sparsity, message, place, tmp_path, monkeypatch, config
+):
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a refused cell must not load a model")
+
+    monkeypatch.setattr(model_run, "load_model", never)
+    out = tmp_path / "out"
+    settings = config(out, methods=method, sparsities=sparsity, stream=method == "slicegpt")
+    reasons = [row.reason for row in plan_run(settings).rows if row.cell.method == method]
+    with pytest.raises(UnsupportedModelError, match=message) as refused:
+        prune_to_checkpoint(
+            str(place / "model"), method=method, sparsity=sparsity, out=out, config=settings
+        )
+    assert [str(refused.value)] == reasons
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_seeds_are_cells_of_their_own(tmp_path, config):

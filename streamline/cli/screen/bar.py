@@ -26,19 +26,18 @@ __all__ = ["Bar", "Log", "progress_display"]
 _LONGEST_SILENCE = 15  # of a log, in times of its first one
 
 
-def progress_display(title: str = "", prefix: str = "") -> Bar | Log:
+def progress_display(title: str = "") -> Bar | Log:
     """The display that fits standard error: a bar on a terminal, else a log.
 
     Args:
         title: What the whole is, such as "19 cells of opt-1.3b".
-        prefix: A beginning of stages' names that the title says already.
     """
     from streamline.environment import hush
 
     hush()
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     kind = Bar if console.is_terminal else Log
-    return kind(console, title=title, prefix=prefix)
+    return kind(console, title)
 
 
 class Bar:
@@ -47,11 +46,10 @@ class Bar:
     Args:
         console: Where to draw.
         title: What the whole is.
-        prefix: A beginning of stages' names that the title says already.
     """
 
-    def __init__(self, console: Console, title: str = "", prefix: str = "") -> None:
-        self._console, self._title, self._prefix = console, title, prefix
+    def __init__(self, console: Console, title: str = "") -> None:
+        self._console, self._title = console, title
         self._tracker = Tracker()
         self._live = Live(console=console, transient=True, get_renderable=self._lines)
 
@@ -71,7 +69,7 @@ class Bar:
 
     def stage(self, name: str, total: float | None = None) -> None:
         """Begin a stage in place of the last one."""
-        self._tracker.stage(name.removeprefix(self._prefix), total)
+        self._tracker.stage(name, total)
 
     def step(self, done: float, total: float, message: str = "") -> None:
         """Move the bars."""
@@ -79,7 +77,7 @@ class Bar:
 
     def say(self, message: str) -> None:
         """Print a remark above the bars, taken literally."""
-        self._console.print(message.removeprefix(self._prefix), markup=False)
+        self._console.print(message, markup=False)
 
     def _lines(self) -> RenderableType:
         now, at = time.monotonic(), self._tracker.state
@@ -116,15 +114,11 @@ class Log:
     Args:
         console: Where to print.
         title: What the whole is.
-        prefix: A beginning of stages' names that the title says already.
         seconds: Time until a stage first says how far it is.
     """
 
-    def __init__(
-        self, console: Console, title: str = "", prefix: str = "", seconds: float = 20.0
-    ) -> None:
-        self._console, self._title, self._prefix = console, title, prefix
-        self._seconds = seconds
+    def __init__(self, console: Console, title: str = "", seconds: float = 20.0) -> None:
+        self._console, self._title, self._seconds = console, title, seconds
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._lock = threading.Lock()
@@ -132,9 +126,7 @@ class Log:
         self._named, self._next, self._message = False, seconds / 20, ""
 
     def __enter__(self) -> Log:
-        """Name the whole and start to watch the time."""
-        if self._title:
-            self.say(self._title)
+        """Start to watch the time."""
         self._thread.start()
         return self
 
@@ -154,7 +146,7 @@ class Log:
         """Begin a stage; it is named when it has lasted a little."""
         with self._lock:
             self._end()
-            self._tracker.stage(name.removeprefix(self._prefix), total)
+            self._tracker.stage(name, total)
             self._named, self._next, self._message = False, self._seconds / 20, ""
 
     def step(self, done: float, total: float, message: str = "") -> None:
@@ -164,7 +156,7 @@ class Log:
 
     def say(self, message: str) -> None:
         """Print a remark, taken literally."""
-        self._console.print(message.removeprefix(self._prefix), markup=False)
+        self._console.print(message, markup=False)
 
     def _watch(self) -> None:
         while not self._over.wait(self._seconds / 20):
@@ -178,6 +170,9 @@ class Log:
         at, now = self._tracker.state, time.monotonic()
         if not self._named:
             self._named, self._next = True, self._seconds
+            if self._title:  # once, before the first stage
+                self.say(self._title)
+                self._title = ""
             self.say(at.name)
             return
         self._next = age + min(age, _LONGEST_SILENCE * self._seconds)

