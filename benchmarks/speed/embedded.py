@@ -31,7 +31,7 @@ from streamline.registry import build_method
 from streamline.run import pipeline
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig, build_config
-from streamline.sources.token_batches import TokenBatches
+from streamline.sources.batches import TokenBatches
 from streamline.training.fit import fit
 
 __all__ = ["FRACTIONS", "one_by_one", "run", "same", "settings", "side_by_side"]

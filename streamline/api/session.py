@@ -35,8 +35,7 @@ from streamline.method import Method
 from streamline.progress import Progress, Remarks
 from streamline.registry import build_method
 from streamline.results.assess import CellResult
-from streamline.sources.batches import batches_fingerprint
-from streamline.sources.token_batches import TokenBatches
+from streamline.sources.batches import TokenBatches, batches_fingerprint
 from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 

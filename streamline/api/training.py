@@ -21,7 +21,7 @@ from streamline.api.variants import Dense, Failure, Variant
 from streamline.engine.assemble import assemble
 from streamline.method import Pruned
 from streamline.progress import Progress
-from streamline.sources.token_batches import TokenBatches
+from streamline.sources.batches import TokenBatches
 from streamline.training import lora
 from streamline.training.activations import ActivationCache
 from streamline.training.fit import fit

@@ -24,7 +24,7 @@ from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
 from streamline.evaluation.tasks.overrides import provenance, unavailable
 from streamline.evaluation.tasks.running_text import RunningText, running_text
 from streamline.progress import Progress, Silent
-from streamline.sources.token_batches import TokenBatches
+from streamline.sources.batches import TokenBatches
 
 __all__ = ["Questions", "Text", "heldout_text", "prepare"]
 

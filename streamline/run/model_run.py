@@ -44,8 +44,8 @@ from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.recorder import Recorder
 from streamline.run.stage_config import CalibrationConfig
+from streamline.sources.batches import TokenBatches
 from streamline.sources.models import load_model, model_fingerprint
-from streamline.sources.token_batches import TokenBatches
 
 __all__ = ["load_dense", "run_model"]
 

@@ -1,11 +1,13 @@
-"""Token batches for calibration and training: running text packed, or examples padded.
+"""Token batches for calibration and training: packed text, or padded examples.
 
 Both kinds of training data become padded sequences that name the first token whose loss counts, so
 one loss serves both: all tokens of running text, only the answer of an example.
 
 Example::
 
-    batches = token_batches(texts, tokenizer, n_samples=32, length=512, seed=0)     # [32, 512]
+    token_batches(texts, tokenizer, n_samples=32, length=512, seed=0)           # [32, 512]
+    batches = TokenBatches(tokenizer)                # made once for all that use them
+    batches.tokens("packaged", n_samples=64, length=512, seed=0)                # [64, 512]
     as_sequences([{"instruction": "Add 2 and 3.", "output": "5"}], tokenizer, length=256)
 
 Notation: N sequences, B sequences of one batch, T tokens.
@@ -16,18 +18,30 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from streamline.errors import ConfigError
-from streamline.sources.instructions import prompt_text
+from streamline.files import content_key
+from streamline.sources.instructions import is_instructions, load_examples, prompt_text
+from streamline.sources.texts import Split, load_texts
 
-__all__ = ["Sequences", "TrainingData", "as_sequences", "batches_fingerprint", "token_batches"]
+__all__ = [
+    "Sequences",
+    "TokenBatches",
+    "TrainingData",
+    "as_sequences",
+    "batches_fingerprint",
+    "token_batches",
+]
 
 #: Token batches, [N, T], int64; or rows with ``instruction``, ``output`` and perhaps ``input``.
 TrainingData = Tensor | Sequence[Mapping[str, str]]
+
+#: Tokens loaded beyond those needed, since packing leaves remainders out.
+_SPARE = 1.02
 
 
 def token_batches(
@@ -73,6 +87,104 @@ def batches_fingerprint(batches: Tensor) -> str:
     digest = hashlib.sha256(str(tuple(batches.shape)).encode())
     digest.update(batches.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+class TokenBatches:
+    """The token batches of one tokenizer, made on first use and kept.
+
+    Equal text, number, length and seed give the same tensor.
+
+    Args:
+        tokenizer: The model's tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def tokens(
+        self,
+        texts: str,
+        *,
+        n_samples: int,
+        length: int,
+        seed: int,
+        split: Split | Literal["train"] = "train",
+    ) -> Tensor:
+        """Sequences of a text.
+
+        Args:
+            texts: A known name, or a file or folder of texts.
+            n_samples: Sequences, N.
+            length: Tokens of each, T.
+            seed: Seed of the draw.
+            split: Part of the text; no document is in ``"heldout"`` and in ``"train"``.
+
+        Returns:
+            Token ids, [N, T], int64.
+
+        Raises:
+            AssetError: If there is no such text.
+            ConfigError: If it holds too few tokens.
+        """
+        key = (texts, split, n_samples, length, seed)
+        if key not in self._made:
+            n_tokens = int(n_samples * length * _SPARE) + length
+            documents = load_texts(
+                texts, seed=seed, split=split, n_tokens=n_tokens, tokenizer=self.tokenizer
+            )
+            self._made[key] = token_batches(
+                [document.text for document in documents],
+                self.tokenizer,
+                n_samples=n_samples,
+                length=length,
+                seed=seed,
+            )
+        found: Tensor = self._made[key]
+        return found
+
+    def training(
+        self, texts: str, *, n_tokens: int, validation_tokens: int, length: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Training and validation tokens of a text, [N, T] and [M, T]; no piece is in both.
+
+        M is 0 without validation tokens, else at least 1.
+        """
+        n_train = max(1, n_tokens // length)
+        n_validation = max(1, validation_tokens // length) if validation_tokens else 0
+        batches = self.tokens(texts, n_samples=n_train + n_validation, length=length, seed=seed)
+        return batches[:n_train], batches[n_train:]
+
+    def fine_tuning(
+        self, texts: str, *, n_tokens: int, validation_tokens: int, length: int, seed: int
+    ) -> tuple[TrainingData, TrainingData | None]:
+        """Training data of a whole model, and that of its validation loss.
+
+        Both are tokens, [N, T], or instructions with their answers where ``texts`` names some.
+        Without validation tokens the second is None.
+        """
+        if not is_instructions(texts):
+            n_validation = -(-validation_tokens // length) * length
+            train, validation = self.training(
+                texts, n_tokens=n_tokens, validation_tokens=n_validation, length=length, seed=seed
+            )
+            return train, validation if len(validation) else None
+        key = (texts, "train", n_tokens, validation_tokens, seed)
+        if key not in self._made:
+            self._made[key] = load_examples(
+                texts, [n_tokens, validation_tokens], tokenizer=self.tokenizer, seed=seed
+            )
+        examples, held_out = self._made[key]
+        return examples, held_out or None
+
+    def facts(self) -> dict[str, str]:
+        """Content hashes of what was made so far, for the records."""
+        return {
+            "/".join(map(str, key)): batches_fingerprint(made)
+            if isinstance(made, Tensor)
+            else content_key(made)
+            for key, made in self._made.items()
+        }
 
 
 @dataclass(frozen=True)
