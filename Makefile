@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env bench test package-test slow lint speed docs wheel clean
+.PHONY: env bench test package-test slow lint speed gpu docs wheel clean
 
 env: $(STAMP)
 
@@ -33,6 +33,10 @@ lint: env
 
 speed: env
 	$(BIN)/python -m streamline.benchmarks.speed
+
+# One accelerator, at most eight minutes; in small anywhere: --shape tiny --device cpu.
+gpu: env
+	$(BIN)/python -m streamline.benchmarks.gpu --out reports/gpu
 
 # The public face, what plugins import, and the packages that explain the rest.
 docs: env
