@@ -28,12 +28,14 @@ from streamline.errors import UnsupportedModelError
 from streamline.files import content_key
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
-from streamline.progress import Progress, clock, showing
+from streamline.progress import Progress, clock, portions, showing
 from streamline.sources.batches import batches_fingerprint
 
 __all__ = ["calibrate", "prune"]
 
 log = logging.getLogger(__name__)
+
+_WORTH_SAYING = 1.0  # seconds
 
 
 def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Calibration:
@@ -100,28 +102,50 @@ def prune(
         else:
             key = (target.seed, target.method.calibration_key())
             groups.setdefault(key, []).append(index)
-    for (seed, _), members in groups.items():
-        names = ", ".join(dict.fromkeys(targets[i].method.name for i in members))
-        progress.stage(f"calibrate for {names}")
-        try:
-            batches = tokens(seed)
-            with showing(progress):
-                calibration = calibrate(targets[members[0]].method, dense, batches, folder)
-        except Exception as error:  # all that need this calibration, and no other
-            log.debug("calibration for %s failed", names, exc_info=True)
-            found |= {i: Failure(targets[i], error) for i in members}
-            continue
-        for i in members:
-            progress.stage(f"prune {targets[i].name}")
-            try:
-                with showing(progress):
-                    found[i] = _pruned(targets[i], dense.decoder, calibration, batches)
-            except Exception as error:  # a fault of one method loses no other variant
-                log.debug("%s failed", targets[i].name, exc_info=True)
-                found[i] = Failure(targets[i], error)
-                continue
-            progress.say(_told(found[i], dense.decoder, calibration))
+    places = portions([1.0] * len(groups))
+    for ((seed, _), members), place in zip(groups.items(), places, strict=True):
+        with place:
+            chosen = [targets[i] for i in members]
+            made = _group(chosen, seed, dense, tokens, folder, progress)
+            found |= dict(zip(members, made, strict=True))
     return [found[index] for index in range(len(targets))]
+
+
+def _group(
+    targets: Sequence[Target],
+    seed: int,
+    dense: Dense,
+    tokens: Callable[[int], Tensor],
+    folder: Path,
+    progress: Progress,
+) -> list[Variant | Failure]:
+    """Calibrate once for some targets and prune each."""
+    names = ", ".join(dict.fromkeys(target.method.name for target in targets))
+    progress.stage(f"calibrate for {names}")
+    start = time.perf_counter()
+    try:
+        batches = tokens(seed)
+        with showing(progress):
+            calibration = calibrate(targets[0].method, dense, batches, folder)
+    except Exception as error:  # all that need this calibration, and no other
+        log.debug("calibration for %s failed", names, exc_info=True)
+        return [Failure(target, error) for target in targets]
+    seconds = time.perf_counter() - start
+    if seconds >= _WORTH_SAYING:
+        progress.say(f"calibrated in {clock(seconds)} for {names}")
+    found: list[Variant | Failure] = []
+    for target in targets:
+        progress.stage(f"prune {target.name}")
+        try:
+            with showing(progress):
+                variant = _pruned(target, dense.decoder, calibration, batches)
+        except Exception as error:  # a fault of one method loses no other variant
+            log.debug("%s failed", target.name, exc_info=True)
+            found.append(Failure(target, error))
+            continue
+        progress.say(_told(variant, dense.decoder, calibration))
+        found.append(variant)
+    return found
 
 
 def _pruned(target: Target, decoder: Decoder, calibration: Calibration, tokens: Tensor) -> Variant:
@@ -132,10 +156,10 @@ def _pruned(target: Target, decoder: Decoder, calibration: Calibration, tokens: 
     return Variant(target=target, pruned=pruned, costs={"calibrate_s": seconds})
 
 
-def _told(found: Variant | Failure, decoder: Decoder, calibration: Calibration) -> str:
-    """A line on a pruned variant."""
-    assert isinstance(found, Variant)
+def _told(found: Variant, decoder: Decoder, calibration: Calibration) -> str:
+    """A line on a pruned variant; its own time, if it took any."""
     removed = found.pruned.plan.removed_layers
-    layers = f", {len(removed)} of {decoder.n_layers} layers out" if removed else ""
     seconds = found.costs["calibrate_s"] - calibration.facts.get("seconds", 0.0)
-    return f"{found.target.name}: pruned in {clock(seconds)}{layers}"
+    parts = [f"pruned in {clock(seconds)}"] if seconds >= _WORTH_SAYING else []
+    parts += [f"{len(removed)} of {decoder.n_layers} layers out"] if removed else []
+    return f"{found.target.name}: {', '.join(parts) or 'pruned'}"

@@ -30,7 +30,7 @@ from streamline.evaluation.scoring.score import score
 from streamline.evaluation.scoring.together import answer_all
 from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.evaluation.task_results import combine, finish
-from streamline.progress import Progress, Silent
+from streamline.progress import Progress, Silent, portions
 from streamline.results.assess import CellResult
 
 __all__ = ["evaluate", "stored"]
@@ -69,42 +69,70 @@ def evaluate(
         missing = {k: p for k, p in paths.items() if not store.has(k, questions.names)}
         if missing:
             _in_one_pass(missing, questions, store, budget, progress)
-    for part in questions.parts:
+    places = portions(questions.tokens)
+    for part, place in zip(questions.parts, places, strict=False):
         missing = {k: p for k, p in paths.items() if not store.has(k, part.name)}
-        if not missing:
-            continue
-        progress.stage(f"{part.name}: {part.n_docs} questions, {len(missing)} models")
-        start = time.perf_counter()
-        if part.generates:
-            answers: Iterable[Any] = answer_texts(
-                missing,
-                part,
-                tokenizer,
-                files={key: store.path(key, f"{part.name}.texts") for key in missing},
-                batch_tokens=budget.given,
-                progress=progress.step,
-            )
-        else:
-            answers = score(
-                list(missing.values()),
-                part.requests,
-                batch_tokens=budget,
-                compiled=compiled,
-                progress=progress.step,
-            )
-        _keep(part, missing, answers, (time.perf_counter() - start) / len(missing), store)
-    for text in questions.texts:
+        if missing:
+            with place:
+                _answer(part, missing, tokenizer, store, budget, compiled, progress)
+    for text, place in zip(questions.texts, places[len(questions.parts) :], strict=True):
         missing = {k: p for k, p in paths.items() if not store.has(k, text.name)}
-        if not missing:
-            continue
-        progress.stage(f"perplexity of {text.name}: {len(missing)} models")
-        start = time.perf_counter()
-        found = perplexity(
-            list(missing.values()), text.windows, batch_tokens=budget, progress=progress.step
-        )
-        seconds = (time.perf_counter() - start) / len(missing)
-        _keep_perplexity(text, missing, found, seconds, store)
+        if missing:
+            with place:
+                _measure(text, missing, store, budget, progress)
     return {key: stored(key, questions, store) for key in paths}
+
+
+def _answer(
+    part: Part,
+    paths: Mapping[str, LayerPath],
+    tokenizer: Any,
+    store: AnswerStore,
+    budget: TokenBudget,
+    compiled: bool,
+    progress: Progress,
+) -> None:
+    """Put a task's questions to paths."""
+    progress.stage(f"{part.name}: {part.n_docs} questions, {_models(paths)}")
+    start = time.perf_counter()
+    if part.generates:
+        answers: Iterable[Any] = answer_texts(
+            paths,
+            part,
+            tokenizer,
+            files={key: store.path(key, f"{part.name}.texts") for key in paths},
+            batch_tokens=budget.given,
+            progress=progress.step,
+        )
+    else:
+        answers = score(
+            list(paths.values()),
+            part.requests,
+            batch_tokens=budget,
+            compiled=compiled,
+            progress=progress.step,
+        )
+    _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store)
+
+
+def _measure(
+    text: Text,
+    paths: Mapping[str, LayerPath],
+    store: AnswerStore,
+    budget: TokenBudget,
+    progress: Progress,
+) -> None:
+    """Measure a text's perplexity under paths."""
+    progress.stage(f"perplexity of {text.name}: {_models(paths)}")
+    start = time.perf_counter()
+    found = perplexity(
+        list(paths.values()), text.windows, batch_tokens=budget, progress=progress.step
+    )
+    _keep_perplexity(text, paths, found, (time.perf_counter() - start) / len(paths), store)
+
+
+def _models(paths: Mapping[str, LayerPath]) -> str:
+    return "1 model" if len(paths) == 1 else f"{len(paths)} models"
 
 
 def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
@@ -135,7 +163,7 @@ def _in_one_pass(
 ) -> None:
     """Answer everything for paths through a streamed model, its weights read once."""
     n_docs = sum(part.n_docs for part in questions.parts)
-    progress.stage(f"one pass: {n_docs} questions, {len(paths)} models")
+    progress.stage(f"one pass: {n_docs} questions, {_models(paths)}")
     start = time.perf_counter()
     found = list(
         answer_all(

@@ -69,6 +69,11 @@ class Questions:
         """Everything that each model has an answer to."""
         return [*(part.name for part in self.parts), *(text.name for text in self.texts)]
 
+    @property
+    def tokens(self) -> list[int]:
+        """About how many tokens a model reads for each of :attr:`names`."""
+        return [*map(_read, self.parts), *(text.windows.numel() for text in self.texts)]
+
     def facts(self) -> dict[str, Any]:
         """Content hashes and sources, for a record."""
         return {
@@ -77,6 +82,15 @@ class Questions:
             "unavailable": self.unavailable,
             "texts": {text.name: text.provenance for text in self.texts},
         }
+
+
+def _read(part: Part) -> int:
+    """Tokens of a part's questions, each context once; a text that is generated counts as 1,000."""
+    contexts: dict[int, int] = {}
+    for request in part.requests:
+        contexts[request.doc_id] = max(contexts.get(request.doc_id, 0), len(request.context))
+    answers = sum(len(request.continuation) for request in part.requests)
+    return sum(contexts.values()) + answers + 1_000 * part.n_docs * part.generates
 
 
 def heldout_text(batches: TokenBatches, texts: str, n_tokens: int, length: int) -> Text | None:

@@ -35,7 +35,7 @@ from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.plan import Plan
-from streamline.progress import Prefixed, Progress
+from streamline.progress import Prefixed, Progress, portions
 from streamline.results.assess import assess
 from streamline.results.record import Record
 from streamline.results.record_file import FILE_NAME, find, load
@@ -44,6 +44,7 @@ from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.recorder import Recorder
 from streamline.run.stage_config import CalibrationConfig
+from streamline.run.weights import stage_weights
 from streamline.sources.batches import TokenBatches
 from streamline.sources.models import load_model, model_fingerprint
 
@@ -182,7 +183,13 @@ def _run(
     )
     shared = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
-    variants = _trained(model, _pruned(model, shared))
+    pruning, training, jointly, alone = portions(
+        stage_weights(config, shared, own, model.questions)
+    )
+    with pruning:
+        variants = _pruned(model, shared)
+    with training:
+        variants = _trained(model, variants)
     joint = [
         variant
         for variant in variants
@@ -194,11 +201,16 @@ def _run(
         # Run before, but its answers are gone.
         plan = Plan.dense(dense.decoder.n_layers)
         joint.insert(0, Variant(target=model.reference.target, pruned=Pruned(plan)))
-    _jointly(model, joint)
-    for variant in rest:
-        _alone(model, variant)
-    for job in own:  # models of their own, one at a time
-        _own(model, job)
+    with jointly:
+        _jointly(model, joint)
+    with alone:
+        places = portions([1.0] * (len(rest) + len(own)))
+        for variant, place in zip(rest, places, strict=False):
+            with place:
+                _alone(model, variant)
+        for job, place in zip(own, places[len(rest) :], strict=True):
+            with place:  # models of their own, one at a time
+                _own(model, job)
 
 
 def _pruned(model: _Model, jobs: Sequence[CellJob]) -> list[Variant]:

@@ -114,7 +114,7 @@ def test_a_bar_shows_the_whole_the_stage_and_the_losses_in_80_columns() -> None:
     lines = _drawn()
     assert max(map(len, lines)) <= 80
     whole = next(line for line in lines if line.startswith("19 cells of smol") and "75 %" in line)
-    assert re.search(r"75 %\s+\d\.\d s, about \d\.\d s left$", whole)
+    assert re.search(r"75 %\s+0:0\d, 0:0\d left$", whole)
     assert any(re.search(r"^train 10 replacements +━+.* 50 %", line) for line in lines)
     assert "  step 49/98, validation FFN 14-19: 0.18" in lines
     assert "pruned" in lines
@@ -154,6 +154,23 @@ def test_the_time_left_of_the_whole_is_at_the_pace_of_this_process() -> None:
     with evaluate:
         tracker.stage("evaluate", 10)
     assert tracker.state.whole == pytest.approx(0.5)
+
+
+def test_a_stage_around_others_takes_nothing_of_the_whole() -> None:
+    tracker = Tracker()
+    (everything,) = portions([1])
+    with everything:
+        tracker.stage("load", None)
+        first, _ = portions([1, 1])
+        with first:
+            tracker.stage("calibrate", None)
+            assert tracker.state.whole == 0.0
+            tracker.stage("prune", 4)
+            tracker.step(2, 4, "")
+            assert tracker.state.whole == pytest.approx(0.25)
+            tracker.stage("prune another", 4)
+    assert tracker.state.whole == pytest.approx(0.25)
+    assert tracker.state.made == pytest.approx(0.25)
 
 
 def test_a_stage_that_is_left_out_counts_as_done() -> None:

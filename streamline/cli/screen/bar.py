@@ -85,7 +85,7 @@ class Bar:
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         table.add_column(width=14)
         table.add_column(width=5, justify="right")
-        table.add_column(width=28, no_wrap=True)
+        table.add_column(min_width=17, no_wrap=True)
         if at.whole is not None:
             self._row(table, self._title, at.whole, at.age(now), at.whole_left(now))
         if at.name:
@@ -100,8 +100,15 @@ class Bar:
     ) -> None:
         bar = ProgressBar(total=1.0, completed=fraction or 0.0)
         percent = "" if fraction is None else f"{100 * fraction:.0f} %"
-        times = clock(age) if left is None else f"{clock(age)}, about {clock(left)} left"
+        times = _digits(age) if left is None else f"{_digits(age)}, {_digits(left)} left"
         table.add_row(Text(name), bar, percent, times)
+
+
+def _digits(seconds: float) -> str:
+    """A duration as narrow as it can be: ``0:07``, ``12:30``, ``2:05:00``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Log:

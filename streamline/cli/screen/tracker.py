@@ -82,14 +82,17 @@ class State:
         if self.place is None:
             return 0.0
         start, stop = self.place
-        done = 1.0 if finished else self.fraction or 0.0
-        return (stop - start) * max(0.0, done - (self.skipped / self.total if self.total else 0.0))
+        before = start + (stop - start) * (self.skipped / self.total if self.total else 0.0)
+        now = start + (stop - start) * (1.0 if finished else self.fraction or 0.0)
+        return max(0.0, now - max(before, self.reached))
 
     def followed_by(self, name: str, total: float | None, now: float) -> State:
         """The state as the next stage begins."""
         place = placed()
-        reached = max(self.reached, self.place[1] if self.place else 0.0)
-        made = self.made + self._own(finished=True)
+        start = 0.0 if place is None else place[0]
+        finished = self.place is not None and start >= self.place[1]
+        reached = max(self.reached, self.whole or 0.0, start)
+        made = self.made + self._own(finished)
         opened = now if self.opened is None and place is not None else self.opened
         return State(name, now, total=total, place=place, reached=reached, made=made, opened=opened)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamline.progress import Progress
+from streamline.progress import Progress, portions
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
 from streamline.run.model_run import run_model
@@ -13,4 +13,8 @@ class LocalExecutor:
 
     def run(self, config: RunConfig, progress: Progress) -> list[Record]:
         """Work every cell; the models come in the order of the run."""
-        return [record for model in config.models for record in run_model(config, model, progress)]
+        records = []
+        for model, place in zip(config.models, portions([1.0] * len(config.models)), strict=True):
+            with place:
+                records += run_model(config, model, progress)
+        return records
