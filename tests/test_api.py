@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import streamline as sl
+from streamline.api import functions
 from streamline.calibration import measure
 from streamline.method import Pruned
 from streamline.progress import Silent
@@ -300,7 +301,15 @@ def test_models_that_share_nothing_are_evaluated_beside_each_other(
 
 @pytest.mark.slow
 def test_the_lines_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys) -> None:
+    """On a tiny model in the place of the one they load; texts and questions are the packaged."""
     monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def tiny(name: str, **_: Any) -> Any:
+        asked.append(name)
+        return tiny_model("llama", n_layers=6), tiny_tokenizer()
+
+    monkeypatch.setattr(functions, "load_model", tiny)
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     block = next(
         part for part in readme.split("```python\n")[1:] if part.startswith("import streamline as")
@@ -308,7 +317,11 @@ def test_the_lines_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys) -
     names: dict[str, Any] = {}
     exec(block.split("```")[0], names)
     shown = capsys.readouterr().out
+    assert asked == ["smollm2-135m-instruct"]
     assert "stability" in shown and "share a letter" in shown
-    assert set(names["result"]) == {"dense", "shortgpt", "layer"}
+    assert list(names["result"]) == ["dense", "shortgpt", "layer"]
+    assert names["result"]["layer"].tasks["hellaswag"].n == 50
+    (training,) = names["layer"].training.values()
+    assert training["tokens"] == pytest.approx(200_000, rel=0.01)
     assert names["hf"].generate(torch.arange(5)[None], max_new_tokens=3).shape[1] == 8
     assert (tmp_path / "out" / "short" / "config.json").is_file()
