@@ -18,6 +18,9 @@ from streamline.engine.budget import removed_fraction
 from streamline.engine.paths import Path as LayerPath
 from streamline.environment import versions
 from streamline.errors import ConfigError
+from streamline.report.comparison_tables import comparison_tables
+from streamline.report.render import screen_width, terminal
+from streamline.report.table import Table, number, percent
 from streamline.results.assess import CellResult, assess
 from streamline.results.averages import grouped_by_task, mean_stderr
 from streamline.results.compare import Comparison
@@ -84,9 +87,6 @@ class Evaluation(Mapping[str, Record]):
 
     def __str__(self) -> str:
         """The averages as a table."""
-        from streamline.report.render import screen_width, terminal
-        from streamline.report.table import Table, number, percent
-
         texts = list(dict.fromkeys(t for r in self.records.values() for t in r.summary.perplexity))
         n = sum(task.n or 0 for task in self.records[self.reference].tasks.values())
         tasks = ", ".join(self.records[self.reference].tasks)
@@ -139,9 +139,6 @@ class Compared:
 
     def __str__(self) -> str:
         """The groups that cannot be told apart, then the differences, as tables."""
-        from streamline.report.comparison_tables import comparison_tables
-        from streamline.report.render import screen_width, terminal
-
         return terminal(comparison_tables(self.comparison), screen_width()).rstrip("\n")
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.api.variants import Dense, Variant
+from streamline.checkpoints.checkpoint import save
 from streamline.engine.assemble import assemble
 from streamline.engine.budget import removed_fraction
 from streamline.engine.decoder import Decoder
@@ -107,8 +108,6 @@ class PrunedModel:
         Raises:
             ConfigError: If the folder exists and is not empty.
         """
-        from streamline.checkpoints.checkpoint import save
-
         return save(
             self.variant.pruned,
             self.dense.decoder,

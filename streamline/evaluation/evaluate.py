@@ -144,7 +144,8 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
         names = [part.name for part in questions.parts if part.entry.name == entry.name]
         if names:
             row = combine(entry, [blocks[name][0] for name in names])
-            tasks[entry.name] = row | {"subtasks": names, "protocol": entry.protocol}
+            facts = {"protocol": entry.protocol, "shots": entry.shots}
+            tasks[entry.name] = row | facts | {"subtasks": names}
     frames = [store.samples(key, part.name) for part in questions.parts]
     return CellResult(
         tasks,

@@ -26,8 +26,8 @@ class CellResult:
     """What the evaluation of one cell left.
 
     Attributes:
-        tasks: For each row of the report ``metric``, ``value``, ``stderr``, ``n``, ``version`` and
-            ``subtasks``, the task names of its sample rows.
+        tasks: For each row of the report ``metric``, ``value``, ``stderr``, ``n``, ``version``,
+            ``protocol``, ``shots`` and ``subtasks``, the task names of its sample rows.
         samples: One row for each question and option, as in :mod:`streamline.results.samples`.
         perplexity: For each text ``value``, ``n_tokens`` and ``window``.
         seconds: Wall time, a shared pass split evenly over the cells that shared it.

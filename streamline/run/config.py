@@ -26,6 +26,8 @@ from pydantic import (
 )
 
 from streamline.errors import ConfigError
+from streamline.evaluation.tasks.catalogue import resolve
+from streamline.registry import build_method, method_names
 from streamline.run.config_errors import explain, faults_text, renamed
 from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
@@ -39,6 +41,9 @@ from streamline.run.stage_config import (
     Strict,
     distinct,
 )
+from streamline.run.suites import load_suite
+from streamline.sources.instructions import is_instructions
+from streamline.sources.texts import check_text
 from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
@@ -251,11 +256,6 @@ class RunConfig(Strict):
                 recipe of recovery needs a number that is not given.
             AssetError: If a text is neither a known name nor a file or folder of texts.
         """
-        from streamline.evaluation.tasks.catalogue import resolve
-        from streamline.registry import build_method
-        from streamline.sources.instructions import is_instructions
-        from streamline.sources.texts import check_text
-
         resolve(self.tasks, self.include_path)
         for spec in self.methods:
             if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
@@ -302,9 +302,6 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
         UnknownNameError: If a suite, a method or a task does not exist.
         AssetError: If a text does not exist.
     """
-    from streamline.registry import method_names
-    from streamline.run.suites import load_suite
-
     values: dict[str, Any] = {}
     if flags.get("quick"):
         flags = merge(QUICK, flags)

@@ -25,6 +25,7 @@ from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.sources.models import cache_dir, load_config, resolve_model
+from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 
 __all__ = [
     "Estimate",
@@ -187,8 +188,6 @@ def _add_costs(
 
 def _streamed_parameters(decoder: Decoder) -> int:
     """Parameters in memory at once where layers are streamed: two layers, and what always stays."""
-    from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
-
     groups = {name: sum(p.numel() for p in own) for name, own in grouped(decoder).items()}
     stays = groups.pop(None)
     order = [groups[name] for name in (EMBEDDING, *range(decoder.n_layers), HEAD)]

@@ -47,6 +47,7 @@ from streamline.run.stage_config import CalibrationConfig
 from streamline.run.weights import stage_weights
 from streamline.sources.batches import TokenBatches
 from streamline.sources.models import load_model, model_fingerprint
+from streamline.streaming.opening import load_streamed
 
 __all__ = ["load_dense", "run_model"]
 
@@ -121,8 +122,6 @@ def load_dense(config: RunConfig, name: str, fingerprint: str, progress: Progres
     progress.stage("load")
     device, dtype, trust = pick_device(config.device), config.dtype, config.trust_remote_code
     if config.stream:
-        from streamline.streaming.opening import load_streamed
-
         decoder, tokenizer = load_streamed(
             name, device=device, dtype=dtype, trust_remote_code=trust
         )

@@ -14,14 +14,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from streamline.api.session import Session
 from streamline.engine.following import with_leader
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.files import write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
+from streamline.results.samples import samples_path
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
+from streamline.run.estimate import require_fit
+from streamline.run.executors import executor
 from streamline.run.folder import SETTINGS, claimed, refuse_mixture
+from streamline.run.model_run import load_dense, run_model
+from streamline.run.reporting import report_run
+from streamline.sources.models import model_fingerprint
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
@@ -46,10 +53,6 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
 
 
 def _run(config: RunConfig, progress: Progress) -> list[Record]:
-    from streamline.run.estimate import require_fit
-    from streamline.run.executors import executor
-    from streamline.run.reporting import report_run
-
     require_fit(config)
     with claimed(config.out):
         refuse_mixture(config)
@@ -91,11 +94,6 @@ def prune_to_checkpoint(
     """
 
     def work() -> dict[str, Any]:
-        from streamline.api.session import Session
-        from streamline.run.estimate import require_fit
-        from streamline.run.model_run import load_dense
-        from streamline.sources.models import model_fingerprint
-
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
         own = config.model_copy(
@@ -156,9 +154,6 @@ def evaluate_model(
     """
 
     def work() -> Record:
-        from streamline.results.samples import samples_path
-        from streamline.run.model_run import run_model
-
         if out.is_dir() or out.suffix == ".parquet":
             raise ConfigError(
                 f"{out} cannot be the record: give the name of a file, such as {out.stem}.json "

@@ -65,8 +65,9 @@ def test_a_run_leaves_what_the_records_were_made_of(whole):
     assert len(list((out / "plans").glob("*.json"))) == len(records) - 1
     assert len(list((out / "losses").glob("*.jsonl"))) == 2
     rows = read_samples(next((out / "samples").glob("*--shortgpt--*.parquet")))
-    share = rows.groupby("doc_id")["correct"].first().mean()
-    assert share == records[2].tasks["piqa"].value
+    piqa = records[2].tasks["piqa"]
+    assert rows.groupby("doc_id")["correct"].first().mean() == piqa.value
+    assert (piqa.extra("protocol"), piqa.extra("shots")) == ("lm-eval", 0)
     assert (out / "report.md").is_file()
     assert (out / "report.html").is_file()
 

@@ -8,6 +8,8 @@ from streamline.errors import UnknownNameError
 from streamline.progress import Progress
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
+from streamline.run.executors.local import LocalExecutor
+from streamline.run.executors.ray import RayExecutor
 
 
 class Executor(Protocol):
@@ -24,11 +26,7 @@ def executor(name: str) -> Executor:
         UnknownNameError: If it is neither ``local`` nor ``ray``.
     """
     if name == "local":
-        from streamline.run.executors.local import LocalExecutor
-
         return LocalExecutor()
     if name == "ray":
-        from streamline.run.executors.ray import RayExecutor
-
         return RayExecutor()
     raise UnknownNameError(f"unknown executor {name!r}; available: local, ray")

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from streamline.errors import ConfigError
-from streamline.progress import Progress
+from streamline.progress import Progress, Silent
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
+from streamline.run.model_run import run_model
 
 
 class RayExecutor:
@@ -48,7 +49,4 @@ class RayExecutor:
 
 def work_model(config: RunConfig, model: str) -> list[dict[str, Any]]:
     """Work one model in a task's own process; plain values come back."""
-    from streamline.progress import Silent
-    from streamline.run.model_run import run_model
-
     return [record.to_json() for record in run_model(config, model, Silent())]
