@@ -38,7 +38,7 @@ def write_report(
     *,
     layout: Mapping[str, Any] | None = None,
     layout_note: str | None = None,
-    command: str | None = None,
+    commands: Sequence[str] = (),
 ) -> Path:
     """Write a run's report into its folder.
 
@@ -48,7 +48,7 @@ def write_report(
         layout: Which published table is set beside the records, as ``report.layouts`` describes
             it; None for none.
         layout_note: A sentence that replaces it, such as why there is none.
-        command: The command line that repeats the run, if known.
+        commands: The command lines that repeat the run, if known.
 
     Returns:
         The path of ``report.html``.
@@ -74,7 +74,7 @@ def write_report(
     facts = provenance(records, run_settings(root))
     page = root / "report.html"
     for path in (root / "report.md", page):
-        text = _render(f"{path.name}.jinja", sections=sections, facts=facts, command=command)
+        text = _render(f"{path.name}.jinja", sections=sections, facts=facts, commands=commands)
         write_text_atomic(path, text)
     return page
 

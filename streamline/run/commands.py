@@ -9,16 +9,18 @@ Example::
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from streamline import __version__
 from streamline.files import write_json_atomic
 
-__all__ = ["COMMANDS", "commanded", "note_command"]
+__all__ = ["COMMANDS", "commanded", "commands_of", "note_command"]
 
 COMMANDS = "commands.json"
 _COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
@@ -44,11 +46,20 @@ def note_command(folder: Path) -> None:
     arguments = _COMMAND.get()
     if arguments is None:
         return
-    path = folder / COMMANDS
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = []
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"time": now, "argv": list(arguments), "version": __version__}
-    write_json_atomic(path, [*before, entry])
+    write_json_atomic(folder / COMMANDS, [*_entries(folder), entry])
+
+
+def commands_of(folder: Path) -> list[str]:
+    """The command lines that made a folder, each once, the oldest first; empty if not kept."""
+    lines = [shlex.join(["streamline-bench", *entry["argv"]]) for entry in _entries(folder)]
+    return list(dict.fromkeys(lines))
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    try:
+        entries: list[dict[str, Any]] = json.loads((folder / COMMANDS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return entries

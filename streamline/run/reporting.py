@@ -1,7 +1,7 @@
 """A run's report with what only the suites, the settings and the table of tasks know.
 
 The report itself is made from records alone (:mod:`streamline.report`); here it is given the table
-that the run's suite regenerates, the command that repeats the run, and what older records do not
+that the run's suite regenerates, the commands that repeat the run, and what older records do not
 say of their tasks.
 
 Example::
@@ -23,6 +23,7 @@ from streamline.report.report import write_report
 from streamline.results.averages import group_of
 from streamline.results.record import Record, TaskResult
 from streamline.results.record_file import load
+from streamline.run.commands import commands_of
 from streamline.run.config import build_config
 from streamline.run.suites import load_suite
 
@@ -65,12 +66,12 @@ def report_run(directory: str | Path, suite: str | None = None) -> Path:
         [_completed(record, settings.get("data")) for record in records],
         layout=layout,
         layout_note=note,
-        command=rerun_command(records, settings),
+        commands=commands_of(Path(directory)) or [rerun_command(records, settings)],
     )
 
 
 def rerun_command(records: Sequence[Record], settings: Mapping[str, Any]) -> str:
-    """The command line that repeats a run.
+    """The command line that repeats a run of which no command was kept.
 
     Args:
         records: Of the run.

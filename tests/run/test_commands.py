@@ -4,16 +4,23 @@ import json
 from pathlib import Path
 
 from streamline import __version__
-from streamline.run.commands import COMMANDS, commanded, note_command
+from streamline.run.commands import COMMANDS, commanded, commands_of, note_command
 
 
 def test_a_folder_lists_the_commands_that_made_it(tmp_path: Path) -> None:
     note_command(tmp_path)  # called from Python: there is no command
     assert not (tmp_path / COMMANDS).exists()
+    assert commands_of(tmp_path) == []
     for arguments in (["--suite", "smoke"], ["rm", "out", "dense"]):
         with commanded(arguments):
             note_command(tmp_path)
     listed = json.loads((tmp_path / COMMANDS).read_text(encoding="utf-8"))
     assert [entry["argv"] for entry in listed] == [["--suite", "smoke"], ["rm", "out", "dense"]]
     assert {entry["version"] for entry in listed} == {__version__}
+    with commanded(["--suite", "smoke"]):
+        note_command(tmp_path)
+    assert commands_of(tmp_path) == [
+        "streamline-bench --suite smoke",
+        "streamline-bench rm out dense",
+    ]
     assert all(entry["time"].endswith("+00:00") for entry in listed)

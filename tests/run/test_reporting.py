@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import html
+
 import pytest
 
 from streamline.errors import ConfigError, UnknownNameError
 from streamline.results.record_file import load, upsert
+from streamline.run.commands import commanded, note_command
 from streamline.run.reporting import report_run, rerun_command
 
 SUITE = "title: T\nreport: {layout: {published: v1_table3_opt}}\n"
@@ -49,6 +52,17 @@ def test_the_command_that_repeats_a_run(run_folder):
     )
     assert rerun_command(records, {"suite": "gone"}) == "streamline-bench --suite gone"
     assert rerun_command(records, {"suite": "embedded"}) == "streamline-bench --suite embedded"
+
+
+def test_the_kept_commands_stand_in_the_report(tmp_path):
+    small_run(tmp_path)
+    for arguments in (["--suite", "my suite.yaml"], ["--methods", "shortgpt"]):
+        with commanded(arguments):
+            note_command(tmp_path)
+    page = report_run(tmp_path)
+    lines = "streamline-bench --suite 'my suite.yaml'\nstreamline-bench --methods shortgpt\n"
+    assert f"{lines}streamline-bench report DIR\n```" in (tmp_path / "report.md").read_text()
+    assert html.escape(lines, quote=False).replace("'", "&#39;") in page.read_text()
 
 
 def test_what_a_record_lacks_is_taken_from_the_table_of_tasks(tmp_path):
