@@ -6,6 +6,7 @@ The lists are made without importing a method: what a method does is read from i
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ Examples:
     streamline-bench ls methods
 
     streamline-bench ls suites --json
+
+    streamline-bench ls suites --schema
 """
 
 
@@ -43,10 +46,17 @@ def command(
             "suites: runs kept as YAML."
         ),
     ],
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Of suites: every field with its default, as YAML.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the methods, models, tasks or suites that are installed."""
-    listed, shown = _LISTINGS[kind]
+    if schema and kind is not Kind.SUITES:
+        from streamline.errors import ConfigError
+
+        raise ConfigError(f"--schema is that of suites, not of {kind.value}; give `ls suites`")
+    listed, shown = (_schema, _show_schema) if schema else _LISTINGS[kind]
     if as_json:
         show_json(listed())
     else:
@@ -151,7 +161,45 @@ def _show_suites() -> None:
     show_table(_suites(), ("name", "title"))
 
 
-_LISTINGS: dict[Kind, tuple[Callable[[], list[dict[str, Any]]], Callable[[], None]]] = {
+def _schema() -> dict[str, Any]:
+    from streamline.run.config import RunConfig
+
+    return RunConfig.model_json_schema()
+
+
+def _show_schema() -> None:
+    """A suite with every field of a run at its default, each under what it is."""
+    from pydantic import BaseModel
+
+    from streamline.run.config import RunConfig
+    from streamline.run.settings import settings
+
+    print("# A suite: title, description and report (of the table to print), and fields of a run.")
+    for found in settings(RunConfig):
+        *above, name = found.path
+        if name in ("suite", "dry_run"):
+            continue
+        indent, flag = "  " * len(above), f" ({found.flag})" if found.flag else ""
+        print()
+        for line in textwrap.wrap(found.help + flag, 76 - len(indent)):
+            print(f"{indent}# {line}")
+        block = isinstance(found.default, BaseModel)
+        print(f"{indent}{name}:{'' if block else _in_yaml(found.default)}")
+
+
+def _in_yaml(value: Any) -> str:
+    """A default as YAML within a line; nothing where there is none."""
+    import yaml
+
+    if value is None:
+        return ""
+    plain = list(value) if isinstance(value, tuple) else value
+    plain = plain if isinstance(plain, (list, dict, bool, int, float)) else str(plain)
+    text = yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
+    return f" {text}"
+
+
+_LISTINGS: dict[Kind, tuple[Callable[[], Any], Callable[[], None]]] = {
     Kind.METHODS: (_methods, _show_methods),
     Kind.MODELS: (_models, _show_models),
     Kind.TASKS: (_tasks, _show_tasks),

@@ -36,7 +36,7 @@ def command(
     given: dict[str, Any],
     model: Model,
     method: Method,
-    sparsity: Annotated[str, typer.Option(help="Share of all parameters to remove, in [0, 1).")],
+    sparsity: Annotated[str, typer.Option(help="Fraction of all parameters to remove, in [0, 1).")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",
 ) -> None:

@@ -86,7 +86,7 @@ class RunConfig(Strict):
     )
     sparsities: Sparsities = setting(
         (0.25,),
-        "Shares of all parameters to remove, such as 0.15,0.25; else 0.25.",
+        "Fractions of all parameters to remove, such as 0.15,0.25; else 0.25.",
         flag="--sparsities",
         per_model=True,
     )
@@ -137,7 +137,7 @@ class RunConfig(Strict):
         per_model=True,
     )
     executor: Literal["local", "ray"] = setting(
-        "local", "Where cells are worked: local, ray.", flag="--executor"
+        "local", "Where cells run: local, ray.", flag="--executor"
     )
     dry_run: bool = setting(
         False, "Print cells, sizes and costs from configs alone.", flag="--dry-run"

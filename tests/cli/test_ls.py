@@ -4,12 +4,16 @@ import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
+import yaml
 
 from streamline import registry
 from streamline.cli.main import main
 from streamline.registry import METHODS, available
+from streamline.run.config import RunConfig, build_config
+from streamline.run.settings import settings
 
 
 def _lines(arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -74,3 +78,31 @@ def test_tasks_tell_what_needs_the_hub(capsys: pytest.CaptureFixture[str]) -> No
     assert [needs[name] for name in ("wsc", "wikitext2", "streamline_xsum")] == [True] * 3
     line = next(line for line in _lines("ls tasks", capsys) if line.startswith("wsc "))
     assert line.split()[-1] == "yes"
+
+
+def test_the_schema_of_suites_is_a_suite_with_every_field_at_its_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = _lines("ls suites --schema", capsys)
+    assert max(map(len, lines)) <= 88
+    file = tmp_path / "all.yaml"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert set(written) == set(RunConfig.model_fields) - {"suite", "dry_run"}
+    for name, block in written.items():
+        if isinstance(block, dict) and name not in ("per_method", "per_model"):
+            fields = type(RunConfig.model_fields[name].get_default()).model_fields
+            assert set(block) == set(fields)
+    flags = {"models": "opt-1.3b", "methods": "dense", "out": "out/run"}
+    assert build_config(flags, suite=str(file)).model_copy(update={"suite": None}) == build_config(
+        flags
+    )
+    assert all(found.help for found in settings(RunConfig))
+
+
+def test_the_schema_is_json_too_and_of_suites_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    schema = json.loads("\n".join(_lines("ls suites --schema --json", capsys)))
+    assert set(schema["properties"]) == set(RunConfig.model_fields)
+    with pytest.raises(SystemExit, match="2"):
+        main(["ls", "tasks", "--schema"])
+    assert "--schema is that of suites, not of tasks" in capsys.readouterr().err

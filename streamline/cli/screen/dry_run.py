@@ -1,7 +1,7 @@
 """What ``--dry-run`` shows: cells, exact sizes and estimated costs, from configs alone.
 
 For a suite that names a paper's table and its way of counting, the ratio as the paper counts it
-and the printed one stand beside, and below is what makes them differ from the exact share.
+and the printed one stand beside, and below is what makes them differ from the exact fraction.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
     model = rows[0].cell.model
     print(f"{model}: {rows[0].dense:,} parameters")
     shown = [_cells(row, paper) for row in rows]
-    columns = ["method", "asked", "seed", "recovery", "layers", "left", "removed"]
+    columns = ["method", "target", "seed", "recovery", "layers", "remaining", "removed"]
     columns += ["as paper", "printed", "note"]
-    always = {"method", "asked", "layers", "left", "removed"}
+    always = {"method", "target", "layers", "remaining", "removed"}
     optional = {"seed": len({row.cell.seed for row in rows}) > 1}
     optional |= {"recovery": any(row.cell.recovery != "none" for row in rows)}
     optional |= {
@@ -83,11 +83,11 @@ def _cells(row: Row, paper: _Paper) -> dict[str, Any]:
     note = "skipped" if row.reason else None if row.pruned is not None else "only a run tells"
     return {
         "method": row.cell.method,
-        "asked": f"{row.cell.sparsity:g}",
+        "target": f"{row.cell.sparsity:g}",
         "seed": row.cell.seed,
         "recovery": row.cell.recovery,
         "layers": row.n_removed,
-        "left": None if row.pruned is None else f"{row.pruned:,}",
+        "remaining": None if row.pruned is None else f"{row.pruned:,}",
         "removed": _percent(row.removed_fraction, 2),
         "as paper": _percent(ratio, 1),
         "printed": printed and f"{printed:.1f} %",
