@@ -38,8 +38,7 @@ _RUN = {
     "calibration": "statistics of the dense model",
     "training": "trained replacements and unfinished training",
     "activations": "the dense model's states for training",
-    "healing": "unfinished LoRA fine-tuning",
-    "lora": "LoRA fine-tuned models and unfinished fine-tuning",
+    "lora": "LoRA fine-tuning, finished or not",
     "batch_tokens": "batch sizes found by trial",
 }
 _HIDDEN = ("locks",)  # held while others read and write

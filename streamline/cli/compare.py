@@ -34,14 +34,14 @@ def command(
         str | None,
         typer.Option(help="Which one the others are compared with; else the dense one or first."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     alpha: Annotated[
         float, typer.Option(min=0.0001, max=0.5, help="Level of significance.")
     ] = 0.05,
     tasks: Annotated[bool, typer.Option(help="Show each task, not only all questions.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Which differences in accuracy are more than chance, question by question."""
+    """Tell which differences in accuracy are more than chance, question by question."""
     from streamline.errors import ConfigError
     from streamline.results.compare import POOLED, compare
     from streamline.results.predictions import read_cells

@@ -19,7 +19,8 @@ from streamline.cli.screen.show import show_json, show_table, show_text, show_wa
 __all__ = ["EPILOG", "command"]
 
 EPILOG = """
-Examples:
+Methods are listed with what they do, tasks with whether they need the hub, models with where they
+come from, suites (runs kept as YAML) with their titles. Examples:
 
     streamline-bench ls methods
 
@@ -41,10 +42,7 @@ class Kind(StrEnum):
 def command(
     kind: Annotated[
         Kind,
-        typer.Argument(
-            help="methods: what each does. models: aliases. tasks: and whether one needs the hub. "
-            "suites: runs kept as YAML."
-        ),
+        typer.Argument(help="What to list."),
     ],
     schema: Annotated[
         bool, typer.Option("--schema", help="Of suites: every field with its default, as YAML.")

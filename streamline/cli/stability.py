@@ -49,7 +49,7 @@ def command(
         ),
     ] = None,
     compat: Annotated[
-        Compat | None, typer.Option(help="Do as the released script, faults included.")
+        Compat | None, typer.Option(help="Do as the released script, errors included.")
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="lm-eval files: the metric that decides what is right.")
@@ -107,7 +107,7 @@ def _pruned(source: str, metric: str | None) -> Predictions:
 
 
 def _row(result: Stability) -> dict[str, Any]:
-    """One data set's figures, shares to four decimals as in the table."""
+    """One data set's numbers, fractions to four decimals as in the table."""
     return {
         "task": result.task,
         "stability": _rounded(result.value),
@@ -146,7 +146,7 @@ def _show(results: list[Stability]) -> None:
     from streamline.report.render import screen_width, terminal
     from streamline.report.table import MISSING, Table
 
-    def share(value: float | None) -> str:
+    def decimals(value: float | None) -> str:
         return MISSING if value is None else f"{value:.4f}"
 
     first = results[0]
@@ -179,13 +179,13 @@ def _show(results: list[Stability]) -> None:
         rows=tuple(
             (
                 result.task,
-                share(result.value),
-                share(result.stderr),
-                share(result.agreement),
+                decimals(result.value),
+                decimals(result.stderr),
+                decimals(result.agreement),
                 *(str(count) for count in result.counts().values()),
                 str(result.n),
-                share(result.accuracy_dense),
-                share(result.accuracy_pruned),
+                decimals(result.accuracy_dense),
+                decimals(result.accuracy_pruned),
                 result.metric,
             )
             for result in results
