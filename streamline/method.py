@@ -95,7 +95,7 @@ class Size:
 
     @property
     def removed_fraction(self) -> float:
-        """Share of the dense model's parameters that is gone."""
+        """Fraction of the dense model's parameters that is gone."""
         return removed_fraction(self.dense, self.pruned)
 
 
@@ -167,7 +167,7 @@ class Method(ABC):
         Args:
             decoder: The dense model; it is not changed.
             calibration: What :meth:`calibrate` returned for this model.
-            sparsity: Asked share of parameters to remove, in [0, 1); 0 must be the identity.
+            sparsity: Fraction of parameters to remove, in [0, 1); 0 must be the identity.
             batches: Calibration tokens, [N, T], for methods that search.
             seed: Seed of everything random.
 
@@ -186,14 +186,14 @@ class Method(ABC):
 
         Args:
             decoder: A decoder whose weights may lie on the meta device.
-            sparsity: Asked share of parameters to remove.
+            sparsity: Fraction of parameters to remove.
         """
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthMethod(Method):
-    """A method that takes out whole layers: write :meth:`select`, the rest is given."""
+    """A method that removes whole layers: write :meth:`select`, the rest is given."""
 
     @abstractmethod
     def select(self, calibration: Calibration, n_remove: int) -> Plan:

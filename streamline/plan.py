@@ -1,6 +1,6 @@
 """Plans: which layers of a model stay, go, or are replaced.
 
-A plan is the whole outcome of a depth-pruning decision. Layer indices are always those of the dense
+A plan is the outcome of a depth-pruning decision. Layer indices are always those of the dense
 model, 0-based; spans are half-open. It holds no weights and is written as JSON.
 
 Example:
@@ -48,12 +48,12 @@ class Step:
     """One stop on the path of a pruned model.
 
     Attributes:
-        layer: Original index of the layer that runs here, or whose place (mask, positions) is
-            taken.
-        kind: ``"layer"`` without a span for the dense layer as it is; otherwise what stands here
-            instead (``"ffn"``, ``"swiglu"``, a trained ``"layer"``, ``"merged"``,
+        layer: Original index of the layer that runs here, or whose mask and
+            positions are used.
+        kind: ``"layer"`` without a span for the dense layer as it is; otherwise what runs instead
+            (``"ffn"``, ``"swiglu"``, a trained ``"layer"``, ``"merged"``,
             ``"no-attention"``, ...).
-        span: The layers that a replacement stands for; None for a dense layer.
+        span: The layers that a replacement replaces; None for a dense layer.
     """
 
     layer: int
@@ -114,7 +114,7 @@ class Plan:
 
     @classmethod
     def replace(cls, n_layers: int, span: Span, kind: str) -> Plan:
-        """Put one module of a kind in the place of a span.
+        """Replace a span by one module of a kind.
 
         Raises:
             PlanError: If the span is empty or does not fit.

@@ -3,7 +3,7 @@
 Installed packages announce what they add in three entry-point groups. Nothing is imported until
 a name is asked for, so listing names is cheap and a broken plugin harms only itself.
 
-| group | a name stands for |
+| group | a name means |
 |---|---|
 | ``streamline.methods`` | a class derived from :class:`streamline.method.Method` |
 | ``streamline.tasks`` | a package whose folder holds lm-eval YAML |
@@ -86,7 +86,7 @@ def available(group: str) -> dict[str, EntryPoint]:
 
 
 def load(group: str, name: str) -> Any:
-    """Import what a name stands for.
+    """Import what a name means.
 
     Args:
         group: An entry-point group, such as :data:`METHODS`.

@@ -115,7 +115,7 @@ def _made(cell: Cell, decoder: Decoder, config: RunConfig, tokens: TokenBatches)
         seed=cell.seed,
     )
     for student in pruned.students:
-        student.take(recipe)
+        student.apply(recipe)
         fit(decoder, [student], train, validation, seed=cell.seed)
     return pruned.path(decoder)
 

@@ -1,4 +1,4 @@
-"""What evaluating and comparing models gave: tables to print, frames to go on with.
+"""What evaluating and comparing models gave: tables to print, frames to compute with.
 
 Example::
 

@@ -1,7 +1,7 @@
 """Pruning: one calibration for the methods that share it, then every method decides.
 
 Takes as many variants as there are and hands back, for each, what has become of it and what it
-cost, or the error that ended it: a fault of one method loses no other variant.
+cost, or the error that ended it: an error of one method loses no other variant.
 
 Example::
 
@@ -139,11 +139,11 @@ def _group(
         try:
             with showing(progress):
                 variant = _pruned(target, dense.decoder, calibration, batches)
-        except Exception as error:  # a fault of one method loses no other variant
+        except Exception as error:  # an error of one method loses no other variant
             log.debug("%s failed", target.name, exc_info=True)
             found.append(Failure(target, error))
             continue
-        progress.say(_told(variant, dense.decoder, calibration))
+        progress.say(_summary(variant, dense.decoder, calibration))
         found.append(variant)
     return found
 
@@ -156,7 +156,7 @@ def _pruned(target: Target, decoder: Decoder, calibration: Calibration, tokens: 
     return Variant(target=target, pruned=pruned, costs={"calibrate_s": seconds})
 
 
-def _told(found: Variant, decoder: Decoder, calibration: Calibration) -> str:
+def _summary(found: Variant, decoder: Decoder, calibration: Calibration) -> str:
     """A line on a pruned variant; its own time, if it took any."""
     removed = found.pruned.plan.removed_layers
     seconds = found.costs["calibrate_s"] - calibration.facts.get("seconds", 0.0)

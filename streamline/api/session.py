@@ -209,7 +209,7 @@ class Session:
             Path(data_dir) if data_dir else None,
             (perplexity_texts, perplexity),
         )
-        asked = content_key(
+        questions_key = content_key(
             [questions.facts()["questions"], limit]
             + [[text.name, batches_fingerprint(text.windows)] for text in questions.texts]
         )
@@ -217,7 +217,7 @@ class Session:
         keys, groups = {}, dict[int, dict[str, LayerPath]]()
         for name, model in named.items():
             path, key = self._path(name, model)
-            keys[name] = content_key([key, asked])
+            keys[name] = content_key([key, questions_key])
             groups.setdefault(id(path.decoder), {})[keys[name]] = path
         results: dict[str, CellResult] = {}
         for paths in groups.values():

@@ -32,7 +32,7 @@ __all__ = ["fine_tune", "train"]
 
 log = logging.getLogger(__name__)
 
-#: What the files of a second training are told apart by.
+#: Ending of the names of a second training's files.
 _POST = "-post"
 
 
@@ -104,7 +104,7 @@ def _train_together(
     progress.stage(f"{'post-train' if suffix else 'train'} {len(owners)} {noun}")
     labels = []
     for variant, student in owners:
-        student.take(recipe)
+        student.apply(recipe)
         several = f"-{student.span.start}" if len(variant.pruned.students) > 1 else ""
         labels.append(variant.target.label + several + suffix)
     tokens, validation = batches.training(

@@ -171,7 +171,7 @@ def prepare(
             leave_out(entry.name, reason)
     if not entries and heldout is None:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise AssetError(f"none of the asked tasks has questions here: {reasons}")
+        raise AssetError(f"none of the tasks has questions here: {reasons}")
     progress.stage("questions")
     parts = build(
         entries, tokenizer, max_length=max_length, limit=limit, source=source, data_dir=data_dir

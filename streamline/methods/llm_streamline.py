@@ -143,7 +143,7 @@ class StreamlineReplacement(Method):
         return Pruned(
             plan,
             modules={span.start: module},
-            students=[Student(span, module, self.recipe, share=self.share)],
+            students=[Student(span, module, self.recipe, token_fraction=self.share)],
             notes=span_notes(calibration, n_remove),
         )
 

@@ -27,9 +27,9 @@ class Cell:
     """One model made smaller in one way.
 
     Attributes:
-        model: Alias, hub id or folder, as asked.
+        model: Alias, hub id or folder, as given.
         method: Method spec.
-        sparsity: Asked share of parameters to remove.
+        sparsity: Target: the fraction of parameters to remove.
         seed: Seed of calibration, training and whatever is random in the method.
         recovery: ``"none"`` or ``"lora"``.
     """

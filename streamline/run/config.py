@@ -1,7 +1,7 @@
 """What a run is: every choice in one checked value.
 
 Defaults are overridden by a suite file, and a suite by the flags of the command line. Checking
-happens here, at the edge; the stages behind it receive plain values.
+happens here, at the edge; the stages after it receive plain values.
 
 Example::
 
@@ -28,7 +28,7 @@ from pydantic import (
 from streamline.errors import ConfigError
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.registry import build_method, method_names
-from streamline.run.config_errors import explain, faults_text, renamed
+from streamline.run.config_errors import errors_text, explain, renamed
 from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
     QUICK,
@@ -69,7 +69,7 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidat
 
 
 class RunConfig(Strict):
-    """A run: models x methods x sparsities x seeds x recovery, and how each cell is worked.
+    """A run: models x methods x sparsities x seeds x recovery, and how each cell is run.
 
     Lists may be given as one text with commas. ``all`` as the only method stands for every
     registered one; :func:`build_config` writes them out. Flags win over a suite's ``per_method``
@@ -221,7 +221,7 @@ class RunConfig(Strict):
         if self.stream and self.device_map is not None:
             raise ValueError(
                 "stream reads one layer at a time onto one device, and device_map spreads the "
-                "whole model over several; give one of the two"
+                "whole model over many; give one of the two"
             )
         return self
 
@@ -238,7 +238,7 @@ class RunConfig(Strict):
             try:
                 self.for_model(name)
             except ValidationError as error:
-                wrong = faults_text(error.errors(), type(self))
+                wrong = errors_text(error.errors(), type(self))
                 raise ValueError(f"per_model, {name}: {wrong}") from error
         return self
 
@@ -298,7 +298,7 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
 
     Raises:
         ConfigError: If a value is not acceptable, a field does not exist, or ``models`` or
-            ``methods`` is given nowhere. All faults are named in one message.
+            ``methods`` is given nowhere. All errors are named in one message.
         UnknownNameError: If a suite, a method or a task does not exist.
         AssetError: If a text does not exist.
     """

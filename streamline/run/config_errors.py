@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["explain", "faults_text", "renamed"]
+__all__ = ["errors_text", "explain", "renamed"]
 
 #: Fields by the name that they once had.
 _RENAMED = {"healing": "lora"}
@@ -23,7 +23,7 @@ def renamed(names: Iterable[str]) -> str:
 def explain(
     error: ValidationError, model: type[BaseModel], flags: Collection[str], suite: str | None
 ) -> str:
-    """All faults of a configuration in one text, with where and what was given.
+    """All errors of a configuration in one text, with where and what was given.
 
     Args:
         error: What the check of the whole found.
@@ -31,28 +31,28 @@ def explain(
         flags: Fields that the command line set; the others are the suite's.
         suite: Name of the suite, or None.
     """
-    faults = error.errors()
-    ours = [fault for fault in faults if suite is None or set(fault["loc"][:1]) & set(flags)]
-    theirs = [fault for fault in faults if fault not in ours]
-    texts = [f"bad settings: {faults_text(ours, model)}"] if ours else []
-    texts += [f"bad settings in suite {suite!r}: {faults_text(theirs, model)}"] if theirs else []
+    found = error.errors()
+    ours = [one for one in found if suite is None or set(one["loc"][:1]) & set(flags)]
+    theirs = [one for one in found if one not in ours]
+    texts = [f"bad settings: {errors_text(ours, model)}"] if ours else []
+    texts += [f"bad settings in suite {suite!r}: {errors_text(theirs, model)}"] if theirs else []
     return "; ".join(texts)
 
 
-def faults_text(faults: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> str:
+def errors_text(found: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> str:
     """Faults that pydantic found in a model, in words."""
     lines = []
-    for fault in faults:
-        place = [part for part in fault["loc"] if isinstance(part, str)]
+    for one in found:
+        place = [part for part in one["loc"] if isinstance(part, str)]
         name = ".".join(place)
-        if fault["type"] == "extra_forbidden":
+        if one["type"] == "extra_forbidden":
             lines.append(f"{name} is not a field of a run{_nearest(place, model)}")
             continue
-        reason = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "model_type":
+        reason = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "model_type":
             reason = "must be a mapping of fields"
         reason = reason[:1].lower() + reason[1:]
-        value = fault["input"]
+        value = one["input"]
         given = f" (given: {str(value) if isinstance(value, Path) else value!r})" if name else ""
         lines.append(f"{name}: {reason}{given}" if name else reason)
     return "; ".join(lines)

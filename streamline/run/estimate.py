@@ -41,7 +41,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _HUB_BYTES = 2  # of a parameter in the weights on the hub; the least that is common
 # A trained network is held in float32 with its gradient, two moments and the best weights so far.
 _TRAINING_COPIES = 5
-_STATE_COPIES = 4  # of these, what is written down to go on from
+_STATE_COPIES = 4  # of these, what is written down to resume from
 _HUB_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -162,18 +162,18 @@ def _add_costs(
     pruned = [row for row in working if row.cell.sparsity]
     trained = [row for row in pruned if methods[row.cell.method].trains]
     added = sum(_added(row, decoder) for row in trained)
-    healed = [row for row in working if row.cell.recovery != "none"]
+    tuned = [row for row in working if row.cell.recovery != "none"]
     each = config.lora.n_tokens or training.seen_tokens
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
         "training": training.seen_tokens * bool(trained),
-        "recovery": each * len(healed),
+        "recovery": each * len(tuned),
         "heldout": config.perplexity.n_tokens,
     }
     flops = {
         "calibration": 2.0 * body * tokens["calibration"],
         "training": (2.0 * body + 6.0 * added) * tokens["training"],
-        "recovery": 4.0 * each * sum(row.pruned or row.dense for row in healed),
+        "recovery": 4.0 * each * sum(row.pruned or row.dense for row in tuned),
         "evaluation_per_1000_tokens": 2.0 * 1000 * sum(row.pruned or row.dense for row in working),
     }
     for name, count in tokens.items():
@@ -214,7 +214,7 @@ def _is_here(model: str) -> bool:
 
 
 def device_memory(name: str) -> int | None:
-    """Bytes of a device of this machine, or None if it has no such device or does not tell.
+    """Bytes of a device of this machine, or None if it has no such device or its size is unknown.
 
     Args:
         name: As ``--device``. Without an accelerator, ``auto`` is the main memory, of which a
@@ -237,9 +237,9 @@ def device_memory(name: str) -> int | None:
 
 
 def run_memory(config: RunConfig) -> int | None:
-    """Bytes that a run may take on this machine, or None if that cannot be told.
+    """Bytes that a run may take on this machine, or None if that is unknown.
 
-    With ``executor: ray`` other machines do the work, so that this one's memory says nothing; with
+    With ``executor: ray`` other machines do the work and this one does not count; with
     ``device_map`` a model has all accelerators, and the main memory for what they cannot take.
     """
     if config.executor == "ray":

@@ -48,7 +48,7 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"another run is at work in {folder}: wait until it ends, stop it, or give another "
+            f"another run is using {folder}: wait until it ends, stop it, or give another "
             "folder with --out"
         ) from None
     try:
@@ -60,7 +60,7 @@ def claimed(folder: Path) -> Iterator[None]:
 def refuse_mixture(config: RunConfig) -> None:
     """Refuse to add to results of the same models that were made with other settings.
 
-    Cells that this run works itself are no matter: it replaces them.
+    Cells that this run computes itself do not matter: it replaces them.
 
     Args:
         config: The run.
@@ -127,7 +127,7 @@ def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
         The records that remain.
 
     Raises:
-        ConfigError: If a run is at work in the folder.
+        ConfigError: If a run is using the folder.
     """
     with claimed(folder):
         note_command(folder)

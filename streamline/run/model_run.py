@@ -3,7 +3,7 @@
 A thin caller of the stages of :mod:`streamline.api`, with files: whatever is expensive is kept in
 ``DIR/cache`` under a content key as soon as it is done (calibrations, training states, answers task
 by task), so a killed run resumes, and a cell whose record is there with the same key is not run
-again. A cell that fails is recorded and the others go on.
+again. A cell that fails is recorded and the others continue.
 
 Example::
 
@@ -258,13 +258,13 @@ def _kept(model: _Model, made: Sequence[Variant | Failure]) -> list[Variant]:
 def _jointly(model: _Model, variants: Sequence[Variant]) -> None:
     """Evaluate cells that share the dense model's layers in one forward pass.
 
-    If that fails they are evaluated one by one, so that a fault stays with its cell; what was
-    answered before is not asked again.
+    If that fails they are evaluated one by one, so that an error stays with its cell; what was
+    answered before is not computed again.
     """
     try:
         _evaluate(model, variants)
         return
-    except Exception:  # whose fault it is shows when each is alone
+    except Exception:  # which cell it is shows when each is alone
         log.debug("evaluating jointly failed", exc_info=True)
     # Outside the handler, so that the tensors of the failed pass are free.
     free_memory()
@@ -301,10 +301,10 @@ def _own(model: _Model, job: CellJob) -> None:
 
 
 def _guarded(model: _Model, variant: Variant, action: Callable[[], None]) -> None:
-    """Run one cell's step; a failure becomes its record and the others go on."""
+    """Run one cell's step; a failure becomes its record and the others continue."""
     try:
         action()
-    except Exception as error:  # any fault of one method must not lose the other cells
+    except Exception as error:  # an error of one method must not lose the other cells
         log.debug("%s failed", variant.target.name, exc_info=True)
         model.recorder.failed(model.job(variant), error, variant.costs)
 

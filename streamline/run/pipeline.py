@@ -35,7 +35,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
     """Work all cells of a run and write its report.
 
     What is finished stays finished: cells whose record is there for the same inputs are left
-    alone, and the others go on from the last artefact on disk.
+    alone, and the others resume from the last artefact on disk.
 
     Args:
         config: The run.
@@ -46,7 +46,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
 
     Raises:
         ConfigError: If the run cannot fit into the memory or on the disk of this machine, another
-            run is at work in its folder, or results of other settings would stay there.
+            run is using its folder, or results of other settings would stay there.
         StreamlineError: If a model, a text or a set of questions cannot be had at all.
     """
     return with_leader(lambda: _run(config, progress or Silent()))
@@ -96,19 +96,12 @@ def prune_to_checkpoint(
     def work() -> dict[str, Any]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
-        own = config.model_copy(
-            update={
-                "models": (model,),
-                "methods": (method,),
-                "sparsities": (sparsity,),
-                "per_method": {},
-            }
-        )
-        estimate = require_fit(own)
-        reason = next((row.reason for row in estimate.rows if row.reason is not None), None)
+        alone = {"models": (model,), "methods": (method,), "sparsities": (sparsity,)}
+        own = config.for_model(model).model_copy(update={**alone, "per_method": {}})
+        reason = next((row.reason for row in require_fit(own).rows if row.reason), None)
         if reason is not None:
             raise UnsupportedModelError(reason)
-        own, shown = own.for_model(model), progress or Silent()
+        shown = progress or Silent()
         cache = out.with_name(f".{out.name}.unfinished")
         with claimed(cache):
             dense = load_dense(own, model, model_fingerprint(model), shown)

@@ -25,7 +25,7 @@ _COSTS = ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens
 
 
 class Recorder:
-    """Turns finished work into records of a run's folder.
+    """Turns finished cells into records of a run's folder.
 
     Args:
         config: The run.
@@ -65,7 +65,7 @@ class Recorder:
         half = 0.5 * self._dense.layer_parameters(0) / dense
         if abs(achieved - job.cell.sparsity) > half + 1e-12:
             notes["flag"] = (
-                f"asked {job.cell.sparsity:.4f}, achieved {achieved:.4f}: "
+                f"target {job.cell.sparsity:.4f}, achieved {achieved:.4f}: "
                 f"more than half a layer ({half:.4f}) apart"
             )
         if self.config.quick:

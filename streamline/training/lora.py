@@ -109,7 +109,7 @@ def fine_tune(
         validation: Held-out data; with it the weights of the lowest loss are kept.
         evaluations: How often its loss is measured, beside before.
         seed: Seed of the data order, the adapters' start and their dropout.
-        directory: For state and losses; a killed recovery goes on, a finished one is loaded.
+        directory: For state and losses; a killed training resumes, a finished one is loaded.
         progress: Called with tokens done, tokens in all, and a line.
         autocast: ``torch.bfloat16`` for mixed precision. Adapters are always float32.
         micro_batch: Tokens per forward pass, padding included.

@@ -114,7 +114,7 @@ PRESETS: dict[str, LoraRecipe] = {
 
 
 def recipe_of(preset: str | LoraRecipe, trained_parameters: int | None) -> LoraRecipe:
-    """The recipe that a name stands for.
+    """The recipe of a name.
 
     Raises:
         UnknownNameError: If there is no such recipe.

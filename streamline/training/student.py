@@ -34,7 +34,7 @@ _ENOUGH = 10_000_000  # training tokens
 class PostTraining(BaseModel):
     """A second training of the replacements, on the next-token loss of the whole pruned model.
 
-    It goes on from what the first training made, on the first of the same tokens; every other
+    It resumes from what the first training made, on the first of the same tokens; every other
     number is the first training's.
 
     Reference:
@@ -109,10 +109,10 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_post_train(self) -> Recipe:
-        asked = self.post_train.n_tokens if self.post_train else None
-        if asked is not None and asked > self.n_tokens:
+        wanted = self.post_train.n_tokens if self.post_train else None
+        if wanted is not None and wanted > self.n_tokens:
             raise ValueError(
-                f"post_train takes the first of the training's tokens: n_tokens {asked} is more "
+                f"post_train takes the first of the training's tokens: n_tokens {wanted} is more "
                 f"than its {self.n_tokens}"
             )
         return self
@@ -135,7 +135,7 @@ class Recipe(BaseModel):
         return sum(recipe.n_tokens * recipe.epochs for recipe in self.stages())
 
     def too_few(self, n_parameters: int) -> str | None:
-        """What to tell someone whose large model would get a trial's training, or None."""
+        """A warning for a large model that would get a trial's training, or None."""
         if n_parameters < _LARGE or self.seen_tokens >= _ENOUGH:
             return None
         return (
@@ -152,15 +152,15 @@ class Student:
         span: The layers it learns to stand for.
         module: The network, called like a layer; trained in place.
         recipe: How it is to be trained.
-        share: Share of the recipe's training tokens that it sees.
+        token_fraction: Fraction of the recipe's training tokens that it sees.
     """
 
     span: Span
     module: nn.Module
     recipe: Recipe
-    share: float = 1.0
+    token_fraction: float = 1.0
 
-    def take(self, recipe: Recipe) -> None:
-        """Take a recipe, with this student's share of its tokens."""
-        n_tokens = max(1, round(recipe.n_tokens * self.share))
+    def apply(self, recipe: Recipe) -> None:
+        """Train by a recipe from now on, on this student's fraction of its tokens."""
+        n_tokens = max(1, round(recipe.n_tokens * self.token_fraction))
         self.recipe = recipe.model_copy(update={"n_tokens": n_tokens})

@@ -30,7 +30,7 @@ def _finish(config: RunConfig, *methods: str) -> None:
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path / "run"):
-        match = "another run is at work in .*run: wait until it"
+        match = "another run is using .*run: wait until it"
         with pytest.raises(ConfigError, match=match), claimed(tmp_path / "run"):
             pass
     with claimed(tmp_path / "run"):

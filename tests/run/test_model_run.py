@@ -224,7 +224,7 @@ def test_another_model_can_stand_in_a_row(tmp_path, config):
     assert row.sparsity == 0.3
     assert row.parameters.removed_fraction > 0.4
     assert row.plan.kept_layers == [] and row.plan.replacement == "smaller-dense"
-    assert row.notes["flag"].startswith("asked 0.3000, achieved 0.")
+    assert row.notes["flag"].startswith("target 0.3000, achieved 0.")
     assert row.notes["smaller_model"] == str(small)
     assert row.tasks["piqa"].n == 8 and row.summary.perplexity
 

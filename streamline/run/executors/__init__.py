@@ -1,4 +1,4 @@
-"""Where the cells of a run are worked."""
+"""Where the cells of a run are run."""
 
 from __future__ import annotations
 
