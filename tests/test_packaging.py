@@ -96,7 +96,11 @@ LINKED = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "out"} & se
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_between_files_lead_somewhere(page: Path) -> None:
+def test_links_and_files_that_pages_name_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:streamline|baselines|benchmarks|tests)/[\w/]+\.\w+)`", page.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if "://" not in target:

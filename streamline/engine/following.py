@@ -48,7 +48,7 @@ def lead(work: Callable[[], Result]) -> Result:
 
     Args:
         work: Run by the first process only; what it calls through
-            :func:`streamline.distributed.spread` is shared with the others.
+            :func:`streamline.distributed.scatter` is shared with the others.
 
     Returns:
         What the work gave, on every process.
