@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["INK", "Series", "axes_with", "draw_lines", "svg_text"]
+__all__ = ["INK", "Series", "axes_with", "draw_lines", "moved_apart", "svg_text"]
 
 INK = "#1a1a1b"
 # Okabe and Ito's colours without yellow, which is lost on white.
@@ -80,7 +80,7 @@ def draw_lines(axes: Axes, lines: Sequence[Series], markers: bool = True) -> lis
     axes.autoscale_view()
     ends = [axes.transData.transform((x[-1], y[-1]))[1] for _, x, y in lines]
     box = axes.get_window_extent()
-    heights = _moved_apart(
+    heights = moved_apart(
         [(end - box.y0) / box.height for end in ends], _NAME_HEIGHT / (_AXES_FRACTION * height)
     )
     for (name, x, y), name_y, colour in zip(lines, heights, colours, strict=True):
@@ -103,8 +103,16 @@ def draw_lines(axes: Axes, lines: Sequence[Series], markers: bool = True) -> lis
     return colours
 
 
-def _moved_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved apart to at least ``gap``, in their order, within [0, 1] if they fit."""
+def moved_apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights at least ``gap`` apart, in their order, within [0, 1] if they fit.
+
+    Args:
+        heights: Where names would stand, as fractions of the axes' height.
+        gap: The least distance between two names.
+
+    Returns:
+        The heights, moved as little as the gap needs.
+    """
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for _ in range(200):

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from streamline.report.drawing import INK, _moved_apart
+from streamline.report.drawing import INK, moved_apart
 from streamline.report.figures import (
     cosine_heatmap,
     layer_cosine_figure,
@@ -69,16 +69,16 @@ def test_cosine_figures():
     assert "99 layers" not in words
 
 
-def test_labels_are_moved_apart_in_their_order():
-    moved = _moved_apart([0.5, 0.51, 0.1, 0.52], 0.06)
+def test_labels_aremoved_apart_in_their_order():
+    moved = moved_apart([0.5, 0.51, 0.1, 0.52], 0.06)
     ordered = sorted(moved)
     assert all(b - a >= 0.06 - 1e-6 for a, b in zip(ordered, ordered[1:], strict=False))
     assert np.argsort(moved).tolist() == [2, 0, 1, 3]
-    assert _moved_apart([0.1, 0.9], 0.06) == [0.1, 0.9]
+    assert moved_apart([0.1, 0.9], 0.06) == [0.1, 0.9]
 
 
 def test_names_stay_beside_the_axes_where_they_fit():
-    low = _moved_apart([0.0, 0.01, 0.02], 0.1)
+    low = moved_apart([0.0, 0.01, 0.02], 0.1)
     assert low == pytest.approx([0.0, 0.1, 0.2], abs=1e-6)
-    high = _moved_apart([0.98, 0.99, 1.0], 0.1)
+    high = moved_apart([0.98, 0.99, 1.0], 0.1)
     assert high == pytest.approx([0.8, 0.9, 1.0], abs=1e-6)
