@@ -36,6 +36,7 @@ from streamline.progress import Progress, Remarks, portions
 from streamline.registry import build_method
 from streamline.results.assess import CellResult
 from streamline.sources.batches import TokenBatches, batches_fingerprint
+from streamline.streaming.decoder import StreamedDecoder
 from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
@@ -308,7 +309,7 @@ class Session:
                 data_dir=data_dir,
                 include_path=include_path,
                 heldout=heldout_text(self.batches, *perplexity, window),
-                generates=not self.dense.decoder.streamed,
+                generates=not isinstance(self.dense.decoder, StreamedDecoder),
                 progress=self.progress,
             )
         return self._questions[key]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from streamline.engine.decoder import Decoder
 from streamline.errors import StreamlineError
 from streamline.method import Method, Pruned
+from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import refusal
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def unsupported_reason(
         streamed: Whether the model's layers will be read one at a time.
     """
     reason = method.unsupported(decoder)
-    if reason is None and (streamed or decoder.streamed):
+    if reason is None and (streamed or isinstance(decoder, StreamedDecoder)):
         reason = refusal(method, recovery)
     if reason is None and sparsity:
         try:

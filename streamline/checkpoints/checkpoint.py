@@ -123,7 +123,7 @@ def save(
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with quiet():
-            if decoder.streamed:
+            if isinstance(decoder, StreamedDecoder):
                 recorded = _write_streamed(model, pruned.path(decoder), temporary)
             else:
                 model.save_pretrained(temporary)
@@ -136,7 +136,7 @@ def save(
             tokenizer.save_pretrained(temporary)
         write_json_atomic(temporary / PLAN, pruned.plan.to_json())
         write_json_atomic(temporary / PROVENANCE, _provenance(model, provenance, plain))
-        if decoder.streamed:
+        if isinstance(decoder, StreamedDecoder):
             _check_streamed(temporary, decoder.dtype)
         else:
             read_model(temporary, device_map="meta")

@@ -70,11 +70,6 @@ class Decoder:
         self.family: Family = family_of(model.config.model_type)
         self.layers: list[nn.Module] = list(submodule(model, self.family.layers).children())
 
-    @property
-    def streamed(self) -> bool:
-        """Whether layers are read one at a time."""
-        return self.layer_order is not None
-
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> Decoder:
         """A decoder without weights (meta device), for counting parameters and planning."""

@@ -1,8 +1,8 @@
 """Evaluate many paths on many tasks, keeping every answer as soon as it is there.
 
-Questions are scored for all paths in one forward pass, task by task. Each path's answers to a task
-go to the answer store at once, so a killed evaluation asks only what is missing; what is evaluated
-jointly changes no number by more than rounding.
+All tasks and texts are scored for all paths in one run of the engine. Each path's answers to a task
+go to the answer store as soon as they are there, so a killed evaluation asks only what is missing;
+what is evaluated jointly changes no number by more than rounding.
 
 Example::
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,8 +25,7 @@ from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.generation.answers import answer_texts
 from streamline.evaluation.part import Part
 from streamline.evaluation.questions import Questions, Text
-from streamline.evaluation.scoring.perplexity import Perplexity, perplexity
-from streamline.evaluation.scoring.score import score
+from streamline.evaluation.scoring.perplexity import Perplexity
 from streamline.evaluation.scoring.together import answer_all
 from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.evaluation.task_results import combine, finish
@@ -65,70 +64,21 @@ def evaluate(
     """
     progress = progress or Silent()
     budget = batch_tokens or TokenBudget()
-    if next(iter(paths.values())).decoder.streamed:
-        missing = {k: p for k, p in paths.items() if not store.has(k, questions.names)}
-        if missing:
-            _in_one_pass(missing, questions, store, budget, progress)
-    places = portions(questions.tokens)
-    for part, place in zip(questions.parts, places, strict=False):
-        missing = {k: p for k, p in paths.items() if not store.has(k, part.name)}
-        if missing:
-            with place:
-                _answer(part, missing, tokenizer, store, budget, compiled, progress)
-    for text, place in zip(questions.texts, places[len(questions.parts) :], strict=True):
-        missing = {k: p for k, p in paths.items() if not store.has(k, text.name)}
-        if missing:
-            with place:
-                _measure(text, missing, store, budget, progress)
+    scored, generated = _missing(paths, questions, store)
+    tokens = dict(zip(questions.names, questions.tokens, strict=True))
+    weights = [
+        sum(tokens[name] for name in [*(p.name for p in parts), *(t.name for t in texts)])
+        for _, parts, texts in scored
+    ]
+    places = iter(portions([*weights, *(tokens[part.name] for _, part in generated)]))
+    for keys, parts, texts in scored:
+        own = {key: paths[key] for key in keys}
+        with next(places):
+            _score(own, parts, texts, store, budget=budget, compiled=compiled, progress=progress)
+    for keys, part in generated:
+        with next(places):
+            _generate({key: paths[key] for key in keys}, part, tokenizer, store, budget, progress)
     return {key: stored(key, questions, store) for key in paths}
-
-
-def _answer(
-    part: Part,
-    paths: Mapping[str, LayerPath],
-    tokenizer: Any,
-    store: AnswerStore,
-    budget: TokenBudget,
-    compiled: bool,
-    progress: Progress,
-) -> None:
-    """Put a task's questions to paths."""
-    progress.stage(f"{part.name}: {part.n_docs} questions, {_models(paths)}")
-    start = time.perf_counter()
-    if part.generates:
-        answers: Iterable[Any] = answer_texts(
-            paths,
-            part,
-            tokenizer,
-            files={key: store.path(key, f"{part.name}.texts") for key in paths},
-            batch_tokens=budget.given,
-            progress=progress.step,
-        )
-    else:
-        answers = score(
-            list(paths.values()),
-            part.requests,
-            batch_tokens=budget,
-            compiled=compiled,
-            progress=progress.step,
-        )
-    _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store)
-
-
-def _measure(
-    text: Text,
-    paths: Mapping[str, LayerPath],
-    store: AnswerStore,
-    budget: TokenBudget,
-    progress: Progress,
-) -> None:
-    """Measure a text's perplexity under paths."""
-    progress.stage(f"perplexity of {text.name}: {_models(paths)}")
-    start = time.perf_counter()
-    found = perplexity(
-        list(paths.values()), text.windows, batch_tokens=budget, progress=progress.step
-    )
-    _keep_perplexity(text, paths, found, (time.perf_counter() - start) / len(paths), store)
 
 
 def _models(paths: Mapping[str, LayerPath]) -> str:
@@ -155,33 +105,80 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
     )
 
 
-def _in_one_pass(
+def _missing(
+    paths: Mapping[str, LayerPath], questions: Questions, store: AnswerStore
+) -> tuple[list[tuple[list[str], list[Part], list[Text]]], list[tuple[list[str], Part]]]:
+    """What lacks answers, with the keys of the paths: what is scored together, what generates."""
+    scored: dict[tuple[str, ...], tuple[list[Part], list[Text]]] = {}
+    generated: list[tuple[list[str], Part]] = []
+
+    def lacking(name: str) -> list[str]:
+        return [key for key in paths if not store.has(key, name)]
+
+    for part in questions.parts:
+        keys = lacking(part.name)
+        if part.generates:
+            generated += [(keys, part)] if keys else []
+        else:
+            scored.setdefault(tuple(keys), ([], []))[0].append(part)
+    for text in questions.texts:
+        scored.setdefault(tuple(lacking(text.name)), ([], []))[1].append(text)
+    scored.pop((), None)
+    return [(list(keys), *items) for keys, items in scored.items()], generated
+
+
+def _generate(
     paths: Mapping[str, LayerPath],
-    questions: Questions,
+    part: Part,
+    tokenizer: Any,
     store: AnswerStore,
     budget: TokenBudget,
     progress: Progress,
 ) -> None:
-    """Answer everything for paths through a streamed model, its weights read once."""
-    n_docs = sum(part.n_docs for part in questions.parts)
-    progress.stage(f"one pass: {n_docs} questions, {_models(paths)}")
+    """Let paths continue a task's prompts."""
+    progress.stage(f"{part.name}: {part.n_docs} questions, {_models(paths)}")
     start = time.perf_counter()
-    found = list(
-        answer_all(
-            list(paths.values()),
-            [part.requests for part in questions.parts],
-            [text.windows for text in questions.texts],
-            batch_tokens=budget,
-            progress=progress.step,
-        )
+    answers = answer_texts(
+        paths,
+        part,
+        tokenizer,
+        files={key: store.path(key, f"{part.name}.texts") for key in paths},
+        batch_tokens=budget.given,
+        progress=progress.step,
     )
-    seconds = (time.perf_counter() - start) / len(paths) / len(questions.names)
-    n_parts = len(questions.parts)
-    for number, answers in found:
-        if number < n_parts:
-            _keep(questions.parts[number], paths, answers, seconds, store)
+    _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store)
+
+
+def _score(
+    paths: Mapping[str, LayerPath],
+    parts: Sequence[Part],
+    texts: Sequence[Text],
+    store: AnswerStore,
+    *,
+    budget: TokenBudget,
+    compiled: bool,
+    progress: Progress,
+) -> None:
+    """Score tasks and texts in one run of the engine, each kept as soon as it is done."""
+    n_docs = sum(part.n_docs for part in parts)
+    asked = [f"{n_docs} questions of {', '.join(part.name for part in parts)}"] if parts else []
+    asked += [f"perplexity of {text.name}" for text in texts]
+    progress.stage(f"{'; '.join(asked)}: {_models(paths)}")
+    start = time.perf_counter()
+    for number, found in answer_all(
+        list(paths.values()),
+        [part.requests for part in parts],
+        [text.windows for text in texts],
+        batch_tokens=budget,
+        compiled=compiled,
+        progress=progress.step,
+    ):
+        now = time.perf_counter()
+        seconds, start = (now - start) / len(paths), now
+        if number < len(parts):
+            _keep(parts[number], paths, found, seconds, store)
         else:
-            _keep_perplexity(questions.texts[number - n_parts], paths, answers, seconds, store)
+            _keep_perplexity(texts[number - len(parts)], paths, found, seconds, store)
 
 
 def _keep(

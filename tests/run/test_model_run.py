@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,17 +86,19 @@ def test_the_same_run_again_computes_nothing(whole, monkeypatch, config, numbers
 def test_an_interrupted_run_goes_on_and_ends_equal(
     whole, tmp_path, monkeypatch, stop_after, config, numbers
 ):
-    """Stopped behind the training, or in the middle of evaluation, then run again."""
+    """Stopped after the training, or in the middle of evaluation, then run again."""
+    answer_all = evaluation.answer_all
 
     class Killed(BaseException):
         pass
 
-    def die(*_: Any, **__: Any) -> None:
+    def dies(*args: Any, **options: Any) -> Iterator[Any]:
+        if stop_after == "answer":
+            yield next(answer_all(*args, **options))
         raise Killed
 
-    name = "perplexity" if stop_after == "answer" else "score"
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, name, die)
+        patch.setattr(evaluation, "answer_all", dies)
         with pytest.raises(Killed):
             run(config(tmp_path))
     from streamline.training.state import TrainingState
