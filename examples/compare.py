@@ -1,6 +1,6 @@
 """Evaluate a model and three pruned ones together, and ask which differences are more than chance.
 
-Runs within a minute on two CPU cores; with so few questions hardly any difference can be told.
+Runs within a minute on two CPU cores; with so few questions hardly any difference is significant.
 """
 
 import streamline as sl

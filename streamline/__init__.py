@@ -87,7 +87,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a name stands for when it is first used."""
+    """Import the object of a name when it is first used."""
     if name == "methods":
         return import_module("streamline.methods")
     if name not in _LAZY:

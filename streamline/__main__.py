@@ -1,4 +1,4 @@
-"""``python -m streamline``: the command line, for launchers that take a module."""
+"""``python -m streamline``: the command line, for launchers that expect a module."""
 
 from __future__ import annotations
 

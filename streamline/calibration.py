@@ -131,7 +131,7 @@ def measure(
         decoder: The dense model; left as it was.
         batches: Token ids, [N, T], int64.
         batch_tokens: Tokens of one forward pass (at least one sequence); fewer where the states of
-            all depths would take more than 2 GiB.
+            all depths would need more than 2 GiB.
 
     Returns:
         The statistics, on the CPU.

@@ -99,7 +99,7 @@ def team() -> Team:
 
 
 def world_size() -> int:
-    """Processes that were launched together, as the launcher says."""
+    """Processes that were launched together, as the launcher declares."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -174,7 +174,7 @@ def scatter(
 
 
 def gathered(shard: Shard, work: Callable[[], Result]) -> list[Result]:
-    """Work on every process and exchange the results, faults included.
+    """Work on every process and exchange the results, errors included.
 
     Args:
         shard: This process's.
@@ -189,17 +189,17 @@ def gathered(shard: Shard, work: Callable[[], Result]) -> list[Result]:
     import torch.distributed
 
     result: Result | None = None
-    fault: Exception | None = None
+    failure: Exception | None = None
     try:
         with local():
             result = work()
     except Exception as error:  # kept until all know of it, so that none waits for ever
-        fault = error
+        failure = error
     found: list[Any] = [None] * shard.size
-    reason = None if fault is None else f"{type(fault).__name__}: {fault}"
+    reason = None if failure is None else f"{type(failure).__name__}: {failure}"
     torch.distributed.all_gather_object(found, (reason, result))
-    if fault is not None:
-        raise fault
+    if failure is not None:
+        raise failure
     for rank, (other, _) in enumerate(found):
         if other is not None:
             raise StreamlineError(f"process {rank} of {shard.size} failed: {other}")

@@ -1,4 +1,4 @@
-"""What a run stands on: device, memory, versions. Facts for provenance, asked in one place."""
+"""What a run depends on: device, memory, versions. Facts for provenance, found in one place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a name stands for.
+    """The device of a name.
 
     Args:
         name: ``auto`` (an accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
     }
     if not there.get(device.type, False):
         raise ConfigError(
-            f"device {name!r} is not on this machine; use --device cpu, or auto to take the best"
+            f"device {name!r} is not on this machine; use --device cpu, or auto for the best"
         )
     return device
 

@@ -1,7 +1,7 @@
 """The errors this package raises on purpose.
 
-Every message says what was given, what is accepted and what to do next. The command line turns
-any of these into one message and exit code 2; anything else is a fault of the program and keeps
+Every message states what was given, what is accepted and what to do next. The command line turns
+any of these into one message and exit code 2; anything else is an error of the program and keeps
 its traceback.
 """
 
@@ -34,7 +34,7 @@ class PlanError(StreamlineError, ValueError):
 
 
 class UnsupportedModelError(StreamlineError):
-    """A model cannot give what is asked of it: by its shape, or because it has too little."""
+    """A model does not support what it is to do, or has too few layers or parameters for it."""
 
 
 class AssetError(StreamlineError):

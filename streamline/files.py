@@ -2,7 +2,7 @@
 
 Every artefact of a run is written here: first under a temporary name in the same folder, then
 moved onto its final name in one step, so that a killed process leaves the old file or the new
-one and never half of either.
+one and never a part of either.
 
 Example::
 
@@ -52,7 +52,7 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(target)  # a full disk does not say what it was writing
+            error.filename = str(target)  # the error of a full disk names no file
         raise
 
 
@@ -88,7 +88,7 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
 def content_key(obj: Any) -> str:
     """A name for a value: the SHA-256 of its canonical JSON.
 
-    Equal values have equal keys whatever the order of their keys; floats are told apart to the
+    Equal values have equal keys whatever the order of their keys; floats are distinguished to the
     last bit, so 0.125 and 0.12 never meet.
 
     Args:

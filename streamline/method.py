@@ -86,7 +86,7 @@ class Size:
     Attributes:
         dense: Parameters of the dense model.
         pruned: Parameters that remain, replacements included.
-        n_removed: Layers taken out or stood for; None for methods that keep all.
+        n_removed: Layers removed or replaced; None for methods that keep all.
     """
 
     dense: int
@@ -182,7 +182,7 @@ class Method(ABC):
         return None
 
     def size(self, decoder: Decoder, sparsity: float) -> Size | None:
-        """What would remain, from the config alone; None if only a run can tell.
+        """What would remain, from the config alone; None if only a run can count it.
 
         Args:
             decoder: A decoder whose weights may lie on the meta device.
@@ -197,11 +197,11 @@ class DepthMethod(Method):
 
     @abstractmethod
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        """Choose the layers to take out. Pure: no model, no input or output.
+        """Choose the layers to remove. Pure: no model, no input or output.
 
         Args:
             calibration: Statistics of the dense model.
-            n_remove: How many layers to take out, at least 1.
+            n_remove: How many layers to remove, at least 1.
 
         Returns:
             A plan that removes exactly ``n_remove`` layers.

@@ -2,16 +2,16 @@
 
 The library calls a :class:`Progress`; the command line shows it as bars with the time left, and
 scripts may leave it silent. A method has no such argument: it calls :func:`tell`, which reaches
-whoever is :func:`showing`. Work of several stages says by :func:`portions` which portion of the
-whole each one is, so that a display knows how long the whole will take.
+whoever is :func:`showing`. Work of several stages declares by :func:`portions` which portion of
+the whole each one is, so that a display can estimate the time of the whole.
 
 Example::
 
     for n, trials in enumerate(rounds):
-        with part(n, len(rounds)):        # what is told in here moves within this round
+        with part(n, len(rounds)):        # progress in here moves within this round
             score_paths(trials, batches)
 
-    prune, train = portions([1.0, 9.0])   # the training takes nine times as long
+    prune, train = portions([1.0, 9.0])   # the training is nine times as long
     with prune:
         progress.stage("prune")
     with train:
@@ -35,7 +35,7 @@ class Progress(Protocol):
         """A new stage begins; ``total`` is its number of units, if known."""
 
     def step(self, done: float, total: float, message: str = "") -> None:
-        """The stage stands at ``done`` of ``total`` units."""
+        """The stage has done ``done`` of ``total`` units."""
 
     def say(self, message: str) -> None:
         """A remark worth keeping on the screen."""
@@ -126,7 +126,7 @@ def portions(weights: Sequence[float]) -> list[AbstractContextManager[None]]:
     """The consecutive portions that pieces of work are of the present one.
 
     Args:
-        weights: How long each piece takes compared with the others; only their ratios count.
+        weights: The time of each piece compared with the others; only their ratios count.
 
     Returns:
         A context manager for each piece: stages that begin within it lie in its portion. Pieces
@@ -150,7 +150,7 @@ def _portion(place: tuple[float, float]) -> Iterator[None]:
 
 
 def placed() -> tuple[float, float] | None:
-    """Where the present work lies in the whole, from 0 to 1, or None if nobody said."""
+    """Where the present work lies in the whole, from 0 to 1, or None if that is unknown."""
     return _PORTION.get()
 
 
@@ -183,7 +183,7 @@ class Prefixed:
         self.progress.stage(f"{self.name}: {name}", total)
 
     def step(self, done: float, total: float, message: str = "") -> None:
-        """The stage stands at ``done`` of ``total`` units."""
+        """The stage has done ``done`` of ``total`` units."""
         self.progress.step(done, total, message)
 
     def say(self, message: str) -> None:

@@ -1,7 +1,7 @@
 """Names of methods, task folders and suite folders, looked up lazily by entry point.
 
 Installed packages announce what they add in three entry-point groups. Nothing is imported until
-a name is asked for, so listing names is cheap and a broken plugin harms only itself.
+a name is looked up, so listing names is cheap and a broken plugin harms only itself.
 
 | group | a name means |
 |---|---|
@@ -11,7 +11,7 @@ a name is asked for, so listing names is cheap and a broken plugin harms only it
 
 A name of the form ``pkg.module:Class`` needs no entry point: it is imported from the path. A
 method spec is a name with some of the method's fields set: ``llm-streamline-ffn+init=linear``. The
-whole spec is the method's label in records and tables, so an ablation is told apart from its
+whole spec is the method's label in records and tables, so an ablation is distinguished from its
 parent.
 
 Example::
@@ -157,14 +157,14 @@ def method_names(names: Iterable[str]) -> tuple[str, ...]:
 
     Raises:
         UnknownNameError: If a name is not registered.
-        ConfigError: If ``all`` stands beside other names, or a name is claimed twice.
+        ConfigError: If ``all`` is given beside other names, or a name is claimed twice.
     """
     given = tuple(names)
     points = available(METHODS)
     if given == ("all",):
         return tuple(points)
     if "all" in given:
-        raise ConfigError(f"'all' already stands for every method, got {', '.join(given)}")
+        raise ConfigError(f"'all' already means every method, got {', '.join(given)}")
     for name in map(base_name, given):
         if ":" not in name and name not in points:
             raise unknown_name("method", name, points)

@@ -98,9 +98,9 @@ def test_what_is_no_method_is_refused() -> None:
         registry.load_method("streamline.plan:Plan")
 
 
-def test_all_stands_for_every_method_and_stands_alone() -> None:
+def test_all_means_every_method_and_is_given_alone() -> None:
     assert registry.method_names(["all"]) == tuple(registry.available(METHODS))
-    with pytest.raises(ConfigError, match="'all' already stands for every method"):
+    with pytest.raises(ConfigError, match="'all' already means every method"):
         registry.method_names(["all", "dense"])
 
 

@@ -138,7 +138,7 @@ class Compared:
         return pd.DataFrame([vars(row) for row in self.comparison.rows])
 
     def __str__(self) -> str:
-        """The groups that cannot be told apart, then the differences, as tables."""
+        """The groups that cannot be distinguished, then the differences, as tables."""
         return terminal(comparison_tables(self.comparison), screen_width()).rstrip("\n")
 
     def __repr__(self) -> str:
@@ -149,7 +149,7 @@ class Compared:
 def compare(
     result: Evaluation, reference: str | None = None, *, alpha: float = 0.05, seed: int = 0
 ) -> Compared:
-    """Compare models question by question: paired tests, and groups that cannot be told apart.
+    """Compare models question by question: paired tests, and groups that cannot be distinguished.
 
     Args:
         result: From :func:`streamline.evaluate`.
@@ -163,7 +163,7 @@ def compare(
     """
     if not any(len(frame) for frame in result.samples.values()):
         raise ConfigError(
-            "nothing to compare: the evaluation asked no questions; evaluate on a task with options"
+            "nothing to compare: the evaluation had no questions; evaluate on a task with options"
         )
     answers = {name: from_samples(frame) for name, frame in result.samples.items()}
     return Compared(compare_answers(answers, reference or result.reference, alpha=alpha, seed=seed))
@@ -184,7 +184,7 @@ def assessed(
         reference: One of the names.
         paths: Name -> the model's path.
         pruned: Name -> the pruned model, for those that are.
-        questions: What was asked.
+        questions: The questions and texts.
         dense: The model of the session.
     """
     n_dense = dense.decoder.n_parameters()

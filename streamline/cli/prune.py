@@ -51,7 +51,7 @@ def command(
         values = getattr(config, flag)
         if len(values) > 1:
             raise ConfigError(
-                f"prune writes one checkpoint, so it takes one of {flag}, got "
+                f"prune writes one checkpoint, so it needs one of {flag}, got "
                 f"{', '.join(map(str, values))}; use `streamline-bench run` to compare several"
             )
     from streamline.cli.screen.bar import progress_display

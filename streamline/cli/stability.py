@@ -33,7 +33,7 @@ changes with the order of the file; use it only to compare with figures made by 
 
 
 class Compat(StrEnum):
-    """Whose faults are reproduced."""
+    """Whose errors are reproduced."""
 
     RELEASE = "release"
 

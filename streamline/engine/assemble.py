@@ -82,7 +82,7 @@ def renumber(model: PreTrainedModel, origin: list[int], decoder: Decoder) -> Non
     Args:
         model: The model whose layer list was changed.
         origin: For each of its layers, the index in the dense model.
-        decoder: The dense model, whose config the per-layer fields are taken from.
+        decoder: The dense model, whose config has the per-layer fields.
     """
     config = model.config
     for name in PER_LAYER_FIELDS:

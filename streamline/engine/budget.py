@@ -5,7 +5,7 @@ once, whatever a replacement adds counted against what was removed.
 
 Example:
     n = layers_to_remove(decoder, 0.25)                       # Llama-2-7B: 8, i.e. 24.03 %
-    n = layers_to_remove(decoder, 0.25, added=lambda n: ffn)  # 9 when an FFN takes their place
+    n = layers_to_remove(decoder, 0.25, added=lambda n: ffn)  # 9 when an FFN replaces them
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def mean_layer_parameters(decoder: Decoder) -> float:
 def layers_to_remove(
     decoder: Decoder, sparsity: float, added: Callable[[int], int] | None = None
 ) -> int:
-    """How many layers to take out to come nearest to a sparsity.
+    """How many layers to remove to come nearest to a sparsity.
 
     Args:
         decoder: The dense model; its weights may lie on the meta device.

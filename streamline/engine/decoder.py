@@ -107,7 +107,7 @@ class Decoder:
 
     @property
     def max_length(self) -> int | None:
-        """Longest sequence that the positions allow, or None if the config does not say."""
+        """Longest sequence that the positions allow, or None if the config does not state it."""
         value = getattr(self.config, "max_position_embeddings", None)
         return None if value is None else int(value)
 

@@ -1,6 +1,6 @@
 """The table of model families: where each architecture keeps its layers, norms and projections.
 
-This is the only place that knows an architecture by name. A row says where the parts lie; what to
+This is the only place that knows an architecture by name. A row names where the parts are; what to
 do with them is the business of :mod:`streamline.engine.decoder` and of the methods.
 """
 

@@ -86,11 +86,11 @@ class _Leader:
         self._next = 0
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-        """Send a call with its arguments, and the models that the others lack.
+        """Send a call with its arguments, and the models that the others do not have.
 
         Returns:
-            Whether it was sent. It is not, and the log says so, if a model is spread over several
-            devices or read in parts, or holds something that cannot be sent.
+            Whether it was sent. It is not, with a line in the log, if a model is spread over
+            several devices or read in parts, or holds something that cannot be sent.
         """
         self._forget()
         try:
@@ -258,7 +258,7 @@ def _follow(shard: Shard) -> Any:
         elif kind == "model":
             try:
                 follower.models[key] = Decoder(follower.unpacked(body, tensors))
-            except Exception:  # the call that needs it fails, and says so to all
+            except Exception:  # the call that needs it fails, and all are informed
                 logger.warning("process %d cannot build a model", shard.rank, exc_info=True)
         elif kind == "forget":
             for gone in follower.unpacked(body, tensors):
@@ -271,7 +271,7 @@ def _follow(shard: Shard) -> Any:
 
 
 def _decoders(value: Any) -> list[Decoder]:
-    """The models that some arguments stand on, each once."""
+    """The models that some arguments depend on, each once."""
     found: dict[int, Decoder] = {}
     for item in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(item, (list, tuple)):

@@ -3,11 +3,11 @@
 A :class:`Job` is one batch and what is to be found out of it: what the model is entered with, what
 is in force while layers run on it, what is kept of the states at a path's end, and what is made of
 that. Scoring, perplexity, losses, calibration and the teacher of training are jobs. How they are
-run is said here and nowhere else:
+run is decided here and nowhere else:
 
 * paths of one model share their layers (:class:`streamline.engine.paths.PathTrie`);
-* a model in memory takes each batch through all layers, one whose layers are read one at a time
-  takes all batches through each layer (:attr:`streamline.engine.decoder.Decoder.layer_order`);
+* a model in memory runs each batch through all layers, one whose layers are read one at a time
+  runs all batches through each layer (:attr:`streamline.engine.decoder.Decoder.layer_order`);
 * a batch for which memory runs out is split (:mod:`streamline.engine.memory`);
 * several processes share the batches (:mod:`streamline.distributed`); no batch is cut for that, so
   their number changes no result.
@@ -166,7 +166,7 @@ def run(
 
 
 def attempt(paths: Sequence[Path], job: Job, *, compiled: bool = False) -> Any:
-    """One job at once, in this process: to try whether it fits, and how long it takes."""
+    """One job at once, in this process: to try whether it fits, and its time."""
     return _Runner(paths, [job], compiled).attempt(job)
 
 
@@ -214,7 +214,7 @@ class _Runner:
 
 
 def _without_gradients(job: Job) -> AbstractContextManager[None]:
-    """No gradients; states that training goes on with are no inference tensors."""
+    """No gradients; states that training uses further are no inference tensors."""
     context: AbstractContextManager[None] = (
         torch.no_grad() if job.for_training else torch.inference_mode()
     )

@@ -1,7 +1,7 @@
 """The head, in chunks: log-probabilities at chosen places, summed losses, likeliest tokens.
 
 A vocabulary is wide, so logits exist for a few positions at a time: on a CPU they then stay in its
-cache between the product and the softmax. Softmax and losses are taken in float32.
+cache between the product and the softmax. Softmax and losses are computed in float32.
 
 Example::
 

@@ -6,8 +6,8 @@ call of the scorer and dropped afterwards; measured, the products run 1.1 to 1.8
 more so the larger the output (the head). Sums are the same up to their order.
 
 :class:`CompiledLayers` is meant for GPUs, where a layer's many small kernels become few. On a CPU
-it does not pay: with a model of 135M parameters on two cores, scoring took 1.4 times as long as
-with weights laid out once, and compiling half a minute. So it is off unless asked for.
+it does not pay: with a model of 135M parameters on two cores, scoring was 1.4 times as long as
+with weights laid out once, and compiling half a minute. So it is off by default.
 
 Example::
 

@@ -3,7 +3,7 @@
 Example::
 
     store = AnswerStore(out / "cache" / "answers")
-    store.has(key, "piqa")          # whether the model with this key was asked already
+    store.has(key, "piqa")          # whether the model with this key has answered already
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AnswerStore:
         write_json_atomic(self.path(key, name), {"block": block, "seconds": seconds})
 
     def read(self, key: str, name: str) -> tuple[dict[str, Any], float]:
-        """One model's figures and the seconds that they took."""
+        """One model's results and their seconds."""
         found = json.loads(self.path(key, name).read_text(encoding="utf-8"))
         return found["block"], found["seconds"]
 

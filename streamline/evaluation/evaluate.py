@@ -49,7 +49,7 @@ def evaluate(
 
     Args:
         paths: Key to path; all paths enter the same decoder.
-        questions: What is asked.
+        questions: The questions and texts.
         tokenizer: The model's tokenizer.
         store: Where answers are kept, under the paths' keys.
         batch_tokens: Most tokens of a batch; None suits the device.
@@ -57,7 +57,7 @@ def evaluate(
         progress: Where to report what is being done.
 
     Returns:
-        Each path's results, with the seconds that they took: its part of what was shared.
+        Each path's results, with their seconds: its part of the shared time.
 
     Raises:
         UnsupportedModelError: If a path cannot be evaluated.

@@ -1,4 +1,4 @@
-"""What every model of an evaluation is asked: the questions of tasks and the windows of texts.
+"""The questions of tasks and the windows of texts that every model of an evaluation answers.
 
 Example::
 
@@ -48,10 +48,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked.
+    """The questions and texts of an evaluation.
 
     Attributes:
-        entries: Rows of the report, in order; those that nothing could be asked of are left out.
+        entries: Rows of the report, in order; those without questions are left out.
         parts: The questions of each lm-eval task.
         texts: Texts whose perplexity is measured.
         unavailable: What was wanted and left out: name to reason.
@@ -207,6 +207,6 @@ def _fits(name: str, window: int, max_length: int, leave_out: Callable[[str, str
     leave_out(
         name,
         f"windows of {window:,} tokens are longer than the {max_length:,} positions of the model; "
-        f"ask for shorter ones, as wikitext2@{max_length}, or set perplexity: length:",
+        f"choose shorter ones, as wikitext2@{max_length}, or set perplexity: length:",
     )
     return False

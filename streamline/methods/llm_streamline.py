@@ -188,7 +188,7 @@ class StreamlineSwiGLU(StreamlineReplacement):
 class StreamlineLayer(StreamlineReplacement):
     """Replace the most similar span by one decoder layer.
 
-    It starts from the span's first layer, unless ``init`` says otherwise.
+    It starts from the span's first layer, unless ``init`` is another one.
 
     Attributes:
         init: ``"first"``, ``"last"``, ``"mean"`` of the span's layers, or ``"random"``.

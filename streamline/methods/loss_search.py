@@ -72,7 +72,7 @@ class Found:
 class LossSearch:
     """Rounds of a search over paths of one decoder, on the same tokens.
 
-    Weights are laid out for the processor once for all rounds, when the first is asked for.
+    Weights are laid out for the processor once for all rounds, when the first is run.
 
     Args:
         paths: Paths that hold every module of the trials between them.

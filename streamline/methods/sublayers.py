@@ -130,7 +130,7 @@ def removal_spec(decoder: Decoder, layer: nn.Module, sublayer: Sublayer) -> Spec
 def unused_norms(decoder: Decoder, layer: nn.Module, sublayer: Sublayer) -> list[str]:
     """The norms of a layer that serve one sublayer alone.
 
-    There are none where the norms come after the addition (OPT-350m), where the residual is taken
+    There are none where the norms come after the addition (OPT-350m), where the residual is read
     after them, or where both sublayers read one norm.
     """
     family, config = decoder.family, decoder.config

@@ -1,8 +1,8 @@
 """How figures are drawn: quiet axes, lines named at their ends, the same bytes each time.
 
-Lines carry their names at their ends instead of a legend; colours are told apart by colour-blind
-readers, and markers differ as well. All text and axes are drawn in one ink, ``INK``, which a page
-may replace by its own text colour.
+Lines carry their names at their ends instead of a legend; colours are distinguishable by
+colour-blind readers, and markers differ as well. All text and axes are drawn in one ink, ``INK``,
+which a page may replace by its own text colour.
 
 Example::
 
@@ -28,7 +28,7 @@ INK = "#1a1a1b"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SIZE = (6.0, 3.9)
-# In inches: a name's line, and the fraction of a figure's height that the axes take.
+# In inches: a name's line, and the fraction of a figure's height that the axes fill.
 _NAME_HEIGHT = 0.186
 _AXES_FRACTION = 0.77
 
@@ -59,7 +59,7 @@ def axes_with(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> 
 def draw_lines(axes: Axes, lines: Sequence[Series], markers: bool = True) -> list[str]:
     """Lines with their names at their right ends; returns their colours.
 
-    The figure grows with the number of names, so that they stand beside the axes.
+    The figure grows with the number of names, so that they fit beside the axes.
     """
     figure = axes.get_figure()
     assert figure is not None

@@ -1,6 +1,6 @@
 """A paper's table with the measured values below the printed ones.
 
-A suite's ``report`` block says which published table it regenerates::
+A suite's ``report`` block names the published table it regenerates::
 
     report:
       layout:

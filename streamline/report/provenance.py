@@ -59,7 +59,7 @@ def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Proven
         settings: Its settings, empty if they were not kept.
 
     Returns:
-        The facts; what is not recorded is said to be so.
+        The facts; what is not recorded is marked as such.
     """
     states: dict[str, int] = {}
     versions: dict[str, dict[str, None]] = {}
@@ -97,7 +97,7 @@ def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Proven
 
 
 def _source(task: str, record: Record) -> Mapping[str, Any]:
-    """Where a record says that a task's questions, or those of its first subject, came from."""
+    """The source of a task's questions, or of its first subject's, according to a record."""
     data = record.notes.get("data")
     sources = data.get("sources") if isinstance(data, Mapping) else None
     known: Mapping[str, Any] = sources if isinstance(sources, Mapping) else {}
@@ -108,7 +108,7 @@ def _source(task: str, record: Record) -> Mapping[str, Any]:
 
 
 def _task(name: str, result: TaskResult, source: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a record says of a task, a cell for each of ``_TASK_COLUMNS``."""
+    """What is recorded of a task, a cell for each of ``_TASK_COLUMNS``."""
     split = str(source.get("split") or result.extra("split") or _UNKNOWN)
     subjects = result.extra("subjects")
     return (

@@ -28,7 +28,7 @@ class Table:
         columns: Headings; a newline separates a task from its metric.
         rows: As many cells each as there are columns.
         keys: How many columns name the row; a block of a wide table repeats them.
-        words: How many leading columns hold words and stand at the left.
+        words: How many leading columns hold words and are aligned left.
         sections: Places of the rows that begin a group.
         notes: Lines below the table.
     """

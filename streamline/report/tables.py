@@ -2,7 +2,7 @@
 
 A ``Table`` is made here from records and rendered by ``report.render``. Fractions are in percent, a
 value that was not measured is ``-``, a cell that failed or was skipped is a row of its own whose
-reason stands in the notes, and every task's heading names its metric.
+reason is in the notes, and every task's heading names its metric.
 
 Example::
 

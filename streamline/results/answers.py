@@ -1,7 +1,7 @@
 """One model's answers to one task's questions, and how two such sets are paired.
 
-Every paired statistic (stability, agreement, flips, McNemar's test) stands on the same rule: the
-same questions, told apart by id and by the hash of their text; anything else is refused with the
+Every paired statistic (stability, agreement, flips, McNemar's test) follows the same rule: the
+same questions, identified by id and by the hash of their text; anything else is refused with the
 difference. ``results.predictions`` reads answers from files.
 
 Example::

@@ -2,7 +2,7 @@
 
 The one place that knows which tasks are subjects of a group, and how values of several tasks
 become one: fractions are averaged without weights, standard errors are combined as those of
-independent values, counts are added up, and what one task lacks the mean lacks too.
+independent values, counts are added up, and what is missing in one task is missing in the mean.
 
 Example::
 

@@ -3,7 +3,7 @@
 All models answer the same questions, so they are compared question by question: McNemar's exact
 test on the questions that only one of two gets right, and a paired bootstrap interval of the
 difference in accuracy. P-values are corrected over the whole table (Holm), and methods that the
-corrected tests cannot tell apart share a letter.
+corrected tests cannot distinguish share a letter.
 
 Example::
 
@@ -80,7 +80,7 @@ class Comparison:
         best: The best other model over all questions; also compared with, None if there is one
             model beside the reference.
         rows: Against the reference, then against the best.
-        letters: Model -> letters; two models that share a letter cannot be told apart over all
+        letters: Model -> letters; two models that share a letter cannot be distinguished over all
             questions (pairwise McNemar tests, Holm-corrected).
         alpha: The level of significance; intervals cover 1 - alpha.
         seed: The bootstrap's.

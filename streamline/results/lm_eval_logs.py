@@ -1,7 +1,7 @@
 """Reads the per-question files that lm-eval writes with ``--log_samples``.
 
 The files carry summed log-likelihoods and the texts of the options but no token counts, so an
-option's mean NLL is taken per UTF-8 byte of its text; where a task logs the mean NLL of its full
+option's mean NLL is computed per UTF-8 byte of its text; where a task logs the mean NLL of its full
 prompts itself (a list under ``oc_ppl``), that is used.
 
 Example::

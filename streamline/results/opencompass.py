@@ -122,7 +122,7 @@ def _datasets(files: Mapping[str, Path]) -> dict[str, list[Path]]:
         gaps = sorted(set(range(max(shards) + 1)) - set(shards))
         if gaps:
             raise ConfigError(
-                f"Data set {name} lacks shard {', '.join(map(str, gaps))} of {max(shards) + 1} in "
+                f"Data set {name} has no shard {', '.join(map(str, gaps))} of {max(shards) + 1} in "
                 f"{shards[0].parent}. Copy all of its files, or evaluate it again."
             )
     return {name: [shards[n] for n in sorted(shards)] for name, shards in datasets.items()}
@@ -198,6 +198,6 @@ def _options(name: str, number: int, item: Mapping[str, Any]) -> tuple[Floats, s
             values = np.array([sign * float(label[field]) for label in labels], dtype=np.float64)
             return values, meaning, [label.get("prompt") for label in labels]
     raise ConfigError(
-        f"Data set {name}: item {number} lacks a prediction, or a PPL or Loglikelihood for each "
+        f"Data set {name}: item {number} has no prediction, or a PPL or Loglikelihood for each "
         "label. Evaluate it again in PPL mode."
     )

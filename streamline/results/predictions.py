@@ -1,12 +1,12 @@
 """Per-question predictions of any supported kind, read as answers by task.
 
-Three kinds of source are told apart by what lies there: samples of this package (a parquet file,
+Three kinds of source are distinguished by their files: samples of this package (a parquet file,
 a record's file or a run's folder), lm-eval's ``--log_samples`` files, and OpenCompass
 prediction folders. A source may carry a selector after its path::
 
     PATH[:METHOD[@SPARSITY]][,KEY=VALUE...]      KEY: model, method, sparsity, seed, recovery
 
-such as ``out:shortgpt@0.25`` or ``out:dense,model=opt-1.3b``; only a run's folder takes one.
+such as ``out:shortgpt@0.25`` or ``out:dense,model=opt-1.3b``; only a run's folder accepts one.
 
 Example::
 
@@ -82,7 +82,7 @@ def read_predictions(source: str | Path, metric: str | None = None) -> Predictio
         return _of_record(text, run[1], select(run[0], selector, text))
     if selector:
         raise ConfigError(
-            f"{text}: only a folder with {FILE_NAME} takes a selector, and {path} is none."
+            f"{text}: only a folder with {FILE_NAME} accepts a selector, and {path} is none."
         )
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         return _from_parquet(text, path)

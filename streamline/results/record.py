@@ -2,7 +2,7 @@
 
 A run writes one record after each cell (model, method, sparsity, seed, recovery); tables, reports
 and comparisons read nothing else. A number that was not measured is null, and so is one that came
-out as NaN or infinite; then the record says so.
+out as NaN or infinite; then the record marks it.
 
 Example::
 
@@ -45,12 +45,12 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     def extra(self, name: str) -> Any:
-        """The value of a further key, or None if the block lacks it."""
+        """The value of a further key, or None if the block does not have it."""
         return (self.model_extra or {}).get(name)
 
 
 class PlanSummary(_Block):
-    """What was taken out of the model: original, 0-based layer indices."""
+    """What was removed from the model: original, 0-based layer indices."""
 
     removed_layers: list[int] = Field(default_factory=list)
     kept_layers: list[int] = Field(default_factory=list)
@@ -103,7 +103,7 @@ class Record(_Block):
 
     ``sparsity`` is the target, ``parameters.removed_fraction`` what came out. ``key`` is
     the content key of everything that the cell depends on; ``method_repr`` holds the method's
-    hyper-parameters; ``notes`` whatever the method wants to say. ``notes["flag"]`` marks a cell
+    hyper-parameters; ``notes`` whatever the method reports. ``notes["flag"]`` marks a cell
     whose achieved sparsity lies far from the target.
     """
 

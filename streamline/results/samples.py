@@ -70,7 +70,7 @@ def write_samples(path: str | Path, rows: pd.DataFrame | Iterable[Mapping[str, A
     ]
     if len(given) and (unknown or missing):
         raise ConfigError(
-            f"Sample rows lack {missing or 'nothing'} and have unknown keys {unknown or 'none'}; "
+            f"Sample rows miss {missing or 'nothing'} and have unknown keys {unknown or 'none'}; "
             f"the columns are {', '.join(COLUMNS)}."
         )
     frame = given.reindex(columns=list(COLUMNS))

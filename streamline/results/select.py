@@ -24,7 +24,7 @@ _KEYS = ("model", "method", "sparsity", "seed", "recovery")
 
 
 def cell_name(record: Record, records: Sequence[Record]) -> str:
-    """A cell's name in the grammar above, as short as tells it from the other cells of its run."""
+    """A cell's name in the grammar above, as short as it is unique among the cells of its run."""
     name = f"{record.method}@{record.sparsity:g}"
     others = [r for r in records if (r.method, r.sparsity) == (record.method, record.sparsity)]
     for key in ("seed", "recovery", "model"):
@@ -72,7 +72,7 @@ def run_records(path: Path) -> tuple[list[Record], Path] | None:
 def select(records: Sequence[Record], selector: Mapping[str, str], source: str) -> Record:
     """The one finished cell that a selector names.
 
-    An empty selector takes the only cell, or else the only one of method ``dense``.
+    An empty selector selects the only cell, or else the only one of method ``dense``.
 
     Raises:
         ConfigError: If no cell or several fit; the message lists them.
@@ -98,7 +98,7 @@ def split(text: str) -> tuple[Path, dict[str, str]]:
         text: As given on the command line.
 
     Returns:
-        The path, and what the selector says by key; nothing if there is none.
+        The path, and the values of the selector by key; nothing if there is none.
 
     Raises:
         ConfigError: If the selector is malformed.
@@ -110,7 +110,7 @@ def split(text: str) -> tuple[Path, dict[str, str]]:
 
 
 def read_selector(rest: str, text: str) -> dict[str, str]:
-    """What ``METHOD[@SPARSITY][,KEY=VALUE...]`` says by key.
+    """The values of ``METHOD[@SPARSITY][,KEY=VALUE...]`` by key.
 
     Args:
         rest: The selector.

@@ -60,7 +60,7 @@ class Stability:
         metric: The metric that decides what is right.
         nll: What the mean NLLs of the weights run over.
         ddof: 1 for the paper's sample std, 0 for the released script's.
-        compat: ``release`` if the released script's item-order fault was reproduced.
+        compat: ``release`` if the released script's item-order error was reproduced.
         subjects: Number of tasks that a group's values average over; 1 for a task.
     """
 
@@ -91,7 +91,7 @@ class Stability:
         return {name: getattr(self, name) for name in names}
 
     def to_fields(self) -> dict[str, Any]:
-        """The keys that a record's task block takes from here."""
+        """The keys of a record's task block that come from here."""
         return {
             "stability": self.value,
             "stability_stderr": self.stderr,
@@ -209,7 +209,7 @@ def stability(
     if compat not in (None, "release"):
         raise ConfigError(f"compat is {compat!r}; give 'release' or nothing.")
     if compat == "release" and ddof not in (None, 0):
-        raise ConfigError(f"The released script takes the std with ddof 0, and {ddof} was given.")
+        raise ConfigError(f"The released script uses ddof 0 for the std, and {ddof} was given.")
     ddof = (0 if compat == "release" else 1) if ddof is None else ddof
     if dense.metric != pruned.metric:
         raise ConfigError(

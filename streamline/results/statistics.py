@@ -126,13 +126,13 @@ def noise_floor(n: int, differing: int | None = None, alpha: float = 0.05) -> fl
 def compact_letters(
     ranked: Sequence[str], apart: set[frozenset[str]] | Sequence[frozenset[str]]
 ) -> dict[str, str]:
-    """Letters such that two names share one exactly if they are not told apart.
+    """Letters such that two names share one exactly if they are not distinguished.
 
-    Each letter stands for a largest set of names of which no two are told apart.
+    Each letter is a largest set of names of which no two are distinguished.
 
     Args:
         ranked: The names, best first.
-        apart: The pairs that are told apart.
+        apart: The pairs that are distinguished.
 
     Returns:
         Name -> letters; ``a`` belongs to the best.

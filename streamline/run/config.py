@@ -71,7 +71,7 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidat
 class RunConfig(Strict):
     """A run: models x methods x sparsities x seeds x recovery, and how each cell is run.
 
-    Lists may be given as one text with commas. ``all`` as the only method stands for every
+    Lists may be given as one text with commas. ``all`` as the only method means every
     registered one; :func:`build_config` writes them out. Flags win over a suite's ``per_method``
     and ``per_model``.
     """
@@ -144,7 +144,7 @@ class RunConfig(Strict):
     )
     quick: bool = setting(
         False,
-        "A trial: few questions, samples and training tokens where no flag says otherwise.",
+        "A trial: few questions, samples and training tokens where no flag sets another number.",
         flag="--quick",
     )
     data: Literal["auto", "hub", "packaged"] = setting(
@@ -187,7 +187,7 @@ class RunConfig(Strict):
     )
     lora: LoraSettings = setting(
         LoraSettings(),
-        "LoRA fine-tuning after pruning; used where recovery says so.",
+        "LoRA fine-tuning after pruning; used where `recovery` is lora.",
         per_model=True,
     )
     perplexity: PerplexityConfig = setting(
@@ -201,7 +201,7 @@ class RunConfig(Strict):
         {}, "Method -> its own sparsities or recovery.", per_model=True
     )
     per_model: dict[str, dict[str, Any]] = setting(
-        {}, "Model -> what differs for it alone; other models take the run's."
+        {}, "Model -> what differs for it alone; other models have the run's."
     )
 
     def for_model(self, name: str) -> RunConfig:
@@ -313,7 +313,7 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     if missing:
         options = " and ".join(f"--{name}" for name in missing)
         raise ConfigError(
-            f"nothing to run: {options} not given; name them, or take a suite with --suite "
+            f"nothing to run: {options} not given; name them, or choose a suite with --suite "
             "(see `streamline-bench ls models|methods|suites`)"
         )
     try:

@@ -40,7 +40,7 @@ def explain(
 
 
 def errors_text(found: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> str:
-    """Faults that pydantic found in a model, in words."""
+    """Errors that pydantic found in a model, in words."""
     lines = []
     for one in found:
         place = [part for part in one["loc"] if isinstance(part, str)]

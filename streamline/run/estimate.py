@@ -56,9 +56,9 @@ class Row:
 
     Attributes:
         cell: The cell.
-        n_removed: Layers taken out or stood for; None if the method keeps all or only a run tells.
+        n_removed: Layers removed or replaced; None if the method keeps all or only a run shows it.
         dense: Parameters of the dense model.
-        pruned: Parameters that would remain; None if only a run can tell.
+        pruned: Parameters that would remain; None if only a run can show it.
         reason: Why the cell would be skipped, or None.
     """
 
@@ -94,7 +94,7 @@ class Estimate:
             text), of all models together.
         flops: Estimated floating-point operations by stage, 2 per parameter and token forward and
             4 more backward, 2 where the weights are frozen; the evaluation's are per 1,000 tokens
-            of questions, since only the questions tell their length.
+            of questions, since their length is only known then.
         memory_bytes: Least device memory: the largest model's weights and what training adds.
         download_bytes: Weights that are not on this machine yet.
         work_bytes: What the run writes into its folder: training states and cached activations.
@@ -240,7 +240,7 @@ def run_memory(config: RunConfig) -> int | None:
     """Bytes that a run may take on this machine, or None if that is unknown.
 
     With ``executor: ray`` other machines do the work and this one does not count; with
-    ``device_map`` a model has all accelerators, and the main memory for what they cannot take.
+    ``device_map`` a model has all accelerators, and the main memory for what does not fit there.
     """
     if config.executor == "ray":
         return None
@@ -265,7 +265,7 @@ def check_fits(estimate: Estimate, out: Path, memory: int | None) -> list[str]:
     if memory is not None and estimate.memory_bytes > memory:
         problems.append(
             f"the run needs at least {_gib(estimate.memory_bytes)} of device memory, and there are "
-            f"{_gib(memory)}; take --dtype bfloat16, fewer methods or sparsities at once, a "
+            f"{_gib(memory)}; use --dtype bfloat16, fewer methods or sparsities at once, a "
             "smaller model or a larger device"
         )
     needs: dict[Path, int] = {}

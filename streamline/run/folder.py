@@ -1,6 +1,6 @@
 """A run's folder: one process at a time, no results side by side that cannot be compared.
 
-Cells are taken out of it with every file that is theirs alone.
+A cell is removed with every file that is its alone.
 
 Example::
 
@@ -67,7 +67,7 @@ def refuse_mixture(config: RunConfig) -> None:
 
     Raises:
         ConfigError: If such results would stay in the folder; the message names them and, as far
-            as the folder tells, the settings.
+            if the folder has them, the settings.
     """
     if not (config.out / FILE_NAME).is_file():
         return
@@ -138,7 +138,7 @@ def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
 
 
 def _differences(config: RunConfig) -> str:
-    """What the folder's last run had otherwise, if it tells."""
+    """The settings in which the folder's last run differed, if it recorded them."""
     try:
         before = json.loads((config.out / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):

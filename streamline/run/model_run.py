@@ -273,7 +273,7 @@ def _jointly(model: _Model, variants: Sequence[Variant]) -> None:
 
 
 def _alone(model: _Model, variant: Variant) -> None:
-    """Fine-tune a cell that asks for it, evaluate it by itself, and let it go."""
+    """Fine-tune a cell that needs it, evaluate it by itself, and let it go."""
     config = model.config
 
     def action() -> None:

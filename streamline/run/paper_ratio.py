@@ -124,7 +124,7 @@ def paper_ratio(
         n_removed: Layers that go.
 
     Returns:
-        The ratio, or None for a method that does not take out whole layers or puts something in
+        The ratio, or None for a method that does not remove whole layers or puts something in
         their place whose shape only the method knows.
     """
     kind = getattr(method, "kind", None)
@@ -171,7 +171,7 @@ def printed_for(
         rows: Of the published table.
         model: The model's name in the run.
         method: The method's spec, with `` +lora`` after it if it was fine-tuned.
-        ratio: Its ratio as the paper counts, or as asked; None for the dense model.
+        ratio: Its ratio as the paper counts, or as given; None for the dense model.
 
     Returns:
         The row, or None if no printed one is near.

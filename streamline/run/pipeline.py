@@ -39,7 +39,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
 
     Args:
         config: The run.
-        progress: Where to say what is being done.
+        progress: Where to report what is being done.
 
     Returns:
         One record for each cell, failed and skipped ones included.
@@ -83,7 +83,7 @@ def prune_to_checkpoint(
         sparsity: Fraction of parameters to remove.
         out: Folder of the checkpoint; must not exist or be empty.
         config: Calibration, training and device settings.
-        progress: Where to say what is being done.
+        progress: Where to report what is being done.
 
     Returns:
         The provenance as saved beside the weights.
@@ -136,7 +136,7 @@ def evaluate_model(
         model: Alias, hub id, local model or checkpoint folder.
         out: File that receives the record.
         config: Tasks, limits and device settings.
-        progress: Where to say what is being done.
+        progress: Where to report what is being done.
 
     Returns:
         The record; its ``method`` is ``dense`` because the model itself is what was evaluated. Its

@@ -31,7 +31,7 @@ class Recorder:
         config: The run.
         name: The model.
         fingerprint: Content hash of the model.
-        progress: Where to say that a cell was skipped or failed.
+        progress: Where to report that a cell was skipped or failed.
     """
 
     def __init__(self, config: RunConfig, name: str, fingerprint: str, progress: Progress) -> None:
@@ -94,7 +94,7 @@ class Recorder:
         self._write(job, status="skipped", reason=reason)
 
     def failed(self, job: CellJob, error: Exception, costs: Mapping[str, float]) -> None:
-        """Record an error; one that says the model is unsupported is a cell skipped.
+        """Record an error; for an unsupported model the cell is skipped.
 
         Args:
             job: The cell.

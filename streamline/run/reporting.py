@@ -2,7 +2,7 @@
 
 The report itself is made from records alone (:mod:`streamline.report`); here it is given the table
 that the run's suite regenerates, the commands that repeat the run, and what older records do not
-say of their tasks.
+report of their tasks.
 
 Example::
 
@@ -99,7 +99,7 @@ def _of_suite(suite: str, settings: Mapping[str, Any]) -> list[str]:
     words = ["streamline-bench", "--suite", suite]
     try:
         usual = build_config({}, suite=suite).model_dump(mode="json")
-    except (ConfigError, UnknownNameError):  # not at hand: its name is all that can be said
+    except (ConfigError, UnknownNameError):  # not at hand: only its name is known
         return words
     for name, flag in _FLAGS.items():
         value = settings.get(name)
@@ -109,7 +109,7 @@ def _of_suite(suite: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _layout(given: str | None, recorded: Any) -> tuple[Mapping[str, Any] | None, str | None]:
-    """The layout that a suite asks for, or a note if the suite of the run is not at hand."""
+    """The layout of a suite, or a note if the suite of the run is not at hand."""
     if given is None and recorded is None:
         return None, None
     try:
@@ -127,7 +127,7 @@ def _layout(given: str | None, recorded: Any) -> tuple[Mapping[str, Any] | None,
 
 
 def _completed(record: Record, data: Any) -> Record:
-    """A record whose tasks say how they were scored, where the table of tasks knows it."""
+    """A record whose tasks name how they were scored, where the table of tasks knows it."""
     tasks = {task: _with_facts(task, result, data) for task, result in record.tasks.items()}
     return record.model_copy(update={"tasks": tasks})
 

@@ -89,7 +89,7 @@ def setting(
 
 
 def names(model: type[BaseModel], what: Literal["keyed", "per_model"]) -> tuple[str, ...]:
-    """The fields of a run that a cell's key takes in, or that may differ from model to model."""
+    """The fields of a run that enter a cell's key, or that may differ from model to model."""
     return tuple(name for name, info in model.model_fields.items() if _known(info)[what])
 
 

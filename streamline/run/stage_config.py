@@ -78,7 +78,7 @@ class CalibrationConfig(Strict):
 
 
 class PerplexityConfig(Strict):
-    """The held-out text whose perplexity stands in the summary."""
+    """The held-out text whose perplexity is in the summary."""
 
     texts: str = Field("packaged:heldout", description="Held-out text.")
     n_tokens: Annotated[int, Field(ge=0), BeforeValidator(_none_is_zero)] = Field(

@@ -129,8 +129,8 @@ class StreamedDecoder(Decoder):
             groups: :data:`EMBEDDING`, indices of layers, :data:`HEAD`; each is read once.
 
         Yields:
-            The group whose weights are there until the next one is asked for. Close the iterator
-            to let go early.
+            The group whose weights are in memory until the next one is requested. Close the
+            iterator to let go early.
 
         Raises:
             AssetError: If a weight cannot be read.
@@ -267,7 +267,7 @@ def _places(model: PreTrainedModel, source: WeightSource) -> dict[int, str]:
     names: dict[int, str] = {}
     lost: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        # Some checkpoints hold the base model alone, whose names lack its prefix.
+        # Some checkpoints hold the base model alone, whose names have no prefix.
         candidates = (name, name.removeprefix(prefix), name.replace(head, stored_head, 1))
         found = [key for key in candidates if key in source]
         if not found:
@@ -277,20 +277,20 @@ def _places(model: PreTrainedModel, source: WeightSource) -> dict[int, str]:
         if stored.shape != tuple(parameter.shape):
             raise AssetError(
                 f"{found[0]!r} in {source.folder} is of shape {list(stored.shape)}, the config "
-                f"asks for {list(parameter.shape)}; take the config and weights of one model"
+                f"needs {list(parameter.shape)}; use the config and weights of one model"
             )
         names.setdefault(id(parameter), found[0])
     missing = [name for key, name in lost.items() if key not in names]
     if missing:
         raise AssetError(
             f"{source.folder} holds no {missing[0]!r} (and {len(missing) - 1} more are missing); "
-            "take a whole checkpoint of this model in the layout that `save_pretrained` writes"
+            "use a whole checkpoint of this model in the layout that `save_pretrained` writes"
         )
     return names
 
 
 def _exchange(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
-    """Put weights into their parameters, or take them out again.
+    """Put weights into their parameters, or remove them again.
 
     The parameter objects stay the same, so that whatever shares them sees their weights too.
     """

@@ -30,7 +30,7 @@ __all__ = ["empty_model", "load_streamed", "open_streamed", "refusal"]
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Memory that a constructor asks for without filling it is that of parameters."""
+    """Memory that a constructor allocates without filling it is that of parameters."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
@@ -42,10 +42,10 @@ class _EmptyOnMeta(TorchFunctionMode):
 def empty_model(
     config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A model in eval mode whose parameters take no memory and whose buffers are as they must be.
+    """A model in eval mode whose parameters need no memory and whose buffers are as they must be.
 
     Buffers that no checkpoint holds (rotary frequencies, causal masks) are computed by the model's
-    own constructors on the CPU; parameters go to the meta device before they take any memory.
+    own constructors on the CPU; parameters go to the meta device before they need any memory.
 
     Args:
         config: The model's config.
@@ -90,7 +90,7 @@ def open_streamed(
         folder: Holds the safetensors.
         config: The model's config.
         device: Where the weights compute.
-        dtype: Dtype of the weights in memory; ``"auto"`` takes the config's.
+        dtype: Dtype of the weights in memory; ``"auto"`` for the config's.
         state_bytes: Most bytes of waiting hidden states in memory.
         scratch: Folder for those beyond; None for the package's cache.
         trust_remote_code: Whether a model's own code may run.
@@ -101,7 +101,7 @@ def open_streamed(
     """
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModelError(
-            f"{folder} holds quantised weights, which cannot be streamed; take the original ones"
+            f"{folder} holds quantised weights, which cannot be streamed; use the original ones"
         )
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
@@ -164,7 +164,7 @@ def load_streamed(
 def refusal(method: Method, recovery: str = "none") -> str | None:
     """Why a method, or what is to follow it, cannot work on a streamed model; None if it can.
 
-    A method can if it trains nothing and decides by the statistics of one pass, or says of itself
+    A method can if it trains nothing and decides by the statistics of one pass, or states
     that it needs nothing else (:attr:`streamline.method.Method.supports_streaming`).
     """
     own = [

@@ -1,6 +1,6 @@
 """The order of a model whose layers come one at a time: layers outside, batches inside.
 
-A model in memory takes each batch through all layers; here each layer takes all batches, because it
+A model in memory runs each batch through all layers; here each layer runs all batches, because it
 comes only once. A node of the trie runs while the layer whose weights it uses is there; modules
 that are in memory anyway (replacements) run right after the node before them. States at the ends of
 paths are kept, cut to what their answers need, until the head comes.

@@ -43,7 +43,7 @@ class _Held:
 
 
 class StateStore:
-    """Tensors by key, each taken a known number of times.
+    """Tensors by key, each read a known number of times.
 
     Args:
         memory_bytes: Most bytes kept in memory.
@@ -78,12 +78,12 @@ class StateStore:
         return len(self._held)
 
     def put(self, key: Hashable, tensor: Tensor, uses: int = 1) -> None:
-        """Keep a tensor until it has been taken ``uses`` times.
+        """Keep a tensor until it has been read ``uses`` times.
 
         Args:
             key: A name that is not in use.
             tensor: Any shape and dtype; must not be changed afterwards.
-            uses: How often it will be taken, at least 1.
+            uses: How often it will be read, at least 1.
 
         Raises:
             OSError: If the disk is full.

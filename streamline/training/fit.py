@@ -76,11 +76,11 @@ def fit(
     Args:
         decoder: The dense model; its weights are not changed.
         students: What to train, by one or several recipes and objectives.
-        train: Training tokens, [N, T], int64; a recipe with fewer ``n_tokens`` takes the first.
+        train: Training tokens, [N, T], int64; a recipe with fewer ``n_tokens`` uses the first.
         validation: Held-out tokens, [M, T], likewise cut to ``validation_tokens``.
         labels: Names of the students' files; by default made from kind, span and content key.
         directory: For state, losses and results. Called again with the same arguments, a killed
-            training goes on to the same bits and a finished one is only loaded.
+            training resumes to the same bits and a finished one is only loaded.
         losses: Folder of the losses' JSON lines, if not ``directory/losses``.
         fingerprint: Content key of the dense weights; made from a sample of them if not given.
         starts: For each student a content key of what decided its first weights (method, source,

@@ -233,7 +233,7 @@ def _digest(sequences: Sequences) -> str:
 def _adapters(
     model: PreTrainedModel, targets: list[str], recipe: LoraRecipe, seed: int
 ) -> Iterator[tuple[dict[str, nn.Parameter], list[nn.Module]]]:
-    """Put adapters on some linear maps, train nothing else, and take them off again."""
+    """Add adapters to some linear maps, train nothing else, and remove them again."""
     from peft import LoraConfig, inject_adapter_in_model
 
     gradients = {p: p.requires_grad for p in model.parameters()}

@@ -1,6 +1,6 @@
 """When training does what: the order of the data, optimiser steps and their learning rates.
 
-Everything here is a pure function of a seed and a step number, so a run that was killed goes on
+Everything here is a pure function of a seed and a step number, so a run that was killed resumes
 exactly where it was, and two runs with one seed see the same batches whatever else is trained
 beside them.
 

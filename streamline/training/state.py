@@ -1,7 +1,7 @@
 """One thing that is being trained: parameters, optimiser, best weights, losses, place on disk.
 
-A state depends on nothing that is trained beside it. It can be stopped at any step and goes on
-from its files to the same bits; when it is done, a marker file says so and its weights are only
+A state depends on nothing that is trained beside it. It can be stopped at any step and resumes
+from its files to the same bits; when it is done, a marker file is written and its weights are only
 loaded.
 
 On disk, under the run's folder: ``state/<label>.safetensors`` while training,
@@ -186,7 +186,7 @@ class TrainingState:
         return self.directory / folder / f"{self.label}.{suffix}"
 
     def save(self) -> None:
-        """Write the state from which :meth:`resume` goes on; nothing without a folder."""
+        """Write the state that :meth:`resume` reads; nothing without a folder."""
         if self.directory is None:
             return
         tensors: dict[str, Tensor] = {}
@@ -272,7 +272,7 @@ class TrainingState:
         self._file("state", "safetensors").unlink(missing_ok=True)
 
     def _facts(self) -> dict[str, Any] | None:
-        """What the files on disk say, or None if there are none of this key."""
+        """The content of the files on disk, or None if there are none of this key."""
         marker, state = self._file("students", "json"), self._file("state", "safetensors")
         if marker.exists():
             facts: dict[str, Any] = json.loads(marker.read_text("utf-8"))

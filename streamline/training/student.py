@@ -140,7 +140,7 @@ class Recipe(BaseModel):
             return None
         return (
             f"replacements see {self.seen_tokens:,} training tokens, enough for a trial; "
-            "published results take tens of millions: give --train-tokens, or a suite with its own"
+            "published results need tens of millions: give --train-tokens, or a suite with its own"
         )
 
 
@@ -149,7 +149,7 @@ class Student:
     """A replacement that has still to be trained.
 
     Attributes:
-        span: The layers it learns to stand for.
+        span: The layers it learns to replace.
         module: The network, called like a layer; trained in place.
         recipe: How it is to be trained.
         token_fraction: Fraction of the recipe's training tokens that it sees.

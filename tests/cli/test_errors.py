@@ -69,7 +69,7 @@ def _exit(arguments: str) -> int:
         ("--models a --methods dense --calibration file", "is no .jsonl or .txt file"),
         ("--models a --methods dense --data-dir file", "data_dir: path does not point to a dir"),
         ("--models a --methods llm-streamline-ffn+residual=maybe", "valid boolean"),
-        ("prune a --method all --sparsity 0.1 --out x", "it takes one of methods, got"),
+        ("prune a --method all --sparsity 0.1 --out x", "it needs one of methods, got"),
         ("prune a --method sleb --sparsity 0.1,0.2 --out x", "one of sparsities, got 0.1, 0.2"),
         ("prune a --method sleb --sparsity many --out x", "sparsities: input should be a valid"),
         ("prune a --method sleb --sparsity 0.1 --out file", "out: file is a file"),

@@ -121,7 +121,7 @@ def test_a_missing_shard_is_refused_and_a_whole_file_wins(tmp_path):
     rows = items(BEFORE)
     for number in (0, 2):
         save(tmp_path, f"piqa_{number}", rows[:2])
-    with pytest.raises(ConfigError, match="piqa lacks shard 1 of 3"):
+    with pytest.raises(ConfigError, match="piqa has no shard 1 of 3"):
         read(tmp_path)
     save(tmp_path, "piqa", rows)
     tasks, _ = read(tmp_path)
@@ -205,7 +205,7 @@ def test_malformed_files_are_refused(tmp_path):
     broken = items(BEFORE)
     del broken[2]["label: B"]["PPL"]
     save(tmp_path, "C3", broken)
-    with pytest.raises(ConfigError, match="item 2 lacks a prediction, or a PPL"):
+    with pytest.raises(ConfigError, match="item 2 has no prediction, or a PPL"):
         read(tmp_path)
     (tmp_path / "C3.json").write_text('{"0": {}, "2": {}}')
     with pytest.raises(ConfigError, match="gaps near 1, 2"):

@@ -104,7 +104,7 @@ def test_folders_without_predictions_are_refused(run_folder, tmp_path):
         read_predictions(tmp_path)
     with pytest.raises(ConfigError, match="samples of 13 cells"):
         read_predictions(run_folder / "samples")
-    with pytest.raises(ConfigError, match=r"only a folder with results\.json takes a selector"):
+    with pytest.raises(ConfigError, match=r"only a folder with results\.json accepts a selector"):
         read_predictions(f"{run_folder / 'samples'}:dense")
 
 

@@ -56,7 +56,7 @@ def test_bad_rows_are_refused(tmp_path):
     path = tmp_path / "x.parquet"
     with pytest.raises(ConfigError, match="unknown keys.*'colour'"):
         write_samples(path, [row(colour="red")])
-    with pytest.raises(ConfigError, match=r"lack \['metric'\]"):
+    with pytest.raises(ConfigError, match=r"miss \['metric'\]"):
         write_samples(path, pd.DataFrame([row()]).drop(columns="metric"))
     with pytest.raises(ConfigError, match="null in doc_hash"):
         write_samples(path, [row(doc_hash=None)])

@@ -77,7 +77,7 @@ def test_release_mode_adds_the_first_weights_of_the_file():
     released = stability(dense, pruned, compat="release")
     assert released.value == pytest.approx((a + b) / (a + b + 1))
     assert (released.ddof, released.compat, released.stderr) == (0, "release", None)
-    with pytest.raises(ConfigError, match="takes the std with ddof 0, and 1 was given"):
+    with pytest.raises(ConfigError, match="uses ddof 0 for the std, and 1 was given"):
         stability(dense, pruned, ddof=1, compat="release")
 
 

@@ -75,7 +75,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     tiny_model("llama", n_layers=2).save_pretrained(tmp_path)
     with pytest.raises(AssetError, match=r"holds no 'model\.layers\.2\..* \(and 8 more"):
         open_streamed(tmp_path, tiny_config("llama", n_layers=3))
-    with pytest.raises(AssetError, match="is of shape .* the config asks for"):
+    with pytest.raises(AssetError, match="is of shape .* the config needs"):
         open_streamed(tmp_path, tiny_config("llama", n_layers=2, intermediate_size=48))
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["lm_head.weight"]

@@ -1,8 +1,8 @@
 """Progress of long work: on a terminal a few lines that move, in a log a line now and then.
 
-Both show the same: one line for the whole of the work with the time left, where the work says which
-portion of it a stage is (:func:`streamline.progress.portions`), one for the stage, and what the
-stage says of itself, such as losses, below.
+Both show the same: one line for the whole of the work with the time left, where the work declares
+which portion of it a stage is (:func:`streamline.progress.portions`), one for the stage, and what
+the stage reports, such as losses, below.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Bar:
         self._tracker.step(done, total, message)
 
     def say(self, message: str) -> None:
-        """Print a remark above the bars, taken literally."""
+        """Print a remark above the bars, without markup."""
         self._console.print(message, markup=False)
 
     def _lines(self) -> RenderableType:
@@ -114,14 +114,14 @@ def _digits(seconds: float) -> str:
 class Log:
     """Shows a :class:`streamline.progress.Progress` as lines; a context manager.
 
-    A stage that lasts is named once, then says how far it is, more and more seldom, and at last how
-    long it took. That happens on a thread of its own, so that work which tells nothing is not taken
-    for dead.
+    A stage that lasts is named once, then reports how far it is, more and more seldom, and at last
+    how long it took. That happens on a thread of its own, so that work which tells nothing is not
+    taken for dead.
 
     Args:
         console: Where to print.
         title: What the whole is.
-        seconds: Time until a stage first says how far it is.
+        seconds: Time until a stage first reports how far it is.
     """
 
     def __init__(self, console: Console, title: str = "", seconds: float = 20.0) -> None:
@@ -162,7 +162,7 @@ class Log:
             self._tracker.step(done, total, message)
 
     def say(self, message: str) -> None:
-        """Print a remark, taken literally."""
+        """Print a remark, without markup."""
         self._console.print(message, markup=False)
 
     def _watch(self) -> None:
@@ -173,7 +173,7 @@ class Log:
                     self._speak(age)
 
     def _speak(self, age: float) -> None:
-        """Name the stage, or say how far it is; and when to speak next."""
+        """Name the stage or report how far it is, and set the time of the next report."""
         at, now = self._tracker.state, time.monotonic()
         if not self._named:
             self._named, self._next = True, self._seconds
@@ -198,7 +198,7 @@ class Log:
             self.say(f"  {at.message}")
 
     def _end(self) -> None:
-        """Say how long a stage took, if it was long enough to say how far it was."""
+        """Report the time of a stage that was long enough to report how far it was."""
         at, age = self._tracker.state, time.monotonic() - self._tracker.state.began
         if at.name and age >= self._seconds:
             self.say(f"{at.name}: done in {clock(age)}")

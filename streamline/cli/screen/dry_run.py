@@ -1,7 +1,7 @@
 """What ``--dry-run`` shows: cells, exact sizes and estimated costs, from configs alone.
 
 For a suite that names a paper's table and its way of counting, the ratio as the paper counts it
-and the printed one stand beside, and below is what makes them differ from the exact fraction.
+and the printed one are shown beside it, and below what makes them differ from the exact fraction.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _trains(row: Row) -> bool:
 
 def _cells(row: Row, paper: _Paper) -> dict[str, Any]:
     ratio, printed = paper.ratios(row)
-    note = "skipped" if row.reason else None if row.pruned is not None else "only a run tells"
+    note = "skipped" if row.reason else None if row.pruned is not None else "only a run shows"
     return {
         "method": row.cell.method,
         "target": f"{row.cell.sparsity:g}",
@@ -96,7 +96,7 @@ def _cells(row: Row, paper: _Paper) -> dict[str, Any]:
 
 
 class _Paper:
-    """The table that a suite regenerates, if it regenerates one, and what is to be said of it."""
+    """The table that a suite regenerates, if it regenerates one, and notes about it."""
 
     def __init__(self, suite: str | None) -> None:
         from streamline.report.published import published_rows

@@ -1,4 +1,4 @@
-"""How far long work is, and how long the rest will take: the sums behind every display."""
+"""How far long work is, and how long the rest will be: the sums behind every display."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class State:
         began: When it began, as ``time.monotonic`` gives it.
         done: Units done.
         total: Units in all, or None.
-        message: What the stage says of itself.
+        message: What the stage reports.
         first: Units at the first step: an earlier process may have done them.
         second: Units at the second step.
         place: The stage's portion of the whole, or None.
@@ -65,13 +65,13 @@ class State:
         return now - (self.began if self.opened is None else self.opened)
 
     def left(self, now: float) -> float | None:
-        """Seconds that the rest of the stage takes at its pace so far, once there is a pace."""
+        """Seconds of the rest of the stage at its pace so far, once there is a pace."""
         if not self.total or self.second is None or self.done >= self.total:
             return None
         return (self.total - self.done) * (now - self.began) / (self.done - self.skipped)
 
     def whole_left(self, now: float) -> float | None:
-        """Seconds that the rest of the whole takes at the pace so far, once there is a pace."""
+        """Seconds of the rest of the whole at the pace so far, once there is a pace."""
         made = self.made + self._own()
         if self.whole is None or made < 0.01:
             return None
@@ -108,7 +108,7 @@ class Tracker:
         self.state = self.state.followed_by(name, total, time.monotonic())
 
     def step(self, done: float, total: float, message: str) -> None:
-        """The stage stands at ``done`` of ``total`` units."""
+        """The stage has done ``done`` of ``total`` units."""
         at = self.state
         first = done if at.first is None else at.first
         second = done if at.second is None and done > first else at.second

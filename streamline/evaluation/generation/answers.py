@@ -1,9 +1,9 @@
 """The texts that many paths generate for a task, kept while they come.
 
 All paths that can generate side by side do so (:mod:`streamline.evaluation.generation.engine`);
-those that cannot, by their architecture or because the task asks for more than the likeliest
-tokens, are made whole models and left to lm-eval, one after the other, and the log says why. What
-is done is written every few seconds, so a killed run goes on where it was.
+those that cannot, by their architecture or because the task needs more than the likeliest
+tokens, are assembled as models and left to lm-eval, one after the other, and the log gives the
+reason. Texts are written every few seconds, so a killed run resumes where it was.
 
 Example::
 
@@ -75,7 +75,7 @@ def answer_texts(
     together: dict[tuple[int, ...], list[str]] = {}
     for key, path in paths.items():
         missing = tuple(i for i in range(n) if i not in kept[key].texts)
-        reason = f"the task asks for {options}" if options else unsupported(path.decoder, length)
+        reason = f"the task needs {options}" if options else unsupported(path.decoder, length)
         if missing and reason is not None:
             logger.warning("%s generates by itself for %s: %s", path.name or key, part.name, reason)
             texts = generate_alone(assemble(path), part, tokenizer)
@@ -114,7 +114,7 @@ class _Kept:
 
     Args:
         file: Where they lie.
-        part: Whose requests they answer; texts for other questions are not taken up.
+        part: Whose requests they answer; texts for other questions are ignored.
     """
 
     def __init__(self, file: Path, part: Part) -> None:

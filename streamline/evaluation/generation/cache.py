@@ -9,7 +9,7 @@ read once for all rows.
 
 Paths that run the same modules count as one. They are numbered depth first and rows lie path after
 path, so a step's rows are a range. No module needs to know of the cache: it is filled and read by
-the attention function, so a layer that stands in two places has two places in the cache.
+the attention function, so a layer that is used twice is kept twice in the cache.
 
 Example::
 

@@ -71,7 +71,7 @@ class Limits:
         """What suits a device: on an accelerator, half of the memory that is free now."""
         tokens = batch_tokens or default_batch_tokens(device)
         if device.type == "cuda":
-            free_memory()  # what earlier work has reserved counts as taken otherwise
+            free_memory()  # memory that was reserved earlier counts as used otherwise
             free = int(torch.cuda.mem_get_info(device)[0])
             return cls(batch_tokens=tokens, rows=512, cache_bytes=free // 2)
         return cls(batch_tokens=tokens, rows=64, cache_bytes=2 << 30)
@@ -86,7 +86,7 @@ def unsupported(decoder: Decoder, longest: int) -> str | None:
     """
     limit = tree_length(decoder)
     if limit == 0:
-        return "its attention takes no other mask than its own"
+        return "its attention supports no mask but its own"
     if limit is not None and longest > limit:
         return f"its attention changes beyond {limit} tokens, and there may be {longest}"
     settings = decoder.model.generation_config
@@ -99,7 +99,7 @@ def unsupported(decoder: Decoder, longest: int) -> str | None:
         and not (name in _NEUTRAL and _NEUTRAL[name] == value)
     )
     if changing:
-        return f"its generation settings ask for {', '.join(changing)}"
+        return f"its generation settings set {', '.join(changing)}"
     return None
 
 

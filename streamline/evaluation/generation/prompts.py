@@ -16,7 +16,7 @@ from streamline.errors import ConfigError
 
 __all__ = ["Prompt", "Stops", "alike"]
 
-_ALIKE = 32  # tokens that prompts must have in common to be taken together
+_ALIKE = 32  # tokens that prompts must have in common to be run together
 
 
 @dataclass(frozen=True, slots=True)

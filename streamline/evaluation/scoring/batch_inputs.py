@@ -27,7 +27,7 @@ _BLOCK = 96  # tokens of an attention block; measured on CPUs
 
 @dataclass(frozen=True)
 class Scored:
-    """What a batch asks for.
+    """The inputs of a batch.
 
     Attributes:
         where: Distinct places of a row laid flat whose output predicts a scored token, [P], rising.
@@ -41,7 +41,7 @@ class Scored:
 
     @classmethod
     def of(cls, batch: Batch) -> Scored:
-        """What one batch asks for."""
+        """The inputs of one batch."""
         places, inverse = np.unique(batch.scored, return_inverse=True)
         targets = torch.from_numpy(batch.targets)
         return cls(torch.from_numpy(places), torch.from_numpy(inverse.reshape(-1)), targets)

@@ -2,12 +2,12 @@
 
 Requests of one task are sorted as token sequences, so that those with a common prefix are
 neighbours: a question's options, sentences that differ in the middle, questions on one passage or
-after one few-shot prompt. A run of neighbours becomes one row, a forest of prefix trees written
+after one few-shot prompt. A run of neighbours becomes one row, several prefix trees written
 depth first. In that order a token may look at exactly the tokens ``j`` with ``j <= i < end[j]``,
 where ``end[j]`` is where the subtree of ``j`` ends; positions are depths.
 
 The packing depends on the requests and the budget alone, never on the model's answers or on which
-paths are walked, so with one budget a run that was interrupted gives the same numbers as one that
+paths are run, so with one budget a run that was interrupted gives the same numbers as one that
 was not; another budget changes them by rounding.
 
 Example::
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """A forest of prefix trees, depth first.
+    """Prefix trees, one after the other, depth first.
 
     Attributes:
         tokens: Token ids, [N].
@@ -103,7 +103,7 @@ class Batch:
     Attributes:
         task: Their task.
         rows: The rows; shorter ones are padded on the right.
-        tree: Whether rows are forests; else each is a single sequence.
+        tree: Whether rows hold prefix trees; else each is a single sequence.
     """
 
     task: str
@@ -182,7 +182,7 @@ def pack(
         batch_tokens: Most tokens of a batch, padding counted; a longer request goes alone.
         row_tokens: Most tokens of a row of several sequences; by default a batch is one row.
         tree_length: Sequences longer than this are not put into trees (sliding windows).
-        tree: False for models that cannot take tree masks: one sequence a row.
+        tree: False for models that do not support tree masks: one sequence a row.
 
     Returns:
         Batches, task after task in the order of first appearance, each request in exactly one.
@@ -198,13 +198,13 @@ def pack(
         tasks.setdefault(request.task, []).append(index)
     batches: list[Batch] = []
     for task, members in tasks.items():
-        forests: list[int] = []
+        trees: list[int] = []
         chains: list[int] = []
         for index in members:
             length = len(requests[index].context) + len(requests[index].continuation) - 1
             fits = tree and (tree_length is None or length <= tree_length)
-            (forests if fits else chains).append(index)
-        for kind, part in ((True, forests), (False, chains)):
+            (trees if fits else chains).append(index)
+        for kind, part in ((True, trees), (False, chains)):
             rows = list(_rows(requests, part, limit if kind else 0))
             batches += [Batch(task, group, kind) for group in _grouped(rows, batch_tokens)]
     return batches
@@ -213,7 +213,7 @@ def pack(
 def split_batch(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
     """A batch in smaller ones that answer the same requests.
 
-    Several rows become two batches; a single row of trees is cut again, to half its length where
+    Several rows become two batches; a single row of trees is split again, to half its length where
     the requests allow it.
 
     Args:
@@ -293,7 +293,7 @@ def _cuts(lengths: Ints, shared: Ints, limit: int) -> list[int]:
 
 
 def _row(members: list[int], requests: list[Request], inputs: list[Ints], shared: Ints) -> Row:
-    """Write sorted sequences as one forest."""
+    """Write sorted sequences as prefix trees."""
     pieces: list[Ints] = []
     positions: list[Ints] = []
     scored: list[Ints] = []

@@ -54,7 +54,7 @@ class Perplexity:
 
     @property
     def value(self) -> float:
-        """Perplexity per token; infinite where the loss is too large to tell."""
+        """Perplexity per token; infinite where the loss is too large."""
         return _exp(self.mean_nll)
 
 
@@ -94,7 +94,7 @@ def perplexity(
     Args:
         paths: What to evaluate.
         windows: Token ids, [N, T], T at least 2.
-        batch_tokens: Most tokens of a batch; a window is never cut. None takes the default of
+        batch_tokens: Most tokens of a batch; a window is never split. None for the default of
             the device, a budget finds what suits it.
         progress: Called with the tokens done and in all after each batch.
 

@@ -6,7 +6,7 @@ Requests come as token ids and are packed into prefix trees
 runs once, and the final norm, head and softmax run only where a token is scored. The numbers are
 those of scoring each request by itself.
 
-Models that cannot take a tree mask (ALiBi, a sliding window shorter than the sequence) are given
+Models that do not support a tree mask (ALiBi, a sliding window shorter than the sequence) are given
 plain padded sequences instead; the log names them once.
 
 Example::
@@ -47,7 +47,7 @@ __all__ = ["Answers", "Questions", "Request", "question_jobs", "score", "score_b
 
 @dataclass(frozen=True)
 class Answers:
-    """What one path says about some requests, in their order.
+    """One path's answers to some requests, in their order.
 
     Attributes:
         loglikelihood: Sum over the continuation of the log-probabilities (float32 log-softmax,
@@ -151,7 +151,7 @@ def score(
     Args:
         paths: What to evaluate; paths of one decoder share what they have in common.
         requests: What to score, in any order and of any number of tasks.
-        batch_tokens: Most tokens of a batch; None takes the default of the device, a budget
+        batch_tokens: Most tokens of a batch; None for the default of the device, a budget
             finds what suits it.
         compiled: Whether layers are compiled first; see :mod:`streamline.engine.kernels`.
         progress: Called with the tokens done and in all after each batch.
@@ -232,7 +232,7 @@ def _width(requests: Sequence[Request]) -> int:
 def batches_for(
     decoders: Sequence[Decoder], requests: Sequence[Request], batch_tokens: int
 ) -> list[Batch]:
-    """Pack requests in the way that all of some models can take; says which falls back."""
+    """Pack requests in a form that all of some models support, and log which one falls back."""
     limits = [tree_length(decoder) for decoder in decoders]
     for decoder, limit in zip(decoders, limits, strict=True):
         announce(decoder, limit, requests)

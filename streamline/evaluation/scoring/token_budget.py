@@ -162,7 +162,7 @@ class TokenBudget:
 
 
 def _facts(paths: Sequence[Path], width: int) -> dict[str, Any]:
-    """What decides how much memory a batch takes."""
+    """What decides how much memory a batch needs."""
     decoder = paths[0].decoder
     tries = [trie for trie, _ in tries_of(paths)]
     device, memory = str(decoder.device.type), None
@@ -224,7 +224,7 @@ def doubled(
     """Double the size of a batch until memory runs out or no more speed is gained.
 
     Args:
-        seconds: Time that a batch of some tokens takes.
+        seconds: Time of a batch of some tokens.
         start: Tokens of the first one.
         most: Tokens that are never exceeded.
 

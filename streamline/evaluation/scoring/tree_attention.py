@@ -250,7 +250,7 @@ def own_attention(module: nn.Module, name: str, kwargs: dict[str, Any]) -> Calla
         def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             grouped = key.shape[1] != query.shape[1]
             if grouped and query.is_cuda and mask is not None:
-                # The fast kernels there take no mask together with grouped heads.
+                # The fast kernels there support no mask together with grouped heads.
                 times = query.shape[1] // key.shape[1]
                 key, value = (t.repeat_interleave(times, dim=1) for t in (key, value))
                 grouped = False

@@ -1,4 +1,4 @@
-"""How long a sequence may be that stands in a tree, by model; who falls back is named in the log.
+"""How long a sequence in a tree may be, by model; a model that falls back is named in the log.
 
 Example::
 
@@ -21,7 +21,7 @@ _named: set[str] = set()
 
 
 def tree_length(decoder: Decoder) -> int | None:
-    """Longest sequence that may stand in a tree; 0 if none may, None if any.
+    """Longest sequence that may be part of a tree; 0 if none may, None if any.
 
     Attention that looks back a limited distance, and positions that are rescaled for long
     inputs, are exact in a tree only up to that length.
@@ -54,7 +54,7 @@ def announce(decoder: Decoder, limit: int | None, requests: Sequence[Request]) -
         _named.add(decoder.name)
         which = "all sequences" if limit == 0 else f"sequences of more than {limit} tokens"
         logger.warning(
-            "%s (%s): %s are scored one a row, because its attention cannot take a tree mask there",
+            "%s (%s): %s are scored one a row, as its attention supports no tree mask there",
             decoder.name,
             decoder.family.name,
             which,

@@ -75,7 +75,7 @@ class TaskEntry:
 
     @property
     def brings_data(self) -> bool:
-        """Whether its own YAML says where its questions are: it is no task of ours or lm-eval's."""
+        """Whether its own YAML declares its questions: it is no task of ours or lm-eval's."""
         return self.folder is not None and Path(self.folder).is_absolute()
 
     def n_items(self, source: str = "hub") -> int | None:

@@ -20,7 +20,7 @@ class RayExecutor:
     """Works the models of a run as tasks of a Ray cluster, one GPU each where there are GPUs."""
 
     def run(self, config: RunConfig, progress: Progress) -> list[Record]:
-        """Work every cell; a model whose task dies stays undone and the run says so.
+        """Compute every cell; a model whose task dies stays undone and is reported.
 
         Raises:
             ConfigError: If Ray is not installed.

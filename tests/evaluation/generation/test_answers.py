@@ -155,8 +155,8 @@ def test_texts_of_other_questions_are_not_taken_up(
 @pytest.mark.parametrize(
     ("family", "settings", "reason"),
     [
-        ("bloom", {}, "dropped generates by itself for toy: its attention takes no other mask"),
-        ("llama", {"num_beams": 2}, "dropped generates by itself for toy: .* asks for num_beams"),
+        ("bloom", {}, "dropped generates by itself for toy: its attention supports no mask"),
+        ("llama", {"num_beams": 2}, "dropped generates by itself for toy: .* needs num_beams"),
     ],
 )
 def test_what_cannot_be_done_together_is_done_alone_and_named(

@@ -215,8 +215,8 @@ def test_one_prompt_that_does_not_fit_is_an_error(
 @pytest.mark.parametrize(
     ("family", "changes", "reason"),
     [
-        ("bloom", {}, "no other mask than its own"),
-        ("falcon", {}, "no other mask than its own"),
+        ("bloom", {}, "no mask but its own"),
+        ("falcon", {}, "no mask but its own"),
         ("mistral", {"sliding_window": 50}, "changes beyond 50 tokens, and there may be 51"),
         ("llama", {}, None),
         ("mistral", {"sliding_window": 51}, None),
@@ -234,5 +234,5 @@ def test_settings_that_change_the_likeliest_token_are_named() -> None:
     model.generation_config.update(temperature=0.2, top_p=0.5, num_beams=1, repetition_penalty=1.0)
     assert unsupported(Decoder(model), 20) is None
     model.generation_config.update(repetition_penalty=1.1, suppress_tokens=[3])
-    asked = "its generation settings ask for repetition_penalty, suppress_tokens"
+    asked = "its generation settings set repetition_penalty, suppress_tokens"
     assert unsupported(Decoder(model), 20) == asked
