@@ -7,13 +7,13 @@ dense model's. The threshold decides how much is removed, so it is searched for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.method import Method, Pruned, Size
@@ -138,9 +138,8 @@ class LaCo(Method):
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be folded."""
-        n_remove = layers_to_remove(decoder, sparsity)
-        dense = decoder.n_parameters()
-        return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)))
+        found = Size.without(decoder, layers_to_remove(decoder, sparsity))
+        return replace(found, n_removed=None)  # layers are merged, not removed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.engine.seed import seeded
 from streamline.errors import ConfigError
@@ -126,10 +126,7 @@ class LinearPatch(Method):
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Removed layers, less the matrix that is added."""
         n_remove = self.n_remove(decoder, sparsity)
-        dense = decoder.n_parameters()
-        gone = round(n_remove * mean_layer_parameters(decoder))
-        added = decoder.hidden_size**2 if n_remove else 0
-        return Size(dense, dense - gone + added, n_remove)
+        return Size.without(decoder, n_remove, decoder.hidden_size**2 if n_remove else 0)
 
 
 @torch.no_grad()

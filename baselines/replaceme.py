@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.method import Method, Pruned, Size
@@ -152,9 +152,7 @@ class ReplaceMe(Method):
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be removed; the map adds nothing."""
-        n_remove = layers_to_remove(decoder, sparsity)
-        dense = decoder.n_parameters()
-        return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
+        return Size.without(decoder, layers_to_remove(decoder, sparsity))
 
 
 @torch.no_grad()

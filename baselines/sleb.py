@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from streamline.calibration import Calibration, measure
-from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
 from streamline.errors import ConfigError
@@ -123,9 +123,7 @@ class SLEB(Method):
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be removed."""
-        n_remove = layers_to_remove(decoder, sparsity)
-        dense = decoder.n_parameters()
-        return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
+        return Size.without(decoder, layers_to_remove(decoder, sparsity))
 
     def _candidates(self, n_alive: int) -> range:
         """Positions on the path that may be removed: the kept ends only if nothing else remains."""

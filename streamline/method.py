@@ -93,6 +93,19 @@ class Size:
     pruned: int
     n_removed: int | None = None
 
+    @classmethod
+    def without(cls, decoder: Decoder, n_removed: int, added: int = 0) -> Size:
+        """What is left without some layers of mean size, and with what a replacement adds.
+
+        Args:
+            decoder: The dense model; its weights may lie on the meta device.
+            n_removed: Layers removed or replaced.
+            added: Parameters that the replacement adds.
+        """
+        dense = decoder.n_parameters()
+        gone = round(n_removed * mean_layer_parameters(decoder))
+        return cls(dense, dense - gone + added, n_removed)
+
     @property
     def removed_fraction(self) -> float:
         """Fraction of the dense model's parameters that is gone."""
@@ -227,6 +240,4 @@ class DepthMethod(Method):
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go."""
-        n_remove = layers_to_remove(decoder, sparsity)
-        dense = decoder.n_parameters()
-        return Size(dense, dense - round(n_remove * mean_layer_parameters(decoder)), n_remove)
+        return Size.without(decoder, layers_to_remove(decoder, sparsity))

@@ -20,6 +20,7 @@ from streamline.api.pruned_model import PrunedModel
 from streamline.api.pruning import prune
 from streamline.api.training import fine_tune, train
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
+from streamline.engine.budget import check_sparsity
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
 from streamline.engine.paths import dense_path
@@ -121,8 +122,7 @@ class Session:
             UnsupportedModelError: If the method cannot do it with this model; known before any
                 work is done.
         """
-        if not 0 <= sparsity < 1:
-            raise ConfigError(f"sparsity must be at least 0 and below 1, got {sparsity}")
+        check_sparsity(sparsity)
         made = build_method(method) if isinstance(method, str) else method
         spec = method if isinstance(method, str) else made.name
         recovery = "none" if lora is None else "lora"

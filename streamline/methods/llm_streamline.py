@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove, mean_layer_parameters
+from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import DepthMethod, Method, Pruned, Size
@@ -150,10 +150,7 @@ class StreamlineReplacement(Method):
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Removed layers, less the network that is added."""
         n_remove = self.n_remove(decoder, sparsity)
-        dense = decoder.n_parameters()
-        added = self._added(decoder, n_remove) if n_remove else 0
-        kept = dense - round(n_remove * mean_layer_parameters(decoder)) + added
-        return Size(dense, kept, n_remove)
+        return Size.without(decoder, n_remove, self._added(decoder, n_remove) if n_remove else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,8 +242,8 @@ class RunConfig(Strict):
                 raise ValueError(f"per_model, {name}: {wrong}") from error
         return self
 
-    def recovers(self) -> bool:
-        """Whether any cell is post-trained."""
+    def fine_tunes(self) -> bool:
+        """Whether any cell is fine-tuned after pruning."""
         own = (method.recovery or () for method in self.per_method.values())
         return any("lora" in stages for stages in (self.recovery, *own))
 
@@ -261,7 +261,7 @@ class RunConfig(Strict):
             if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
                 build_method(spec)
         for config in (self, *map(self.for_model, self.per_model)):
-            if config.recovers():
+            if config.fine_tunes():
                 lora = config.lora
                 recipe_of(lora.preset, lora.trained_parameters)
                 if lora.texts is not None and not is_instructions(lora.texts):

@@ -20,7 +20,7 @@ from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
-from streamline.method import Method
+from streamline.method import Method, Size
 from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
@@ -198,7 +198,7 @@ def _added(row: Row, decoder: Decoder) -> int:
     """Parameters that a row's replacement brings."""
     if row.pruned is None or row.n_removed is None:
         return 0
-    return max(0, row.pruned - row.dense + round(row.n_removed * mean_layer_parameters(decoder)))
+    return max(0, row.pruned - Size.without(decoder, row.n_removed).pruned)
 
 
 def _is_here(model: str) -> bool:

@@ -1,4 +1,4 @@
-"""Recovery: post-train any pruned model with LoRA adapters and merge them into its weights.
+"""LoRA fine-tuning: train adapters on any pruned model and merge them into its weights.
 
 A stage of a run that can follow every method: same data, same tokens, merged before evaluation.
 Only this file imports peft.

@@ -176,4 +176,4 @@ def test_recovery_is_checked_before_anything_is_loaded() -> None:
         build_config(run | {"lora": {"preset": "matched"}})
     with pytest.raises(AssetError):
         build_config(run | {"lora": {"texts": "no-such-text"}})
-    assert not build_config(run | {"recovery": "none", "lora": {"preset": "x"}}).recovers()
+    assert not build_config(run | {"recovery": "none", "lora": {"preset": "x"}}).fine_tunes()
