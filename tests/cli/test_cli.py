@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 from importlib.metadata import EntryPoint
@@ -292,3 +293,10 @@ def test_only_the_first_of_several_processes_prints(
         monkeypatch.setenv("RANK", rank)
         assert _exit("--version") == 0
         assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_bars_of_the_libraries_below_stay_off_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    monkeypatch.delenv("TQDM_DISABLE")
+    assert _exit("--version") == 0
+    assert os.environ["TQDM_DISABLE"] == "1"

@@ -110,7 +110,7 @@ def test_a_cell_that_is_not_there_is_refused_before_any_is_removed(
 def test_a_run_at_work_is_not_disturbed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with claimed(folder):
         assert _rm(folder, "dense") == 2
-    assert "another run is at work" in capsys.readouterr().err
+    assert "another run is using" in capsys.readouterr().err
     assert len(load(folder)) == 15
 
 

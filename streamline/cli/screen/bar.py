@@ -190,7 +190,7 @@ class Log:
             parts.append(f"about {clock(left)} left")
         line = f"{at.name}: {', '.join(parts)}"
         left = at.whole_left(now)
-        if at.whole is not None and left is not None:
+        if at.whole and left is not None:
             line += f" (in all {100 * at.whole:.0f} %, about {clock(left)} left)"
         self.say(line)
         if at.message != self._message:

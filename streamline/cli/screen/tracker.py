@@ -73,7 +73,7 @@ class State:
     def whole_left(self, now: float) -> float | None:
         """Seconds of the rest of the whole at the pace so far, once there is a pace."""
         made = self.made + self._own()
-        if self.whole is None or made < 0.01:
+        if self.whole is None or self.whole >= 1.0 or made < 0.01:
             return None
         return (1.0 - self.whole) * self.age(now) / made
 
