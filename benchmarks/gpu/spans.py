@@ -7,7 +7,6 @@ from typing import Any
 from streamline.benchmarks.gpu.bench import Bench
 from streamline.benchmarks.speed import spans
 from streamline.benchmarks.speed.common import Outcome, require_close
-from streamline.engine.budget import layers_to_remove
 
 __all__ = ["run"]
 
@@ -21,7 +20,7 @@ def run(bench: Bench) -> Outcome:
     n, length = bench.sizes.span_tokens
     tokens = bench.inputs.tokens(n, length)
     there = tokens.to(bench.device)
-    lengths = [layers_to_remove(bench.decoder, sparsity) for sparsity in spans.SPARSITIES]
+    lengths = [max(1, round(sparsity * bench.decoder.n_layers)) for sparsity in spans.SPARSITIES]
     outcome = Outcome(
         name="spans",
         work=f"span scores for five sparsities and three criteria, {n} x {length} tokens",

@@ -9,6 +9,7 @@ from streamline.benchmarks.gpu.bench import Bench
 from streamline.benchmarks.speed.common import Outcome
 from streamline.benchmarks.speed.variants import METHODS
 from streamline.calibration import measure
+from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.paths import Path, PathTrie, dense_path
 
 __all__ = ["run", "variants"]
@@ -16,14 +17,20 @@ __all__ = ["run", "variants"]
 
 @lru_cache(maxsize=1)
 def variants(bench: Bench, sparsities: tuple[float, ...]) -> tuple[Path, ...]:
-    """The dense path and four kinds at some sparsities, their replacements untrained."""
+    """The dense path and four kinds at some sparsities, their replacements untrained.
+
+    Args:
+        bench: The model.
+        sparsities: Of the layers alone, so that a large vocabulary leaves them in reach.
+    """
     decoder = bench.decoder
     batches = bench.inputs.tokens(2, 512)
     calibration = measure(decoder, batches)
     paths = [dense_path(decoder)]
+    layers = decoder.n_layers * mean_layer_parameters(decoder) / decoder.n_parameters()
     for sparsity in sparsities:
         for method in METHODS:
-            pruned = method().prune(decoder, calibration, sparsity, batches, seed=0)
+            pruned = method().prune(decoder, calibration, sparsity * layers, batches, seed=0)
             for module in pruned.modules.values():
                 module.to(decoder.dtype).eval().requires_grad_(False)
             paths.append(pruned.path(decoder, f"{method.name}-{sparsity}"))
