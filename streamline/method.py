@@ -235,7 +235,7 @@ class DepthMethod(Method):
         return Pruned(self.select(calibration, n_remove), notes=self.explain(calibration, n_remove))
 
     def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:
-        """Facts behind the choice to keep with the plan (scores, runner-ups); JSON."""
+        """Facts of the choice to keep with the plan (scores, runner-ups); JSON."""
         return {}
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:

@@ -135,7 +135,7 @@ class Plan:
 
     @property
     def removed_layers(self) -> list[int]:
-        """Layers that no longer run as themselves: left out, or stood for by something else."""
+        """Layers that no longer run as themselves: removed, or replaced by something else."""
         kept = set(self.kept_layers)
         partial = {s.layer for s in self.steps if not s.dense and s.span is None}
         return [i for i in range(self.n_layers) if i not in kept and i not in partial]

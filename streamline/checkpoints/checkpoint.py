@@ -248,7 +248,7 @@ def read_model(path: Path, **options: Any) -> Any:
         The model.
 
     Raises:
-        AssetError: If a tensor is missing, left over or of another shape.
+        AssetError: If a tensor is missing, unexpected or of another shape.
     """
     modeling.register()
     loader: Any = AutoModelForCausalLM

@@ -172,7 +172,7 @@ def check_report(report: dict[str, Any]) -> dict[str, Any]:
     """Return a report if the folder holds the model that was in memory.
 
     Raises:
-        AssetError: If tensors are missing or left over, or logits or continuation differ.
+        AssetError: If tensors are missing or unexpected, or logits or continuation differ.
     """
     if report["keys"]:
         raise AssetError(f"{report['folder']} loads with wrong tensors: {report['keys']}")

@@ -112,7 +112,7 @@ def check_written(folder: Path, dtype: torch.dtype) -> None:
         dtype: Dtype of the weights.
 
     Raises:
-        AssetError: If a tensor is missing, left over, or of another shape or dtype than the model
+        AssetError: If a tensor is missing, unexpected, or of another shape or dtype than the model
             of the config has.
     """
     model = empty_model(AutoConfig.from_pretrained(folder), dtype)
@@ -121,7 +121,7 @@ def check_written(folder: Path, dtype: torch.dtype) -> None:
         there = {id(tensors[name]) for name in source if name in tensors}
         wrong = {
             "missing": sorted(n for n, tensor in tensors.items() if id(tensor) not in there),
-            "left over": sorted(name for name in source if name not in tensors),
+            "unexpected": sorted(name for name in source if name not in tensors),
             "of another shape": sorted(
                 name
                 for name in source

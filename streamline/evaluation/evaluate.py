@@ -108,7 +108,7 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
 def _missing(
     paths: Mapping[str, LayerPath], questions: Questions, store: AnswerStore
 ) -> tuple[list[tuple[list[str], list[Part], list[Text]]], list[tuple[list[str], Part]]]:
-    """What lacks answers, with the keys of the paths: what is scored together, what generates."""
+    """What has no answers yet, with the keys of the paths: what is scored, what generates."""
     scored: dict[tuple[str, ...], tuple[list[Part], list[Text]]] = {}
     generated: list[tuple[list[str], Part]] = []
 
@@ -161,9 +161,9 @@ def _score(
 ) -> None:
     """Score tasks and texts in one run of the engine, each kept as soon as it is done."""
     n_docs = sum(part.n_docs for part in parts)
-    asked = [f"{n_docs} questions of {', '.join(part.name for part in parts)}"] if parts else []
-    asked += [f"perplexity of {text.name}" for text in texts]
-    progress.stage(f"{'; '.join(asked)}: {_models(paths)}")
+    work = [f"{n_docs} questions of {', '.join(part.name for part in parts)}"] if parts else []
+    work += [f"perplexity of {text.name}" for text in texts]
+    progress.stage(f"{'; '.join(work)}: {_models(paths)}")
     start = time.perf_counter()
     for number, found in answer_all(
         list(paths.values()),

@@ -28,7 +28,7 @@ def stage_weights(
         config: The run, as the model has it.
         shared: Cells that share the dense model's layers.
         own: Cells that are models of their own.
-        questions: What is asked.
+        questions: The questions and texts.
     """
     calibration = config.calibration.n_samples * config.calibration.length
     read = sum(questions.tokens)

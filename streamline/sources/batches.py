@@ -75,7 +75,7 @@ def token_batches(
     if n_pieces < n_samples:
         raise ConfigError(
             f"the text holds {len(stream)} tokens, too few for {n_samples} sequences of {length}: "
-            f"ask for at most {n_pieces} sequences, shorter ones, or give more text"
+            f"use at most {n_pieces} sequences, shorter ones, or give more text"
         )
     pieces = torch.tensor(stream[: n_pieces * length], dtype=torch.int64).view(n_pieces, length)
     generator = torch.Generator().manual_seed(seed)

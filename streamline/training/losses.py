@@ -24,7 +24,7 @@ class Losses:
         best: Lowest validation loss: that of the weights which were kept.
         best_step: The step they come from.
         dropping: Validation loss of leaving the span out; None for the LM objective.
-        seconds: Time spent, with its share of passes that others use too.
+        seconds: Time spent, with its part of passes that others use too.
         skipped_steps: Steps left out because their gradient was not finite.
         rows: One entry per optimiser step, as in the JSON lines file.
     """

@@ -142,5 +142,5 @@ def test_a_written_folder_is_accounted_for(tmp_path: Path) -> None:
     tensors = weights(tmp_path)
     tensors["more"] = tensors.pop("lm_head.weight")
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(AssetError, match=r"missing': \['lm_head.weight'\], 'left over': \['more"):
+    with pytest.raises(AssetError, match=r"missing': \['lm_head.weight'\], 'unexpected': \['more"):
         check_written(tmp_path, torch.float32)

@@ -34,7 +34,7 @@ def test_token_batches_follow_the_seed():
 
 
 def test_too_little_text_is_refused_with_the_number_that_fits():
-    with pytest.raises(ConfigError, match=r"too few for 9 sequences of 50: ask for at most 0"):
+    with pytest.raises(ConfigError, match=r"too few for 9 sequences of 50: use at most 0"):
         token_batches(["short"], tiny_tokenizer(), n_samples=9, length=50, seed=0)
 
 

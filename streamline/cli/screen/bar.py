@@ -115,7 +115,7 @@ class Log:
     """Shows a :class:`streamline.progress.Progress` as lines; a context manager.
 
     A stage that lasts is named once, then reports how far it is, more and more seldom, and at last
-    how long it took. That happens on a thread of its own, so that work which tells nothing is not
+    how long it took. That happens on a thread of its own, so that work which reports nothing is not
     taken for dead.
 
     Args:

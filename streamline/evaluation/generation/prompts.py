@@ -49,7 +49,7 @@ class Prompt:
 def alike(prompts: Sequence[Prompt]) -> list[tuple[int, list[int]]]:
     """Prompts that begin alike, with the number of tokens they have in common.
 
-    At least one token of each prompt is left over.
+    At least one token of each prompt remains.
 
     Returns:
         Groups of two and more, then all others after an empty prefix.

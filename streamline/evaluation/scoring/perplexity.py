@@ -67,7 +67,7 @@ def text_windows(text: str, tokenizer: Any, length: int = 2048) -> Tensor:
         length: Tokens of a window, at least 2.
 
     Returns:
-        Token ids, [N, length], int64; what is left over at the end is dropped.
+        Token ids, [N, length], int64; the remainder at the end is dropped.
 
     Raises:
         ConfigError: If the text does not fill one window.
