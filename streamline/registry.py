@@ -7,7 +7,7 @@ a name is looked up, so listing names is cheap and a broken plugin harms only it
 |---|---|
 | ``streamline.methods`` | a class derived from :class:`streamline.method.Method` |
 | ``streamline.tasks`` | a package whose folder holds lm-eval YAML |
-| ``streamline.run.suites`` | a package whose folder holds suite YAML |
+| ``streamline.suites`` | a package whose folder holds suite YAML |
 
 A name of the form ``pkg.module:Class`` needs no entry point: it is imported from the path. A
 method spec is a name with some of the method's fields set: ``llm-streamline-ffn+init=linear``. The
@@ -55,7 +55,7 @@ __all__ = [
 
 METHODS = "streamline.methods"
 TASKS = "streamline.tasks"
-SUITES = "streamline.run.suites"
+SUITES = "streamline.suites"
 
 
 def available(group: str) -> dict[str, EntryPoint]:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from streamline import registry
+
 ROOT = Path(__file__).parents[1]
 NEVER_IMPORTED = {"gguf", "pip", "sentencepiece"}
 """Dependencies that others use: transformers the tokenizers and GGUF, a process of its own pip."""
@@ -78,6 +80,12 @@ def imported(file: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.append(node.module)
     return names
+
+
+def test_plugins_are_looked_for_in_these_groups(project: dict[str, Any]) -> None:
+    groups = {"streamline.methods", "streamline.tasks", "streamline.suites"}
+    assert {registry.METHODS, registry.TASKS, registry.SUITES} == groups
+    assert set(project["project"]["entry-points"]) == groups
 
 
 def test_one_version_and_one_range_of_pythons(project: dict[str, Any]) -> None:
