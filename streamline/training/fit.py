@@ -59,7 +59,6 @@ def fit(
     directory: FilePath | None = None,
     losses: FilePath | None = None,
     fingerprint: str | None = None,
-    starts: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     autocast: torch.dtype | None = None,
@@ -83,8 +82,6 @@ def fit(
             training resumes to the same bits and a finished one is only loaded.
         losses: Folder of the losses' JSON lines, if not ``directory/losses``.
         fingerprint: Content key of the dense weights; made from a sample of them if not given.
-        starts: For each student a content key of what decided its first weights (method, source,
-            seed); where it is not given, the weights themselves are hashed.
         seed: Seed of the data order.
         progress: Called after each micro-batch.
         autocast: ``torch.bfloat16`` for mixed precision; None computes in float32.
@@ -111,8 +108,6 @@ def fit(
     _check(train, validation, autocast)
     if labels is not None and len(set(labels)) != len(students):
         raise ConfigError(f"{len(students)} students need as many different labels, got {labels}")
-    if starts is not None and len(starts) != len(students):
-        raise ConfigError(f"{len(students)} students need as many keys in starts, got {starts}")
     together = _together(students, paths)
     args = FitArguments(
         decoder, train, validation, directory, seed, autocast, micro_batch, cache, save_seconds,
@@ -126,7 +121,6 @@ def fit(
                 [students[i] for i in members],
                 paths[members[0]] if paths else None,
                 name,
-                None if starts is None else [starts[i] for i in members],
             )
             for members, name in zip(together, names, strict=True)
         ]
@@ -232,7 +226,6 @@ def _group(
     members: list[Student],
     path: Path | None,
     label: str | None,
-    starts: list[str] | None,
 ) -> StudentGroup:
     """Students with one optimiser, named by everything that decides what they become."""
     recipe, length = members[0].recipe, args.train.shape[1]
@@ -258,7 +251,7 @@ def _group(
             "recipe": recipe.decisive(),
             "spans": [[span.start, span.stop] for span in spans],
             "kinds": kinds,
-            "start": starts or digest(parameters.values()),
+            "start": digest(parameters.values()),
             "teacher": [args.teacher, str(args.decoder.dtype), __version__],
             "path": None if path is None else _describe(path, members),
             "train": digest([args.train[: batch_schedule.n_sequences]]),
