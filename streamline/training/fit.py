@@ -33,6 +33,7 @@ from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError
 from streamline.files import content_key
 from streamline.training.activations import ActivationCache
+from streamline.training.digest import digest
 from streamline.training.loop import FitArguments
 from streamline.training.loop import fingerprint as sample_fingerprint
 from streamline.training.loop import run as train_run
@@ -40,7 +41,7 @@ from streamline.training.losses import Losses
 from streamline.training.next_token import holds
 from streamline.training.objectives import StudentGroup
 from streamline.training.schedule import BatchSchedule, Schedule
-from streamline.training.state import TrainingState, digest
+from streamline.training.state import TrainingState
 from streamline.training.student import Student
 
 __all__ = ["Losses", "Progress", "fit"]

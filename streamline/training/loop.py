@@ -22,10 +22,10 @@ from torch import Tensor
 from streamline.engine.decoder import Decoder
 from streamline.files import content_key
 from streamline.training.activations import ActivationCache, ActivationStore
+from streamline.training.digest import digest
 from streamline.training.next_token import NextToken
 from streamline.training.objectives import HiddenStates, Objective, StudentGroup
 from streamline.training.schedule import BatchSchedule
-from streamline.training.state import digest
 from streamline.training.student import Recipe
 
 __all__ = ["FitArguments", "fingerprint", "run"]
