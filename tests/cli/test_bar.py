@@ -107,7 +107,9 @@ def _drawn(width: int = 80, **at: str) -> list[str]:
             bar.step(49, 98, at.get("message", "step 49/98, validation FFN 14-19: 0.18"))
         bar.say("pruned")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", file.getvalue().replace("\r", "\n"))
-    return [line.rstrip() for line in plain.splitlines() if line.strip()]
+    lines = [line for line in plain.splitlines() if line.strip()]
+    assert max(map(len, lines)) <= width - 3  # what a terminal echoes for an interrupt fits in
+    return [line.rstrip() for line in lines]
 
 
 def test_a_bar_shows_the_whole_the_stage_and_the_losses_in_80_columns() -> None:

@@ -12,6 +12,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -83,16 +84,16 @@ class Bar:
         now, at = time.monotonic(), self._tracker.state
         table = Table.grid(expand=True, padding=(0, 1, 0, 0))
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column(width=14)
+        table.add_column(width=14 if self._console.width >= 60 else 4)
         table.add_column(width=5, justify="right")
         table.add_column(min_width=17, no_wrap=True)
         if at.whole is not None:
             self._row(table, self._title, at.whole, at.age(now), at.whole_left(now))
         if at.name:
             self._row(table, at.name, at.fraction, now - at.began, at.left(now))
-        if not at.message:
-            return table
-        return Group(table, Padding(Text(at.message, style="dim"), (0, 0, 0, 2)))
+        below = [Padding(Text(at.message, style="dim"), (0, 0, 0, 2))] if at.message else []
+        # A terminal that echoes ^C at the end of a full line would move all lines by one.
+        return Constrain(Group(table, *below), self._console.width - len("^C") - 1)
 
     @staticmethod
     def _row(
