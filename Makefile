@@ -41,7 +41,7 @@ gpu: env
 # The public face, what plugins import, and the packages that explain the rest.
 docs: env
 	$(BIN)/python -m pdoc -d google -o out/docs streamline $(addprefix streamline., \
-	  api method plan calibration registry errors baselines engine methods training results)
+	  api method plan calibration registry errors baselines engine training results)
 
 wheel: env
 	$(BIN)/python -m build --wheel --no-isolation --outdir out/dist
