@@ -33,6 +33,14 @@ def test_this_package_announces_methods_tasks_and_suites() -> None:
     assert (registry.folders(SUITES)["streamline"] / "__init__.py").is_file()
 
 
+def test_the_groups_are_those_that_plugins_name() -> None:
+    assert (METHODS, TASKS, SUITES) == (
+        "streamline.methods",
+        "streamline.tasks",
+        "streamline.suites",
+    )
+
+
 def test_listing_names_imports_no_method() -> None:
     code = (
         "import sys; from streamline.registry import METHODS, available, method_names;"
