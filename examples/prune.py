@@ -11,12 +11,21 @@ import streamline as sl
 model, tokenizer = sl.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct")
 
 # One session: both methods decide by the same calibration pass.
-with sl.session(model, tokenizer, n_samples=4, length=256) as session:
+with sl.session(model, tokenizer, n_samples=2, length=256) as session:
     short = session.prune("shortgpt", sparsity=0.25)
     ffn = session.prune(
         "llm-streamline-ffn",  # one trained network replaces the layers
         sparsity=0.25,
-        train=sl.Recipe(n_tokens=2_048, length=256, epochs=1, validation_tokens=512),
+        train=sl.Recipe(
+            n_tokens=2_048,
+            length=256,
+            epochs=1,
+            batch_tokens=256,
+            learning_rate=1e-3,
+            normalize=True,
+            validation_tokens=256,
+            evaluations=0,
+        ),
     )
 
 for pruned in (short, ffn):

@@ -54,13 +54,13 @@ def paths() -> dict[str, Any]:
 def test_every_path_is_asked_everything_once(paths, questions, tmp_path, monkeypatch):
     store = AnswerStore(tmp_path)
     asked: list[list[str]] = []
-    original = module.score
+    original = module.answer_all
 
     def counted(given: Any, *args: Any, **options: Any) -> Any:
         asked.append([path.name for path in given])
         return original(given, *args, **options)
 
-    monkeypatch.setattr(module, "score", counted)
+    monkeypatch.setattr(module, "answer_all", counted)
     first = evaluate({"dense-key": paths["dense-key"]}, questions, TOKENIZER, store)
     both = evaluate(paths, questions, TOKENIZER, store)
     assert asked == [["dense"], ["short"]], "what is there is not computed again"
