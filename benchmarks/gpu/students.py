@@ -96,7 +96,6 @@ def ours(bench: Bench, work: Work) -> Losses:
         wanted,
         work.train,
         work.held_out,
-        starts=[f"start {index}" for index in range(len(wanted))],
         autocast=None if bench.exact else bench.decoder.dtype,
         micro_batch=_BATCH * work.train.shape[1],
     )
