@@ -35,7 +35,7 @@ from streamline.files import content_key
 from streamline.training.activations import ActivationCache
 from streamline.training.digest import digest
 from streamline.training.loop import FitArguments
-from streamline.training.loop import fingerprint as sample_fingerprint
+from streamline.training.loop import fingerprint as weights_fingerprint
 from streamline.training.loop import run as train_run
 from streamline.training.losses import Losses
 from streamline.training.next_token import holds
@@ -82,7 +82,7 @@ def fit(
         directory: For state, losses and results. Called again with the same arguments, a killed
             training resumes to the same bits and a finished one is only loaded.
         losses: Folder of the losses' JSON lines, if not ``directory/losses``.
-        fingerprint: Content key of the dense weights; made from a sample of them if not given.
+        fingerprint: Content key of the dense weights; made if not given.
         seed: Seed of the data order.
         progress: Called after each micro-batch.
         autocast: ``torch.bfloat16`` for mixed precision; None computes in float32.
@@ -112,7 +112,7 @@ def fit(
     together = _together(students, paths)
     args = FitArguments(
         decoder, train, validation, directory, seed, autocast, micro_batch, cache, save_seconds,
-        losses, fingerprint or sample_fingerprint(decoder),
+        losses, fingerprint or weights_fingerprint(decoder),
     )  # fmt: skip
     names = [None if labels is None else labels[members[0]] for members in together]
     with local(), _teaching(decoder), _fast(decoder, students), _trainable(decoder, students):

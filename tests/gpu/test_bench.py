@@ -19,7 +19,6 @@ from streamline.benchmarks.speed.common import Disagreement
 from streamline.engine.paths import PathTrie, dense_path
 from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.scoring.score import Answers
-from streamline.training import fit as fitting
 
 
 @pytest.fixture(scope="module")
@@ -123,25 +122,11 @@ def test_each_order_is_the_one_that_is_timed(bench: Bench, monkeypatch: pytest.M
     assert PathTrie.forward.__qualname__ == "PathTrie.forward"
 
 
-def test_training_hashes_weights_where_they_lie(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashed: list[int] = []
-    honest = fitting.digest
-
-    def counted(tensors: Any) -> str:
-        tensors = list(tensors)
-        hashed.extend(t.numel() for t in tensors if t.is_floating_point())
-        with monkeypatch.context() as patch:
-            for name in ("cpu", "numpy"):
-                patch.setattr(torch.Tensor, name, None)
-            return honest(tensors)
-
-    monkeypatch.setattr(fitting, "digest", counted)
+def test_the_networks_to_train_are_copied(bench: Bench) -> None:
     work = students.Work.of(bench)
     before = [copy.deepcopy(module.state_dict()) for _, module in work.starts]
     losses = students.ours(bench, work)
-    assert hashed and all(len(each) == 3 for each in losses)
-    for (_, module), state in zip(work.starts, before, strict=True):  # the starts are copied
+    assert all(len(each) == 3 for each in losses)
+    for (_, module), state in zip(work.starts, before, strict=True):
         for name, value in module.state_dict().items():
             assert torch.equal(value, state[name])

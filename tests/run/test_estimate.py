@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_named_with_a_way_out(
         tmp_path,
         2 * GIB,
     )
-    assert "at least 3.0 GiB of device memory, and there are 2.0 GiB; take --dtype" in memory
+    assert "at least 3.0 GiB of device memory, and there are 2.0 GiB; use --dtype" in memory
     assert "at least 4.0 GiB of disk" in disk
     assert "3.0 GiB are free" in disk
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from streamline.training.digest import digest
+from streamline.training.digest import checksums, digest
 
 
 def test_digest_sees_values_shapes_and_dtypes() -> None:
@@ -18,13 +19,19 @@ def test_digest_sees_values_shapes_and_dtypes() -> None:
     assert digest([a]) == digest([a.clone()])
 
 
-def test_digest_sees_where_words_stand_in_long_tensors() -> None:
+def _key(tensor: torch.Tensor) -> str:
+    return str((tensor.shape, tensor.dtype, checksums(tensor)))
+
+
+@pytest.mark.parametrize("key", [lambda tensor: digest([tensor]), _key])
+def test_a_key_sees_where_words_stand_in_long_tensors(key) -> None:  # type: ignore[no-untyped-def]
     long = torch.arange(3 << 18, dtype=torch.int32)
     first, second, third = long.chunk(3)
     moved = [torch.cat([second, first, third]), torch.cat([first, third, second]), long.flip(0)]
     changed = long.clone()
     changed[-1] += 1
-    assert len({digest([t]) for t in (long, changed, *moved)}) == 5
+    assert len({key(tensor) for tensor in (long, changed, *moved)}) == 5
     odd = torch.tensor([1, 2, 3], dtype=torch.uint8)
-    assert digest([odd]) != digest([odd[:2]])
-    assert digest([torch.empty(0)]) != digest([torch.empty(0, 2)])
+    assert key(odd) != key(odd[:2])
+    assert key(torch.empty(0)) != key(torch.empty(0, 2))
+    assert key(long.clone()) == key(long)
