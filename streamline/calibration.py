@@ -3,7 +3,7 @@
 Text becomes packed token batches; the dense path runs once, and from its states at every depth the
 mean token cosine between *every* pair of depths is kept (so block influence and the score of every
 span of every length are entries of one matrix), and the mean angle at the last token. Memory does
-not grow with the number of samples.
+not grow with the number of samples, unless layers are read one at a time.
 
 Example:
     calibration = measure(decoder, batches)
@@ -154,6 +154,11 @@ def measure(
 
 class _Similarities(Depths):
     """Some sequences, [B, T]: the summed cosines and angles between all depths."""
+
+    def split(self) -> list[_Similarities]:
+        """Half of the sequences each, or nothing for one."""
+        parts = self.tokens.chunk(2) if len(self.tokens) > 1 else ()
+        return [_Similarities(part) for part in parts]
 
     def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
         """Unit states, [B, T, D], float32."""

@@ -13,7 +13,8 @@ trains, and gives the others their shards (:mod:`streamline.engine.following`); 
 meanwhile. The transport is gloo, whatever the devices, so a GPU's tensors pass through memory.
 
 A function given to :func:`scatter` is given its :class:`Shard`. Parts are put together in the order
-of one process; no batch is cut for their number, so the results are those of one process.
+of one process; no batch is cut for their number, so the results are those of one process; generated
+prompts are batched by each process, which may round otherwise.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ run is decided here and nowhere else:
 * paths of one model share their layers (:class:`streamline.engine.paths.PathTrie`);
 * a model in memory runs each batch through all layers, one whose layers are read one at a time
   runs all batches through each layer (:attr:`streamline.engine.decoder.Decoder.layer_order`);
-* a batch for which memory runs out is split (:mod:`streamline.engine.memory`);
+* a batch for which memory runs out is split, where the model is in memory
+  (:mod:`streamline.engine.memory`);
 * several processes share the batches (:mod:`streamline.distributed`); no batch is cut for that, so
   their number changes no result.
 
@@ -264,17 +265,23 @@ def _shared(
 ) -> Iterator[Found[AnyJob]]:
     """The jobs divided among the processes, some at a time, so that results can be stored."""
     size = team().shard.size * _AT_ONCE
+    total, before = sum(job.n_tokens for job in jobs), 0
     for start in range(0, len(jobs), size):
         some = jobs[start : start + size]
-        shards = scatter(_shard, paths, some, limit, compiled)
+        n_tokens = sum(job.n_tokens for job in some)
+
+        def partly(done: int, of: int, before: int = before, n_tokens: int = n_tokens) -> None:
+            if progress is not None:
+                progress(before + n_tokens * done // of, total)
+
+        shards = scatter(_shard, paths, some, limit, compiled, progress=partly)
+        before += n_tokens
         for _, tokens in shards:
             limit.lower(tokens)
         parts_of = interleaved([found for found, _ in shards])
         for job, parts in zip(some, parts_of, strict=True):
             for part, result in parts:
                 yield job if part is None else part, result
-        if progress is not None:
-            progress(min(start + size, len(jobs)), len(jobs))
 
 
 def _shard(

@@ -1,4 +1,4 @@
-"""The head, in chunks: log-probabilities at chosen places, summed losses, likeliest tokens.
+"""The head, in chunks: log-probabilities at chosen positions, summed losses, likeliest tokens.
 
 A vocabulary is wide, so logits exist for a few positions at a time: on a CPU they then stay in its
 cache between the product and the softmax. Softmax and losses are computed in float32.
@@ -8,7 +8,7 @@ Example::
     values, best = token_logprobs(decoder, hidden, where, picks, targets)
     summed_loss(decoder, hidden, ids)               # a scalar tensor; gradients flow if enabled
 
-Notation: B batch, T tokens, D hidden size, P places, S scored tokens, V vocabulary.
+Notation: B batch, T tokens, D hidden size, P positions, S scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,13 +26,24 @@ from streamline.engine.decoder import Decoder
 
 __all__ = ["chunk_rows", "likeliest", "predicting", "summed_loss", "token_logprobs"]
 
-_LOGITS_ON_CPU, _LOGITS = 1 << 22, 1 << 26  # most logits that exist at once
+_LOGITS_ON_CPU, _LOGITS = 1 << 22, 1 << 26  # logits that exist at once
+_LEAST_ROWS = 64  # of a chunk: fewer would read the head's weights too often
+_TRAINING_ROWS = 1024  # chunks are made again on the way back
 
 
-def chunk_rows(decoder: Decoder, device: torch.device) -> int:
-    """Positions whose logits exist at once on a kind of device, at least 1."""
+def chunk_rows(decoder: Decoder, device: torch.device, *, training: bool = False) -> int:
+    """Positions whose logits exist at once.
+
+    Args:
+        decoder: Whose vocabulary it is.
+        device: Where the logits are made.
+        training: Whether gradients flow; a chunk is then large, since all but a single one are
+            computed twice.
+    """
+    if training:
+        return _TRAINING_ROWS
     most = _LOGITS_ON_CPU if device.type == "cpu" else _LOGITS
-    return max(1, most // int(decoder.config.vocab_size))
+    return max(_LEAST_ROWS, most // int(decoder.config.vocab_size))
 
 
 def token_logprobs(
@@ -44,11 +55,11 @@ def token_logprobs(
     *,
     greedy: bool = True,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Log-probabilities of single tokens, the head run once for each distinct place.
+    """Log-probabilities of single tokens, the head run once for each distinct position.
 
     Args:
         decoder: Gives the final norm and the head.
-        hidden: Hidden states after the last layer, [places, D].
+        hidden: Hidden states after the last layer, [positions, D].
         where: Distinct rows of ``hidden`` that are needed, [P], rising.
         picks: For each scored token its index into ``where``, [S].
         targets: The scored tokens, [S].
@@ -101,7 +112,7 @@ def predicting(
     if scored is not None:
         chosen = scored[:, 1:].flatten().to(hidden.device)
         states, targets = states[chosen], targets[chosen]
-    step = chunk_rows(decoder, hidden.device)
+    step = chunk_rows(decoder, hidden.device, training=torch.is_grad_enabled())
     yield from zip(torch.split(states, step), torch.split(targets, step), strict=True)
 
 
@@ -135,8 +146,8 @@ def summed_loss(
             loss = checkpoint(piece, states, targets, use_reentrant=False)
         else:
             loss = piece(states, targets)
-        if not training and loss.device.type != "mps":  # which has no float64
-            loss = loss.double()
+        if not training:
+            loss = (loss.cpu() if loss.device.type == "mps" else loss).double()
         total = loss if total is None else total + loss.to(total.device)
     assert total is not None
     return total

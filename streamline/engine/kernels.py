@@ -46,6 +46,9 @@ class FastLinears:
 
     def __init__(self, modules: Iterable[nn.Module], model: nn.Module) -> None:
         self._forwards: dict[int, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
+        modules = list(modules)
+        if not modules:
+            return
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         if size > LARGEST_COPY or not _supported():
             return

@@ -23,7 +23,7 @@ import torch
 
 from streamline.errors import StreamlineError
 
-__all__ = ["BatchLimit", "Splittable", "free_memory", "out_of_memory"]
+__all__ = ["BatchLimit", "free_memory", "out_of_memory"]
 
 logger = logging.getLogger(__name__)
 

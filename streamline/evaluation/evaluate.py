@@ -1,8 +1,8 @@
 """Evaluate many paths on many tasks, keeping every answer as soon as it is there.
 
-All tasks and texts are scored for all paths in one run of the engine. Each path's answers to a task
-go to the answer store as soon as they are there, so a killed evaluation asks only what is missing;
-what is evaluated jointly changes no number by more than rounding.
+All tasks and texts that the same paths lack are scored in one run of the engine. Each path's
+answers to a task go to the answer store as soon as they are there, so a killed evaluation does only
+what is missing; what is evaluated jointly changes no number by more than rounding.
 
 Example::
 
@@ -124,6 +124,12 @@ def _missing(
     for text in questions.texts:
         scored.setdefault(tuple(lacking(text.name)), ([], []))[1].append(text)
     scored.pop((), None)
+    if scored and next(iter(paths.values())).decoder.layer_order is not None:
+        # Each run reads all weights, so there is one for all, whatever single paths have already.
+        keys = [key for key in paths if any(key in lack for lack in scored)]
+        every = list(scored.values())
+        parts = [part for some, _ in every for part in some]
+        scored = {tuple(keys): (parts, [text for _, some in every for text in some])}
     return [(list(keys), *items) for keys, items in scored.items()], generated
 
 
@@ -165,16 +171,21 @@ def _score(
     work += [f"perplexity of {text.name}" for text in texts]
     progress.stage(f"{'; '.join(work)}: {_models(paths)}")
     start = time.perf_counter()
-    for number, found in answer_all(
+    answers: Iterable[tuple[int, list[Any]]] = answer_all(
         list(paths.values()),
         [part.requests for part in parts],
         [text.windows for text in texts],
         batch_tokens=budget,
         compiled=compiled,
         progress=progress.step,
-    ):
+    )
+    even = None
+    if next(iter(paths.values())).decoder.layer_order is not None:
+        answers = list(answers)  # all come at the end of the one pass, whose time they share
+        even = (time.perf_counter() - start) / len(answers) / len(paths)
+    for number, found in answers:
         now = time.perf_counter()
-        seconds, start = (now - start) / len(paths), now
+        seconds, start = (now - start) / len(paths) if even is None else even, now
         if number < len(parts):
             _keep(parts[number], paths, found, seconds, store)
         else:

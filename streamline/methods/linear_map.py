@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from streamline.distributed import local
 from streamline.engine.decoder import Decoder
-from streamline.engine.forward import Depths, run
-from streamline.engine.paths import prefix_paths
 from streamline.plan import Span
+from streamline.training.activations import teacher_pass
 
 
 def linear_maps(
@@ -44,12 +44,24 @@ def linear_maps(
     """
     device = "cpu" if decoder.device.type == "mps" else decoder.device  # float64 is needed
     moments = {span: LinearMoments(decoder.hidden_size, device) for span in sorted(set(spans))}
-    depths = sorted({depth for span in moments for depth in (span.start, span.stop)})
-    jobs = [Depths(ids) for ids in torch.split(train, max(1, micro_batch // train.shape[1]))]
-    for _, found in run(prefix_paths(decoder, depths), jobs):
-        states = dict(zip(depths, found, strict=True))
+    last = {span.start: 0 for span in moments}
+    for span in moments:
+        last[span.start] = max(last[span.start], span.stop)
+    held: dict[int, Tensor] = {}
+
+    def at(depth: int, hidden: Tensor) -> None:
         for span, moment in moments.items():
-            moment.update(states[span.start], states[span.stop])
+            if span.stop == depth:
+                moment.update(held[span.start], hidden)
+        for start in [start for start in held if last[start] <= depth]:
+            del held[start]
+        if depth in last:
+            held[depth] = hidden
+
+    depths = {depth for span in moments for depth in (span.start, span.stop)}
+    with local(), torch.no_grad():
+        for ids in torch.split(train, max(1, micro_batch // train.shape[1])):
+            teacher_pass(decoder, ids, decoder.enter(ids), depths, at)
     solved = {span: moment.solve(ridge) for span, moment in moments.items()}
     return {span: (weight.cpu(), bias.cpu()) for span, (weight, bias) in solved.items()}
 

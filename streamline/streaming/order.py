@@ -103,6 +103,7 @@ class _Turns:
         self.last = [trie.root] if trie.root.ends else []
         self.waiting: dict[int, list[Branch]] = {}
         self.modules: dict[int, list[nn.Module]] = {-1: []}
+        self.joint: set[tuple[int, int]] = set()  # job and branch whose end is a state that goes on
         todo = [trie.root]
         while todo:
             branch = todo.pop()
@@ -187,9 +188,14 @@ def _settle(
     entry: Entry,
 ) -> None:
     """Keep a node's output for later turns and run what follows in the same one."""
-    if branch.ends:
-        store.put((number, id(branch), HEAD), job.keep(hidden))
     uses = turns.uses(branch)
+    if branch.ends:
+        kept = job.keep(hidden)
+        if kept is hidden and uses:  # one state serves both
+            turns.joint.add((number, id(branch)))
+            uses += 1
+        else:
+            store.put((number, id(branch), HEAD), kept)
     if uses:
         store.put((number, id(branch)), hidden, uses)
     for child in turns.children(branch, turns.of[id(branch)]):
@@ -201,7 +207,8 @@ def _answers(turns: _Turns, store: StateStore, number: int, job: Job) -> Any:
     decoder: Any = turns.decoder
     answers: list[Any] = [None] * turns.n_paths
     for branch in turns.last:
-        kept = store.take((number, id(branch), HEAD)).to(decoder.device)
+        key = (number, id(branch))
+        kept = store.take(key if key in turns.joint else (*key, HEAD)).to(decoder.device)
         for index in branch.ends:
             answers[index] = job.answer(decoder, kept)
     return job.combine(answers)

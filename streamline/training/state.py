@@ -318,5 +318,5 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _number(value: float | None) -> float:
-    """The float that :func:`_finite` hid."""
+    """The float that :func:`streamline.training.losses.finite` hid."""
     return math.nan if value is None else value

@@ -58,7 +58,7 @@ def test_finds_what_scoring_all_finds(decoder: Decoder, batch_tokens: int) -> No
 def test_the_whole_head_runs_only_for_what_could_be_best(
     tiny_llama: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "chunk_rows", lambda decoder, device: 10)
+    monkeypatch.setattr(head, "chunk_rows", lambda *_, **__: 10)
     decoder = sharpened(tiny_llama(n_layers=6), 3)
     sizes: list[int] = []
     submodule(decoder.model, decoder.family.head).register_forward_hook(

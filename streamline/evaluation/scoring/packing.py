@@ -20,7 +20,7 @@ Notation: B rows, T tokens of the longest row, N tokens of a row, S scored token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,6 +65,10 @@ class Request:
     def inputs(self) -> tuple[int, ...]:
         """What the model reads: everything but the last token."""
         return (*self.context, *self.continuation[:-1])
+
+
+Requests = Mapping[int, Request] | Sequence[Request]
+"""Requests by their index."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def pack(
     return batches
 
 
-def split_batch(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
+def split_batch(batch: Batch, requests: Requests) -> tuple[Batch, ...]:
     """A batch in smaller ones that answer the same requests.
 
     Several rows become two batches; a single row of trees is split again, to half its length where
@@ -234,7 +238,7 @@ def split_batch(batch: Batch, requests: Sequence[Request]) -> tuple[Batch, ...]:
     return tuple(Batch(batch.task, (part,), batch.tree) for part in cut)
 
 
-def _rows(requests: Sequence[Request], members: list[int], limit: int) -> Iterator[Row]:
+def _rows(requests: Requests, members: list[int], limit: int) -> Iterator[Row]:
     """Cut the sorted sequences into rows; limit 0 means one leaf of the prefix tree a row."""
     if not members:
         return

@@ -154,18 +154,22 @@ class Windows(Job):
         return f"a window of {self.tokens.shape[1]} tokens"
 
 
-def window_jobs(paths: Sequence[Path], windows: Tensor, budget: TokenBudget) -> list[Windows]:
+def window_jobs(
+    paths: Sequence[Path], windows: Tensor, budget: TokenBudget, *, compiled: bool = False
+) -> list[Windows]:
     """Windows as jobs of the engine, in batches that suit the device.
 
     Args:
         paths: What will be evaluated.
         windows: Token ids, [N, T].
         budget: Says how many tokens a batch may have; a window is never cut.
+        compiled: Whether layers will be compiled.
     """
     length = windows.shape[1]
 
     def trial(batch: Batch) -> object:
-        return attempt(paths, Windows(torch.from_numpy(batch.padded("tokens"))))
+        job = Windows(torch.from_numpy(batch.padded("tokens")))
+        return attempt(paths, job, compiled=compiled)
 
     tokens = budget.tokens(paths, work=windows.numel(), width=length, attempt=trial)
     return [Windows(part) for part in torch.split(windows, max(1, broadcast(tokens) // length))]

@@ -20,7 +20,7 @@ Notation: B rows, T tokens, D hidden size, V vocabulary, S scored tokens, R requ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,10 +65,6 @@ class Answers:
         """A place for the answers to ``n`` requests."""
         return cls(np.zeros(n), np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64))
 
-    def part(self, which: slice) -> Answers:
-        """The answers to some of the requests."""
-        return Answers(self.loglikelihood[which], self.greedy[which], self.n_tokens[which])
-
     def put(self, indices: NDArray[np.int64], part: Answers) -> None:
         """Write the answers to some of the requests."""
         self.loglikelihood[indices] = part.loglikelihood
@@ -82,13 +78,20 @@ class Questions(Job):
 
     Attributes:
         batch: The packed requests.
-        requests: All requests, which the batch's indices belong to.
+        requests: Its requests by their index among all.
         in_blocks: Whether attention may be computed block by block.
     """
 
     batch: Batch
-    requests: Sequence[Request]
+    requests: Mapping[int, Request]
     in_blocks: bool = True
+
+    @classmethod
+    def of(
+        cls, batch: Batch, requests: Mapping[int, Request] | Sequence[Request], in_blocks: bool
+    ) -> Questions:
+        """A batch with those of the requests that are in it."""
+        return cls(batch, {int(i): requests[int(i)] for i in batch.requests}, in_blocks)
 
     @property
     def n_tokens(self) -> int:
@@ -129,7 +132,7 @@ class Questions(Job):
     def split(self) -> Sequence[Questions]:
         """Two batches that answer the same requests, or none for a single sequence."""
         parts = split_batch(self.batch, self.requests)
-        return [Questions(part, self.requests, self.in_blocks) for part in parts]
+        return [Questions.of(part, self.requests, self.in_blocks) for part in parts]
 
     def describe(self) -> str:
         """The request that stands alone."""
@@ -210,8 +213,7 @@ def question_jobs(
     decoders = [trie.decoder for trie, _ in tries_of(paths)]
 
     def trial(batch: Batch) -> object:
-        job = Questions(batch, requests, not compiled)
-        return attempt(paths, job, compiled=compiled)
+        return attempt(paths, Questions(batch, {}, not compiled), compiled=compiled)
 
     tokens = budget.tokens(
         paths,
@@ -221,7 +223,7 @@ def question_jobs(
         tree=all(tree_length(decoder) != 0 for decoder in decoders),
     )
     batches = batches_for(decoders, requests, broadcast(tokens))
-    return [Questions(batch, requests, not compiled) for batch in batches]
+    return [Questions.of(batch, requests, not compiled) for batch in batches]
 
 
 def _width(requests: Sequence[Request]) -> int:

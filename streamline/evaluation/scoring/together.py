@@ -11,13 +11,14 @@ Example::
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from streamline.engine.forward import Progress, run
+from streamline.engine.forward import Job, Progress, run
 from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path
 from streamline.evaluation.scoring.packing import Request
@@ -53,9 +54,9 @@ def answer_all(
         :class:`Answers`, or one :class:`Perplexity`, for each path.
     """
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
-    sets: list[_Questions | _Text] = [_Questions(requests, len(paths)) for requests in questions]
+    sets: list[_Set] = [_Questions(requests, len(paths)) for requests in questions]
     sets += [_Text(windows, len(paths)) for windows in texts]
-    jobs = [job for own in sets for job in own.jobs(paths, budget, compiled)]
+    jobs = [job for own in sets for job in own.made(paths, budget, compiled)]
     limit = BatchLimit()
     found = run(paths, jobs, limit=limit, compiled=compiled, progress=progress)
     for number, own in enumerate(sets):  # results come in the order of the jobs
@@ -65,10 +66,52 @@ def answer_all(
     for _ in found:  # nothing is left; what follows its last result is still to run
         raise AssertionError("a result that belongs to no set")
     for own in sets:
-        budget.shrink(paths, own.width, limit.tokens)
+        if own.was_split:
+            budget.shrink(paths, own.width, limit.tokens)
 
 
-class _Questions:
+class _Set(ABC):
+    """A set of jobs and its results.
+
+    Attributes:
+        width: Tokens of its longest sequence.
+        missing: What there are no results for yet.
+        was_split: Whether memory ran out with one of its jobs.
+    """
+
+    width: int
+    missing: int
+    was_split = False
+    _jobs: Sequence[Job] = ()
+
+    @property
+    def complete(self) -> bool:
+        return self.missing == 0
+
+    def made(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
+        """Its jobs."""
+        self._jobs = self.jobs(paths, budget, compiled)
+        return self._jobs
+
+    def put(self, part: Job, found: list[Any]) -> None:
+        """The results of a job, or of a part of one."""
+        self.was_split |= not any(part is job for job in self._jobs)
+        self.keep(part, found)
+
+    @abstractmethod
+    def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
+        """Jobs that suit the device."""
+
+    @abstractmethod
+    def keep(self, part: Any, found: list[Any]) -> None:
+        """Keep results of some of its jobs."""
+
+    @abstractmethod
+    def results(self) -> list[Any]:
+        """One result for each path."""
+
+
+class _Questions(_Set):
     """One set of requests and its answers."""
 
     def __init__(self, requests: Sequence[Request], n_paths: int) -> None:
@@ -77,14 +120,10 @@ class _Questions:
         self.missing = len(requests)
         self.width = max((len(r.context) + len(r.continuation) - 1 for r in requests), default=1)
 
-    @property
-    def complete(self) -> bool:
-        return self.missing == 0
+    def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
+        return question_jobs(paths, self.requests, budget, compiled=compiled)
 
-    def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> list[Any]:
-        return list(question_jobs(paths, self.requests, budget, compiled=compiled))
-
-    def put(self, part: Questions, found: list[Answers]) -> None:
+    def keep(self, part: Questions, found: list[Answers]) -> None:
         for whole, answers in zip(self.answers, found, strict=True):
             whole.put(part.batch.requests, answers)
         self.missing -= len(part.batch.requests)
@@ -93,7 +132,7 @@ class _Questions:
         return self.answers
 
 
-class _Text:
+class _Text(_Set):
     """One text and the sums over its windows."""
 
     def __init__(self, windows: Tensor, n_paths: int) -> None:
@@ -101,14 +140,10 @@ class _Text:
         self.nlls = np.zeros(n_paths)
         self.missing, self.width = windows.shape
 
-    @property
-    def complete(self) -> bool:
-        return self.missing == 0
+    def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
+        return window_jobs(paths, self.windows, budget, compiled=compiled)
 
-    def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> list[Any]:
-        return list(window_jobs(paths, self.windows, budget))
-
-    def put(self, part: Windows, found: list[float]) -> None:
+    def keep(self, part: Windows, found: list[float]) -> None:
         self.nlls += found
         self.missing -= len(part.tokens)
 

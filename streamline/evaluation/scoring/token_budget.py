@@ -178,6 +178,7 @@ def _facts(paths: Sequence[Path], width: int) -> dict[str, Any]:
         "paths": sum(len(trie.paths) for trie in tries),
         "branches": sum(trie.n_runs for trie in tries),
         "width": width,
+        "streamed": decoder.layer_order is not None,
     }
 
 
