@@ -20,7 +20,7 @@ from streamline.benchmarks.speed.lm_eval_peer import LmEval
 from streamline.benchmarks.speed.questions import Questions, encode
 from streamline.engine.assemble import assemble
 from streamline.engine.paths import Path, dense_path
-from streamline.evaluation.scoring.score import Answers, score
+from streamline.evaluation.scoring.score import Likelihoods, score
 
 __all__ = ["FloatSoftmax", "agreement", "best_peer", "ours", "require_same", "whole_models"]
 
@@ -48,7 +48,7 @@ class FloatSoftmax(LmEval):
         ]
 
 
-def ours(bench: Bench, paths: Sequence[Path], asked: Questions) -> list[Answers]:
+def ours(bench: Bench, paths: Sequence[Path], asked: Questions) -> list[Likelihoods]:
     """Every path's answers; requests are encoded in our time, as lm-eval does in its own.
 
     Raises:
@@ -80,7 +80,7 @@ def best_peer(bench: Bench, asked: Questions) -> tuple[int, dict[int, float]]:
     return min(seconds, key=seconds.__getitem__), seconds
 
 
-def agreement(asked: Questions, mine: Answers, other: Answers) -> dict[str, float]:
+def agreement(asked: Questions, mine: Likelihoods, other: Likelihoods) -> dict[str, float]:
     """How far two sets of answers are apart, and how many questions both grade alike."""
     gaps = np.abs(mine.loglikelihood - other.loglikelihood)
     grades, wanted = asked.grade(mine), asked.grade(other)
@@ -97,7 +97,7 @@ def agreement(asked: Questions, mine: Answers, other: Answers) -> dict[str, floa
 
 
 def require_same(
-    asked: Questions, mine: Sequence[Answers], other: Sequence[Answers], *, exact: bool
+    asked: Questions, mine: Sequence[Likelihoods], other: Sequence[Likelihoods], *, exact: bool
 ) -> dict[str, Any]:
     """Compare every model's answers.
 

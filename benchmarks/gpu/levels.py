@@ -18,7 +18,7 @@ from streamline.benchmarks.gpu.variants import variants as variant_paths
 from streamline.benchmarks.speed.common import Outcome
 from streamline.engine.decoder import Entry
 from streamline.engine.paths import AtEnd, PathTrie
-from streamline.evaluation.scoring.score import Answers, score
+from streamline.evaluation.scoring.score import Likelihoods, score
 
 __all__ = ["sleb", "variants"]
 
@@ -89,7 +89,7 @@ def variants(bench: Bench) -> Outcome:
         against="depth first, the same engine",
     )
 
-    def work() -> list[Answers]:
+    def work() -> list[Likelihoods]:
         return score(paths, asked.requests, batch_tokens=bench.budget)
 
     return _race(

@@ -18,7 +18,7 @@ import numpy as np
 
 from streamline.benchmarks.speed.common import require_close, require_equal
 from streamline.benchmarks.speed.questions import Questions, cut
-from streamline.evaluation.scoring.score import Answers
+from streamline.evaluation.scoring.score import Likelihoods
 
 __all__ = ["BATCH_SIZES", "LARGE", "TOLERANCE", "LmEval", "best_batch_size", "same_answers"]
 
@@ -48,14 +48,16 @@ class LmEval:
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size) for model in models
         ]
 
-    def answer(self, questions: Questions) -> list[Answers]:
+    def answer(self, questions: Questions) -> list[Likelihoods]:
         """Every model's answers, one after the other."""
         counts = np.array([len(r.continuation) for r in questions.requests], dtype=np.int64)
         out = []
         for lm in self._lms:
             replies = lm.loglikelihood(list(questions.instances), disable_tqdm=True)
             sums, greedy = zip(*replies, strict=True)
-            out.append(Answers(np.array(sums, dtype=np.float64), np.array(greedy, bool), counts))
+            out.append(
+                Likelihoods(np.array(sums, dtype=np.float64), np.array(greedy, bool), counts)
+            )
         return out
 
 
@@ -80,7 +82,7 @@ def best_batch_size(
 
 
 def same_answers(
-    questions: Questions, ours: Sequence[Answers], theirs: Sequence[Answers]
+    questions: Questions, ours: Sequence[Likelihoods], theirs: Sequence[Likelihoods]
 ) -> dict[str, Any]:
     """Compare answers of every model, question by question.
 

@@ -19,7 +19,7 @@ from streamline.errors import ConfigError
 from streamline.evaluation import harness
 from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.packing import Request
-from streamline.evaluation.scoring.score import Answers
+from streamline.evaluation.scoring.score import Likelihoods
 from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import resolve
 
@@ -42,12 +42,12 @@ class Questions:
         """The same as token ids."""
         return tuple(request for part in self.parts for request in part.requests)
 
-    def grade(self, answers: Answers) -> dict[str, list[bool]]:
+    def grade(self, answers: Likelihoods) -> dict[str, list[bool]]:
         """For each task, whether each question is answered rightly."""
         grades, start = {}, 0
         for part in self.parts:
             stop = start + len(part.requests)
-            some = Answers(*(values[start:stop] for values in vars(answers).values()))
+            some = Likelihoods(*(values[start:stop] for values in vars(answers).values()))
             part.task._instances = list(part.instances)  # lm-eval filters all that the task holds
             _, frame = finish(part, some)
             grades[part.name] = frame.drop_duplicates("doc_id")["correct"].tolist()

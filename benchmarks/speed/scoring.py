@@ -12,12 +12,12 @@ from streamline.benchmarks.speed.lm_eval_peer import LmEval, best_batch_size, sa
 from streamline.benchmarks.speed.questions import Questions, cut, encode
 from streamline.engine.assemble import assemble
 from streamline.engine.paths import Path, dense_path
-from streamline.evaluation.scoring.score import Answers, score
+from streamline.evaluation.scoring.score import Likelihoods, score
 
 __all__ = ["answer", "race_scoring"]
 
 
-def answer(paths: Sequence[Path], asked: Questions, tokenizer: Any) -> list[Answers]:
+def answer(paths: Sequence[Path], asked: Questions, tokenizer: Any) -> list[Likelihoods]:
     """Our answers: the requests are encoded, as the peer does in its own time, and scored.
 
     Raises:

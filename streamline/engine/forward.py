@@ -37,11 +37,11 @@ from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path, PathTrie, tries_of
 from streamline.errors import UnsupportedModelError
 
-__all__ = ["Depths", "Inputs", "Job", "Progress", "attempt", "run"]
+__all__ = ["Depths", "Inputs", "Job", "OnProgress", "attempt", "run"]
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 """Token ids, attention mask and positions, as :meth:`streamline.engine.decoder.Decoder.enter`."""
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with what is done and what there is in all: tokens, or layers where these come singly."""
 
 
@@ -123,7 +123,7 @@ class Depths(Job):
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
-Found = tuple[AnyJob, Any]
+Outcome = tuple[AnyJob, Any]
 _AT_ONCE = 32  # jobs of each process between two exchanges
 
 
@@ -133,8 +133,8 @@ def run(
     *,
     limit: BatchLimit | None = None,
     compiled: bool = False,
-    progress: Progress | None = None,
-) -> Iterator[Found[AnyJob]]:
+    progress: OnProgress | None = None,
+) -> Iterator[Outcome[AnyJob]]:
     """Run jobs along paths.
 
     Args:
@@ -227,8 +227,8 @@ def _batch_by_batch(
     jobs: Sequence[AnyJob],
     limit: BatchLimit,
     compiled: bool,
-    progress: Progress | None,
-) -> Iterator[list[Found[AnyJob]]]:
+    progress: OnProgress | None,
+) -> Iterator[list[Outcome[AnyJob]]]:
     """Each batch through all layers; the parts of each with their results."""
     if not jobs:
         return
@@ -242,8 +242,8 @@ def _batch_by_batch(
 
 
 def _layer_by_layer(
-    paths: Sequence[Path], jobs: Sequence[AnyJob], progress: Progress | None
-) -> Iterator[Found[AnyJob]]:
+    paths: Sequence[Path], jobs: Sequence[AnyJob], progress: OnProgress | None
+) -> Iterator[Outcome[AnyJob]]:
     """All batches through each layer, while its weights are there."""
     decoder = next(path.decoder for path in paths if path.decoder.layer_order is not None)
     other = [path.name for path in paths if path.decoder is not decoder]
@@ -261,8 +261,8 @@ def _shared(
     jobs: list[AnyJob],
     limit: BatchLimit,
     compiled: bool,
-    progress: Progress | None,
-) -> Iterator[Found[AnyJob]]:
+    progress: OnProgress | None,
+) -> Iterator[Outcome[AnyJob]]:
     """The jobs divided among the processes, some at a time, so that results can be stored."""
     size = team().shard.size * _AT_ONCE
     total, before = sum(job.n_tokens for job in jobs), 0
@@ -291,7 +291,7 @@ def _shard(
     limit: BatchLimit,
     compiled: bool,
     *,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> tuple[list[list[tuple[AnyJob | None, Any]]], int | None]:
     """One process's jobs: the parts of each (None for the whole) with their results."""
     mine = shard.of(jobs)

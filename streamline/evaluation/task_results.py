@@ -21,12 +21,12 @@ from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.results.averages import mean, mean_stderr
 
 if TYPE_CHECKING:
-    from streamline.evaluation.scoring.score import Answers
+    from streamline.evaluation.scoring.score import Likelihoods
 
 __all__ = ["combine", "finish", "gold_option", "option_rows"]
 
 
-def finish(part: Part, answers: Answers | Sequence[str]) -> tuple[dict[str, Any], pd.DataFrame]:
+def finish(part: Part, answers: Likelihoods | Sequence[str]) -> tuple[dict[str, Any], pd.DataFrame]:
     """One task's metrics from one model's answers, as lm-eval computes them.
 
     Args:
@@ -117,7 +117,7 @@ def option_rows(
     doc: Any,
     options: list[Any],
     indices: list[int],
-    answers: Answers,
+    answers: Likelihoods,
     common: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """The rows of one question of a task with log-probabilities, one for each option.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Entry, submodule
-from streamline.engine.forward import Job, Progress
+from streamline.engine.forward import Job, OnProgress
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Branch, PathTrie
 from streamline.errors import PlanError
@@ -47,7 +47,7 @@ class Streamed(Protocol):
 
 
 def layer_by_layer(
-    trie: PathTrie, jobs: Sequence[Job], progress: Progress | None = None
+    trie: PathTrie, jobs: Sequence[Job], progress: OnProgress | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """Run every path on every batch, each weight of the model read once.
 

@@ -44,10 +44,10 @@ from streamline.training.schedule import BatchSchedule, Schedule
 from streamline.training.state import TrainingState
 from streamline.training.student import Student
 
-__all__ = ["Losses", "Progress", "fit"]
+__all__ = ["Losses", "OnStep", "fit"]
 
 #: Called with tokens done, tokens in all, and a line on the losses.
-Progress = Callable[[int, int, str], None]
+OnStep = Callable[[int, int, str], None]
 
 
 def fit(
@@ -61,7 +61,7 @@ def fit(
     losses: FilePath | None = None,
     fingerprint: str | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
     autocast: torch.dtype | None = None,
     micro_batch: int = 4096,
     cache: ActivationCache | None = None,

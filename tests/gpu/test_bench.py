@@ -18,7 +18,7 @@ from streamline.benchmarks.gpu.bench import Bench
 from streamline.benchmarks.speed.common import Disagreement
 from streamline.engine.paths import PathTrie, dense_path
 from streamline.evaluation.generation.prompts import Prompt
-from streamline.evaluation.scoring.score import Answers
+from streamline.evaluation.scoring.score import Likelihoods
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_rows_without_time_are_named(tmp_path: Path) -> None:
     assert "No time was left for: rate, dense" in (tmp_path / "README.md").read_text()
 
 
-def altered(found: Answers, by: float) -> Answers:
+def altered(found: Likelihoods, by: float) -> Likelihoods:
     return dataclasses.replace(found, loglikelihood=found.loglikelihood + by)
 
 

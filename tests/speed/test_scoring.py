@@ -16,20 +16,20 @@ from streamline.benchmarks.speed.questions import Questions
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.errors import ConfigError
-from streamline.evaluation.scoring.score import Answers
+from streamline.evaluation.scoring.score import Likelihoods
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 Parts = Callable[..., list[Any]]
 
 
-def altered(answers: Answers, by: float) -> Answers:
+def altered(answers: Likelihoods, by: float) -> Likelihoods:
     sums = answers.loglikelihood.copy()
     sums[-1] += by
     return dataclasses.replace(answers, loglikelihood=sums)
 
 
-def made_up(sums: list[float]) -> Answers:
-    return Answers(np.array(sums), np.ones(len(sums), bool), np.ones(len(sums), dtype=np.int64))
+def made_up(sums: list[float]) -> Likelihoods:
+    return Likelihoods(np.array(sums), np.ones(len(sums), bool), np.ones(len(sums), dtype=np.int64))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_planted_log_probability_is_found(
     path = dense_path(Decoder(tiny(2)))
     honest = lm_eval_peer.LmEval.answer
 
-    def planted(self: Any, some: Any) -> list[Answers]:
+    def planted(self: Any, some: Any) -> list[Likelihoods]:
         return [altered(answers, amount) for answers in honest(self, some)]
 
     monkeypatch.setattr(lm_eval_peer.LmEval, "answer", planted)
@@ -99,7 +99,7 @@ def test_batch_sizes_are_tried_on_the_same_whole_questions(
     tried: list[tuple[Any, ...]] = []
     honest = lm_eval_peer.LmEval.answer
 
-    def counted(self: Any, some: Questions) -> list[Answers]:
+    def counted(self: Any, some: Questions) -> list[Likelihoods]:
         tried.append(some.requests)
         return honest(self, some)
 

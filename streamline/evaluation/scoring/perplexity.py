@@ -24,7 +24,7 @@ from torch import Tensor
 
 from streamline.distributed import broadcast
 from streamline.engine.decoder import Decoder
-from streamline.engine.forward import Inputs, Job, Progress, attempt, run
+from streamline.engine.forward import Inputs, Job, OnProgress, attempt, run
 from streamline.engine.head import token_logprobs
 from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path
@@ -87,7 +87,7 @@ def perplexity(
     windows: Tensor,
     *,
     batch_tokens: int | TokenBudget | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> list[Perplexity]:
     """Score a text for every path.
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from streamline.distributed import broadcast
 from streamline.engine.decoder import Decoder
-from streamline.engine.forward import Inputs, Job, Progress, attempt, run
+from streamline.engine.forward import Inputs, Job, OnProgress, attempt, run
 from streamline.engine.head import token_logprobs
 from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path, tries_of
@@ -42,11 +42,11 @@ from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.evaluation.scoring.tree_attention import block_attention
 from streamline.evaluation.scoring.tree_length import announce, tree_length
 
-__all__ = ["Answers", "Questions", "Request", "question_jobs", "score", "score_batches"]
+__all__ = ["Likelihoods", "Request", "RequestBatch", "question_jobs", "score", "score_batches"]
 
 
 @dataclass(frozen=True)
-class Answers:
+class Likelihoods:
     """One path's answers to some requests, in their order.
 
     Attributes:
@@ -61,11 +61,11 @@ class Answers:
     n_tokens: NDArray[np.int64]
 
     @classmethod
-    def empty(cls, n: int) -> Answers:
+    def empty(cls, n: int) -> Likelihoods:
         """A place for the answers to ``n`` requests."""
         return cls(np.zeros(n), np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64))
 
-    def put(self, indices: NDArray[np.int64], part: Answers) -> None:
+    def put(self, indices: NDArray[np.int64], part: Likelihoods) -> None:
         """Write the answers to some of the requests."""
         self.loglikelihood[indices] = part.loglikelihood
         self.greedy[indices] = part.greedy
@@ -73,8 +73,8 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Questions(Job):
-    """A batch of requests: one :class:`Answers` for each path.
+class RequestBatch(Job):
+    """A batch of requests: one :class:`Likelihoods` for each path.
 
     Attributes:
         batch: The packed requests.
@@ -89,7 +89,7 @@ class Questions(Job):
     @classmethod
     def of(
         cls, batch: Batch, requests: Mapping[int, Request] | Sequence[Request], in_blocks: bool
-    ) -> Questions:
+    ) -> RequestBatch:
         """A batch with those of the requests that are in it."""
         return cls(batch, {int(i): requests[int(i)] for i in batch.requests}, in_blocks)
 
@@ -118,21 +118,21 @@ class Questions(Job):
         """The states that predict a scored token, [P, D]."""
         return hidden.reshape(-1, hidden.shape[-1])[self._wanted.where.to(hidden.device)]
 
-    def answer(self, decoder: Decoder, kept: Tensor) -> Answers:
+    def answer(self, decoder: Decoder, kept: Tensor) -> Likelihoods:
         """The batch's answers by one path."""
         wanted, where = self._wanted, torch.arange(len(kept))
         logprobs, best = token_logprobs(decoder, kept, where, wanted.picks, wanted.targets)
         starts = np.concatenate([[0], np.cumsum(self.batch.counts)[:-1]])
-        return Answers(
+        return Likelihoods(
             np.add.reduceat(logprobs.astype(np.float64), starts),
             np.logical_and.reduceat(best, starts),
             self.batch.counts,
         )
 
-    def split(self) -> Sequence[Questions]:
+    def split(self) -> Sequence[RequestBatch]:
         """Two batches that answer the same requests, or none for a single sequence."""
         parts = split_batch(self.batch, self.requests)
-        return [Questions.of(part, self.requests, self.in_blocks) for part in parts]
+        return [RequestBatch.of(part, self.requests, self.in_blocks) for part in parts]
 
     def describe(self) -> str:
         """The request that stands alone."""
@@ -147,8 +147,8 @@ def score(
     *,
     batch_tokens: int | TokenBudget | None = None,
     compiled: bool = False,
-    progress: Progress | None = None,
-) -> list[Answers]:
+    progress: OnProgress | None = None,
+) -> list[Likelihoods]:
     """Answer every request for every path.
 
     Args:
@@ -162,7 +162,7 @@ def score(
     Returns:
         One set of answers per path, in the order of ``requests``.
     """
-    out = [Answers.empty(len(requests)) for _ in paths]
+    out = [Likelihoods.empty(len(requests)) for _ in paths]
     found = score_batches(
         paths, requests, batch_tokens=batch_tokens, compiled=compiled, progress=progress
     )
@@ -178,8 +178,8 @@ def score_batches(
     *,
     batch_tokens: int | TokenBudget | None = None,
     compiled: bool = False,
-    progress: Progress | None = None,
-) -> Iterator[tuple[NDArray[np.int64], list[Answers]]]:
+    progress: OnProgress | None = None,
+) -> Iterator[tuple[NDArray[np.int64], list[Likelihoods]]]:
     """The same as they come, task after task, for whoever stores them on the way.
 
     Yields:
@@ -199,7 +199,7 @@ def question_jobs(
     budget: TokenBudget,
     *,
     compiled: bool = False,
-) -> list[Questions]:
+) -> list[RequestBatch]:
     """Requests as jobs of the engine, in batches that suit the device.
 
     Args:
@@ -213,7 +213,7 @@ def question_jobs(
     decoders = [trie.decoder for trie, _ in tries_of(paths)]
 
     def trial(batch: Batch) -> object:
-        return attempt(paths, Questions(batch, {}, not compiled), compiled=compiled)
+        return attempt(paths, RequestBatch(batch, {}, not compiled), compiled=compiled)
 
     tokens = budget.tokens(
         paths,
@@ -223,7 +223,7 @@ def question_jobs(
         tree=all(tree_length(decoder) != 0 for decoder in decoders),
     )
     batches = batches_for(decoders, requests, broadcast(tokens))
-    return [Questions.of(batch, requests, not compiled) for batch in batches]
+    return [RequestBatch.of(batch, requests, not compiled) for batch in batches]
 
 
 def _width(requests: Sequence[Request]) -> int:

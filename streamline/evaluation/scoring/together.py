@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from streamline.engine.forward import Job, Progress, run
+from streamline.engine.forward import Job, OnProgress, run
 from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.perplexity import Perplexity, Windows, window_jobs
-from streamline.evaluation.scoring.score import Answers, Questions, question_jobs
+from streamline.evaluation.scoring.score import Likelihoods, RequestBatch, question_jobs
 from streamline.evaluation.scoring.token_budget import TokenBudget
 
 __all__ = ["answer_all"]
@@ -36,7 +36,7 @@ def answer_all(
     *,
     batch_tokens: int | TokenBudget | None = None,
     compiled: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Iterator[tuple[int, list[Any]]]:
     """Answer all questions and score all texts for every path.
 
@@ -51,7 +51,7 @@ def answer_all(
 
     Yields:
         ``(number, results)`` for each set of questions and then each text, counted through: one
-        :class:`Answers`, or one :class:`Perplexity`, for each path.
+        :class:`Likelihoods`, or one :class:`Perplexity`, for each path.
     """
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
     sets: list[_Set] = [_Questions(requests, len(paths)) for requests in questions]
@@ -116,14 +116,14 @@ class _Questions(_Set):
 
     def __init__(self, requests: Sequence[Request], n_paths: int) -> None:
         self.requests = requests
-        self.answers = [Answers.empty(len(requests)) for _ in range(n_paths)]
+        self.answers = [Likelihoods.empty(len(requests)) for _ in range(n_paths)]
         self.missing = len(requests)
         self.width = max((len(r.context) + len(r.continuation) - 1 for r in requests), default=1)
 
     def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
         return question_jobs(paths, self.requests, budget, compiled=compiled)
 
-    def keep(self, part: Questions, found: list[Answers]) -> None:
+    def keep(self, part: RequestBatch, found: list[Likelihoods]) -> None:
         for whole, answers in zip(self.answers, found, strict=True):
             whole.put(part.batch.requests, answers)
         self.missing -= len(part.batch.requests)
