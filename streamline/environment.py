@@ -31,13 +31,18 @@ def pick_device(name: str) -> torch.device:
         name: ``auto`` (an accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 
     Raises:
-        ConfigError: If that device is not on this machine.
+        ConfigError: If there is no such device, or it is not on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{name!r} is no device; use auto, cpu, mps, cuda, or cuda:N for the N-th"
+        ) from error
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),

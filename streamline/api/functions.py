@@ -11,13 +11,16 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamline.api.arguments import named_models
 from streamline.api.evaluation import Evaluation
 from streamline.api.pruned_model import PrunedModel
 from streamline.api.session import Session
 from streamline.api.variants import Dense
+from streamline.checkpoints.checkpoint import quiet
 from streamline.engine.decoder import Decoder
 from streamline.environment import pick_device
 from streamline.errors import ConfigError
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     AnyModel = PreTrainedModel | PrunedModel
+
+_DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 __all__ = ["evaluate", "load", "prune", "session"]
 
@@ -49,10 +54,14 @@ def load(
 
     Raises:
         AssetError: If there is no such model, or it cannot be fetched.
+        ConfigError: If there is no such dtype or device.
     """
-    return load_model(
-        name, device=pick_device(device), dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
+    with quiet():
+        return load_model(
+            name, device=pick_device(device), dtype=dtype, trust_remote_code=trust_remote_code
+        )
 
 
 def session(
@@ -70,8 +79,8 @@ def session(
     Args:
         model: A loaded causal language model; used as it is, where it is, and not changed.
         tokenizer: Its tokenizer.
-        folder: Where calibrations, training states and answers are kept, so that a later session
-            finds them; None keeps them until the session ends.
+        folder: Where calibrations and training states are kept, so that a later session finds
+            them; None keeps them until the session ends. Answers are kept until then.
         texts: Calibration text, and training text where a recipe names none: ``packaged``, another
             known name, or a file or folder of texts.
         n_samples: Calibration sequences.
@@ -177,20 +186,12 @@ def evaluate(
         AssetError: If a text, or every question, cannot be had.
         ConfigError: If there is no model, or none has the reference's name.
     """
-    given = list(models.values()) if isinstance(models, Mapping) else [models]
-    if not given:
-        raise ConfigError("no model to evaluate: give one, or a mapping of names to models")
-    made = next((one for one in given if isinstance(one, PrunedModel)), None)
-    loaded = [one for one in given if not isinstance(one, PrunedModel)]
-    if made is not None and (not loaded or made.dense.decoder.model in loaded):
-        dense = Dense(
-            name=made.dense.name,
-            decoder=made.dense.decoder,
-            tokenizer=tokenizer,
-            fingerprint=made.dense.fingerprint,
-        )
+    named, against = named_models(models, reference)
+    base = named[against]
+    if isinstance(base, PrunedModel):
+        dense = replace(base.dense, tokenizer=tokenizer)
     else:
-        dense = _dense(loaded[0], tokenizer)
+        dense = _dense(base, tokenizer)
     with Session(dense, progress=progress) as one:
         return one.evaluate(
             models,

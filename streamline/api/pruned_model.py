@@ -84,7 +84,9 @@ class PrunedModel:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The pruned model as transformers knows it; its tensors are shared with the dense one."""
-        return self.variant.pruned.model or assemble(self.path())
+        made: PreTrainedModel = self.variant.pruned.model or assemble(self.path())
+        made.eval()
+        return made
 
     def path(self, decoder: Decoder | None = None, name: str = "") -> LayerPath:
         """Its path through the dense model's layers, or of its own model.

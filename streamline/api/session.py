@@ -15,17 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamline.api.arguments import (
+    check_pruning,
+    check_questions,
+    check_texts,
+    named_models,
+)
 from streamline.api.evaluation import Evaluation, assessed
 from streamline.api.pruned_model import PrunedModel
 from streamline.api.pruning import prune
 from streamline.api.training import fine_tune, train
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
-from streamline.engine.budget import check_sparsity
-from streamline.engine.decoder import Decoder
+from streamline.engine.decoder import Decoder, eval_mode
 from streamline.engine.paths import Path as LayerPath
 from streamline.engine.paths import dense_path
 from streamline.environment import versions
-from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.errors import UnsupportedModelError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate
 from streamline.evaluation.harness import max_length
@@ -56,8 +61,8 @@ class Session:
 
     Args:
         dense: The model.
-        folder: Where what is expensive is kept, so that a later session finds it; None keeps it
-            until the session ends.
+        folder: Where calibrations and training states are kept, so that a later session finds
+            them; None keeps them until the session ends. Answers are kept until then.
         texts: Calibration text, and training text where a recipe names none: ``packaged``, another
             known name, or a file or folder of texts.
         n_samples: Calibration sequences.
@@ -75,6 +80,7 @@ class Session:
         length: int = 512,
         progress: Progress | None = None,
     ) -> None:
+        check_texts(n_samples, length)
         self.dense = dense
         self.texts = texts
         self.n_samples = n_samples
@@ -83,6 +89,7 @@ class Session:
         self.batches = TokenBatches(dense.tokenizer)
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="streamline-")
         self.folder = Path(folder or self._temporary.name)  # type: ignore[union-attr]
+        self._answers = tempfile.TemporaryDirectory(prefix="streamline-answers-")
         self._questions: dict[Any, Questions] = {}
 
     def __enter__(self) -> Session:
@@ -95,6 +102,7 @@ class Session:
 
     def close(self) -> None:
         """Remove what was kept for this session alone."""
+        self._answers.cleanup()
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -122,7 +130,7 @@ class Session:
             UnsupportedModelError: If the method cannot do it with this model; known before any
                 work is done.
         """
-        check_sparsity(sparsity)
+        check_pruning(method, sparsity, train, lora)
         made = build_method(method) if isinstance(method, str) else method
         spec = method if isinstance(method, str) else made.name
         recovery = "none" if lora is None else "lora"
@@ -138,7 +146,7 @@ class Session:
             label=label, title=spec, method=made, sparsity=sparsity, seed=seed, recovery=recovery
         )
         pruning, training, tuning = portions([1.0, 9.0 * made.trains, 9.0 * (lora is not None)])
-        with pruning:
+        with pruning, eval_mode(decoder.model):
             variant = _only(prune([target], self.dense, self._tokens, self.folder, self.progress))
         with training:
             variant = self._train(variant, train)
@@ -202,13 +210,8 @@ class Session:
             AssetError: If a text, or every question, cannot be had.
             ConfigError: If there is no model, or none has the reference's name.
         """
-        named = dict(models) if isinstance(models, Mapping) else {_name_of(models): models}
-        against = reference or ("dense" if "dense" in named else next(iter(named), ""))
-        if against not in named:
-            raise ConfigError(
-                f"the reference {against!r} is none of the models {', '.join(named) or '(none)'}: "
-                "give reference= one of their names"
-            )
+        named, against = named_models(models, reference)
+        check_questions(tasks, limit, perplexity, data_dir, include_path)
         questions = self._prepared(
             (tasks,) if isinstance(tasks, str) else tuple(tasks),
             limit,
@@ -222,27 +225,28 @@ class Session:
             + ([folder_key(Path(include_path))] if include_path else [])
             + [[text.name, batches_fingerprint(text.windows)] for text in questions.texts]
         )
-        store = AnswerStore(self.folder / "answers")
         keys, groups = {}, dict[int, dict[str, LayerPath]]()
+        own: dict[str, LayerPath] = {}
         for name, model in named.items():
-            path, key = self._path(name, model)
+            own[name], key = self._path(name, model)
             keys[name] = content_key([key, questions_key])
-            groups.setdefault(id(path.decoder), {})[keys[name]] = path
+            groups.setdefault(id(own[name].decoder), {})[keys[name]] = own[name]
         results: dict[str, CellResult] = {}
         for paths in groups.values():
-            results |= evaluate(
-                paths,
-                questions,
-                self.dense.tokenizer,
-                store,
-                batch_tokens=TokenBudget(batch_tokens, self.folder / "batch_tokens"),
-                compiled=compiled,
-                progress=self.progress,
-            )
+            with eval_mode(next(iter(paths.values())).decoder.model):
+                results |= evaluate(
+                    paths,
+                    questions,
+                    self.dense.tokenizer,
+                    AnswerStore(Path(self._answers.name)),
+                    batch_tokens=TokenBudget(batch_tokens, self.folder / "batch_tokens"),
+                    compiled=compiled,
+                    progress=self.progress,
+                )
         return assessed(
             {name: results[key] for name, key in keys.items()},
             against,
-            {path.name: path for paths in groups.values() for path in paths.values()},
+            own,
             {name: one for name, one in named.items() if isinstance(one, PrunedModel)},
             questions,
             self.dense,
@@ -321,9 +325,3 @@ def _only(found: list[Variant | Failure]) -> Variant:
     if isinstance(one, Failure):
         raise one.error
     return one
-
-
-def _name_of(model: AnyModel) -> str:
-    if isinstance(model, PrunedModel):
-        return model.name
-    return Path(str(model.config.name_or_path or "model")).name

@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from streamline.engine.decoder import Decoder
+from streamline.environment import pick_device
 from streamline.errors import StreamlineError
 from streamline.method import Method, Pruned
+from streamline.progress import Progress
+from streamline.sources.models import load_model
 from streamline.streaming.decoder import StreamedDecoder
-from streamline.streaming.opening import refusal
+from streamline.streaming.opening import load_streamed, refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Dense", "Failure", "Target", "Variant", "unsupported_reason"]
+__all__ = ["Dense", "Failure", "Target", "Variant", "load_dense", "unsupported_reason"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,46 @@ class Dense:
     decoder: Decoder
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
+
+
+def load_dense(
+    name: str,
+    fingerprint: str,
+    progress: Progress,
+    *,
+    device: str,
+    dtype: str,
+    device_map: str | None,
+    stream: bool,
+    trust_remote_code: bool,
+) -> Dense:
+    """A dense model and its tokenizer.
+
+    Args:
+        name: Alias, hub id or folder.
+        fingerprint: Content key of its weights.
+        progress: Where to report it.
+        device: ``auto`` or the name of a device.
+        dtype: Number format of the weights.
+        device_map: How it is spread over several devices, or None.
+        stream: Whether its layers are read one at a time.
+        trust_remote_code: Whether its own code may run.
+    """
+    progress.stage("load")
+    place = pick_device(device)
+    if stream:
+        decoder, tokenizer = load_streamed(
+            name, device=place, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        return Dense(name=name, decoder=decoder, tokenizer=tokenizer, fingerprint=fingerprint)
+    model, tokenizer = load_model(
+        name,
+        device=place,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    return Dense(name=name, decoder=Decoder(model), tokenizer=tokenizer, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)

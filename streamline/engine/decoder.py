@@ -270,6 +270,19 @@ class Decoder:
                     layer.__dict__["forward"] = forward
 
 
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Models in eval mode for a while: no dropout; every module is as before afterwards."""
+    training = [module for model in models for module in model.modules() if module.training]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def count_parameters(modules: Iterable[nn.Module]) -> int:
     """Distinct parameters of some modules together: one that is shared counts once."""
     seen = {id(p): p.numel() for module in modules for p in module.parameters()}

@@ -7,7 +7,6 @@ Example::
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 import shutil
@@ -16,7 +15,7 @@ from dataclasses import replace
 
 from streamline.report.table import Table
 
-__all__ = ["blocks", "csv_text", "latex", "markdown", "screen_width", "terminal"]
+__all__ = ["blocks", "latex", "markdown", "screen_width", "terminal"]
 
 _GAP = 2
 _LATEX = {
@@ -129,15 +128,6 @@ def markdown(table: Table) -> str:
     )
     notes = ["", *(f"- {_escape_markdown(note)}" for note in table.notes)] if table.notes else []
     return "\n".join([text, *notes]) + "\n"
-
-
-def csv_text(table: Table) -> str:
-    """A table's cells as CSV, headings on one line, notes left out."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(_one_line(head) for head in table.columns)
-    writer.writerows(table.rows)
-    return sink.getvalue()
 
 
 def latex(table: Table) -> str:

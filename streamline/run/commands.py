@@ -59,7 +59,13 @@ def commands_of(folder: Path) -> list[str]:
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
     try:
-        entries: list[dict[str, Any]] = json.loads((folder / COMMANDS).read_text(encoding="utf-8"))
+        entries = json.loads((folder / COMMANDS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return entries
+    whole = isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("argv"), list)
+        and all(isinstance(part, str) for part in entry["argv"])
+        for entry in entries
+    )
+    return entries if whole else []

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from streamline.api.pruning import prune
 from streamline.api.training import fine_tune, train
-from streamline.api.variants import Dense, Failure, Variant
-from streamline.engine.decoder import Decoder
+from streamline.api.variants import Dense, Failure, Variant, load_dense
 from streamline.engine.memory import free_memory
-from streamline.environment import peak_memory_bytes, pick_device, restart_peak_memory
+from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import StreamlineError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate, stored
@@ -46,10 +45,9 @@ from streamline.run.recorder import Recorder
 from streamline.run.stage_config import CalibrationConfig
 from streamline.run.weights import stage_weights
 from streamline.sources.batches import TokenBatches
-from streamline.sources.models import load_model, model_fingerprint
-from streamline.streaming.opening import load_streamed
+from streamline.sources.models import model_fingerprint
 
-__all__ = ["load_dense", "run_model"]
+__all__ = ["loading", "run_model"]
 
 log = logging.getLogger(__name__)
 
@@ -110,26 +108,10 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
     return [record for record in _records(config, jobs) if record is not None]
 
 
-def load_dense(config: RunConfig, name: str, fingerprint: str, progress: Progress) -> Dense:
-    """The dense model and its tokenizer on the run's device.
-
-    Args:
-        config: The run, as the model has it.
-        name: The model.
-        fingerprint: Content key of its weights.
-        progress: Where to report it.
-    """
-    progress.stage("load")
-    device, dtype, trust = pick_device(config.device), config.dtype, config.trust_remote_code
-    if config.stream:
-        decoder, tokenizer = load_streamed(
-            name, device=device, dtype=dtype, trust_remote_code=trust
-        )
-        return Dense(name=name, decoder=decoder, tokenizer=tokenizer, fingerprint=fingerprint)
-    model, tokenizer = load_model(
-        name, device=device, dtype=dtype, device_map=config.device_map, trust_remote_code=trust
-    )
-    return Dense(name=name, decoder=Decoder(model), tokenizer=tokenizer, fingerprint=fingerprint)
+def loading(config: RunConfig) -> dict[str, Any]:
+    """How a run loads its models: what :func:`streamline.api.variants.load_dense` takes."""
+    names = ("device", "dtype", "device_map", "stream", "trust_remote_code")
+    return {name: getattr(config, name) for name in names}
 
 
 def _calibration_tokens(batches: TokenBatches, wanted: CalibrationConfig, seed: int) -> Tensor:
@@ -155,8 +137,16 @@ def _run(
 ) -> None:
     """Run the cells that are missing."""
     cache, text = config.out / "cache", config.perplexity
-    dense = load_dense(config, name, fingerprint, progress)
+    dense = load_dense(name, fingerprint, progress, **loading(config))
     batches = TokenBatches(dense.tokenizer)
+    recorder = Recorder(config, name, fingerprint, progress)
+    try:
+        heldout = heldout_text(batches, text.texts, text.n_tokens, text.length)
+    except Exception as error:  # no cell of this model can be measured; other models' can
+        log.debug("no held-out text", exc_info=True)
+        for job in missing:
+            recorder.failed(job, error, {})
+        return
     model = _Model(
         config=config,
         dense=dense,
@@ -169,13 +159,13 @@ def _run(
             source=config.data,
             data_dir=config.data_dir,
             include_path=config.include_path,
-            heldout=heldout_text(batches, text.texts, text.n_tokens, text.length),
+            heldout=heldout,
             generates=not config.stream,
             progress=progress,
         ),
         store=AnswerStore(cache / "answers"),
         budget=TokenBudget(config.batch_tokens, cache / "batch_tokens"),
-        recorder=Recorder(config, name, fingerprint, progress),
+        recorder=recorder,
         jobs={job.target.label: job for job in jobs},
         reference=jobs[0],
         progress=progress,
@@ -276,8 +266,10 @@ def _alone(model: _Model, variant: Variant) -> None:
     """Fine-tune a cell that needs it, evaluate it by itself, and let it go."""
     config = model.config
 
-    def action() -> None:
-        found = variant
+    found = variant
+
+    def tune() -> None:
+        nonlocal found
         if model.job(variant).cell.recovery == "lora":
             found = fine_tune(
                 variant,
@@ -289,9 +281,9 @@ def _alone(model: _Model, variant: Variant) -> None:
                 folder=config.out / "cache",
                 progress=model.progress,
             )
-        _evaluate(model, [found])
 
-    _guarded(model, variant, action)
+    if _guarded(model, variant, tune):
+        _guarded(model, found, partial(_evaluate, model, [found]))
 
 
 def _own(model: _Model, job: CellJob) -> None:
@@ -300,13 +292,15 @@ def _own(model: _Model, job: CellJob) -> None:
         _alone(model, variant)
 
 
-def _guarded(model: _Model, variant: Variant, action: Callable[[], None]) -> None:
-    """Run one cell's step; a failure becomes its record and the others continue."""
+def _guarded(model: _Model, variant: Variant, action: Callable[[], None]) -> bool:
+    """Run one cell's step; a failure becomes its record, the others continue, and it is False."""
     try:
         action()
     except Exception as error:  # an error of one method must not lose the other cells
         log.debug("%s failed", variant.target.name, exc_info=True)
         model.recorder.failed(model.job(variant), error, variant.costs)
+        return False
+    return True
 
 
 def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:

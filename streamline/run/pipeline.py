@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.api.session import Session
+from streamline.api.variants import load_dense
 from streamline.engine.following import with_leader
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.files import write_bytes_atomic, write_json_atomic
@@ -26,7 +27,7 @@ from streamline.run.config import RunConfig
 from streamline.run.estimate import require_fit
 from streamline.run.executors import executor
 from streamline.run.folder import SETTINGS, claimed, refuse_mixture
-from streamline.run.model_run import load_dense, run_model
+from streamline.run.model_run import loading, run_model
 from streamline.run.reporting import report_run
 from streamline.sources.models import model_fingerprint
 
@@ -104,23 +105,25 @@ def prune_to_checkpoint(
         shown = progress or Silent()
         cache = out.with_name(f".{out.name}.unfinished")
         with claimed(cache):
-            dense = load_dense(own, model, model_fingerprint(model), shown)
-            session = Session(
+            dense = load_dense(model, model_fingerprint(model), shown, **loading(own))
+            with Session(
                 dense,
                 folder=cache,
                 texts=own.calibration.source,
                 n_samples=own.calibration.n_samples,
                 length=own.calibration.length,
                 progress=shown,
-            )
-            made = session.prune(
-                method,
-                sparsity=sparsity,
-                train=own.training,
-                lora=own.lora if own.recovery == ("lora",) else None,
-                seed=own.seeds[0],
-            )
-            made.save(out)
+            ) as session:
+                made = session.prune(
+                    method,
+                    sparsity=sparsity,
+                    train=own.training.model_copy(
+                        update={"texts": own.training.texts or own.calibration.texts}
+                    ),
+                    lora=own.lora if own.recovery == ("lora",) else None,
+                    seed=own.seeds[0],
+                )
+                made.save(out)
         shutil.rmtree(cache, ignore_errors=True)
         return made.provenance
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from streamline import __version__
 from streamline.distributed import local
-from streamline.engine.decoder import Decoder, module_device
+from streamline.engine.decoder import Decoder, eval_mode, module_device
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError
@@ -181,16 +181,14 @@ def _together(students: Sequence[Student], paths: Sequence[Path] | None) -> list
 @contextmanager
 def _teaching(decoder: Decoder) -> Iterator[None]:
     """The dense model without dropout and without gradients of its own, for a while."""
-    was_training = [module for module in decoder.model.modules() if module.training]
     had_gradient = [p for p in decoder.model.parameters() if p.requires_grad]
-    try:
-        decoder.model.eval().requires_grad_(False)
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
-        for parameter in had_gradient:
-            parameter.requires_grad_(True)
+    with eval_mode(decoder.model):
+        try:
+            decoder.model.requires_grad_(False)
+            yield
+        finally:
+            for parameter in had_gradient:
+                parameter.requires_grad_(True)
 
 
 def _fast(decoder: Decoder, students: Sequence[Student]) -> AbstractContextManager[None]:

@@ -5,7 +5,7 @@ import pytest
 from streamline.errors import UnknownNameError
 from streamline.report.cost_tables import seeds_table
 from streamline.report.frames import cost_frame, results_frame, seeds_frame, stability_frame
-from streamline.report.render import blocks, csv_text, latex, markdown, terminal
+from streamline.report.render import blocks, latex, markdown, terminal
 from streamline.report.table import Table, number, percent
 from streamline.report.tables import (
     results_table,
@@ -191,10 +191,6 @@ def test_markdown():
         "| method   |   piqa (acc) |\n|:---------|-------------:|\n"
         "| a_b\\|c   |     1.0 ±0.5 |\n| \\<d>     |            - |\n\n- a\\|b\n"
     )
-
-
-def test_csv():
-    assert csv_text(SMALL) == "method,piqa (acc)\na_b|c,1.0 ±0.5\n<d>,-\n"
 
 
 def test_latex_is_escaped_and_uses_booktabs():

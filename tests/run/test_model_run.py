@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from torch import Tensor
 
+from streamline.api import variants
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
@@ -78,7 +79,7 @@ def test_the_same_run_again_computes_nothing(whole, monkeypatch, config, numbers
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished run must not load a model")
 
-    monkeypatch.setattr(model_run, "load_model", never)
+    monkeypatch.setattr(variants, "load_model", never)
     assert numbers(run(config(out))) == numbers(records)
 
 
@@ -296,7 +297,7 @@ def test_pruning_refuses_before_any_work_what_a_dry_run_refuses(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a refused cell must not load a model")
 
-    monkeypatch.setattr(model_run, "load_model", never)
+    monkeypatch.setattr(variants, "load_model", never)
     out = tmp_path / "out"
     settings = config(out, methods=method, sparsities=sparsity, stream=method == "slicegpt")
     reasons = [row.reason for row in plan_run(settings).rows if row.cell.method == method]
@@ -343,3 +344,22 @@ def test_calibration_is_measured_once_for_all_methods(tmp_path, monkeypatch, con
     monkeypatch.setattr(method, "measure", counted)
     run(config(tmp_path, methods="shortgpt,llm-streamline-none", sparsities="0.2,0.4"))
     assert len(calls) == 1
+
+
+def test_a_text_that_is_too_short_fails_one_model_and_no_other(place, tmp_path, config, numbers):
+    again = place.parent / "again"
+    shutil.copytree(place / "model", again, dirs_exist_ok=True)
+    much = {"texts": str(place / "text.jsonl"), "n_tokens": 10**6, "length": 16}
+    records = run(
+        config(
+            tmp_path,
+            models=[str(place / "model"), str(again)],
+            methods="shortgpt",
+            per_model={str(place / "model"): {"perplexity": much}},
+        )
+    )
+    assert [record.status for record in records] == ["failed", "failed", "ok", "ok"]
+    assert (
+        "tokens are needed and the text has" in (records[0].reason or "")
+        and (tmp_path / "report.html").is_file()
+    )
