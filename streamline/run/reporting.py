@@ -24,24 +24,17 @@ from streamline.results.averages import group_of
 from streamline.results.record import Record, TaskResult
 from streamline.results.record_file import load
 from streamline.run.commands import commands_of
-from streamline.run.config import build_config
+from streamline.run.config import RunConfig, build_config
+from streamline.run.settings import settings as declared
 from streamline.run.suites import load_suite
 
 __all__ = ["report_run", "rerun_command"]
 
-# Fields of a run that decide its results, and their flags.
-_FLAGS = {
-    "models": "--models",
-    "methods": "--methods",
-    "sparsities": "--sparsities",
-    "tasks": "--tasks",
-    "limit": "--limit",
-    "seeds": "--seed",
-    "recovery": "--recovery",
-    "dtype": "--dtype",
-    "data": "--data",
-    "data_dir": "--data-dir",
-}
+# Fields of a run that decide its results and have a flag of their own.
+_DECIDING = (
+    "models", "methods", "sparsities", "tasks", "limit", "seeds", "recovery", "dtype", "data",
+    "data_dir",
+)  # fmt: skip
 
 
 def report_run(directory: str | Path, suite: str | None = None) -> Path:
@@ -101,9 +94,10 @@ def _of_suite(suite: str, settings: Mapping[str, Any]) -> list[str]:
         usual = build_config({}, suite=suite).model_dump(mode="json")
     except (ConfigError, UnknownNameError):  # not at hand: only its name is known
         return words
-    for name, flag in _FLAGS.items():
-        value = settings.get(name)
-        if value is not None and value != usual.get(name):
+    flags = {known.path: known.flag for known in declared(RunConfig)}
+    for name in _DECIDING:
+        value, flag = settings.get(name), flags[name,]
+        if flag and value is not None and value != usual.get(name):
             words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return words
 
