@@ -17,6 +17,7 @@ norm.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,9 @@ def measure(
 class _Similarities(Depths):
     """Some sequences, [B, T]: the summed cosines and angles between all depths."""
 
-    def split(self) -> list[_Similarities]:
+    def split(self) -> Sequence[_Similarities]:
         """Half of the sequences each, or nothing for one."""
-        parts = self.tokens.chunk(2) if len(self.tokens) > 1 else ()
-        return [_Similarities(part) for part in parts]
+        return self.halves()
 
     def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
         """Unit states, [B, T, D], float32."""

@@ -23,7 +23,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from streamline.checkpoints.self_test import SelfTest, self_test_ids
 from streamline.engine.decoder import Decoder
-from streamline.engine.forward import Inputs, Job, run
+from streamline.engine.forward import TokenJob, run
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError
 from streamline.files import write_json_atomic
@@ -145,17 +145,8 @@ def streamed_self_test(path: LayerPath) -> SelfTest:
 
 
 @dataclass(frozen=True)
-class _LastToken(Job):
+class _LastToken(TokenJob):
     """Logits at the last token of a batch, [B, V], float32."""
-
-    ids: Tensor
-
-    @property
-    def n_tokens(self) -> int:
-        return self.ids.numel()
-
-    def inputs(self, decoder: Decoder) -> Inputs:
-        return self.ids, None, None
 
     def keep(self, hidden: Tensor) -> Tensor:
         return hidden[:, -1]

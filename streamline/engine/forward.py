@@ -24,8 +24,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path, PathTrie, tries_of
 from streamline.errors import UnsupportedModelError
 
-__all__ = ["Depths", "Inputs", "Job", "OnProgress", "attempt", "run"]
+__all__ = ["Depths", "Inputs", "Job", "OnProgress", "TokenJob", "attempt", "run"]
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 """Token ids, attention mask and positions, as :meth:`streamline.engine.decoder.Decoder.enter`."""
@@ -94,19 +94,14 @@ class Job(ABC):
 
 
 @dataclass(frozen=True)
-class Depths(Job):
-    """Some sequences, [B, T]: the hidden states at the ends of the paths, [B, T, D] each.
+class TokenJob(Job):
+    """Some sequences of equal length, entered as they are.
 
     Attributes:
-        tokens: Token ids.
-        entered: The batch, if it was entered already.
-        for_training: As for every job.
+        tokens: Token ids, [B, T].
     """
 
     tokens: Tensor
-    entered: Entry | None = None
-    for_training: bool = False
-    needs_head: ClassVar[bool] = False
 
     @property
     def n_tokens(self) -> int:
@@ -116,6 +111,25 @@ class Depths(Job):
     def inputs(self, decoder: Decoder) -> Inputs:
         """The tokens alone."""
         return self.tokens, None, None
+
+    def halves(self) -> Sequence[Self]:
+        """The same job on half of the sequences each; nothing for one sequence."""
+        parts = self.tokens.chunk(2) if len(self.tokens) > 1 else ()
+        return [replace(self, tokens=part) for part in parts]
+
+
+@dataclass(frozen=True)
+class Depths(TokenJob):
+    """Some sequences, [B, T]: the hidden states at the ends of the paths, [B, T, D] each.
+
+    Attributes:
+        entered: The batch, if it was entered already.
+        for_training: As for every job.
+    """
+
+    entered: Entry | None = None
+    for_training: bool = False
+    needs_head: ClassVar[bool] = False
 
     def enter(self, decoder: Decoder) -> Entry:
         """The batch as it was entered, or now."""

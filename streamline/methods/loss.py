@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
-from streamline.engine.forward import Inputs, Job, run
+from streamline.engine.forward import TokenJob, run
 from streamline.engine.head import summed_loss
 from streamline.engine.paths import Path, tries_of
 from streamline.errors import ConfigError
@@ -85,23 +85,14 @@ def score_paths(
 
 
 @dataclass(frozen=True)
-class _Loss(Job):
+class _Loss(TokenJob):
     """Some sequences, [B, T]: the summed loss of every token but the first of each."""
-
-    tokens: Tensor
-
-    @property
-    def n_tokens(self) -> int:
-        return self.tokens.numel()
-
-    def inputs(self, decoder: Decoder) -> Inputs:
-        return self.tokens, None, None
 
     def answer(self, decoder: Decoder, kept: Tensor) -> float:
         return float(summed_loss(decoder, kept, self.tokens))
 
     def split(self) -> Sequence[_Loss]:
-        return [_Loss(part) for part in self.tokens.chunk(2)] if len(self.tokens) > 1 else ()
+        return self.halves()
 
 
 def check_length(tokens: Tensor) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder, Entry
-from streamline.engine.forward import Inputs, Job, run
+from streamline.engine.forward import TokenJob, run
 from streamline.engine.paths import prefix_paths
 
 __all__ = ["ActivationCache", "ActivationStore", "teacher_pass"]
@@ -51,22 +51,14 @@ def teacher_pass(
 
 
 @dataclass(frozen=True)
-class _Teacher(Job):
+class _Teacher(TokenJob):
     """A batch of the teacher; the shorter of two prefixes ends first."""
 
-    ids: Tensor
     entry: Entry
     depths: Iterator[int]
     at: At
     for_training: bool = True
     needs_head: ClassVar[bool] = False
-
-    @property
-    def n_tokens(self) -> int:
-        return self.ids.numel()
-
-    def inputs(self, decoder: Decoder) -> Inputs:
-        return self.ids, None, None
 
     def enter(self, decoder: Decoder) -> Entry:
         return self.entry

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from streamline.distributed import broadcast
 from streamline.engine.decoder import Decoder
-from streamline.engine.forward import Inputs, Job, OnProgress, attempt, run
+from streamline.engine.forward import OnProgress, TokenJob, attempt, run
 from streamline.engine.head import token_logprobs
 from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path
@@ -120,19 +120,8 @@ def perplexity(
 
 
 @dataclass(frozen=True)
-class Windows(Job):
+class Windows(TokenJob):
     """Some windows of a text, [B, T]: for each path the summed NLL of all tokens but the first."""
-
-    tokens: Tensor
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens computed."""
-        return self.tokens.numel()
-
-    def inputs(self, decoder: Decoder) -> Inputs:
-        """The tokens alone."""
-        return self.tokens, None, None
 
     def keep(self, hidden: Tensor) -> Tensor:
         """The states of all tokens but the last of each window, [B * (T - 1), D]."""
@@ -147,7 +136,7 @@ class Windows(Job):
 
     def split(self) -> Sequence[Windows]:
         """Half of the windows each, or nothing for one."""
-        return [Windows(part) for part in self.tokens.chunk(2)] if len(self.tokens) > 1 else ()
+        return self.halves()
 
     def describe(self) -> str:
         """The window that stands alone."""
