@@ -16,7 +16,7 @@ from streamline.calibration import Calibration, measure
 from streamline.engine.budget import check_sparsity
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.method import Method, Pruned
 from streamline.methods.loss import loss_sample
 from streamline.methods.loss_search import LossSearch

@@ -20,7 +20,7 @@ from streamline.engine.budget import check_sparsity, mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.loss import loss_sample
 from streamline.plan import Plan

@@ -16,7 +16,7 @@ from torch import Tensor
 from streamline.calibration import Calibration, measure
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.method import DepthMethod
 from streamline.methods.loss import loss_sample, score_paths
 from streamline.plan import Plan

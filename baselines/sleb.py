@@ -13,7 +13,7 @@ from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
 from streamline.errors import ConfigError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.loss import loss_sample
 from streamline.methods.loss_search import LossSearch

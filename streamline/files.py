@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and keys made from content.
+"""Files that appear whole or not at all, and where they are kept between runs.
 
 Every artefact of a run is written here: first under a temporary name in the same folder, then
 moved onto its final name in one step, so that a killed process leaves the old file or the new
@@ -11,21 +11,27 @@ Example::
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import uuid
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "content_key",
-    "folder_key",
+    "cache_dir",
     "write_bytes_atomic",
     "write_json_atomic",
     "write_text_atomic",
 ]
+
+
+def cache_dir() -> Path:
+    """The folder for everything fetched or derived: ``STREAMLINE_CACHE``, or ~/.cache/streamline.
+
+    It is not created here.
+    """
+    named = os.environ.get("STREAMLINE_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "streamline"
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
@@ -83,56 +89,3 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     write_text_atomic(path, text + "\n")
-
-
-def content_key(obj: Any) -> str:
-    """A name for a value: the SHA-256 of its canonical JSON.
-
-    Equal values have equal keys whatever the order of their keys; floats are distinguished to the
-    last bit, so 0.125 and 0.12 never meet.
-
-    Args:
-        obj: Anything ``json`` can write.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        TypeError: If ``obj`` holds something that JSON cannot hold.
-        ValueError: If ``obj`` holds NaN or an infinity.
-    """
-    text = json.dumps(
-        obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def folder_key(folder: Path) -> str:
-    """A name for what lies in a folder: its files' relative names and their content.
-
-    A file's hash is remembered for as long as its place on the disk, size and times are the same.
-    What Python compiles and what begins with a dot is left out.
-
-    Args:
-        folder: An existing folder.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
-        if path.is_file() and not hidden:
-            now = path.stat()
-            found[name.as_posix()] = _file_key(
-                path, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
-            )
-    return content_key(found)
-
-
-@lru_cache(maxsize=4096)
-def _file_key(path: Path, *state: int) -> str:
-    """The SHA-256 of a file in this state."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

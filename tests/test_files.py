@@ -5,11 +5,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from streamline import files
-from streamline.files import content_key, write_bytes_atomic, write_json_atomic, write_text_atomic
+from streamline.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 
 
 def test_writers_make_folders_and_replace(tmp_path: Path) -> None:
@@ -52,15 +50,3 @@ def test_a_written_file_has_the_ordinary_mode(tmp_path: Path) -> None:
     plain.write_text("x", encoding="utf-8")
     write_text_atomic(atomic, "x")
     assert stat.S_IMODE(atomic.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-
-
-def test_keys_ignore_order_and_tell_near_numbers_apart() -> None:
-    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
-    assert content_key(0.12) != content_key(0.125)
-    assert content_key([1, 2]) != content_key([2, 1])
-    assert len(content_key(None)) == 64
-
-
-@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False)))
-def test_keys_survive_a_trip_through_json(value: dict[str, float]) -> None:
-    assert content_key(json.loads(json.dumps(value))) == content_key(value)

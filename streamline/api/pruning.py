@@ -25,7 +25,7 @@ from streamline.api.variants import Dense, Failure, Target, Variant, unsupported
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
 from streamline.progress import Progress, clock, portions, showing

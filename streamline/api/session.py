@@ -36,7 +36,7 @@ from streamline.evaluation.evaluate import evaluate
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.questions import Questions, heldout_text, prepare
 from streamline.evaluation.scoring.token_budget import TokenBudget
-from streamline.files import content_key, folder_key
+from streamline.hashing import content_key, folder_key
 from streamline.method import Method
 from streamline.progress import Progress, Remarks, portions
 from streamline.registry import build_method

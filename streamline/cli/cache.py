@@ -100,8 +100,8 @@ def clear_cache(
 def _cache(run: Path | None) -> tuple[Path, dict[str, str]]:
     """The folder, and what its kinds are."""
     from streamline.errors import ConfigError
+    from streamline.files import cache_dir
     from streamline.results.record_file import FILE_NAME
-    from streamline.sources.wheels import cache_dir
 
     if run is None:
         return cache_dir(), _MACHINE

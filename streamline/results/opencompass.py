@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.results.answers import Answers, Floats
 
 __all__ = ["PAPER_DATASETS", "find", "read"]

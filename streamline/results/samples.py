@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.errors import ConfigError
-from streamline.files import content_key, write_bytes_atomic
+from streamline.files import write_bytes_atomic
+from streamline.hashing import content_key
 
 if TYPE_CHECKING:
     import pandas as pd

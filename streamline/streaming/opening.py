@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from streamline.errors import UnsupportedModelError
+from streamline.files import cache_dir
 from streamline.method import DepthMethod, Method
-from streamline.sources.models import cache_dir, load_config, load_tokenizer, weights_folder
+from streamline.sources.models import load_config, load_tokenizer, weights_folder
 from streamline.streaming.decoder import STATE_BYTES, StreamedDecoder
 from streamline.streaming.weights import WeightSource
 

@@ -31,7 +31,7 @@ from streamline.engine.decoder import Decoder, eval_mode, module_device
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.training.activations import ActivationCache
 from streamline.training.digest import digest
 from streamline.training.loop import FitArguments

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.training.activations import ActivationCache, ActivationStore
 from streamline.training.digest import digest
 from streamline.training.next_token import NextToken

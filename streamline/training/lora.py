@@ -27,7 +27,7 @@ from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.seed import seeded
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import ConfigError
-from streamline.files import content_key
+from streamline.hashing import content_key
 from streamline.sources.batches import Sequences, TrainingData, as_sequences
 from streamline.training.digest import digest
 from streamline.training.loop import fingerprint

@@ -12,7 +12,7 @@ import pytest
 import streamline as sl
 from streamline.errors import UnknownNameError
 from streamline.evaluation.tasks.catalogue import resolve
-from streamline.files import folder_key
+from streamline.hashing import folder_key
 from streamline.progress import Silent
 from streamline.results.record import Record
 from streamline.run.config import RunConfig

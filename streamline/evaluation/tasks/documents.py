@@ -30,7 +30,7 @@ from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.opencompass_prompts import TEMPLATES, Template
 from streamline.evaluation.tasks.sources import QuestionSource, parse_data, question_source
 from streamline.evaluation.tasks.text_ids import fit_text
-from streamline.files import content_key
+from streamline.hashing import content_key
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,7 +21,7 @@ from streamline.evaluation.tasks.documents import documents
 from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS
 from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
-from streamline.files import content_key
+from streamline.hashing import content_key
 
 __all__ = ["fingerprint", "overrides", "provenance", "unavailable"]
 

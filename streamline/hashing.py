@@ -1,0 +1,142 @@
+"""Keys made from content: of values, of files, of folders.
+
+What decides a number is known by its content, never by a path or a name. A file is read once for
+as long as it lies at the same place of the same disk with the same size and times; a file of the
+hub's cache that is named by its own hash is not read at all.
+
+Example::
+
+    key = content_key(["piqa", 20, file_sha256(path)])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from streamline.files import cache_dir, write_json_atomic
+
+__all__ = ["content_key", "file_hashes", "file_sha256", "folder_key"]
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+_WORTH_KEEPING = 1 << 24  # bytes; smaller files are read again by the next process
+_known: dict[tuple[int, ...], str] = {}
+
+
+def content_key(obj: Any) -> str:
+    """A name for a value: the SHA-256 of its canonical JSON.
+
+    Equal values have equal keys whatever the order of their keys; floats are distinguished to the
+    last bit, so 0.125 and 0.12 never meet.
+
+    Args:
+        obj: Anything ``json`` can write.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        TypeError: If ``obj`` holds something that JSON cannot hold.
+        ValueError: If ``obj`` holds NaN or an infinity.
+    """
+    text = json.dumps(
+        obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content.
+
+    It is remembered while device, inode, size and the times of the last change of content and of
+    inode are the same, for large files in the cache folder too; copying older times onto a file
+    changes the last of these. A cache that cannot be written or read costs time alone.
+
+    Args:
+        path: An existing file; links are followed.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    real = path.resolve()
+    if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
+        return real.name  # the hub's cache checks what it fetches against this name
+    state = _state(real)
+    if state not in _known:
+        _known[state] = _remembered(real, state)
+    return _known[state]
+
+
+def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
+    """The SHA-256 of several files, read side by side.
+
+    Args:
+        paths: Existing files.
+
+    Returns:
+        For each path, in order, 64 hexadecimal digits.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    wanted = list(paths)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(wanted, pool.map(file_sha256, wanted), strict=True))
+
+
+def folder_key(folder: Path) -> str:
+    """A name for what lies in a folder: its files' relative names and their content.
+
+    What Python compiles and what begins with a dot is left out.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if path.is_file() and not hidden:
+            found[path] = name.as_posix()
+    hashes = file_hashes(found)
+    return content_key({name: hashes[path] for path, name in found.items()})
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What is the same for as long as a file's content is the same."""
+    now = path.stat()
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+def _remembered(path: Path, state: tuple[int, ...]) -> str:
+    """The hash of a file in this state, from the cache folder if it is a large one."""
+    if state[2] < _WORTH_KEEPING:
+        return _read(path)
+    memo = cache_dir() / "hashes" / f"{content_key(state)}.json"
+    with suppress(OSError, ValueError, LookupError, TypeError):  # not there, or damaged
+        digest = json.loads(memo.read_text(encoding="utf-8"))["sha256"]
+        if _SHA256.fullmatch(digest):
+            return str(digest)
+    digest = _read(path)
+    if _state(path) == state:  # else it is being written
+        with suppress(OSError):  # a cache that is read-only or full
+            write_json_atomic(memo, {"path": str(path), "sha256": digest})
+    return digest
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,176 @@
+"""What a run keeps to go on from, in files that carry their own checksum.
+
+Each artefact is one file, JSON or safetensors, and is checked against the checksum in it when it
+is read. What does not pass is not used: :func:`kept_json` and :func:`kept_tensors` set it aside by
+name, say so, and give None as if it had never been there, so that it is made again.
+
+Example::
+
+    write_json(path, {"sum": 12.5})
+    found = kept_json(path)         # None if it is not there or is damaged
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamline.errors import StreamlineError
+from streamline.files import write_bytes_atomic, write_json_atomic
+from streamline.hashing import content_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Damaged",
+    "kept_json",
+    "kept_tensors",
+    "read_json",
+    "read_tensors",
+    "set_aside",
+    "write_json",
+    "write_tensors",
+]
+
+log = logging.getLogger(__name__)
+
+
+class Damaged(StreamlineError):
+    """A kept file is not what was written."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            f"{path} is damaged: {why}. Remove it; what it held is made again by the next run."
+        )
+        self.path = path
+        self.why = why
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Keep a value with its checksum, whole or not at all.
+
+    Args:
+        path: The final name; parent folders are made.
+        obj: Anything ``json`` can write, without NaN or infinities.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    write_json_atomic(path, {"checksum": content_key(obj), "value": obj})
+
+
+def read_json(path: Path) -> Any:
+    """A kept value.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        Damaged: If it is not what was written.
+    """
+    data = path.read_bytes()
+    try:
+        found = json.loads(data.decode("utf-8"))
+        value, checksum = found["value"], found["checksum"]
+        if content_key(value) != checksum:
+            raise Damaged(path, "its content does not have its checksum")
+    except (ValueError, LookupError, TypeError) as error:
+        raise Damaged(path, _reason(data, "not the JSON that was written")) from error
+    return value
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Keep tensors as safetensors with their checksum, whole or not at all.
+
+    Args:
+        path: The final name; parent folders are made.
+        tensors: Contiguous tensors of any shape, dtype and device.
+        metadata: What else to keep, as texts.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    from safetensors.torch import save
+
+    facts = {**(metadata or {}), "checksum": _checksum(tensors, metadata or {})}
+    write_bytes_atomic(path, save(dict(tensors), facts))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Kept tensors, on the CPU, and their metadata.
+
+    Raises:
+        FileNotFoundError: If they are not there.
+        Damaged: If they are not what was written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = path.read_bytes()
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = dict(json.loads(data[8 : 8 + length])["__metadata__"])
+        checksum = metadata.pop("checksum")
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise Damaged(path, _reason(data, "not the safetensors that were written")) from error
+    if _checksum(tensors, metadata) != checksum:
+        raise Damaged(path, "its content does not have its checksum")
+    return tensors, metadata
+
+
+def kept_json(path: Path) -> Any | None:
+    """A kept value, or None if it is not there; a damaged one is set aside."""
+    return _kept(path, read_json)
+
+
+def kept_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Kept tensors and their metadata, or None; damaged ones are set aside."""
+    return _kept(path, read_tensors)
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a damaged file so that it is made again, and say so.
+
+    Args:
+        path: A file or folder.
+        why: What is wrong with it.
+
+    Returns:
+        Its new name, ending in ``.damaged``; what was set aside before is replaced.
+    """
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    log.warning("%s is damaged (%s): set aside as %s, made again", path, why, aside.name)
+    return aside
+
+
+def _kept(path: Path, read: Callable[[Path], Any]) -> Any | None:
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        set_aside(path, error.why)
+        return None
+
+
+def _reason(data: bytes, otherwise: str) -> str:
+    return otherwise if data else "it is empty"
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """The SHA-256 of names, dtypes, shapes and bytes of tensors, and of their metadata."""
+    import torch
+
+    digest = hashlib.sha256(content_key(dict(metadata)).encode("ascii"))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode("ascii"))
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
