@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from streamline import __version__
-from streamline.files import content_key
+from streamline.hashing import content_key
 
 __all__ = ["source_key"]
 
