@@ -29,12 +29,13 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.forward import Depths, run
 from streamline.engine.paths import prefix_paths
 from streamline.errors import ConfigError
-from streamline.files import write_bytes_atomic, write_json_atomic
+from streamline.kept import kept_tensors, read_tensors, write_tensors
 from streamline.plan import Span
 from streamline.progress import tell
 
 #: Tokens whose states are multiplied at once: bounds the float32 error of one product.
 _CHUNK = 256
+_FILE = "calibration.safetensors"
 _STATES = 2 << 30  # bytes of the states of one batch, in float32
 
 
@@ -94,29 +95,37 @@ class Calibration:
         return [(Span(i, i + length), scores[i]) for i in order]
 
     def save(self, folder: Path) -> None:
-        """Write ``calibration.safetensors`` and then ``calibration.json`` (whole or not at all)."""
-        from safetensors.torch import save
-
+        """Write ``calibration.safetensors``, with its checksum, whole or not at all."""
         tensors = {"cosine": self.cosine, "angle": self.angle} | {
-            f"extras.{name}": value.contiguous() for name, value in self.extras.items()
+            f"extras.{name}": value for name, value in self.extras.items()
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(folder / "calibration.safetensors", save(tensors))
         facts = {"n_tokens": self.n_tokens, "n_samples": self.n_samples, "facts": self.facts}
-        write_json_atomic(folder / "calibration.json", facts)
+        write_tensors(folder / _FILE, tensors, {"facts": json.dumps(facts, allow_nan=False)})
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
-        """Read what :meth:`save` wrote."""
-        from safetensors.torch import load
+        """Read what :meth:`save` wrote.
 
-        tensors = load((folder / "calibration.safetensors").read_bytes())
-        facts = json.loads((folder / "calibration.json").read_text())
+        Raises:
+            FileNotFoundError: If it is not there.
+            Damaged: If it is not what was written.
+        """
+        return cls._of(*read_tensors(folder / _FILE))
+
+    @classmethod
+    def kept(cls, folder: Path) -> Calibration | None:
+        """The same, or None if it is not there; a damaged file is set aside."""
+        found = kept_tensors(folder / _FILE)
+        return None if found is None else cls._of(*found)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Calibration:
         extras = {
             name.removeprefix("extras."): value
             for name, value in tensors.items()
             if name.startswith("extras.")
         }
+        facts = json.loads(metadata["facts"])
         return cls(cosine=tensors["cosine"], angle=tensors["angle"], extras=extras, **facts)
 
 

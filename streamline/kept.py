@@ -89,7 +89,7 @@ def write_tensors(
 
     Args:
         path: The final name; parent folders are made.
-        tensors: Contiguous tensors of any shape, dtype and device.
+        tensors: Tensors of any shape, dtype and device; none shares memory with another.
         metadata: What else to keep, as texts.
 
     Raises:
@@ -97,8 +97,9 @@ def write_tensors(
     """
     from safetensors.torch import save
 
-    facts = {**(metadata or {}), "checksum": _checksum(tensors, metadata or {})}
-    write_bytes_atomic(path, save(dict(tensors), facts))
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = {**(metadata or {}), "checksum": _checksum(own, metadata or {})}
+    write_bytes_atomic(path, save(own, facts))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -171,6 +172,5 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     digest = hashlib.sha256(content_key(dict(metadata)).encode("ascii"))
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode("ascii"))
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -201,9 +201,8 @@ def _write_calibration(directory: Path) -> None:
     distance = np.abs(depth[:, None] - depth[None, :])
     cosine = np.exp(-distance / (4 + 6 * np.sin(np.pi * depth / LAYERS))[:, None])
     cosine = (cosine + cosine.T) / 2
-    save_file({"cosine": cosine}, folder / "calibration.safetensors")
     facts = {"n_tokens": 16384, "n_samples": 32, "facts": {}}
-    (folder / "calibration.json").write_text(json.dumps(facts))
+    save_file({"cosine": cosine}, folder / "calibration.safetensors", {"facts": json.dumps(facts)})
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,9 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
         ]
     )
     place = folder / "calibration" / key[:16]
-    if (place / "calibration.json").is_file():
-        return Calibration.load(place)
+    kept = Calibration.kept(place)
+    if kept is not None:
+        return kept
     start = time.perf_counter()
     found = method.calibrate(dense.decoder, tokens)
     facts = {"seconds": time.perf_counter() - start, "model": dense.name}

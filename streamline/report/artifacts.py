@@ -93,10 +93,9 @@ def calibrations(directory: str | Path) -> dict[str, Floats]:
     root = Path(directory)
     found: dict[str, Floats] = {}
     for file in sorted(root.rglob("calibration.safetensors")):
-        side = file.with_name("calibration.json")
-        facts = _json(side.read_text(encoding="utf-8"), side) if side.is_file() else {}
-        name = str(facts.get("facts", {}).get("model") or file.parent.name)
         with safe_open(file, framework="numpy") as tensors:
+            facts = _json((tensors.metadata() or {}).get("facts", "{}"), file)
+            name = str(facts.get("facts", {}).get("model") or file.parent.name)
             if "cosine" in tensors.keys():  # noqa: SIM118 - no mapping
                 _keep(found, name, tensors.get_tensor("cosine"), file)
     for file in sorted((root / "calibration").glob("*.json")):

@@ -10,7 +10,6 @@ Example::
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -22,10 +21,9 @@ __all__ = [
 
 
 def _split(value: Any) -> Any:
-    """Turn ``"a,b"`` or a single value into a list; lists stay, and so do commas in brackets."""
+    """Turn ``"a,b"`` or a single value into a list; lists stay."""
     if isinstance(value, str):
-        parts = re.split(r",(?![^\[\]]*\])", value)
-        return [part.strip() for part in parts if part.strip()]
+        return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if isinstance(value, (int, float)) else value
 
 

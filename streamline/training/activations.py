@@ -2,7 +2,9 @@
 
 A teacher pass runs no deeper than the last depth that is wanted and keeps nothing of its own. An
 :class:`ActivationStore` is one memory-mapped file per depth, rounded to one dtype whether it is
-read back or freshly computed, so that results do not depend on what the store already holds.
+read back or freshly computed, so that results do not depend on what the store already holds. Beside
+it lies a mark for each sequence: the checksum of its states, which are checked against it when a
+process first reads them. So a state that was lost, or never reached the disk, is computed again.
 
 Example::
 
@@ -14,11 +16,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +35,9 @@ __all__ = ["ActivationCache", "ActivationStore", "teacher_pass"]
 log = logging.getLogger(__name__)
 
 At = Callable[[int, Tensor], None]
+
+_PAGE = 512  # words of 8 bytes that are summed into one before the checksum is taken
+_FILLED = 1 << 32  # added to a checksum, so that no mark is 0
 
 
 def teacher_pass(
@@ -94,7 +101,8 @@ class ActivationStore:
             directory.mkdir(parents=True, exist_ok=True)
         size = shape[0] * shape[1] * shape[2]
         self._states = {d: self._array(f"depth-{d}.states", size, dtype) for d in self.depths}
-        self._filled = {d: self._array(f"depth-{d}.filled", shape[0], torch.uint8) for d in depths}
+        self._marks = {d: self._array(f"depth-{d}.filled", shape[0], torch.int64) for d in depths}
+        self._checked = {d: torch.zeros(shape[0], dtype=torch.bool) for d in depths}
 
     def _array(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
         if self.directory is None:
@@ -116,14 +124,33 @@ class ActivationStore:
 
     def holds(self, indices: Tensor) -> bool:
         """Whether every depth of all these sequences is there; never for a store of no depths."""
-        return bool(self.depths) and all(bool(self._filled[d][indices].all()) for d in self.depths)
+        return bool(self.depths) and all(self._filled(d, indices) for d in self.depths)
+
+    def _filled(self, depth: int, indices: Tensor) -> bool:
+        """Whether the states of these sequences are those that were written."""
+        marks, checked = self._marks[depth], self._checked[depth]
+        damaged = [
+            index
+            for index in indices[(marks[indices] != 0) & ~checked[indices]].tolist()
+            if int(marks[index]) != _mark(self._states[depth].view(self.shape)[index])
+        ]
+        if damaged:
+            log.warning(
+                "%s/depth-%d.states is damaged (%d sequences): the teacher computes them again",
+                *(self.directory, depth, len(damaged)),
+            )
+            marks[damaged] = 0
+        checked[indices] = True
+        return bool((marks[indices] != 0).all())
 
     def write(self, depth: int, indices: Tensor, hidden: Tensor) -> None:
         """Keep the hidden states of some sequences, [B, T, D], if the store has that depth."""
         if depth not in self._states:
             return
-        self._states[depth].view(self.shape)[indices] = self.round(hidden).cpu()
-        self._filled[depth][indices] = 1
+        rounded = self.round(hidden).cpu()
+        self._states[depth].view(self.shape)[indices] = rounded
+        self._marks[depth][indices] = torch.tensor([_mark(state) for state in rounded])
+        self._checked[depth][indices] = True
 
     def read(self, depth: int, indices: Tensor) -> Tensor:
         """The hidden states of some sequences, [B, T, D], on the CPU in the store's dtype."""
@@ -159,7 +186,7 @@ class ActivationCache:
             the disk.
         """
         folder = self.directory / f"{key[:16]}-{str(self.dtype).removeprefix('torch.')}"
-        need = len(depths) * shape[0] * (shape[1] * shape[2] * self.dtype.itemsize + 1)
+        need = len(depths) * shape[0] * (shape[1] * shape[2] * self.dtype.itemsize + 8)
         names = {f"depth-{d}.{part}" for d in depths for part in ("states", "filled")}
         used, mine = 0, 0
         for path in self.directory.rglob("depth-*.*") if self.directory.exists() else ():
@@ -177,3 +204,14 @@ class ActivationCache:
             )
             return ActivationStore((), shape, self.dtype)
         return ActivationStore(depths, shape, self.dtype, folder)
+
+
+def _mark(states: Tensor) -> int:
+    """What stands for the states of one sequence, [T, D]: never 0, other for other bytes.
+
+    A checksum of the sums of its pages, as fast as memory is read.
+    """
+    data = states.contiguous().view(-1).view(torch.uint8).numpy()
+    whole = len(data) // (8 * _PAGE) * 8 * _PAGE
+    sums = data[:whole].view(np.uint64).reshape(-1, _PAGE).sum(1)
+    return _FILLED + zlib.crc32(data[whole:].tobytes(), zlib.crc32(sums.tobytes()))

@@ -140,7 +140,9 @@ def fit(
             done += args.tokens(run[0].batch_schedule)
         for group in groups:
             if group is not first[group.state.key]:
-                group.state.adopt(first[group.state.key].state)
+                group.state.resume()
+                if not group.state.done:
+                    group.state.adopt(first[group.state.key].state)
                 group.state.finish()
     results: dict[int, Losses] = {}
     for members, group in zip(together, groups, strict=True):

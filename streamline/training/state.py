@@ -1,12 +1,11 @@
 """One thing that is being trained: parameters, optimiser, best weights, losses, place on disk.
 
 A state depends on nothing that is trained beside it. It can be stopped at any step and resumes
-from its files to the same bits; when it is done, a marker file is written and its weights are only
-loaded.
+from its file to the same bits; when it is done, its weights are only loaded.
 
 On disk, under the run's folder: ``state/<label>.safetensors`` while training,
-``losses/<label>.jsonl``, and at the end ``students/<label>.safetensors`` with the marker
-``students/<label>.json``.
+``losses/<label>.jsonl``, and at the end ``students/<label>.safetensors``. A file that is damaged is
+set aside, and what it held is trained again.
 
 Example::
 
@@ -21,8 +20,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,37 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.files import write_json_atomic, write_text_atomic
+from streamline.files import write_text_atomic
+from streamline.kept import kept_tensors, write_tensors
 from streamline.training.losses import Losses, finite
 from streamline.training.schedule import Schedule
 
-__all__ = ["TrainingState", "save_tensors"]
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whole or not at all.
-
-    Args:
-        path: The final name; parent folders are made.
-        tensors: What to write; copied, so shared memory is allowed.
-        metadata: Text stored beside the tensors.
-    """
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        save_file(
-            {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()},
-            str(temporary),
-            dict(metadata),
-        )
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+__all__ = ["TrainingState"]
 
 
 class TrainingState:
@@ -108,6 +80,7 @@ class TrainingState:
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_step = math.inf, 0
+        self._finished = False  # whether its weights lie on disk
 
     @property
     def n_parameters(self) -> int:
@@ -169,9 +142,9 @@ class TrainingState:
 
     # Files ---------------------------------------------------------------------------------------
 
-    def _file(self, folder: str, suffix: str) -> Path:
+    def _file(self, folder: str) -> Path:
         assert self.directory is not None
-        return self.directory / folder / f"{self.label}.{suffix}"
+        return self.directory / folder / f"{self.label}.safetensors"
 
     def save(self) -> None:
         """Write the state that :meth:`resume` reads; nothing without a folder."""
@@ -185,28 +158,21 @@ class TrainingState:
             for part, value in self.optimiser.state[parameter].items():
                 tensors[f"adam.{part}/{name}"] = value
         self.write_rows()
-        facts = {
-            "key": self.key,
-            "step": self.step,
-            "n_tokens": self.n_tokens,
-            "seconds": self.seconds,
-            "skipped_steps": self.skipped_steps,
-            "dropping": self.dropping,
-            "best_loss": self.best_loss,
-            "best_step": self.best_step,
-            "rows": self.rows,
-        }
-        save_tensors(self._file("state", "safetensors"), tensors, {"facts": json.dumps(facts)})
+        write_tensors(self._file("state"), tensors, self._facts())
 
     def resume(self) -> None:
         """Take up what an earlier run left: its state, or all of it when that run finished."""
         if self.directory is None:
             return
-        facts = self._facts()
-        if facts is None:
-            return
-        path = self._file("students" if facts["finished"] else "state", "safetensors")
-        tensors = _load(path)
+        for folder in ("students", "state"):
+            found = kept_tensors(self._file(folder))
+            if found is not None and found[1]["key"] == self.key:
+                self._take(found[0], json.loads(found[1]["facts"]))
+                self._finished = folder == "students"
+                return
+
+    def _take(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Become what was written."""
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"weights/{name}"])
             if f"best/{name}" in tensors:
@@ -230,51 +196,30 @@ class TrainingState:
         self.rows = facts["rows"]
 
     def finish(self) -> None:
-        """Put the best weights back, if any were kept, and leave the marker of what is done."""
+        """Put the best weights back, if any were kept, and leave them on disk."""
         for name, value in self.best.items():
             self.parameters[name].data.copy_(value)
         self.write_rows()
-        if self.directory is None:
+        if self.directory is None or self._finished:
             return
-        marker = self._file("students", "json")
-        facts = self._facts()
-        if facts is not None and facts["finished"]:
-            return
-        weights = {f"weights/{name}": p for name, p in self.parameters.items()}
-        save_tensors(self._file("students", "safetensors"), weights, {"key": self.key})
-        write_json_atomic(
-            marker,
-            {
-                "key": self.key,
-                "finished": True,
-                "step": self.step,
-                "n_tokens": self.n_tokens,
-                "seconds": self.seconds,
-                "skipped_steps": self.skipped_steps,
-                "dropping": self.dropping,
-                "best_loss": finite(self.best_loss),
-                "best_step": self.best_step,
-                "rows": self.rows,
-            },
-        )
-        self._file("state", "safetensors").unlink(missing_ok=True)
+        weights: dict[str, Tensor] = {f"weights/{n}": p for n, p in self.parameters.items()}
+        write_tensors(self._file("students"), weights, self._facts())
+        self._finished = True
+        self._file("state").unlink(missing_ok=True)
 
-    def _facts(self) -> dict[str, Any] | None:
-        """The content of the files on disk, or None if there are none of this key."""
-        marker, state = self._file("students", "json"), self._file("state", "safetensors")
-        if marker.exists():
-            facts: dict[str, Any] = json.loads(marker.read_text("utf-8"))
-            if facts["key"] == self.key:
-                best = facts["best_loss"]
-                return facts | {"best_loss": math.nan if best is None else best}
-        if state.exists():
-            from safetensors import safe_open
-
-            with safe_open(str(state), framework="pt") as stream:
-                facts = json.loads(stream.metadata()["facts"])
-            if facts["key"] == self.key:
-                return facts | {"finished": False}
-        return None
+    def _facts(self) -> dict[str, str]:
+        """What is written beside the tensors."""
+        facts = {
+            "step": self.step,
+            "n_tokens": self.n_tokens,
+            "seconds": self.seconds,
+            "skipped_steps": self.skipped_steps,
+            "dropping": self.dropping,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "rows": self.rows,
+        }
+        return {"key": self.key, "facts": json.dumps(facts)}
 
     def write_rows(self) -> None:
         """Write the losses as JSON lines, if a folder was given."""
@@ -309,12 +254,6 @@ class TrainingState:
             skipped_steps=self.skipped_steps,
             rows=self.rows,
         )
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(str(path))
 
 
 def _number(value: float | None) -> float:

@@ -27,7 +27,7 @@ def ran(tmp_path: Path) -> Path:
     """A run's folder with two kinds of cached files."""
     folder = tmp_path / "run"
     upsert(folder, {"model": "m", "method": "dense", "sparsity": 0.0, "status": "ok"})
-    for name in ("answers/0123/piqa.json", "calibration/4567/calibration.json"):
+    for name in ("answers/0123/piqa.json", "calibration/4567/calibration.safetensors"):
         (folder / "cache" / name).parent.mkdir(parents=True)
         (folder / "cache" / name).write_text("{}")
     return folder

@@ -172,10 +172,12 @@ def test_curves_are_named_after_their_cells(run_folder, tmp_path):
 
 def test_calibrations_are_read_once_each(tmp_path):
     cosine = np.eye(4)
-    for name in ("a", "b"):
+    facts = {"facts": '{"facts": {"model": "opt"}}'}
+    for name, metadata in (("a", None), ("b", None), ("c", facts)):
         (tmp_path / "cache" / name).mkdir(parents=True)
-        save_file({"cosine": cosine}, tmp_path / "cache" / name / "calibration.safetensors")
-    assert list(calibrations(tmp_path)) == ["a"]
+        file = tmp_path / "cache" / name / "calibration.safetensors"
+        save_file({"cosine": cosine / (2 if metadata else 1)}, file, metadata)
+    assert list(calibrations(tmp_path)) == ["a", "opt"]
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / "m.json").write_text('{"cosine": [[1.0, 0.5]]}')
     with pytest.raises(ConfigError, match=r"cosine has shape \[1, 2\]"):

@@ -38,5 +38,5 @@ def test_a_training_keeps_teacher_states_within_its_budget(tmp_path, cache_bytes
     stored = tmp_path / "cache" / "activations"
     sizes = [file.stat().st_size for file in stored.rglob("depth-*.*")]
     assert sum(sizes) <= cache_bytes
-    # Both ends of one span: 8 sequences of 16 tokens and 32 features in bfloat16, 8 marks.
-    assert sorted(sizes) == ([8, 8, 8192, 8192] if cache_bytes > 10**5 else [])
+    # Both ends of one span: 8 sequences of 16 tokens and 32 features in bfloat16, and 8 marks.
+    assert sorted(sizes) == ([64, 64, 8192, 8192] if cache_bytes > 10**5 else [])

@@ -102,7 +102,7 @@ def test_equal_students_are_trained_once(
     assert_equal(weights(twins[0]), weights(twins[1]))
     assert losses[0].best == losses[1].best
     assert losses[1].seconds == 0.0
-    assert (tmp_path / "students" / "b.json").exists()
+    assert (tmp_path / "students" / "b.safetensors").exists()
 
 
 def test_best_weights_are_a_copy(decoder, train, validation, student, weights, assert_equal):
