@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
+from streamline.engine.finite import blame
 from streamline.engine.forward import Depths, run
-from streamline.engine.paths import prefix_paths
-from streamline.errors import ConfigError
+from streamline.engine.paths import dense_path, prefix_paths
+from streamline.errors import ConfigError, NotFiniteError
 from streamline.kept import kept_tensors, read_tensors, write_tensors
 from streamline.plan import Span
 from streamline.progress import tell
@@ -145,6 +146,9 @@ def measure(
 
     Returns:
         The statistics, on the CPU.
+
+    Raises:
+        NotFiniteError: If a state of the model is NaN or infinite.
     """
     depths = decoder.n_layers + 1
     batch_tokens = min(batch_tokens, _STATES // (4 * depths * decoder.hidden_size))
@@ -155,6 +159,10 @@ def measure(
     for _, (cosines, angles) in run(prefix_paths(decoder, range(depths)), jobs, progress=tell):
         cosine += cosines
         angle += angles
+    broken = (~torch.isfinite(cosine.diagonal())).nonzero()
+    if len(broken):
+        where = blame(dense_path(decoder), int(broken[0]))
+        raise NotFiniteError(f"calibration: the cosine of two depths is not finite: {where}")
     cosine /= batches.numel()
     cosine.fill_diagonal_(1.0)
     angle /= len(batches)

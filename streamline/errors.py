@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "AssetError",
     "ConfigError",
+    "NotFiniteError",
     "PlanError",
     "StreamlineError",
     "UnknownNameError",
@@ -27,6 +28,10 @@ class ConfigError(StreamlineError, ValueError):
 
 class UnknownNameError(StreamlineError, LookupError):
     """A name is in no registry. Not a ``KeyError``: its text would be a quoted repr."""
+
+
+class NotFiniteError(StreamlineError, ArithmeticError):
+    """A weight, a state, a loss or a result is NaN or infinite, so that no figure can be made."""
 
 
 class PlanError(StreamlineError, ValueError):

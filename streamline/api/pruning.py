@@ -13,18 +13,22 @@ Example::
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from streamline import __version__
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
-from streamline.errors import UnsupportedModelError
+from streamline.engine.finite import bad_weight
+from streamline.errors import NotFiniteError, UnsupportedModelError
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
@@ -49,6 +53,9 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
 
     Returns:
         The statistics; ``facts["seconds"]`` is what they cost when they were measured.
+
+    Raises:
+        NotFiniteError: If one of them is not finite; nothing is kept then.
     """
     key = content_key(
         [
@@ -62,12 +69,27 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
     place = folder / "calibration" / key[:16]
     kept = Calibration.kept(place)
     if kept is not None:
-        return kept
+        return _checked(kept, method)
     start = time.perf_counter()
-    found = method.calibrate(dense.decoder, tokens)
+    found = _checked(method.calibrate(dense.decoder, tokens), method)
     facts = {"seconds": time.perf_counter() - start, "model": dense.name}
     found = replace(found, facts=found.facts | facts)
     found.save(place)
+    return found
+
+
+def _checked(found: Calibration, method: Method) -> Calibration:
+    """Statistics that are finite; minus infinity may stand for what was not measured."""
+    named = {"cosine": found.cosine, "angle": found.angle}
+    extras = {
+        name: value.nan_to_num(torch.nan, torch.nan, 0.0) for name, value in found.extras.items()
+    }
+    bad = bad_weight(named | extras)
+    if bad is not None:
+        raise NotFiniteError(
+            f"calibration for {method.name}: the statistic {bad} is not finite; the weights or the "
+            "activations of the model overflow (float16: take bfloat16), or the method divides by 0"
+        )
     return found
 
 
@@ -153,8 +175,49 @@ def _pruned(target: Target, decoder: Decoder, calibration: Calibration, tokens: 
     """Let one method decide."""
     start = time.perf_counter()
     pruned = target.method.prune(decoder, calibration, target.sparsity, tokens, target.seed)
+    _check_made(target, pruned, decoder)
     seconds = time.perf_counter() - start + calibration.facts.get("seconds", 0.0)
     return Variant(target=target, pruned=pruned, costs={"calibrate_s": seconds})
+
+
+def _check_made(target: Target, pruned: Pruned, decoder: Decoder) -> None:
+    """Refuse modules, a model or notes of a method that are not finite.
+
+    Raises:
+        NotFiniteError: With the layer and the weight, or the note.
+    """
+    given = {id(p) for p in decoder.model.parameters()}
+    made: dict[str, nn.Module] = {
+        f"the module in place of layer {pruned.plan.steps[i].layer}": module
+        for i, module in pruned.modules.items()
+    }
+    made |= {f"the start of {student.span}": student.module for student in pruned.students}
+    if pruned.model is not None:
+        made["the model it made"] = pruned.model
+    for what, module in made.items():
+        own = ((name, p) for name, p in module.named_parameters() if id(p) not in given)
+        bad = bad_weight(own)
+        if bad is not None:
+            raise NotFiniteError(
+                f"prune {target.name}: {bad} of {what} holds NaN or infinity; no model can be "
+                "made of it (a float16 model: take bfloat16)"
+            )
+    odd = _odd_note(pruned.notes)
+    if odd is not None:
+        raise NotFiniteError(f"prune {target.name}: its note {odd} is not finite")
+
+
+def _odd_note(value: Any, name: str = "") -> str | None:
+    """The dotted name of the first float of some notes that is not finite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    found = (_odd_note(item, f"{name}.{key}" if name else str(key)) for key, item in items)
+    return next((odd for odd in found if odd is not None), None)
 
 
 def _summary(found: Variant, decoder: Decoder, calibration: Calibration) -> str:

@@ -30,7 +30,7 @@ from streamline.engine.decoder import Decoder, eval_mode
 from streamline.engine.paths import Path as LayerPath
 from streamline.engine.paths import dense_path
 from streamline.environment import versions
-from streamline.errors import UnsupportedModelError
+from streamline.errors import NotFiniteError, UnsupportedModelError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate
 from streamline.evaluation.harness import max_length
@@ -231,7 +231,7 @@ class Session:
             own[name], key = self._path(name, model)
             keys[name] = content_key([key, questions_key])
             groups.setdefault(id(own[name].decoder), {})[keys[name]] = own[name]
-        results: dict[str, CellResult] = {}
+        results: dict[str, CellResult | NotFiniteError] = {}
         for paths in groups.values():
             with eval_mode(next(iter(paths.values())).decoder.model):
                 results |= evaluate(
@@ -243,8 +243,14 @@ class Session:
                     compiled=compiled,
                     progress=self.progress,
                 )
+        finite: dict[str, CellResult] = {}
+        for name, key in keys.items():
+            result = results[key]
+            if isinstance(result, NotFiniteError):
+                raise NotFiniteError(f"{name}: {result}") from result
+            finite[name] = result
         return assessed(
-            {name: results[key] for name, key in keys.items()},
+            finite,
             against,
             own,
             {name: one for name, one in named.items() if isinstance(one, PrunedModel)},

@@ -154,9 +154,14 @@ def summed_loss(
 
 
 def likeliest(decoder: Decoder, hidden: Tensor) -> Tensor:
-    """The likeliest next token after each hidden state [N, D], [N], on the model's device."""
-    parts = [
-        decoder.leave(states).float().argmax(dim=-1)
-        for states in torch.split(hidden, chunk_rows(decoder, hidden.device))
-    ]
+    """The likeliest next token after each hidden state [N, D], [N], on the model's device.
+
+    Minus one where its logit is not finite (NaN counts as the largest): no token can be chosen.
+    """
+    parts = []
+    for states in torch.split(hidden, chunk_rows(decoder, hidden.device)):
+        logits = decoder.leave(states).float()
+        best = logits.argmax(dim=-1)
+        chosen = logits.gather(-1, best[:, None])[:, 0]
+        parts.append(best.where(chosen.isfinite(), -1))
     return torch.cat(parts).to(decoder.device)

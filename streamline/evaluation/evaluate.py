@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,9 @@ from typing import Any
 import pandas as pd
 
 from streamline.engine.paths import Path as LayerPath
+from streamline.errors import NotFiniteError
 from streamline.evaluation.answer_store import AnswerStore
+from streamline.evaluation.finite import require_likelihoods, require_perplexity
 from streamline.evaluation.generation.answers import answer_texts
 from streamline.evaluation.part import Part
 from streamline.evaluation.questions import Questions, Text
@@ -44,7 +45,7 @@ def evaluate(
     batch_tokens: TokenBudget | None = None,
     compiled: bool = False,
     progress: Progress | None = None,
-) -> dict[str, CellResult]:
+) -> dict[str, CellResult | NotFiniteError]:
     """Answer everything for every path that has no answer yet.
 
     Args:
@@ -57,7 +58,8 @@ def evaluate(
         progress: Where to report what is being done.
 
     Returns:
-        Each path's results, with their seconds: its part of the shared time.
+        Each path's results, with their seconds: its part of the shared time. Of a path whose
+        answers are not all finite, the error; what it answered elsewhere is kept.
 
     Raises:
         UnsupportedModelError: If a path cannot be evaluated.
@@ -71,14 +73,18 @@ def evaluate(
         for _, parts, texts in scored
     ]
     places = iter(portions([*weights, *(tokens[part.name] for _, part in generated)]))
+    failed: dict[str, NotFiniteError] = {}
     for keys, parts, texts in scored:
-        own = {key: paths[key] for key in keys}
+        own = {key: paths[key] for key in keys if key not in failed}
         with next(places):
-            _score(own, parts, texts, store, budget=budget, compiled=compiled, progress=progress)
+            failed |= _score(
+                own, parts, texts, store, budget=budget, compiled=compiled, progress=progress
+            )
     for keys, part in generated:
+        own = {key: paths[key] for key in keys if key not in failed}
         with next(places):
-            _generate({key: paths[key] for key in keys}, part, tokenizer, store, budget, progress)
-    return {key: stored(key, questions, store) for key in paths}
+            failed |= _generate(own, part, tokenizer, store, budget, progress)
+    return {key: failed.get(key) or stored(key, questions, store) for key in paths}
 
 
 def _models(paths: Mapping[str, LayerPath]) -> str:
@@ -140,8 +146,10 @@ def _generate(
     store: AnswerStore,
     budget: TokenBudget,
     progress: Progress,
-) -> None:
-    """Let paths continue a task's prompts."""
+) -> dict[str, NotFiniteError]:
+    """Let paths continue a task's prompts; the errors of those that could not."""
+    if not paths:
+        return {}
     progress.stage(f"{part.name}: {part.n_docs} questions, {_models(paths)}")
     start = time.perf_counter()
     answers = answer_texts(
@@ -152,7 +160,7 @@ def _generate(
         batch_tokens=budget.given,
         progress=progress.step,
     )
-    _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store)
+    return _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store)
 
 
 def _score(
@@ -164,8 +172,13 @@ def _score(
     budget: TokenBudget,
     compiled: bool,
     progress: Progress,
-) -> None:
-    """Score tasks and texts in one run of the engine, each kept as soon as it is done."""
+) -> dict[str, NotFiniteError]:
+    """Score tasks and texts in one run of the engine, each kept as soon as it is done.
+
+    Ends early where no path is left whose answers are finite; returns the errors of the others.
+    """
+    if not paths:
+        return {}
     n_docs = sum(part.n_docs for part in parts)
     work = [f"{n_docs} questions of {', '.join(part.name for part in parts)}"] if parts else []
     work += [f"perplexity of {text.name}" for text in texts]
@@ -183,37 +196,63 @@ def _score(
     if next(iter(paths.values())).decoder.layer_order is not None:
         answers = list(answers)  # all come at the end of the one pass, whose time they share
         even = (time.perf_counter() - start) / len(answers) / len(paths)
+    failed: dict[str, NotFiniteError] = {}
     for number, found in answers:
         now = time.perf_counter()
         seconds, start = (now - start) / len(paths) if even is None else even, now
         if number < len(parts):
-            _keep(parts[number], paths, found, seconds, store)
+            failed = _keep(parts[number], paths, found, seconds, store) | failed
         else:
-            _keep_perplexity(texts[number - len(parts)], paths, found, seconds, store)
+            text = texts[number - len(parts)]
+            failed = _keep_perplexity(text, paths, found, seconds, store) | failed
+        if len(failed) == len(paths):
+            break
+    return failed
 
 
 def _keep(
-    part: Part, keys: Iterable[str], answers: Iterable[Any], seconds: float, store: AnswerStore
-) -> None:
-    """Write every path's answers to a task."""
-    for key, answer in zip(keys, answers, strict=True):
+    part: Part,
+    paths: Mapping[str, LayerPath],
+    answers: Iterable[Any],
+    seconds: float,
+    store: AnswerStore,
+) -> dict[str, NotFiniteError]:
+    """Write every path's answers to a task; the errors of those that are not finite."""
+    failed: dict[str, NotFiniteError] = {}
+    for (key, path), answer in zip(paths.items(), answers, strict=True):
+        try:
+            if isinstance(answer, NotFiniteError):
+                raise answer
+            if not part.generates:
+                require_likelihoods(part, answer, path)
+        except NotFiniteError as error:
+            failed[key] = error
+            continue
         block, rows = finish(part, answer)
         store.write(key, part.name, block, seconds, rows)
+    return failed
 
 
 def _keep_perplexity(
     text: Text,
-    keys: Iterable[str],
+    paths: Mapping[str, LayerPath],
     found: Iterable[Perplexity],
     seconds: float,
     store: AnswerStore,
-) -> None:
-    """Write every path's perplexity of a text."""
-    for key, result in zip(keys, found, strict=True):
+) -> dict[str, NotFiniteError]:
+    """Write every path's perplexity of a text; the errors of those that are not finite."""
+    failed: dict[str, NotFiniteError] = {}
+    for (key, path), result in zip(paths.items(), found, strict=True):
+        try:
+            require_perplexity(text.name, text.windows, result, path)
+        except NotFiniteError as error:
+            failed[key] = error
+            continue
         block = {
-            "value": result.value if math.isfinite(result.value) else None,
-            "mean_nll": result.mean_nll if math.isfinite(result.mean_nll) else None,
+            "value": result.value,
+            "mean_nll": result.mean_nll,
             "n_tokens": result.n_tokens,
             "window": text.windows.shape[1],
         }
         store.write(key, text.name, block, seconds)
+    return failed

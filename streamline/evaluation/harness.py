@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamline.errors import ConfigError
+from streamline.evaluation.finite import finite_logits
 from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.part import BatchTokenizer, Part
 from streamline.evaluation.scoring.packing import Request
@@ -192,10 +193,13 @@ def generate(
 
     Returns:
         One text per instance.
+
+    Raises:
+        NotFiniteError: If a logit that a token is chosen by is NaN or infinite.
     """
     from lm_eval.models.huggingface import HFLM
 
-    with quiet():
+    with quiet(), finite_logits(model, part.name):
         lm = HFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
         )

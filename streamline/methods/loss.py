@@ -13,6 +13,7 @@ Notation: N sequences, T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
+from streamline.engine.finite import not_finite
 from streamline.engine.forward import TokenJob, run
 from streamline.engine.head import summed_loss
 from streamline.engine.paths import Path, tries_of
@@ -67,6 +69,7 @@ def score_paths(
 
     Raises:
         ConfigError: If the sequences are too short to predict anything.
+        NotFiniteError: If a loss is NaN or infinite.
     """
     check_length(batches)
     rows = max(1, batch_tokens // batches.shape[1])
@@ -74,6 +77,7 @@ def score_paths(
     jobs = [_Loss(tokens) for tokens in torch.split(batches, rows)]
     for _, losses in run(paths, jobs, progress=tell):
         totals = [total + loss for total, loss in zip(totals, losses, strict=True)]
+    require_finite(totals, paths, batches)
     n_tokens = len(batches) * (batches.shape[1] - 1)
     tries = [trie for trie, _ in tries_of(paths)]
     return Scores(
@@ -93,6 +97,24 @@ class _Loss(TokenJob):
 
     def split(self) -> Sequence[_Loss]:
         return self.halves()
+
+
+def require_finite(losses: Sequence[float], paths: Sequence[Path], tokens: Tensor) -> None:
+    """Refuse losses that are not finite: what overflows may be the best of all.
+
+    Args:
+        losses: Of the paths.
+        paths: What was scored.
+        tokens: Token ids that were scored, [N, T].
+
+    Raises:
+        NotFiniteError: With the path and the layer.
+    """
+    for loss, path in zip(losses, paths, strict=True):
+        if not math.isfinite(loss):
+            name = f" of {path.name}" if path.name else ""
+            what = f"prune: the loss{name} on calibration sequence {{}}"
+            raise not_finite(what, path, torch.split(tokens, 1))
 
 
 def check_length(tokens: Tensor) -> None:

@@ -33,7 +33,7 @@ from streamline.engine.forward import Depths, run
 from streamline.engine.head import predicting
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Path, PathTrie
-from streamline.methods.loss import check_length, score_paths
+from streamline.methods.loss import check_length, require_finite, score_paths
 from streamline.progress import tell
 
 __all__ = ["Found", "LossSearch"]
@@ -103,6 +103,9 @@ class LossSearch:
 
         Returns:
             Which one, and the losses that were needed to know it.
+
+        Raises:
+            NotFiniteError: If the loss of a path is NaN or infinite.
         """
         size = len(paths) * self.tokens.numel() * self.decoder.hidden_size
         small = size * self.decoder.dtype.itemsize <= KEEP_BYTES
@@ -114,6 +117,8 @@ class LossSearch:
                 runs, naive = scores.layer_runs, scores.naive_layer_runs
             else:
                 losses = self._bounded(self._ends(paths))
+                known = {i: loss for i, loss in enumerate(losses) if loss is not None}
+                require_finite([*known.values()], [paths[i] for i in known], self.tokens)
                 trie = PathTrie(paths)
                 runs, naive = (len(self.tokens) * n for n in (trie.n_runs, trie.n_naive_runs))
         return Found(_least(losses), losses, runs, naive)
@@ -178,7 +183,7 @@ class LossSearch:
                     logits = self.decoder.leave(end[place][0]).float()
                     totals[index] += float(cross_entropy(logits, targets, reduction="sum"))
         n_tokens = len(self.tokens) * (self.tokens.shape[1] - 1)
-        return [-math.inf if math.isnan(total) else total / n_tokens for total in totals]
+        return [total / n_tokens if math.isfinite(total) else -math.inf for total in totals]
 
 
 def _least(losses: Sequence[float | None]) -> int:

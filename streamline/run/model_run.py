@@ -25,7 +25,7 @@ from streamline.api.training import fine_tune, train
 from streamline.api.variants import Dense, Failure, Variant, load_dense
 from streamline.engine.memory import free_memory
 from streamline.environment import peak_memory_bytes, restart_peak_memory
-from streamline.errors import StreamlineError
+from streamline.errors import NotFiniteError, StreamlineError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate, stored
 from streamline.evaluation.harness import max_length
@@ -319,12 +319,18 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
         compiled=model.config.compile,
         progress=model.progress,
     )
-    if not model.answered(model.reference):
-        raise StreamlineError("the dense model could not be evaluated; see its own record")
-    reference = stored(model.reference.key, model.questions, model.store)
+    dense = model.answered(model.reference)
+    reference = stored(model.reference.key, model.questions, model.store) if dense else None
     peak = peak_memory_bytes(paths[0].decoder.device)
     for job, variant, path in zip(jobs, variants, paths, strict=True):
         result = results[job.key]
+        if isinstance(result, NotFiniteError):
+            model.recorder.failed(job, result, variant.costs)
+            continue
+        if reference is None:
+            error = StreamlineError("the dense model could not be evaluated; see its own record")
+            model.recorder.failed(job, error, variant.costs)
+            continue
         assessment = assess(result, reference)
         file = model.config.out / "samples" / f"{job.cell.slug}.parquet"
         if len(result.samples):

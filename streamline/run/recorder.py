@@ -105,14 +105,16 @@ class Recorder:
         if isinstance(error, UnsupportedModelError):
             self.skipped(job, reason)
             return
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
         self.progress.say(f"failed: {job.cell.label}: {reason}")
         self._write(
             job,
             status="failed",
             costs=costs,
             reason=reason,
-            notes={"where": f"{Path(where.filename).name}:{where.lineno}"},
+            notes={"where": f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"}
+            if frames
+            else {},
         )
 
     @cached_property

@@ -11,7 +11,7 @@ from torch import nn
 from streamline.engine import head
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import Path, dense_path
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, NotFiniteError
 from streamline.method import Pruned
 from streamline.methods import loss_search
 from streamline.methods.loss import score_paths
@@ -93,7 +93,7 @@ def test_bounds_lie_below_the_losses_and_reach_them_with_the_whole_vocabulary(
     assert gaps[2] == pytest.approx([0.0] * 6, abs=1e-5)
 
 
-def test_equal_paths_and_no_numbers(decoder: Decoder) -> None:
+def test_equal_paths_and_what_is_no_number(decoder: Decoder) -> None:
     search = LossSearch([dense_path(decoder)], TOKENS)
     path = dense_path(decoder)
     assert search.least([path, path, path]).index == 0
@@ -103,8 +103,9 @@ def test_equal_paths_and_no_numbers(decoder: Decoder) -> None:
     nodes = path.nodes
     bad = Path(decoder, (*nodes[:2], type(nodes[2])(nan, 2), *nodes[3:]))
     assert broken.n_layers == 6
-    assert search.least([bad, path]).index == 1
-    assert search.least([bad, path], all_losses=True).index == 1
+    for every in (False, True):
+        with pytest.raises(NotFiniteError, match=r"sequence 0 is not finite: .*layer 2 \(the Modu"):
+            search.least([path, path, bad], all_losses=every)
 
 
 @pytest.mark.parametrize("why", ["hooked", "memory", "subclass"])

@@ -20,8 +20,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from streamline.engine.assemble import assemble
+from streamline.engine.finite import not_finite
 from streamline.engine.paths import Path as LayerPath
+from streamline.errors import NotFiniteError
 from streamline.evaluation.generation.engine import unsupported
 from streamline.evaluation.generation.shards import generate_shared
 from streamline.evaluation.harness import continuations, max_length, text_of, unsupported_options
@@ -44,7 +48,7 @@ def answer_texts(
     files: Mapping[str, Path],
     batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[list[str]]:
+) -> list[list[str] | NotFiniteError]:
     """Every path's text for every request of a task.
 
     Args:
@@ -58,7 +62,7 @@ def answer_texts(
 
     Returns:
         For each path, in order, one text per instance, as lm-eval's ``hf`` model gives them one
-        at a time.
+        at a time; the error of a path whose logits are not finite for one of them.
     """
     decoder = next(iter(paths.values())).decoder
     longest = max_length(decoder.config, tokenizer)
@@ -73,12 +77,18 @@ def answer_texts(
     prompts = [] if options else continuations(part, tokenizer, max_length=longest)
     length = max((len(p.tokens) + p.max_new_tokens for p in prompts), default=0)
     together: dict[tuple[int, ...], list[str]] = {}
+    failed: dict[str, NotFiniteError] = {}
+    broken: dict[str, tuple[int, list[int]]] = {}
     for key, path in paths.items():
         missing = tuple(i for i in range(n) if i not in kept[key].texts)
         reason = f"the task needs {options}" if options else unsupported(path.decoder, length)
         if missing and reason is not None:
             logger.warning("%s generates by itself for %s: %s", path.name or key, part.name, reason)
-            texts = generate_alone(assemble(path), part, tokenizer)
+            try:
+                texts = generate_alone(assemble(path), part, tokenizer)
+            except NotFiniteError as error:
+                failed[key] = error
+                continue
             kept[key].texts = dict(enumerate(texts))
             kept[key].write()
             report()
@@ -94,6 +104,9 @@ def answer_texts(
             keys: list[str] = keys,
         ) -> None:
             index = missing[prompt]
+            if tokens[-1] < 0:
+                broken.setdefault(keys[path], (index, [*prompts[index].tokens, *tokens[:-1]]))
+                return
             kept[keys[path]].add(index, text_of(prompts[index], tokens, tokenizer))
             report()
 
@@ -106,7 +119,10 @@ def answer_texts(
         )
         for key in keys:
             kept[key].write()
-    return [[kept[key].texts[i] for i in range(n)] for key in paths]
+    for key, (index, read) in broken.items():
+        what = f"the logits of a generated token of question {part.instances[index].doc_id}"
+        failed[key] = not_finite(f"{part.name}: {what}", paths[key], [torch.tensor([read])])
+    return [failed.get(key) or [kept[key].texts[i] for i in range(n)] for key in paths]
 
 
 class _Kept:

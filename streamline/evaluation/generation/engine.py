@@ -40,7 +40,9 @@ from streamline.evaluation.scoring.tree_length import tree_length
 __all__ = ["Limits", "Written", "generate", "unsupported"]
 
 Written = Callable[[int, int, list[int]], None]
-"""Called with the numbers of path and prompt and the new tokens, as soon as a row is done."""
+"""Called with the numbers of path and prompt and the new tokens, as soon as a row is done.
+
+A last token of -1 says that the model's logits were not finite there."""
 
 _CLOSE_UP = 8  # rows are closed up when one in so many is done
 _HARMLESS = {
@@ -221,11 +223,13 @@ class _Run:
             values = dict(zip(held, tokens.tolist(), strict=True))
             for text in live:
                 texts[text].append(values[text])
-            stopped = self.stops.found([(wanted[text], texts[text]) for text in live])
+            numbers = [text for text in live if texts[text][-1] >= 0]
+            stopped = self.stops.found([(wanted[text], texts[text]) for text in numbers])
+            stop = dict.fromkeys(live, True) | dict(zip(numbers, stopped, strict=True))
             going = []
-            for text, stop in zip(live, stopped, strict=True):
+            for text in live:
                 new = texts[text]
-                if stop or new[-1] in self.ends or len(new) == wanted[text].max_new_tokens:
+                if stop[text] or new[-1] in self.ends or len(new) == wanted[text].max_new_tokens:
                     path, prompt = names[text]
                     for member in self.trie.paths[path]:
                         self.written(self.members[member], batch[prompt], new)
@@ -240,7 +244,7 @@ class _Run:
                 rows.keep(kept)
                 tokens, held = tokens[kept], live
             out: list[Tensor] = [tokens] * len(self.trie.paths)
-            self._forward(tokens[:, None], rows.positions(), rows, out.__setitem__)
+            self._forward(tokens[:, None].clamp_min(0), rows.positions(), rows, out.__setitem__)
             device = self.decoder.device  # paths may end on several
             counts = zip(out, rows.counts(), strict=True)
             ended = [states[:, -1].to(device) for states, n in counts if n]

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from transformers import PreTrainedTokenizerFast
 
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Node, dense_path
 from streamline.engine.paths import Path as LayerPath
-from streamline.engine.paths import dense_path
+from streamline.errors import NotFiniteError
 from streamline.evaluation.generation import answers as generation_answers
 from streamline.evaluation.generation import shards as generation_shares
 from streamline.evaluation.generation.answers import answer_texts
@@ -89,6 +91,40 @@ def test_texts_are_lm_evals(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) 
     assert told[-1] == (8, 8)
     block, rows = finish(part, found[0])
     assert block["n"] == len(rows) == 4
+
+
+class Overflowing(torch.nn.Module):
+    """A layer whose output is infinite from some call on."""
+
+    def __init__(self, layer: torch.nn.Module, calls: int) -> None:
+        super().__init__()
+        self.layer, self.calls = layer, calls
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.calls -= 1
+        out = self.layer(hidden, *args, **kwargs)
+        out = out[0] if isinstance(out, tuple) else out
+        return out if self.calls >= 0 else out * float("inf")
+
+
+@pytest.mark.parametrize("calls", [0, 4])
+def test_logits_that_are_not_finite_are_no_text(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, calls: int
+) -> None:
+    paths = paths_of()
+    decoder = paths["dense"].decoder
+    module = Overflowing(decoder.layers[1], calls)
+    nodes = (*paths["dense"].nodes[:1], Node(module, 1), *paths["dense"].nodes[2:])
+    paths = {"dense": paths["dense"], "dropped": LayerPath(decoder, nodes, "bad")}
+    part = part_of(tokenizer, until=["never"])
+    texts, error = answer_texts(paths, part, tokenizer, files=files(tmp_path))
+    assert texts == lm_eval(paths["dense"], part, tokenizer)
+    assert isinstance(error, NotFiniteError)
+    assert re.match(r"toy: the logits of a .* of question \d is not finite: .*layer 1", str(error))
+    module.calls = calls
+    assembled = assemble(paths["dropped"])
+    with pytest.raises(NotFiniteError, match="toy: the logits of a generated token"):
+        generate(assembled, part, tokenizer, batch_size=1)
 
 
 def test_prompts_are_cut_on_the_left_like_lm_evals(tokenizer: PreTrainedTokenizerFast) -> None:
