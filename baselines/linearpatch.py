@@ -38,7 +38,8 @@ class LinearPatch(Method):
         rotation: ``"hadamard"``, or ``"none"`` for scales without rotation.
         distill_epochs: Passes over the calibration tokens in which the matrix alone is trained to
             give the dense model's next-token distribution; 0 for none.
-        learning_rate: Of the distillation, at its start.
+        learning_rate: Of the distillation, at its start: the paper's and the released run
+            scripts'; the released program's own default is a tenth of it.
         top_k: How many of the dense model's likeliest tokens it compares.
         step_tokens: Tokens of an optimiser step of it.
 
@@ -60,7 +61,7 @@ class LinearPatch(Method):
 
     rotation: Literal["hadamard", "none"] = "hadamard"
     distill_epochs: int = 0
-    learning_rate: float = 1e-5
+    learning_rate: float = 1e-4
     top_k: int = 50
     step_tokens: int = 2048
 

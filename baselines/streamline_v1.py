@@ -26,15 +26,17 @@ _LENGTH = 2048
 
 
 def v1_recipe() -> Recipe:
-    """20,000 samples in batches of 2,048 at 1e-3 for five epochs, as for Llama-2-7B.
+    """20,000 samples in steps of 2,048 tokens at 1e-3 for five epochs, as for Llama-2-7B.
 
-    For OPT-1.3B and 2.7B the first version uses 3,000 samples in batches of 512 at 4e-4. What it
-    leaves open (schedule, weight decay, clipping) is as in the later release.
+    For OPT-1.3B and 2.7B the first version uses 3,000 samples in batches of 512 at 4e-4. It does
+    not say what a batch of 2,048 counts; 2,048 samples would leave 49 steps, in which a random
+    network learns nothing at this rate, so it is read as tokens, here and in the suites. What else
+    it leaves open (schedule, weight decay, clipping) is as in the later release.
     """
     return Recipe(
         n_tokens=20_000 * _LENGTH,
         length=_LENGTH,
-        batch_tokens=2_048 * _LENGTH,
+        batch_tokens=2_048,
         epochs=5,
         learning_rate=1e-3,
         final_learning_rate=2.5e-4,

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from streamline.errors import ConfigError, UnknownNameError
+from streamline.method_source import source_key
 
 if TYPE_CHECKING:
     from streamline.method import Method
@@ -50,6 +51,7 @@ __all__ = [
     "load_method",
     "method_names",
     "method_summary",
+    "source_key",
     "unknown_name",
 ]
 

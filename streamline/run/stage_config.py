@@ -10,6 +10,7 @@ Example::
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -21,9 +22,10 @@ __all__ = [
 
 
 def _split(value: Any) -> Any:
-    """Turn ``"a,b"`` or a single value into a list; lists stay."""
+    """Turn ``"a,b"`` or a single value into a list; lists stay, and so do commas in brackets."""
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        parts = re.split(r",(?![^\[\]]*\])", value)
+        return [part.strip() for part in parts if part.strip()]
     return [value] if isinstance(value, (int, float)) else value
 
 

@@ -99,6 +99,8 @@ def test_count_on_llama2_7b():
     couplings = LLMPruner().couplings(decoder)
     heads, channels = 6 * 128 * 4 * 4096, 2202 * 3 * 4096
     assert removed_parameters(couplings, 0.2) == 26 * (heads + channels) == 1_030_668_288
+    released = removed_parameters(couplings, 0.25) / decoder.n_parameters()
+    assert f"{released:.2%}" == "19.52%"  # as its README says of the same shape
     size = LLMPruner().size(decoder, 0.25)
     assert abs(size.removed_fraction - 0.25) < 0.5 * 202_383_360 / 6_738_415_616
 

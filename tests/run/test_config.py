@@ -13,6 +13,12 @@ from streamline.training.student import Recipe
 _LEAST: dict[str, Any] = {"models": "opt-1.3b", "methods": "dense"}
 
 
+def test_commas_in_brackets_belong_to_a_value() -> None:
+    spec = "given-layers+remove=[1, 3,4.mlp]"
+    config = build_config({"models": "m", "methods": f"shortgpt, {spec} ,uidl"})
+    assert config.methods == ("shortgpt", spec, "uidl")
+
+
 def test_text_with_commas_becomes_values() -> None:
     config = build_config(
         {"models": "a, b", "methods": "dense,shortgpt", "sparsities": "0.1,0.25", "seeds": "0,1"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from streamline.baselines.streamline_v1 import v1_recipe
 from streamline.cli.screen.dry_run import show_plan
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
@@ -35,6 +36,13 @@ OPEN = {
 @functools.cache
 def _decoder(model: str) -> Decoder:
     return Decoder.from_config(load_config(model))
+
+
+def test_the_recipe_of_the_first_version_is_that_of_its_suites() -> None:
+    suite = build_config({}, suite="paper-table1").for_model("llama2-7b").training
+    recipe = v1_recipe()
+    for field in ("n_tokens", "length", "batch_tokens", "epochs", "learning_rate"):
+        assert getattr(recipe, field) == getattr(suite, field), field
 
 
 def _recomputed(suite: str) -> dict[tuple[str, str, float], tuple[int, PaperRatio]]:
