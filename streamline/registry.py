@@ -31,7 +31,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from streamline.errors import ConfigError, UnknownNameError
 from streamline.method_source import source_key
@@ -209,7 +209,7 @@ def build_method(spec: str) -> Method:
 
     Raises:
         UnknownNameError: If the name is not registered.
-        ConfigError: If a field does not exist or its value does not fit.
+        ConfigError: If a field does not exist, is set twice, or its value does not fit.
     """
     name, *settings = spec.split("+")
     cls = load_method(name)
@@ -223,20 +223,29 @@ def build_method(spec: str) -> Method:
                 f"{setting!r} in {spec!r} does not set a field of {name}: "
                 f"{accepted if fields else 'it has none'}"
             )
-        values[field] = _value(cls, field, text, spec)
+        if field in values:
+            raise ConfigError(f"{field} is set twice in {spec!r}; set it once")
+        values[field] = _value(cls, name, field, text)
     return cls(**values)
 
 
-def _value(cls: type, field: str, text: str, spec: str) -> Any:
+def _value(cls: type, name: str, field: str, text: str) -> Any:
     import yaml
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     hint = get_type_hints(cls)[field]
+    if not text.strip():
+        raise ConfigError(f"{field}= of {name} has no value; write {field}=VALUE")
     try:
-        return TypeAdapter(hint).validate_python(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
+        value = yaml.safe_load(text)
+        if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
+            raise ConfigError("true and false are no numbers")
+        finite = None if dataclasses.is_dataclass(hint) else ConfigDict(allow_inf_nan=False)
+        return TypeAdapter(hint, config=finite).validate_python(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ConfigError(f"{field}={text} in {spec!r} is not accepted: {reason}") from error
+        given = text if len(text) <= 40 else f"{text[:40]}..."
+        raise ConfigError(f"{field}={given} of {name} is not accepted: {reason}") from error
 
 
 def method_summary(name: str) -> str | None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
-pytest_plugins = ["fabricated_run"]
+pytest_plugins = ["bad_input", "fabricated_run"]
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,9 @@ def command(
     from streamline.run import pipeline
 
     with progress_display(f"evaluate {model}") as display:
-        record = pipeline.evaluate_model(model, out=out, config=config, progress=display)
+        record = pipeline.evaluate_model(
+            model, out=out.expanduser(), config=config, progress=display
+        )
     rows = [{"task": name, **result.model_dump()} for name, result in record.tasks.items()]
     rows += [
         {"task": name, "metric": "perplexity", "value": value}

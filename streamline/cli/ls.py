@@ -171,11 +171,12 @@ def _show_schema() -> None:
 
     from streamline.run.config import RunConfig
     from streamline.run.settings import settings
+    from streamline.run.suites import COMMAND_LINE
 
     print("# A suite: title, description and report (of the table to print), and fields of a run.")
     for found in settings(RunConfig):
         *above, name = found.path
-        if name in ("suite", "dry_run"):
+        if name in COMMAND_LINE:
             continue
         indent, flag = "  " * len(above), f" ({found.flag})" if found.flag else ""
         print()

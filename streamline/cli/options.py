@@ -18,7 +18,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from streamline.cli import complete
-from streamline.run.config import RunConfig, merge
+from streamline.run.checks.merge import merge
+from streamline.run.config import RunConfig
 from streamline.run.settings import Setting, settings
 
 __all__ = ["AsJson", "Method", "Model", "takes"]

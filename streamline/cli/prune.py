@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +36,7 @@ def command(
     model: Model,
     method: Method,
     sparsity: Annotated[str, typer.Option(help="Fraction of all parameters to remove, in [0, 1).")],
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    out: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
     seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance."""
@@ -62,8 +61,8 @@ def command(
             model,
             method=config.methods[0],
             sparsity=config.sparsities[0],
-            out=out,
+            out=config.out,
             config=config,
             progress=display,
         )
-    typer.echo(str(out))
+    typer.echo(str(config.out))

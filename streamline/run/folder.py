@@ -57,6 +57,23 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to write a run into a folder that holds something else.
+
+    Args:
+        folder: The run's; it may be missing or empty.
+
+    Raises:
+        ConfigError: If it holds files and none that a run has left.
+    """
+    ours = any((folder / name).exists() for name in (SETTINGS, FILE_NAME, _LOCK))
+    if folder.is_dir() and not ours and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} is not empty and no run's folder, so a report would be written among other "
+            "people's files; give a new folder with --out"
+        )
+
+
 def refuse_mixture(config: RunConfig) -> None:
     """Refuse to add to results of the same models that were made with other settings.
 

@@ -26,7 +26,7 @@ from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.estimate import require_fit
 from streamline.run.executors import executor
-from streamline.run.folder import SETTINGS, claimed, refuse_mixture
+from streamline.run.folder import SETTINGS, claimed, refuse_foreign, refuse_mixture
 from streamline.run.model_run import loading, run_model
 from streamline.run.reporting import report_run
 from streamline.sources.models import model_fingerprint
@@ -54,6 +54,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
 
 
 def _run(config: RunConfig, progress: Progress) -> list[Record]:
+    refuse_foreign(config.out)
     require_fit(config)
     with claimed(config.out):
         refuse_mixture(config)

@@ -13,38 +13,40 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from streamline.run.checks.values import distinct
+from streamline.training.student import Positive
 
 __all__ = [
     "QUICK", "CalibrationConfig", "MethodConfig", "PerplexityConfig", "Positive",
-    "Recoveries", "Sparsities", "Strict", "distinct",
+    "Recoveries", "Several", "Sparsities", "Strict", "parts",
 ]  # fmt: skip
 
 
-def _split(value: Any) -> Any:
-    """Turn ``"a,b"`` or a single value into a list; lists stay, and so do commas in brackets."""
-    if isinstance(value, str):
-        parts = re.split(r",(?![^\[\]]*\])", value)
-        return [part.strip() for part in parts if part.strip()]
-    return [value] if isinstance(value, (int, float)) else value
+def parts(text: str) -> list[str]:
+    """What stands between the commas of a text; a comma in brackets divides nothing."""
+    return [part.strip() for part in re.split(r",(?![^\[\]]*\])", text) if part.strip()]
 
 
-def distinct(value: Any) -> Any:
-    """Refuse an empty list and a value given twice."""
-    items = _split(value)
-    if isinstance(items, (list, tuple)):
-        if not items:
-            raise ValueError("at least one value is needed")
-        twice = sorted({str(item) for item in items if list(items).count(item) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} given twice")
+def _several(value: Any) -> Any:
+    """Turn ``"a,b"`` or a single value into a list; lists stay.
+
+    Raises:
+        ValueError: If it is empty.
+    """
+    items = parts(value) if isinstance(value, str) else value
+    items = [items] if isinstance(items, (int, float)) else items
+    if isinstance(items, (list, tuple)) and not items:
+        raise ValueError("at least one value is needed")
     return items
 
 
+#: What several values of a setting have in common: one text with commas, each value once.
+Several = (BeforeValidator(_several), AfterValidator(distinct))
 Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Sparsities = Annotated[tuple[Sparsity, ...], BeforeValidator(distinct)]
-Recoveries = Annotated[tuple[Literal["none", "lora"], ...], BeforeValidator(distinct)]
-Positive = Annotated[int, Field(ge=1)]
+Sparsities = Annotated[tuple[Sparsity, ...], *Several]
+Recoveries = Annotated[tuple[Literal["none", "lora"], ...], *Several]
 
 
 def _none_is_zero(value: Any) -> Any:

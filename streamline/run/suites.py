@@ -22,10 +22,12 @@ from typing import Any
 
 from streamline.errors import ConfigError
 from streamline.registry import SUITES, folders, unknown_name
+from streamline.run.checks.yaml_file import read_yaml
 
-__all__ = ["Suite", "as_suite", "load_suite", "suite_files"]
+__all__ = ["COMMAND_LINE", "Suite", "as_suite", "load_suite", "suite_files"]
 
-_COMMAND_LINE = ("suite", "dry_run")
+#: What only the command line may give: the run itself, and trust in other people's code.
+COMMAND_LINE = ("suite", "dry_run", "trust_remote_code", "confirm_run_unsafe_code")
 _DESCRIBING = ("title", "description", "report")
 
 
@@ -76,10 +78,9 @@ def load_suite(name: str) -> Suite:
 
     Raises:
         UnknownNameError: If there is no such suite and no such file.
-        ConfigError: If the file is not a YAML mapping, or sets its own ``suite`` or ``dry_run``.
+        ConfigError: If the file is not a YAML mapping, or sets what only the command line may,
+            such as ``dry_run`` or ``trust_remote_code``.
     """
-    import yaml
-
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         files = suite_files()
@@ -88,17 +89,13 @@ def load_suite(name: str) -> Suite:
         path = files[name]
     elif not path.is_file():
         raise unknown_name("suite file", name, suite_files())
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the suite {path} is not YAML in UTF-8: {reason}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
             f"the suite {path} must be a mapping of a run's fields, such as `models: opt-1.3b`, "
             f"got {type(content).__name__ if content is not None else 'an empty file'}"
         )
-    for key in _COMMAND_LINE:
+    for key in COMMAND_LINE:
         if key in content:
             raise ConfigError(
                 f"the suite {path} cannot set {key!r}; it belongs on the command line"
@@ -120,7 +117,7 @@ def as_suite(fields: Mapping[str, Any], suite: str | None = None) -> str:
     """A run as the YAML of a suite.
 
     Args:
-        fields: The run's fields as plain values; ``suite`` and ``dry_run`` are left out.
+        fields: The run's fields as plain values; what a suite may not set is left out.
         suite: The suite that it came from, whose title, description and report are kept.
 
     Returns:
@@ -133,5 +130,5 @@ def as_suite(fields: Mapping[str, Any], suite: str | None = None) -> str:
         found = load_suite(suite)
         words = {"title": found.title, "description": found.description, "report": found.report}
     content = {name: value for name, value in words.items() if value}
-    content |= {name: value for name, value in fields.items() if name not in _COMMAND_LINE}
+    content |= {name: value for name, value in fields.items() if name not in COMMAND_LINE}
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=96))

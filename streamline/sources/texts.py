@@ -173,6 +173,8 @@ def _parse(spec: str, split: Split) -> tuple[str, Split]:
             break
     if split not in splits:
         raise ConfigError(f"Unknown split {split!r}. Splits are: {', '.join(splits)}.")
+    if not spec:
+        raise AssetError(f"A text's name is empty; it is one of {', '.join(TEXTS)}, or a file.")
     return spec, split
 
 

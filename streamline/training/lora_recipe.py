@@ -13,12 +13,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from streamline.errors import ConfigError, UnknownNameError
+from streamline.training.student import Positive
 
 __all__ = ["PRESETS", "LoraRecipe", "LoraSettings", "Targets", "recipe_of"]
 
 Targets = Literal["all", "attention", "mlp"]
-
-_Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +82,10 @@ class LoraSettings(BaseModel):
         description="Training text; none for the replacements'. Instructions with answers (alpaca, "
         "or a jsonl file with instruction and output) are trained on their answers alone.",
     )
-    n_tokens: _Positive | None = Field(
+    n_tokens: Positive | None = Field(
         None, description="Tokens to train on; none for as many as the replacements get."
     )
-    trained_parameters: _Positive | None = Field(
+    trained_parameters: Positive | None = Field(
         None,
         description="Solve the rank so that about as many parameters are trained; none for the "
         "preset's own.",

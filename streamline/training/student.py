@@ -19,11 +19,11 @@ from streamline.plan import Span
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Objective", "PostTraining", "Recipe", "Student"]
+__all__ = ["Objective", "Positive", "PostTraining", "Recipe", "Student"]
 
 Objective = Literal["mse", "lm"]
 
-_Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Peak = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -44,11 +44,11 @@ class PostTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n_tokens: _Positive | None = Field(
+    n_tokens: Positive | None = Field(
         None, description="Distinct tokens; none for the training's, which it must not exceed."
     )
-    epochs: _Positive = Field(1, description="Passes over the tokens.")
-    batch_tokens: _Positive | None = Field(
+    epochs: Positive = Field(1, description="Passes over the tokens.")
+    batch_tokens: Positive | None = Field(
         None, description="Tokens of an optimiser step; none for the training's."
     )
     learning_rate: _Peak = Field(1e-4, description="Peak learning rate.")
@@ -78,12 +78,12 @@ class Recipe(BaseModel):
     normalize: bool = Field(
         False, description="Divide each token's squared error by its target's mean square."
     )
-    n_tokens: _Positive = Field(
+    n_tokens: Positive = Field(
         100_000, description="Tokens that replacements are trained on; else 100,000."
     )
     length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each sequence.")
-    epochs: _Positive = Field(2, description="Passes over the training tokens.")
-    batch_tokens: _Positive = Field(
+    epochs: Positive = Field(2, description="Passes over the training tokens.")
+    batch_tokens: Positive = Field(
         2_048, description="Tokens of an optimiser step; gradients are accumulated to it."
     )
     learning_rate: _Peak = Field(3e-4, description="Peak learning rate.")
@@ -94,7 +94,7 @@ class Recipe(BaseModel):
     weight_decay: _Rate = Field(1e-3, description="AdamW's weight decay.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
     clip: _Peak = Field(5.0, description="Largest gradient norm of a student.")
-    validation_tokens: _Positive = Field(
+    validation_tokens: Positive = Field(
         8_192, description="Tokens kept apart for the validation loss."
     )
     evaluations: Annotated[int, Field(ge=0)] = Field(

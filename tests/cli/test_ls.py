@@ -14,6 +14,7 @@ from streamline.cli.main import main
 from streamline.registry import METHODS, available
 from streamline.run.config import RunConfig, build_config
 from streamline.run.settings import settings
+from streamline.run.suites import COMMAND_LINE
 
 
 def _lines(arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -88,7 +89,7 @@ def test_the_schema_of_suites_is_a_suite_with_every_field_at_its_default(
     file = tmp_path / "all.yaml"
     file.write_text("\n".join(lines), encoding="utf-8")
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    assert set(written) == set(RunConfig.model_fields) - {"suite", "dry_run"}
+    assert set(written) == set(RunConfig.model_fields) - set(COMMAND_LINE)
     for name, block in written.items():
         if isinstance(block, dict) and name not in ("per_method", "per_model"):
             fields = type(RunConfig.model_fields[name].get_default()).model_fields

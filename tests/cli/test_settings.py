@@ -13,6 +13,7 @@ from streamline.results.record import Record
 from streamline.run import pipeline
 from streamline.run.config import RunConfig, build_config
 from streamline.run.settings import settings
+from streamline.run.suites import COMMAND_LINE
 
 
 def _exit(*arguments: str) -> int:
@@ -91,7 +92,7 @@ def test_the_resolved_run_is_a_suite_again(
 def test_the_resolved_run_shows_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert _exit("--models", "opt-1.3b", "--methods", "dense", "--print-config") == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert set(shown) == set(RunConfig.model_fields) - {"suite", "dry_run"}
+    assert set(shown) == set(RunConfig.model_fields) - set(COMMAND_LINE)
     assert shown["training"]["n_tokens"] == 100_000
 
 

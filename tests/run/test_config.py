@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
-from streamline.run.config import RunConfig, build_config, merge
+from streamline.run.checks.merge import merge
+from streamline.run.config import RunConfig, build_config
 from streamline.run.settings import settings
 from streamline.training.student import Recipe
 
@@ -168,9 +169,9 @@ def test_a_configuration_goes_through_json_unchanged() -> None:
 
 
 def test_flags_for_one_method_win_over_the_suites() -> None:
-    own = {"shortgpt": {"sparsities": (0.5,)}}
+    own = {"llm-streamline-none": {"sparsities": (0.5,)}}
     config = build_config({"per_method": own}, suite="paper-table5")
-    assert config.per_method["shortgpt"].sparsities == (0.5,)
+    assert config.per_method["llm-streamline-none"].sparsities == (0.5,)
     assert len(config.per_method) > 1
 
 
@@ -182,4 +183,7 @@ def test_recovery_is_checked_before_anything_is_loaded() -> None:
         build_config(run | {"lora": {"preset": "matched"}})
     with pytest.raises(AssetError):
         build_config(run | {"lora": {"texts": "no-such-text"}})
-    assert not build_config(run | {"recovery": "none", "lora": {"preset": "x"}}).fine_tunes()
+    without = run | {"recovery": "none"}
+    assert not build_config(without | {"lora": {"preset": "matched"}}).fine_tunes()
+    with pytest.raises(UnknownNameError, match="unknown LoRA preset 'x'"):
+        build_config(without | {"lora": {"preset": "x"}})

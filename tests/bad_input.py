@@ -1,0 +1,129 @@
+"""A folder of tiny inputs, and the real command in this process, for the tables of bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from streamline.cli.main import main
+from streamline.testing.models import tiny_model, tiny_tokenizer
+
+# What a message must not be: a traceback, or an exception as Python prints it.
+_RAW = re.compile(r"Traceback|\b[A-Z]\w*(Error|Exception|Exit)\(")
+_ENDS = ("error: ", "failed: ")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command left: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """All of standard error without frames and line breaks."""
+        return " ".join(re.sub("[│╭╮╰╯─]", " ", self.err).split())
+
+    def refuses(self, message: str, code: int = 2) -> None:
+        """Check that this is one message with these words, and neither a traceback nor a repr."""
+        assert (self.code, message) == (code, message if message in self.words else self.words)
+        assert not _RAW.search(self.err + self.out), self.err
+        ends = [line for line in self.err.splitlines() if line.startswith(_ENDS)]
+        framed = self.err.count("╭")
+        assert len(ends) + framed == 1, self.err
+        assert len(self.err) < 4_000
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a text, questions in their original form, and a suite of them.
+
+    ``model`` is a Llama of 6 layers, ``s.yaml`` runs it as dense and by shortgpt on two questions.
+    """
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    words = "the quick brown fox jumps over a lazy dog while nobody looks".split()  # noqa: SIM905
+    lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    questions = folder / "data" / "piqa"
+    questions.mkdir(parents=True)
+    rows = [
+        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
+        for i in range(4)
+    ]
+    (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "s.yaml").write_text(yaml.safe_dump(base_suite()))
+    return folder
+
+
+def base_suite() -> dict[str, Any]:
+    """A run of seconds, as a suite; its paths are relative to the folder of inputs."""
+    text = {"texts": "text.jsonl", "length": 16}
+    return {
+        "models": "model",
+        "methods": ["dense", "shortgpt"],
+        "sparsities": [0.3],
+        "tasks": "piqa",
+        "limit": 2,
+        "data_dir": "data",
+        "device": "cpu",
+        "calibration": {**text, "n_samples": 4},
+        "training": {
+            **text, "n_tokens": 256, "batch_tokens": 64, "validation_tokens": 64, "evaluations": 1,
+        },
+        "perplexity": {**text, "n_tokens": 64},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def suite(inputs: Path, tmp_path: Path) -> Callable[..., str]:
+    """``suite(text)`` or ``suite(**changes)``: a suite file, and its path.
+
+    A text or bytes are the file as it is; changes are laid over :func:`base_suite`.
+    """
+
+    def write(content: str | bytes | None = None, **changes: Any) -> str:
+        path = tmp_path / "suite.yaml"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            text = yaml.safe_dump(base_suite() | changes) if content is None else content
+            path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def bench(
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Shown]:
+    """``bench("ls methods")``: the command in the folder of inputs; OUT is a folder of the test."""
+    monkeypatch.chdir(inputs)
+    monkeypatch.setenv("STREAMLINE_CACHE", str(inputs / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(line: str) -> Shown:
+        words = [word.replace("OUT", str(tmp_path / "out")) for word in shlex.split(line)]
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        found = capsys.readouterr()
+        return Shown(code, found.out, found.err)
+
+    return run
