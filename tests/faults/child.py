@@ -1,0 +1,188 @@
+"""What happens in a child: the real command, watched, and struck at one of its events.
+
+Events are what Python's audit hooks report of files below one folder (opened for writing, renamed,
+removed, folders made), before it happens, and marks of work: a training step made, a step saved,
+a model's answers kept, a text generated. A line is written for each, so that what happened is known
+after a kill.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Watch", "run"]
+
+_LIBRARIES = (
+    "accelerate", "datasets", "filelock", "jinja2", "lm_eval.api.metrics", "lm_eval.tasks",
+    "lm_eval.models.huggingface", "matplotlib.backends.backend_svg", "matplotlib.figure", "numpy",
+    "pandas", "peft", "pyarrow.parquet", "rich.live", "rouge_score.rouge_scorer", "sacrebleu",
+    "safetensors.torch", "scipy.stats", "torch", "transformers.models.llama.modeling_llama",
+    "typer.rich_utils",
+)  # fmt: skip
+_UNIQUE = re.compile(r"^\.(.+?)\.[0-9a-f]{32}\.tmp$")
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What to write down of a command, and where to strike it.
+
+    Attributes:
+        folder: Only files below it are watched.
+        trace: Receives one line for each event; what earlier children wrote stays.
+        at: The event before which it is struck, the first time; None lets it run to its end.
+        strike: A signal, or ``fill``: no block of the folder's file system is left free.
+    """
+
+    folder: Path
+    trace: Path
+    at: str | None = None
+    strike: signal.Signals | str = signal.SIGKILL
+
+
+def run(argv: list[str], out: Path, err: Path, env: dict[str, str], watch: Watch | None) -> None:
+    """Run the command line with its output in two files; ends the process with its exit code."""
+    os.environ.update(env)
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), number)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: PTH123
+    import torch
+
+    torch.set_num_threads(1)
+    if watch is not None:
+        emit = _watched(watch)
+        _marked(emit)
+    from streamline.cli.main import main
+
+    main(argv)
+
+
+def _watched(watch: Watch) -> Callable[[str], None]:
+    """Report events from now on; the function takes more of them."""
+    stream = os.open(watch.trace, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    struck = False
+
+    def emit(name: str) -> None:
+        nonlocal struck
+        os.write(stream, f"{name}\n".encode())
+        if name == watch.at and not struck:
+            struck = True
+            os.write(stream, b"struck\n")
+            if watch.strike == "fill":
+                fill(watch.folder)
+            else:
+                os.kill(os.getpid(), watch.strike)
+
+    def audit(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open":
+            writes = isinstance(args[2], int) and args[2] & _WRITING
+            paths = args[:1] if writes else ()
+        elif event in ("os.rename", "os.remove", "os.mkdir", "os.truncate"):
+            paths = args[1:2] if event == "os.rename" else args[:1]
+        else:
+            return
+        for path in paths:
+            name = _name(path, watch.folder)
+            if name is not None and not name.endswith((".lock", "filler")):
+                emit(f"{event.removeprefix('os.')} {name}")
+
+    sys.addaudithook(audit)
+    return emit
+
+
+def _name(path: Any, folder: Path) -> str | None:
+    """A file's name below the folder, without what is unique to its temporary name."""
+    if isinstance(path, int):
+        return None
+    text = os.fsdecode(path)
+    if not text.startswith(f"{folder}/"):
+        return None
+    place, name = os.path.split(text[len(str(folder)) + 1 :])
+    return os.path.join(place, _UNIQUE.sub(r"\1 (temporary)", name))
+
+
+def fill(folder: Path) -> None:
+    """Leave no free block on the folder's file system."""
+    with open(folder / "filler", "ab", buffering=0) as stream:  # noqa: PTH123
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    stream.write(bytes(size))
+            except OSError:
+                continue
+
+
+def _marked(emit: Callable[[str], None]) -> None:
+    """Emit what is done and what is kept; everything is saved as soon as it can be."""
+    from streamline.calibration import Calibration
+    from streamline.evaluation.answer_store import AnswerStore
+    from streamline.evaluation.generation import answers
+    from streamline.training import fit, lora
+    from streamline.training.state import TrainingState
+
+    fit.fit.__kwdefaults__["save_seconds"] = lora.fine_tune.__kwdefaults__["save_seconds"] = 0.0
+    answers.SAVE_EVERY_S = 0.0
+    steps: dict[str, list[int]] = {}
+
+    def step(state: TrainingState, *_: Any) -> None:
+        steps.setdefault(f"{state.directory} {state.label}", []).append(state.step)
+        emit(f"step {state.label} {state.step}")
+
+    def saved(state: TrainingState, *_: Any) -> None:
+        for number in steps.pop(f"{state.directory} {state.label}", []):
+            emit(f"kept step {state.label} {number}")
+
+    _after(TrainingState, "update", step)
+    _after(TrainingState, "save", saved)
+    _after(TrainingState, "finish", saved)
+    _after(Calibration, "save", lambda _, folder: emit(f"kept calibration {folder.name}"))
+    _after(AnswerStore, "write", lambda _, key, name, *__: emit(f"kept answers {key[:8]} {name}"))
+    generate = answers.generate_shared
+
+    def generated(paths: Any, prompts: Any, *args: Any, written: Any, **options: Any) -> Any:
+        def one(path: int, prompt: int, tokens: list[int]) -> None:
+            written(path, prompt, tokens)
+            emit(f"kept text {paths[path].name} {hash(prompts[prompt].tokens)}")
+
+        return generate(paths, prompts, *args, written=one, **options)
+
+    answers.generate_shared = generated
+
+
+def _after(owner: type, name: str, done: Callable[..., None]) -> None:
+    """Call a function with a method's arguments after the method."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        result = original(*args, **options)
+        done(*args)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _import_all() -> None:
+    """Import what the command may need, so that children have it."""
+    import streamline
+
+    for library in _LIBRARIES:
+        importlib.import_module(library)
+    for module in pkgutil.walk_packages(streamline.__path__, "streamline."):
+        if ".benchmarks." not in module.name and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
+
+if __name__ != "__mp_main__" and os.environ.get("STREAMLINE_FAULTS") == "server":
+    _import_all()
