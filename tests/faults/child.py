@@ -1,7 +1,7 @@
 """What happens in a child: the real command, watched, and struck at one of its events.
 
 Events are what Python's audit hooks report of files below one folder (opened for writing, renamed,
-removed, folders made), before it happens, and marks of work: a training step made, a step saved,
+removed), before it happens, and marks of work: a training step made, a step saved,
 a model's answers kept, a text generated. A line is written for each, so that what happened is known
 after a kill.
 """
@@ -87,7 +87,7 @@ def _watched(watch: Watch) -> Callable[[str], None]:
         if event == "open":
             writes = isinstance(args[2], int) and args[2] & _WRITING
             paths = args[:1] if writes else ()
-        elif event in ("os.rename", "os.remove", "os.mkdir", "os.truncate"):
+        elif event in ("os.rename", "os.remove", "os.truncate"):
             paths = args[1:2] if event == "os.rename" else args[:1]
         else:
             return

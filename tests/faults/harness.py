@@ -5,16 +5,19 @@ about a second.
 
 Example::
 
-    done = command("report", str(out), cache=cache)
-    assert done.code == 0, done.err
+    verb = Verb("run", world, place)
+    verb.carry_out(at="rename results.json")        # killed before the first record is there
+    assert verb.carry_out().code == 0
+    assert differences(verb, undisturbed) == []
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
-import shutil
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ import pandas as pd
 
 from faults.child import Watch, run
 
-__all__ = ["Outcome", "Watch", "command", "differences", "events"]
+__all__ = ["Outcome", "Verb", "command", "differences"]
 
 _FORKS = multiprocessing.get_context("forkserver")
 _TIMES = {"seconds", "calibrate_s", "train_s", "eval_s", "peak_memory_bytes"}
@@ -84,27 +87,96 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
-def events(trace: Path) -> list[str]:
-    """The lines of a trace."""
-    return trace.read_text(encoding="utf-8").splitlines() if trace.exists() else []
+@dataclass(frozen=True)
+class Verb:
+    """A command of the little world in a folder of its own, which can be given again and again.
+
+    Attributes:
+        name: The verb.
+        world: Where :func:`faults.world.build` wrote.
+        place: Holds what the command makes, in ``work``, the cache and the trace.
+    """
+
+    name: str
+    world: Path
+    place: Path
+
+    @property
+    def work(self) -> Path:
+        """What is watched."""
+        return self.place / "work"
+
+    @property
+    def out(self) -> Path:
+        """What is given as ``--out``."""
+        return self.work / ("record.json" if self.name == "evaluate" else "out")
+
+    @property
+    def trace(self) -> Path:
+        """What happened in all children so far."""
+        return self.place / "trace"
+
+    def argv(self) -> list[str]:
+        """The command's arguments."""
+        model, suite = str(self.world / "model"), str(self.world / "suite.yaml")
+        words = {
+            "run": ["--suite", suite, "--out", str(self.out)],
+            "report": ["report", str(self.out)],
+            "evaluate": ["evaluate", model, "--tasks", "piqa,streamline_xsum", "--data-dir"]
+            + [str(self.world / "data"), "--device", "cpu", "--out", str(self.out)],
+            "prune": ["prune", model, "--method", "llm-streamline-ffn", "--sparsity", "0.3"]
+            + ["--suite", suite, "--out", str(self.out)],
+        }
+        return words[self.name]
+
+    def carry_out(
+        self, at: str | None = None, strike: signal.Signals | str = signal.SIGKILL
+    ) -> Outcome:
+        """Give the command, struck before an event if one is named."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        watch = Watch(self.work, self.trace, at, strike)
+        return command(*self.argv(), cache=self.place / "cache", watch=watch)
+
+    def events(self) -> list[str]:
+        """The lines of the trace."""
+        return self.trace.read_text(encoding="utf-8").splitlines()
+
+    def results(self) -> dict[str, Any]:
+        """What the command made, by file, without times."""
+        return {
+            str(file.relative_to(self.work)): _content(file)
+            for file in sorted(self.work.rglob("*"))
+            if file.is_file() and self._made(file.relative_to(self.work))
+        }
+
+    def _made(self, file: Path) -> bool:
+        """Whether a file is a result, rather than what only saves work."""
+        if self.name == "run":
+            return file.parts[1] in ("results.json", "samples", "plans", "losses", "tables")
+        return file.parts[0] in ("out", "record.json", "record.parquet")
+
+    def leftovers(self) -> list[str]:
+        """Temporary files that are still there."""
+        hidden = [f for f in self.work.rglob(".*") if not f.name.endswith(".lock")]
+        return [str(file.relative_to(self.work)) for file in hidden if file.name != ".record-run"]
 
 
-def differences(found: Path, wanted: Path) -> list[str]:
-    """In what a run's records, rows, plans and losses differ from another's; times do not count."""
-    return _unequal(_results(found), _results(wanted), "")
+def differences(found: Verb, wanted: Verb) -> list[str]:
+    """In what the results of a command differ from another's; times do not count."""
+    return _unequal(found.results(), wanted.results(), "")
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    """What a run measured, by file."""
-    texts = {
-        str(file.relative_to(folder)): [json.loads(line) for line in file.open(encoding="utf-8")]
-        for file in folder.glob("losses/*.jsonl")
-    }
-    for file in [folder / "results.json", *folder.glob("plans/*.json")]:
-        texts[str(file.relative_to(folder))] = json.loads(file.read_text(encoding="utf-8"))
-    for file in folder.glob("samples/*.parquet"):
-        texts[str(file.relative_to(folder))] = pd.read_parquet(file).to_dict("list")
-    return texts
+def _content(file: Path) -> Any:
+    """A file's content, as values where it has times in it."""
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    if file.suffix == ".json":
+        return json.loads(file.read_text(encoding="utf-8"))
+    if file.suffix == ".parquet":
+        return pd.read_parquet(file).to_dict("list")
+    if file.suffix in (".csv", ".tex", ".md", ".html", ".svg"):
+        return file.name  # there; made from the records and their times
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _unequal(found: Any, wanted: Any, place: str) -> list[str]:
@@ -117,9 +189,3 @@ def _unequal(found: Any, wanted: Any, place: str) -> list[str]:
         return [line for i, (a, b) in pairs for line in _unequal(a, b, f"{place}[{i}]")]
     same = found == wanted or (found != found and wanted != wanted)
     return [] if same else [f"{place}: {str(found)[:80]} instead of {str(wanted)[:80]}"]
-
-
-def fresh(folder: Path) -> Path:
-    """The folder, empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder

@@ -46,7 +46,7 @@ def suite(folder: Path) -> dict[str, object]:
         "training": text
         | {"n_tokens": 256, "epochs": 2, "batch_tokens": 64, "validation_tokens": 64}
         | {"evaluations": 1, "cache_bytes": 1_000_000},
-        "lora": {"n_tokens": 256, "validation_tokens": 64},
+        "lora": {"n_tokens": 6000, "validation_tokens": 64},
         "perplexity": text | {"n_tokens": 128},
         "batch_tokens": 64,
     }
