@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env bench test package-test slow lint speed gpu docs wheel clean
+.PHONY: env bench test faults package-test slow lint speed gpu docs wheel clean
 
 env: $(STAMP)
 
@@ -18,7 +18,11 @@ bench: env
 	$(BIN)/streamline-bench --suite embedded --out out/embedded
 
 test: env
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+# Kills, full disks (for which it must be allowed to mount) and damaged files, all of them.
+faults: env
+	$(BIN)/python -m pytest -q -n 2 -m "faults or not faults" tests/faults
 
 package-test: env
 	$(BIN)/python -m pytest -q -m package

@@ -20,22 +20,26 @@ prompts are batched by each process, which may round otherwise.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Timer
 from typing import Any, Protocol, TypeVar
 
-from streamline.errors import StreamlineError
+from streamline.errors import ConfigError, StreamlineError
 
 __all__ = [
     "ALONE",
     "WHOLE",
+    "LostProcess",
     "Shard",
     "Team",
     "broadcast",
+    "exchanging",
     "follows",
     "interleaved",
     "joined",
@@ -48,6 +52,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _PATIENCE = timedelta(days=30)  # the others wait while the first trains
+_GATHERING = timedelta(minutes=10)  # until all processes are there
+_HINT_S = 10.0  # of waiting for them in silence
+
+log = logging.getLogger(__name__)
+
+
+class LostProcess(BaseException):
+    """Another process of the team is gone, and nothing more can be done together.
+
+    Not an ``Exception``: what keeps the failure of one cell from the others does not hold it back.
+    """
 
 
 @dataclass(frozen=True)
@@ -100,13 +115,35 @@ def team() -> Team:
 
 
 def world_size() -> int:
-    """Processes that were launched together, as the launcher declares."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes that were launched together, as the launcher declares.
+
+    Raises:
+        ConfigError: If it declares no number.
+    """
+    return _declared("WORLD_SIZE", 1)
 
 
 def follows() -> bool:
-    """Whether this process was launched beside a first one."""
-    return world_size() > 1 and int(os.environ.get("RANK", "0")) > 0
+    """Whether this process was launched beside a first one.
+
+    Raises:
+        ConfigError: If the launcher declares no number.
+    """
+    return world_size() > 1 and _declared("RANK", 0) > 0
+
+
+def _declared(name: str, default: int) -> int:
+    """A number that a launcher put into the environment."""
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal() or (name == "WORLD_SIZE" and int(value) < 1):
+        raise ConfigError(f"{name} is {value!r} in the environment, no number; {_UNSET}")
+    return int(value)
+
+
+_UNSET = (
+    "it is set by torchrun or accelerate launch for several processes: use one of them, or unset "
+    "WORLD_SIZE to work with one process"
+)
 
 
 @contextmanager
@@ -115,6 +152,10 @@ def joined(leader: Callable[[Shard], Caller] | None = None) -> Iterator[Team]:
 
     Args:
         leader: Makes the first process's :class:`Caller`; by default all make the same calls.
+
+    Raises:
+        ConfigError: If the environment names no place to meet, or not all processes come there.
+        LostProcess: Within it, if another process is gone.
     """
     if world_size() == 1:
         yield ALONE
@@ -122,10 +163,10 @@ def joined(leader: Callable[[Shard], Caller] | None = None) -> Iterator[Team]:
     import torch.distributed
     from accelerate import PartialState
 
-    fresh = not torch.distributed.is_initialized()
-    state = PartialState(cpu=True, timeout=_PATIENCE)
-    if fresh:
+    if not torch.distributed.is_initialized():
+        _meet()
         atexit.register(torch.distributed.destroy_process_group)
+    state = PartialState(cpu=True)
     shard = Shard(state.process_index, state.num_processes)
     found = Team(shard, leader(shard) if leader is not None and shard.rank == 0 else None)
     token = _team.set(found)
@@ -133,6 +174,49 @@ def joined(leader: Callable[[Shard], Caller] | None = None) -> Iterator[Team]:
         yield found
     finally:
         _team.reset(token)
+
+
+def _meet() -> None:
+    """Wait for all processes, not for ever and not in silence, and join them."""
+    import torch.distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    size, place = world_size(), [os.environ.get(f"MASTER_{part}") for part in ("ADDR", "PORT")]
+    expected = f"WORLD_SIZE is {size} in the environment, so {size} processes are expected"
+    if None in place:
+        raise ConfigError(f"{expected}, but MASTER_ADDR and MASTER_PORT name no place; {_UNSET}")
+    expected += f" at {':'.join(map(str, place))}"
+    hint = Timer(_HINT_S, log.warning, (f"{expected}: waiting for them",))
+    hint.daemon = True
+    hint.start()
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=_GATHERING))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{expected}, and they did not meet ({reason}); {_UNSET}") from error
+    finally:
+        hint.cancel()
+    store.set_timeout(_PATIENCE)
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
+    )
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Within it, values go from process to process.
+
+    Raises:
+        LostProcess: If that fails.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo's: what it says is about its sockets
+        log.debug("the exchange with the other processes failed", exc_info=True)
+        raise LostProcess(
+            f"another of {world_size()} processes is gone: it was killed, or its own messages say "
+            "why it ended. What is finished is kept; launch the same command again"
+        ) from error
 
 
 @contextmanager
@@ -198,7 +282,8 @@ def gathered(shard: Shard, work: Callable[[], Result]) -> list[Result]:
         failure = error
     found: list[Any] = [None] * shard.size
     reason = None if failure is None else f"{type(failure).__name__}: {failure}"
-    torch.distributed.all_gather_object(found, (reason, result))
+    with exchanging():
+        torch.distributed.all_gather_object(found, (reason, result))
     if failure is not None:
         raise failure
     for rank, (other, _) in enumerate(found):
@@ -221,5 +306,6 @@ def broadcast(value: Item) -> Item:
     import torch.distributed
 
     values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
+    with exchanging():
+        torch.distributed.broadcast_object_list(values, src=0)
     return values[0]

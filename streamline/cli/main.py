@@ -5,7 +5,7 @@ and exit code 2. Anything else is an error of the program and keeps its tracebac
 imported here or by the verbs' modules; each verb imports what it needs when it runs, so that
 ``--help`` answers at once.
 
-Exit codes: 0 all done, 1 some cells failed, 2 bad arguments, 130 interrupted.
+Exit codes: 0 all done, 1 some cells failed, 2 bad arguments, 130 interrupted, 143 told to end.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import functools
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -36,7 +37,7 @@ from streamline.cli import (
     validate,
 )
 from streamline.cli.screen.show import show_error
-from streamline.distributed import follows
+from streamline.distributed import LostProcess, follows
 from streamline.errors import StreamlineError
 from streamline.registry import unknown_name
 from streamline.run.commands import commanded
@@ -55,6 +56,7 @@ _VERBS = {
     "new-method": new_method,
     "rm": rm,
 }
+_KEPT = "what is finished is kept, the same command does the rest"
 _EPILOG = """
 Without a verb, `run` is meant. Examples:
 
@@ -106,7 +108,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            show_error("interrupted; what is finished is kept, the same command does the rest")
+            show_error(f"interrupted; {_KEPT}")
             raise typer.Exit(130) from None
 
     return wrapped
@@ -138,6 +140,28 @@ def _root(
     pass
 
 
+class _Ended(BaseException):
+    """The system or a scheduler told the process to end."""
+
+
+@contextmanager
+def _endable() -> Iterator[None]:
+    """Within it, SIGTERM ends the work as an interrupt does, so that it takes its leave."""
+
+    def end(*_: object) -> NoReturn:
+        raise _Ended
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread, which alone is told
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process.
 
@@ -147,7 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments without the program's name; None for those of the process.
 
     Raises:
-        SystemExit: Always: 0 all done, 1 some cells failed, 2 bad arguments, 130 interrupted.
+        SystemExit: Always: 0 all done, 1 some cells failed, 2 bad arguments, 130 interrupted, 143
+            told to end.
         StreamlineError, OSError: Instead of exit code 2, if ``--debug`` is among the arguments.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -156,8 +181,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, between our own
     try:
         silent = redirect_stdout(io.StringIO()) if follows() else nullcontext()
-        with silent, commanded(arguments):
+        with silent, commanded(arguments), _endable():
             app(args=arguments, prog_name="streamline-bench")
+    except _Ended:
+        show_error(f"told to end; {_KEPT}")
+        sys.exit(143)
+    except LostProcess as error:
+        show_error(error)
+        sys.exit(2)
     except (StreamlineError, OSError) as error:
         if debug:
             raise

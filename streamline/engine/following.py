@@ -25,7 +25,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed import Shard, gathered, joined, world_size
+from streamline.distributed import (
+    LostProcess,
+    Shard,
+    exchanging,
+    gathered,
+    joined,
+    world_size,
+)
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import FastLinears
 from streamline.errors import StreamlineError
@@ -55,6 +62,7 @@ def lead(work: Callable[[], Result]) -> Result:
 
     Raises:
         StreamlineError: On the others, if the first process failed.
+        LostProcess: If one of them is gone.
     """
     with joined(_Leader) as team:
         if not isinstance(team.leader, _Leader):
@@ -62,6 +70,8 @@ def lead(work: Callable[[], Result]) -> Result:
             return outcome
         try:
             result = work()
+        except LostProcess:
+            raise
         except BaseException as error:
             team.leader.send("failed", f"{type(error).__name__}: {error}")
             raise
@@ -155,10 +165,11 @@ class _Leader:
             (tuple(t.shape), t.dtype, t.device.type, t.device.index or 0, _gradient(t))
             for t in tensors
         ]
-        torch.distributed.broadcast_object_list([(kind, body, about, key)], src=0)
-        for tensor in tensors:
-            if tensor.numel():
-                torch.distributed.broadcast(_bytes(tensor.detach().cpu().contiguous()), src=0)
+        with exchanging():
+            torch.distributed.broadcast_object_list([(kind, body, about, key)], src=0)
+            for tensor in tensors:
+                if tensor.numel():
+                    torch.distributed.broadcast(_bytes(tensor.detach().cpu().contiguous()), src=0)
 
 
 class _Unsendable(Exception):
@@ -222,13 +233,15 @@ class _Follower:
     def receive(self) -> tuple[str, bytes, Tensors, int]:
         """The next message with its tensors."""
         box: list[Any] = [None]
-        torch.distributed.broadcast_object_list(box, src=0)
+        with exchanging():
+            torch.distributed.broadcast_object_list(box, src=0)
         kind, body, about, key = box[0]
         tensors = []
         for shape, dtype, device, index, gradient in about:
             tensor = torch.empty(shape, dtype=dtype)
-            if tensor.numel():
-                torch.distributed.broadcast(_bytes(tensor), src=0)
+            with exchanging():
+                if tensor.numel():
+                    torch.distributed.broadcast(_bytes(tensor), src=0)
             tensor = tensor.to(_own(device, index))
             tensors.append(tensor if gradient is None else nn.Parameter(tensor, gradient))
         return kind, body, tensors, key

@@ -50,18 +50,35 @@ class Watch:
     strike: signal.Signals | str = signal.SIGKILL
 
 
-def run(argv: list[str], out: Path, err: Path, env: dict[str, str], watch: Watch | None) -> None:
-    """Run the command line with its output in two files; ends the process with its exit code."""
+def run(
+    argv: list[str],
+    out: Path,
+    err: Path,
+    env: dict[str, str],
+    watch: Watch,
+    settings: dict[str, Any],
+) -> None:
+    """Run the command line with its output in two files; ends the process with its exit code.
+
+    Args:
+        argv: The command's arguments.
+        out: Receives its standard output.
+        err: Receives its standard error.
+        env: What its environment has beside this process's.
+        watch: What to write down, and where to strike.
+        settings: ``module__NAME`` of the package to a value.
+    """
     os.environ.update(env)
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), number)
-    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: PTH123
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     import torch
 
     torch.set_num_threads(1)
-    if watch is not None:
-        emit = _watched(watch)
-        _marked(emit)
+    for name, value in settings.items():
+        module, _, constant = name.partition("__")
+        setattr(importlib.import_module(f"streamline.{module}"), constant, value)
+    _marked(_watched(watch))
     from streamline.cli.main import main
 
     main(argv)
@@ -107,13 +124,13 @@ def _name(path: Any, folder: Path) -> str | None:
     text = os.fsdecode(path)
     if not text.startswith(f"{folder}/"):
         return None
-    place, name = os.path.split(text[len(str(folder)) + 1 :])
-    return os.path.join(place, _UNIQUE.sub(r"\1 (temporary)", name))
+    file = Path(text).relative_to(folder)
+    return str(file.with_name(_UNIQUE.sub(r"\1 (temporary)", file.name)))
 
 
 def fill(folder: Path) -> None:
     """Leave no free block on the folder's file system."""
-    with open(folder / "filler", "ab", buffering=0) as stream:  # noqa: PTH123
+    with (folder / "filler").open("ab", buffering=0) as stream:
         for size in (65536, 4096, 1):
             try:
                 while True:

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 from faults.child import Watch, run
 
-__all__ = ["Outcome", "Verb", "command", "differences"]
+__all__ = ["Outcome", "Running", "Verb", "differences"]
 
 _FORKS = multiprocessing.get_context("forkserver")
 _TIMES = {"seconds", "calibrate_s", "train_s", "eval_s", "peak_memory_bytes"}
@@ -42,27 +41,42 @@ class Outcome:
     err: str
 
 
-def command(*argv: str, cache: Path, watch: Watch | None = None, timeout: float = 120) -> Outcome:
-    """Run ``streamline-bench`` with some arguments in a child.
+class Running:
+    """A command in a child.
 
     Args:
-        *argv: The arguments.
-        cache: The user's cache folder.
+        argv: Its arguments.
+        env: What its environment has beside this process's.
         watch: What to write down, and where to strike.
-        timeout: Seconds after which it is killed; its code is None then.
+        settings: Names of the package with the values that they have in the child.
     """
-    _serve()
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        env = {"STREAMLINE_CACHE": str(cache)}
-        child = _FORKS.Process(target=run, args=(list(argv), out, err, env, watch))
-        child.start()
-        child.join(timeout)
-        code = child.exitcode
+
+    def __init__(
+        self, argv: list[str], env: dict[str, str], watch: Watch, settings: dict[str, Any]
+    ) -> None:
+        _serve()
+        self._folder = tempfile.TemporaryDirectory()
+        self._texts = [Path(self._folder.name, name) for name in ("out", "err")]
+        given = (argv, *self._texts, env, watch, settings)
+        self.process = _FORKS.Process(target=run, args=given)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        """The child's number."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def end(self, timeout: float = 120) -> Outcome:
+        """Wait until it has ended; it is killed after a while, and its code is None then."""
+        self.process.join(timeout)
+        code = self.process.exitcode
         if code is None:
-            child.kill()
-            child.join()
-        return Outcome(code, _text(out), _text(err))
+            self.process.kill()
+            self.process.join()
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in self._texts]
+        self._folder.cleanup()
+        return Outcome(code, *texts)
 
 
 def _serve() -> None:
@@ -81,10 +95,6 @@ def _serve() -> None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 @dataclass(frozen=True)
@@ -129,17 +139,35 @@ class Verb:
         }
         return words[self.name]
 
+    def begin(
+        self,
+        at: str | None = None,
+        strike: signal.Signals | str = signal.SIGKILL,
+        env: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> Running:
+        """Give the command.
+
+        Args:
+            at: The event before which it is struck, if any.
+            strike: A signal, or ``fill`` for a full disk.
+            env: More of its environment.
+            **settings: ``module__NAME`` of the package with the value that it has in the child.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        watch = Watch(self.work, self.trace, at, strike)
+        env = {"STREAMLINE_CACHE": str(self.place / "cache")} | (env or {})
+        return Running(self.argv(), env, watch, settings)
+
     def carry_out(
         self, at: str | None = None, strike: signal.Signals | str = signal.SIGKILL
     ) -> Outcome:
-        """Give the command, struck before an event if one is named."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        watch = Watch(self.work, self.trace, at, strike)
-        return command(*self.argv(), cache=self.place / "cache", watch=watch)
+        """Give the command and wait until it has ended."""
+        return self.begin(at, strike).end()
 
     def events(self) -> list[str]:
         """The lines of the trace."""
-        return self.trace.read_text(encoding="utf-8").splitlines()
+        return self.trace.read_text(encoding="utf-8").splitlines() if self.trace.exists() else []
 
     def results(self) -> dict[str, Any]:
         """What the command made, by file, without times."""
@@ -183,7 +211,9 @@ def _unequal(found: Any, wanted: Any, place: str) -> list[str]:
     """The places where two values differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = [k for k in {**wanted, **found} if k not in _TIMES]
-        return [line for k in keys for line in _unequal(found.get(k), wanted.get(k), f"{place}/{k}")]
+        return [
+            line for k in keys for line in _unequal(found.get(k), wanted.get(k), f"{place}/{k}")
+        ]
     if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         pairs = enumerate(zip(found, wanted, strict=True))
         return [line for i, (a, b) in pairs for line in _unequal(a, b, f"{place}[{i}]")]

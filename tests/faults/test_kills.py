@@ -1,8 +1,8 @@
 """Killed at any moment and given again, a command ends with the same results and repeats no work.
 
-A chain is one folder in which the command is given again and again, each time killed before another
-of its events, in their order; at last it is left alone. The chains of a verb together strike each of
-its events once.
+A chain is one folder in which the command is given again and again, each time killed before
+another of its events, in their order; at last it is left alone. The chains of a verb together
+strike each of its events once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 
 import pytest
-
 from faults.harness import Verb, differences
 
 CHAINS = {"run": 12, "prune": 4, "evaluate": 4, "report": 2}

@@ -1,4 +1,4 @@
-"""A little world on disk: a model, texts, questions, and a run that meets every kind of kept file."""
+"""A little world on disk: a model, texts, questions, and a run with every kind of kept file."""
 
 from __future__ import annotations
 

@@ -1,0 +1,145 @@
+"""A kept file is damaged: it is made again or named, and never does another number come out.
+
+Each kind of file that a run keeps meets each damage, in the state in which the run would use it:
+finished, finished but without its records, in the middle of training, in the middle of answering.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.harness import Verb, differences
+
+# Where a run is left before each kind of file is damaged.
+KINDS = {
+    "results.json": "finished",
+    "run.json": "finished",
+    "commands.json": "finished",
+    "samples/*shortgpt*none*.parquet": "finished",
+    "plans/*ffn*.json": "finished",
+    "losses/*.jsonl": "finished",
+    "cache/answers/*/piqa.json": "without records",
+    "cache/answers/*/piqa.parquet": "without records",
+    "cache/answers/*/streamline_xsum.json": "without records",
+    "cache/answers/*/streamline_xsum.parquet": "without records",
+    "cache/answers/*/text-heldout.json": "without records",
+    "cache/calibration/*/calibration.json": "without answers",
+    "cache/calibration/*/calibration.safetensors": "without answers",
+    "cache/training/students/*.json": "without answers",
+    "cache/training/students/*.safetensors": "without answers",
+    "cache/lora/*/students/*.json": "without answers",
+    "cache/lora/*/students/*.safetensors": "without answers",
+    "cache/lora/*/losses/*.jsonl": "without answers",
+    "cache/training/state/*.safetensors": "kept step model--llm-streamline-ffn",
+    "cache/activations/*/*.states": "kept step model--llm-streamline-ffn",
+    "cache/activations/*/*.filled": "kept step model--llm-streamline-ffn",
+    "cache/lora/*/state/*.safetensors": "kept step lora",
+    "cache/answers/*/*.texts.json": "kept text llm-streamline-ffn",
+}
+MADE = re.compile(r"(tables|figures)/|report\.(md|html)|\.(run|results)\.lock$")
+DAMAGES = ("empty", "truncated", "zeroed", "flipped", "garbage", "missing")
+FEW = {
+    ("results.json", "flipped"), ("samples/*shortgpt*none*.parquet", "missing"),
+    ("cache/answers/*/piqa.json", "flipped"), ("cache/answers/*/piqa.parquet", "garbage"),
+    ("cache/calibration/*/calibration.safetensors", "flipped"),
+    ("cache/training/students/*.safetensors", "truncated"),
+    ("cache/training/state/*.safetensors", "zeroed"),
+    ("cache/activations/*/*.states", "empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        pytest.param(kind, how, marks=[] if (kind, how) in FEW else pytest.mark.faults)
+        for kind in KINDS
+        for how in DAMAGES
+    ],
+)
+def test_a_damaged_file_is_made_again_or_named(
+    left: Callable[[str], Verb], undisturbed: Callable[[str], Verb], kind: str, how: str
+) -> None:
+    wanted, run = undisturbed("run"), left(KINDS[kind])
+    file = sorted(run.out.glob(kind))[-1]
+    damage(file, how)
+    outcome = run.carry_out()
+    if outcome.code:
+        assert "Traceback" not in outcome.err, outcome.err
+        assert file.name in outcome.err, outcome.err
+        if run.carry_out().code:  # as the message says
+            file.unlink(missing_ok=True)
+            again = run.carry_out()
+            assert again.code == 0, again.err
+    assert differences(run, wanted) == [], outcome.err
+
+
+def damage(file: Path, how: str) -> None:
+    """Damage a file in one of the ways of :data:`DAMAGES`; one bit of a text is one of a digit."""
+    data = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+        return
+    if how == "flipped":
+        digits = [m.start() for m in re.finditer(rb"(?<=[.\d])\d(?=\d)", data)]
+        text = file.suffix in (".json", ".jsonl")
+        data[digits[len(digits) // 2] if text and digits else len(data) // 2] ^= 1 if text else 64
+    changed = {
+        "empty": b"",
+        "truncated": bytes(data[: len(data) // 2]),
+        "zeroed": bytes(len(data)),
+        "flipped": bytes(data),
+        "garbage": random.Random(0).randbytes(len(data)),
+    }
+    file.write_bytes(changed[how])
+
+
+def test_each_kept_file_is_of_a_kind_of_the_matrix(left: Callable[[str], Verb]) -> None:
+    for state in dict.fromkeys(KINDS.values()):
+        out = left(state).out
+        known = {file for kind in KINDS for file in out.glob(kind)}
+        files = {file for file in out.rglob("*") if file.is_file()} - known
+        strangers = [str(f.relative_to(out)) for f in files]
+        assert [name for name in strangers if not MADE.search(name)] == []
+
+
+@pytest.fixture(scope="session")
+def states(
+    undisturbed: Callable[[str], Verb], world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Verb]:
+    """Runs left in each of the states, made once."""
+    made: dict[str, Verb] = {}
+
+    def state(name: str) -> Verb:
+        if name not in made:
+            run = made[name] = Verb("run", world, tmp_path_factory.mktemp("state") / "run")
+            if name.startswith("kept"):
+                matching = [e for e in undisturbed("run").events() if e.startswith(name)]
+                assert run.carry_out(at=matching[len(matching) // 2]).code == -9
+            else:
+                shutil.copytree(undisturbed("run").work, run.work)
+                if name != "finished":
+                    (run.out / "results.json").unlink()
+                    shutil.rmtree(run.out / "samples")
+                if name == "without answers":
+                    shutil.rmtree(run.out / "cache" / "answers")
+        return made[name]
+
+    return state
+
+
+@pytest.fixture
+def left(states: Callable[[str], Verb], verb: Callable[[str], Verb]) -> Callable[[str], Verb]:
+    """A copy of a run left in one of the states."""
+
+    def copied(name: str) -> Verb:
+        run = verb("run")
+        shutil.rmtree(run.place, ignore_errors=True)
+        shutil.copytree(states(name).work, run.work)
+        return run
+
+    return copied
