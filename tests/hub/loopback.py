@@ -1,0 +1,441 @@
+"""A model hub on 127.0.0.1 that serves folders, and fails on request.
+
+It speaks the part of the hub's HTTP interface that reading needs: repository facts, listings, path
+facts, and files with redirects, ranges and hashes. A repository is a folder with one folder for
+each revision in it (a ``/`` in a revision is written ``--``)::
+
+    ROOT/models/facebook/opt-125m/main/config.json
+    ROOT/datasets/haonan-li/cmmlu/refs--convert--parquet/anatomy/test/0000.parquet
+
+Example::
+
+    with LoopbackHub(root) as hub:
+        hub.gated.add("models/meta-llama/Llama-2-7b-hf")
+        hub.fails("datasets/Rowan/hellaswag", status=503, times=2)
+        ...                                     # with HF_ENDPOINT=hub.url in a child process
+        assert hub.fetched("model.safetensors") == 1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+_LARGE = (".safetensors", ".bin", ".parquet", ".zip", ".gz", ".model")
+_DAY = "2026-01-01T00:00:00.000Z"
+_BLOCK = 1 << 16
+_ENDS = ("cut", "reset")
+
+Kind = Literal["status", "cut", "reset", "slow", "damage"]
+
+
+class Refused(Exception):
+    """An answer that is an error, in the hub's form."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the requests that match.
+
+    Attributes:
+        match: Regular expression searched in ``METHOD /path``.
+        kind: ``status`` answers with ``status``; ``cut`` and ``reset`` end the connection after
+            ``after`` bytes of the body, in good order or not; ``slow`` waits ``seconds`` first;
+            ``damage`` flips one bit.
+        times: How often it happens; None for always.
+    """
+
+    match: str
+    kind: Kind = "status"
+    status: int = 500
+    code: str = ""
+    after: int = 0
+    seconds: float = 0.0
+    times: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that was answered."""
+
+    method: str
+    path: str
+    status: int
+    sent: int
+
+
+@cache
+def _digests(path: Path, size: int, changed: int) -> tuple[str, str]:
+    """SHA-256 of a file in one state, and its id as a git blob."""
+    data = path.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)
+    return hashlib.sha256(data).hexdigest(), git.hexdigest()
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One revision of one repository."""
+
+    kind: str
+    name: str
+    folder: Path
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Name in the repository -> file."""
+        found = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path for path in found}
+
+    @cached_property
+    def commit(self) -> str:
+        """Its commit: a hash of all names and contents."""
+        rows = [[name, self.digests(name)] for name in self.files]
+        text = json.dumps([self.kind, self.name, rows])
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def digests(self, name: str) -> tuple[str, str]:
+        """SHA-256 and git blob id of a file."""
+        path = self.files[name]
+        now = path.stat()
+        return _digests(path, now.st_size, now.st_mtime_ns)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """A file in a listing."""
+        sha256, blob = self.digests(name)
+        size = self.files[name].stat().st_size
+        found: dict[str, Any] = {"type": "file", "path": name, "size": size, "oid": blob}
+        if name.endswith(_LARGE):
+            found["lfs"] = {"oid": sha256, "size": size, "pointerSize": 130}
+        return found
+
+    def listing(self, below: str, recursive: bool) -> list[dict[str, Any]]:
+        """Files and folders below a folder."""
+        prefix = f"{below}/" if below else ""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.files:
+            if not name.startswith(prefix):
+                continue
+            *folders, _ = name[len(prefix) :].split("/")
+            for depth in range(len(folders) if recursive else min(1, len(folders))):
+                path = prefix + "/".join(folders[: depth + 1])
+                found[path] = {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+            if recursive or not folders:
+                found[name] = self.entry(name)
+        if not found:
+            raise Refused(404, "EntryNotFound", f"{below} does not exist")
+        return list(found.values())
+
+
+@dataclass
+class LoopbackHub:
+    """The hub, serving from a thread for as long as its ``with`` block lasts.
+
+    Attributes:
+        root: Folder with ``models`` and ``datasets``.
+        gated: Repositories (``models/ORG/NAME``) whose files need a token that is accepted.
+        private: Repositories that do not exist for others.
+        tokens: Accepted token -> the gated and private repositories it may read.
+        moved: Old repository -> new one.
+        faults: What goes wrong, tried in order.
+        asked: Every request so far.
+    """
+
+    root: Path
+    gated: set[str] = field(default_factory=set)
+    private: set[str] = field(default_factory=set)
+    tokens: dict[str, set[str]] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+
+    def __enter__(self) -> LoopbackHub:
+        """Start serving on a free port."""
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._server.server_address[1])
+
+    @property
+    def url(self) -> str:
+        """What HF_ENDPOINT is to be."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def fails(self, match: str, **fault: Any) -> Fault:
+        """Let requests that match go wrong; see :class:`Fault`."""
+        self.faults.append(Fault(match, **fault))
+        return self.faults[-1]
+
+    def fetched(self, name: str) -> int:
+        """How often the content of files of this name was sent, whole or in part."""
+        return sum(
+            1
+            for one in self.asked
+            if one.method == "GET" and one.sent and urlsplit(one.path).path.endswith(name)
+        )
+
+    def revision(self, kind: str, name: str, revision: str) -> Revision:
+        """A repository at a branch or a commit."""
+        folder = self.root / kind / name
+        if not folder.is_dir():
+            raise Refused(404, "RepoNotFound", "Repository not found")
+        named = folder / revision.replace("/", "--")
+        if named.is_dir():
+            return Revision(kind, name, named)
+        for path in folder.iterdir():
+            found = Revision(kind, name, path)
+            if found.commit == revision:
+                return found
+        raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+    def admit(self, repository: str, token: str, *, content: bool) -> None:
+        """Refuse those who may not read."""
+        if token and token not in self.tokens:
+            raise Refused(401, "", "Invalid credentials in Authorization header")
+        if repository in self.tokens.get(token, ()):
+            return
+        if repository in self.private:
+            raise Refused(404 if token else 401, "RepoNotFound", "Repository not found")
+        if content and repository in self.gated:
+            words = f"Access to {repository.partition('/')[2]} is restricted."
+            raise Refused(403 if token else 401, "GatedRepo", words)
+
+    def fault(self, request: str) -> Fault | None:
+        """The fault of a request, counted."""
+        for one in self.faults:
+            if one.times != 0 and re.search(one.match, request):
+                if one.times is not None:
+                    one.times -= 1
+                return one
+        return None
+
+
+def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
+    """A class whose instances answer the requests of one connection."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def do_POST(self) -> None:
+            self._answer()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Requests are kept in ``hub.asked``."""
+
+        def _answer(self) -> None:
+            self.status, self.sent = 0, 0
+            self.payload = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+            self.wrong = hub.fault(f"{self.command} {unquote(self.path)}")
+            try:
+                self._go_wrong()
+                self._route(urlsplit(self.path))
+            except Refused as refused:
+                self._refuse(refused)
+            except OSError:
+                self.close_connection = True
+            finally:
+                hub.asked.append(Asked(self.command, self.path, self.status, self.sent))
+
+        def _go_wrong(self) -> None:
+            wrong = self.wrong
+            if wrong is not None and wrong.kind == "status":
+                raise Refused(wrong.status, wrong.code, "It does not work on purpose.")
+            if wrong is not None and wrong.kind == "slow":
+                time.sleep(wrong.seconds)
+            if wrong is not None and wrong.kind in _ENDS and not wrong.after:
+                self._end(wrong)
+
+        def _route(self, url: Any) -> None:
+            path = unquote(url.path)
+            if path == "/":
+                self._send(200, b"a hub", {})
+            elif match := re.fullmatch(r"/content/(\w+)/([^/]+/[^/]+)/([^/]+)/(.+)", path):
+                kind, name, commit, file = match.groups()
+                found = hub.revision(kind, name, commit)
+                self._content(found.files[file], f'"{found.digests(file)[0]}"')
+            elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(/.*)?", path):
+                self._api(*match.groups(""), parse_qs(url.query))
+            elif match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/(.+)", path):
+                self._file(match[1] or "models", match[2], match[3])
+            else:
+                raise Refused(404, "", "Not Found")
+
+        def _api(self, kind: str, name: str, rest: str, query: dict[str, list[str]]) -> None:
+            if self._moved(kind, name):
+                return
+            hub.admit(f"{kind}/{name}", self.token, content=False)
+            what, _, more = rest.lstrip("/").partition("/")
+            if what in ("tree", "paths-info"):
+                revision, below = self._parted(kind, name, more)
+            else:
+                revision, below = self._found(kind, name, more or "main"), ""
+            if what == "tree":
+                recursive = query.get("recursive", ["false"])[0].lower() in ("1", "true")
+                self._json(revision.listing(below.strip("/"), recursive))
+            elif what == "paths-info":
+                self._json([revision.entry(p) for p in self._paths() if p in revision.files])
+            elif what in ("", "revision"):
+                self._json(
+                    {
+                        "_id": revision.commit[:24],
+                        "id": name,
+                        "modelId": name,
+                        "author": name.partition("/")[0],
+                        "sha": revision.commit,
+                        "lastModified": _DAY,
+                        "createdAt": _DAY,
+                        "private": f"{kind}/{name}" in hub.private,
+                        "gated": "manual" if f"{kind}/{name}" in hub.gated else False,
+                        "disabled": False,
+                        "downloads": 0,
+                        "likes": 0,
+                        "tags": [],
+                        "siblings": [{"rfilename": file} for file in revision.files],
+                    }
+                )
+            else:
+                raise Refused(404, "", "Not Found")
+
+        def _paths(self) -> list[str]:
+            if "json" in self.headers.get("Content-Type", ""):
+                return list(json.loads(self.payload)["paths"])
+            return parse_qs(self.payload.decode()).get("paths", [])
+
+        def _parted(self, kind: str, name: str, more: str) -> tuple[Revision, str]:
+            """A revision, whose name may have slashes, and the path behind it."""
+            parts = more.split("/")
+            for n in range(len(parts), 0, -1):
+                folder = hub.root / kind / name / "--".join(parts[:n])
+                if folder.is_dir():
+                    return self._found(kind, name, "/".join(parts[:n])), "/".join(parts[n:])
+            return self._found(kind, name, parts[0]), "/".join(parts[1:])
+
+        def _found(self, kind: str, name: str, revision: str) -> Revision:
+            try:
+                return hub.revision(kind, name, revision)
+            except Refused as refused:
+                if refused.code == "RepoNotFound" and not self.token:
+                    refused.status = 401  # strangers are not told what exists
+                raise
+
+        def _moved(self, kind: str, name: str) -> bool:
+            new = hub.moved.get(f"{kind}/{name}")
+            if new is not None:
+                place = self.path.replace(name, new.partition("/")[2], 1)
+                self._send(307, b"", {"Location": place})
+            return new is not None
+
+        def _file(self, kind: str, name: str, more: str) -> None:
+            if self._moved(kind, name):
+                return
+            revision, file = self._parted(kind, name, more)
+            hub.admit(f"{kind}/{name}", self.token, content=file != "README.md")
+            facts = {"X-Repo-Commit": revision.commit, "Accept-Ranges": "bytes"}
+            if file not in revision.files:
+                self._refuse(Refused(404, "EntryNotFound", "Entry not found"), facts)
+                return
+            sha256, blob = revision.digests(file)
+            if not file.endswith(_LARGE):
+                self._content(revision.files[file], f'"{blob}"', facts)
+                return
+            place = f"/content/{kind}/{name}/{revision.commit}/{quote(file)}"
+            size = revision.files[file].stat().st_size
+            facts |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(size)}
+            # Another name of this machine: to a client another host, as the hub's own is.
+            self._send(302, b"", {**facts, "Location": f"http://localhost:{hub.port}{place}"})
+
+        def _content(self, path: Path, etag: str, more: dict[str, str] | None = None) -> None:
+            data = path.read_bytes()
+            if self.wrong is not None and self.wrong.kind == "damage" and data:
+                middle = len(data) // 2
+                data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+            headers = {**(more or {}), "ETag": etag, "Content-Type": "application/octet-stream"}
+            asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
+            if asked is None:
+                self._send(200, data, headers)
+                return
+            first, last = asked.groups()
+            start = int(first) if first else max(0, len(data) - int(last))
+            stop = min(int(last) + 1, len(data)) if first and last else len(data)
+            if start >= len(data):
+                self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+                return
+            place = f"bytes {start}-{stop - 1}/{len(data)}"
+            self._send(206, data[start:stop], {**headers, "Content-Range": place})
+
+        def _json(self, value: Any) -> None:
+            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def _refuse(self, refused: Refused, more: dict[str, str] | None = None) -> None:
+            headers = {**(more or {}), "X-Error-Message": str(refused)}
+            headers["Content-Type"] = "application/json"
+            if refused.code:
+                headers["X-Error-Code"] = refused.code
+            if refused.status == 429:
+                headers["Retry-After"] = "1"
+            self._send(refused.status, json.dumps({"error": str(refused)}).encode(), headers)
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.status = status
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            for block in self._blocks(body):
+                self.wfile.write(block)
+                self.sent += len(block)
+
+        def _blocks(self, body: bytes) -> Iterator[bytes]:
+            wrong = self.wrong
+            for start in range(0, len(body), _BLOCK):
+                if wrong is not None and wrong.kind in _ENDS and start + _BLOCK > wrong.after:
+                    yield body[start : wrong.after]
+                    self._end(wrong)
+                yield body[start : start + _BLOCK]
+
+        def _end(self, wrong: Fault) -> None:
+            """End the connection, without the goodbye for a reset."""
+            self.wfile.flush()
+            if wrong.kind == "reset":
+                at_once = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                self.connection.close()
+            raise ConnectionError("ended on purpose")
+
+    return Handler

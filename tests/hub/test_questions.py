@@ -1,0 +1,92 @@
+"""Every task is read from the hub's copies as they are, and what goes wrong is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hub.conftest import Child
+from hub.loopback import LoopbackHub
+
+from streamline.evaluation.tasks.question_sets import QUESTION_SETS
+
+_COUNTS = """
+import json, sys
+from streamline.errors import StreamlineError
+from streamline.evaluation.questions import prepare
+from streamline.testing.models import tiny_tokenizer
+
+found = {}
+for task in json.loads(sys.argv[1]):
+    try:
+        made = prepare([task], tiny_tokenizer(), max_length=4096, limit=3, source="hub")
+        found[task] = sum(part.n_docs for part in made.parts) or len(made.texts)
+    except StreamlineError as error:
+        found[task] = str(error)
+print(json.dumps(found))
+"""
+
+#: One task of each question set, for lm-eval's prompts and for ours, and the running texts.
+_TASKS = [
+    "piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge", "openbookqa", "boolq", "wsc",
+    "commonsense_qa", "wsc273", "mmlu_anatomy", "cmmlu_agronomy", "streamline_cmnli",
+    "streamline_c3", "streamline_wsc", "streamline_race_high", "streamline_race_middle",
+    "streamline_commonsense_qa", "streamline_mmlu_anatomy", "streamline_cmmlu_agronomy",
+    "streamline_xsum", "streamline_gsm8k", "streamline_strategyqa", "wikitext2", "c4",
+]  # fmt: skip
+
+
+@pytest.fixture
+def full(hub: LoopbackHub, published: Path) -> LoopbackHub:
+    """A hub with every data set."""
+    shutil.copytree(published / "datasets", hub.root / "datasets")
+    return hub
+
+
+def _asked(child: Child, hub: LoopbackHub, *tasks: str) -> dict[str, int | str]:
+    done = child(_COUNTS, hub, tasks)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, int | str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_every_task_is_read_from_todays_copies(full: LoopbackHub, child: Child) -> None:
+    found = _asked(child, full, *_TASKS)
+    assert {task: n for task, n in found.items() if not isinstance(n, int) or n < 1} == {}
+    sets = {name for name, row in QUESTION_SETS.items() if row.hub is not None}
+    known = {task.removeprefix("streamline_") for task in _TASKS}
+    assert {name for name in sets if not any(task.startswith(name) for task in known)} == set()
+
+
+@pytest.mark.slow
+def test_what_may_pass_is_tried_again(full: LoopbackHub, child: Child) -> None:
+    full.fails(r"GET .*openai/gsm8k.*parquet", status=503, times=1)
+    full.fails(r"GET .*ehovy/race.*parquet", kind="reset", after=10, times=1)
+    full.fails(r"strategy-qa", status=429, times=1)
+    tasks = ("streamline_gsm8k", "streamline_race_high", "streamline_strategyqa")
+    assert _asked(child, full, *tasks) == dict.fromkeys(tasks, 3)
+
+
+@pytest.mark.slow
+def test_what_will_not_pass_is_said_with_its_reason(full: LoopbackHub, child: Child) -> None:
+    full.gated.add("datasets/openai/gsm8k")
+    full.private.add("datasets/tasksource/strategy-qa")
+    shutil.rmtree(full.root / "datasets" / "EdinburghNLP")
+    (race,) = (full.root / "datasets/ehovy/race/main/high").glob("test*")
+    race.write_bytes(b"no parquet")
+    found = _asked(
+        child, full, "streamline_gsm8k", "streamline_strategyqa", "streamline_xsum",
+        "streamline_race_high",
+    )  # fmt: skip
+    for task, words in (
+        ("streamline_gsm8k", ("openai/gsm8k", "is gated", "hf auth login")),
+        ("streamline_strategyqa", ("tasksource/strategy-qa", "no such set")),
+        ("streamline_xsum", ("EdinburghNLP/xsum", "no such set", "--data-dir")),
+        ("streamline_race_high", ("ehovy/race", "could not be read")),
+    ):
+        message = found[task]
+        assert isinstance(message, str)
+        assert [word for word in words if word not in message] == [], message
