@@ -13,16 +13,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "cache_dir",
+    "sweep",
+    "sweep_of",
+    "temporary_of",
     "write_bytes_atomic",
     "write_json_atomic",
     "write_text_atomic",
 ]
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
 def cache_dir() -> Path:
@@ -32,6 +41,37 @@ def cache_dir() -> Path:
     """
     named = os.environ.get("STREAMLINE_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "streamline"
+
+
+def temporary_of(target: Path) -> Path:
+    """A name beside a file or folder for what is to become it; nobody else has the same."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder and below it.
+
+    Args:
+        folder: Nobody else may be writing there.
+    """
+    _remove(path for path in folder.rglob(".*.tmp") if _TEMPORARY.fullmatch(path.name))
+
+
+def sweep_of(target: Path) -> None:
+    """Remove what writers of one file or folder that were killed have left beside it.
+
+    Args:
+        target: Its final name; nobody else may be writing it.
+    """
+    for path in target.parent.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and found.group(1) == target.name:
+            _remove([path])
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
@@ -48,7 +88,7 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_of(target)
     try:
         with temporary.open("xb") as stream:
             stream.write(data)

@@ -15,18 +15,20 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from streamline.files import cache_dir, write_json_atomic
+from streamline.files import cache_dir, sweep_of, write_json_atomic
 
 __all__ = ["content_key", "file_hashes", "file_sha256", "folder_key"]
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WORTH_KEEPING = 1 << 24  # bytes; smaller files are read again by the next process
+_SETTLED = 1_000_000_000  # nanoseconds after which a change gives a file another time
 _known: dict[tuple[int, ...], str] = {}
 
 
@@ -57,7 +59,8 @@ def file_sha256(path: Path) -> str:
 
     It is remembered while device, inode, size and the times of the last change of content and of
     inode are the same, for large files in the cache folder too; copying older times onto a file
-    changes the last of these. A cache that cannot be written or read costs time alone.
+    changes the last of these. A file that was changed just now is not remembered: it could change
+    once more before the clock's next tick. A cache that cannot be written or read costs time alone.
 
     Args:
         path: An existing file; links are followed.
@@ -72,6 +75,8 @@ def file_sha256(path: Path) -> str:
     if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
         return real.name  # the hub's cache checks what it fetches against this name
     state = _state(real)
+    if not 0 < state[-1] < time.time_ns() - _SETTLED:
+        return _read(real)
     if state not in _known:
         _known[state] = _remembered(real, state)
     return _known[state]
@@ -133,6 +138,7 @@ def _remembered(path: Path, state: tuple[int, ...]) -> str:
     digest = _read(path)
     if _state(path) == state:  # else it is being written
         with suppress(OSError):  # a cache that is read-only or full
+            sweep_of(memo)
             write_json_atomic(memo, {"path": str(path), "sha256": digest})
     return digest
 

@@ -1,8 +1,9 @@
 """What a run keeps to go on from, in files that carry their own checksum.
 
 Each artefact is one file, JSON or safetensors, and is checked against the checksum in it when it
-is read. What does not pass is not used: :func:`kept_json` and :func:`kept_tensors` set it aside by
-name, say so, and give None as if it had never been there, so that it is made again.
+is read; a folder of files of other forms has a list of them with their hashes. What does not pass
+is not used: :func:`kept_json` and :func:`kept_tensors` set it aside by name, say so, and give None
+as if it had never been there, so that it is made again.
 
 Example::
 
@@ -15,29 +16,35 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.errors import StreamlineError
 from streamline.files import write_bytes_atomic, write_json_atomic
-from streamline.hashing import content_key
+from streamline.hashing import content_key, file_hashes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "Damaged",
+    "folder_damage",
     "kept_json",
     "kept_tensors",
     "read_json",
+    "read_list",
     "read_tensors",
     "set_aside",
     "write_json",
+    "write_list",
     "write_tensors",
 ]
 
 log = logging.getLogger(__name__)
+
+_LIST = ".files.json"  # in a folder: its files and their hashes
 
 
 class Damaged(StreamlineError):
@@ -135,8 +142,49 @@ def kept_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     return _kept(path, read_tensors)
 
 
+def write_list(folder: Path) -> None:
+    """Keep a list of a folder's files with their hashes in it, for :func:`folder_damage`."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _LIST]
+    hashes = file_hashes(files)
+    write_json(
+        folder / _LIST, {path.relative_to(folder).as_posix(): hashes[path] for path in files}
+    )
+
+
+def read_list(folder: Path) -> dict[str, str]:
+    """A folder's files and their hashes, as they were when they were listed.
+
+    Raises:
+        FileNotFoundError: If it has no list.
+        Damaged: If the list is damaged.
+    """
+    found: dict[str, str] = read_json(folder / _LIST)
+    return found
+
+
+def folder_damage(folder: Path, below: str = "") -> str | None:
+    """Why the files of a folder are not those that were listed, or None if they are.
+
+    Args:
+        folder: One with a list, from :func:`write_list`.
+        below: Only files whose names within the folder begin with this are checked.
+    """
+    try:
+        listed = {name: key for name, key in read_list(folder).items() if name.startswith(below)}
+    except FileNotFoundError:
+        return "it has no list of its files"
+    except Damaged as error:
+        return f"the list of its files: {error.why}"
+    missing = [name for name in listed if not (folder / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    hashes = file_hashes(folder / name for name in listed)
+    changed = [name for name, key in listed.items() if hashes[folder / name] != key]
+    return f"{changed[0]} is not what was written" if changed else None
+
+
 def set_aside(path: Path, why: str) -> Path:
-    """Rename a damaged file so that it is made again, and say so.
+    """Rename a damaged file or folder so that it is made again, and say so.
 
     Args:
         path: A file or folder.
@@ -144,9 +192,17 @@ def set_aside(path: Path, why: str) -> Path:
 
     Returns:
         Its new name, ending in ``.damaged``; what was set aside before is replaced.
+
+    Raises:
+        Damaged: If it cannot be renamed.
     """
     aside = path.with_name(f"{path.name}.damaged")
-    path.replace(aside)
+    try:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        path.replace(aside)
+    except OSError as error:
+        raise Damaged(path, f"{why}, and it cannot be set aside ({error.strerror})") from error
     log.warning("%s is damaged (%s): set aside as %s, made again", path, why, aside.name)
     return aside
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from streamline import files
-from streamline.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from streamline.files import (
+    sweep,
+    sweep_of,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 
 def test_writers_make_folders_and_replace(tmp_path: Path) -> None:
@@ -50,3 +56,17 @@ def test_a_written_file_has_the_ordinary_mode(tmp_path: Path) -> None:
     plain.write_text("x", encoding="utf-8")
     write_text_atomic(atomic, "x")
     assert stat.S_IMODE(atomic.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    hexadecimal = "0123456789abcdef" * 2
+    mine = [tmp_path / f".a.json.{hexadecimal}.tmp", tmp_path / "b" / f".c.{hexadecimal}.tmp"]
+    others = [tmp_path / ".a.tmp", tmp_path / f"a.{hexadecimal}.tmp", tmp_path / "b" / "c"]
+    for path in (*mine, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a part")
+    (tmp_path / "b" / f".d.{hexadecimal}.tmp").mkdir()
+    sweep_of(tmp_path / "a.json")
+    assert [path.exists() for path in mine] == [False, True]
+    sweep(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == sorted([*others, tmp_path / "b"])

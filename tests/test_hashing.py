@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ def test_other_content_of_the_same_size_and_times_has_another_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hashing, "_WORTH_KEEPING", 0)
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**9))
     monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path / "cache"))
     path, other = tmp_path / "weights", tmp_path / "other"
     path.write_bytes(b"a" * 100)
@@ -46,6 +48,7 @@ def test_a_damaged_memory_of_hashes_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memo: bytes
 ) -> None:
     monkeypatch.setattr(hashing, "_WORTH_KEEPING", 0)
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**9))
     monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "weights"
     path.write_bytes(b"a")
@@ -60,6 +63,7 @@ def test_a_cache_that_cannot_be_written_costs_no_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hashing, "_WORTH_KEEPING", 0)
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**9))
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
     monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "weights"
@@ -92,3 +96,17 @@ def test_a_folder_is_known_by_names_and_content(tmp_path: Path) -> None:
     assert folder_key(tmp_path) == before
     (tmp_path / "a").rename(tmp_path / "b")
     assert folder_key(tmp_path) != before
+
+
+def test_a_file_that_was_changed_just_now_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one tick of the clock it could change again and keep its size and times."""
+    monkeypatch.setattr(hashing, "_known", {})
+    path = tmp_path / "weights"
+    path.write_bytes(b"a")
+    assert file_sha256(path) == hashlib.sha256(b"a").hexdigest()
+    assert hashing._known == {}
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**9))
+    file_sha256(path)
+    assert len(hashing._known) == 1

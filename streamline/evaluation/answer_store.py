@@ -1,5 +1,8 @@
 """Each model's answers on disk, task by task, as soon as they are there.
 
+Answers that are damaged, or whose rows are not those they were kept with, are set aside and count
+as not there, so that the questions are asked again.
+
 Example::
 
     store = AnswerStore(out / "cache" / "answers")
@@ -8,14 +11,13 @@ Example::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamline.files import write_json_atomic
-from streamline.results.samples import read_samples, write_samples
+from streamline.kept import kept_json, read_json, set_aside, write_json
+from streamline.results.samples import read_samples, seal_of, write_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +40,18 @@ class AnswerStore:
         return self.folder / key[:16] / f"{name}.json"
 
     def has(self, key: str, names: str | Iterable[str]) -> bool:
-        """Whether a model's answers to a task, or to all of several, are there."""
+        """Whether a model's answers to a task, or to all of several, are there and whole."""
         wanted = [names] if isinstance(names, str) else names
-        return all(self.path(key, name).is_file() for name in wanted)
+        return all(self._whole(key, name) for name in wanted)
+
+    def _whole(self, key: str, name: str) -> bool:
+        found = kept_json(self.path(key, name))
+        rows = self._rows(key, name)
+        if found is None or found["rows"] == (seal_of(rows) if found["rows"] else None):
+            return found is not None
+        if rows.is_file():
+            set_aside(rows, "it does not have the checksum that its answers name")
+        return False
 
     def write(
         self,
@@ -51,15 +62,20 @@ class AnswerStore:
         samples: pd.DataFrame | None = None,
     ) -> None:
         """Keep one model's figures, and its rows question by question; the figures come last."""
+        rows = self._rows(key, name)
         if samples is not None:
-            write_samples(self.path(key, name).with_suffix(".parquet"), samples)
-        write_json_atomic(self.path(key, name), {"block": block, "seconds": seconds})
+            write_samples(rows, samples)
+        seal = None if samples is None else seal_of(rows)
+        write_json(self.path(key, name), {"block": block, "seconds": seconds, "rows": seal})
 
     def read(self, key: str, name: str) -> tuple[dict[str, Any], float]:
         """One model's results and their seconds."""
-        found = json.loads(self.path(key, name).read_text(encoding="utf-8"))
+        found = read_json(self.path(key, name))
         return found["block"], found["seconds"]
+
+    def _rows(self, key: str, name: str) -> Path:
+        return self.path(key, name).with_suffix(".parquet")
 
     def samples(self, key: str, name: str) -> pd.DataFrame:
         """One model's rows question by question."""
-        return read_samples(self.path(key, name).with_suffix(".parquet"))
+        return read_samples(self._rows(key, name))

@@ -1,8 +1,9 @@
 """Per-question results: one parquet row for each question and option.
 
 The evaluation writes one file per cell; stability, agreement and paired statistics are computed
-from these files alone, long after the model is gone. A task that generates text has one row per
-question (option 0) and no likelihoods to compare.
+from these files alone, long after the model is gone. The checksum of the whole file stands in its
+schema's metadata and is checked when it is read; files of others have none. A task that generates
+text has one row per question (option 0) and no likelihoods to compare.
 
 Example::
 
@@ -13,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 
     from streamline.results.record import Record
 
-__all__ = ["COLUMNS", "read_samples", "samples_path", "write_samples"]
+__all__ = ["COLUMNS", "read_samples", "samples_path", "seal_of", "write_samples"]
+
+_SEAL = re.compile(rb"streamline-sha256:([0-9a-f]{64})")
+_UNSEALED = b"streamline-sha256:" + b"0" * 64  # what stands there while the checksum is made
 
 # name -> (arrow type, may be null, meaning)
 COLUMNS: dict[str, tuple[str, bool, str]] = {
@@ -91,9 +96,31 @@ def write_samples(path: str | Path, rows: pd.DataFrame | Iterable[Mapping[str, A
         table = pa.Table.from_pandas(frame, schema=_schema(), preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ConfigError(f"Sample rows do not fit the columns of {path}: {error}") from None
+    metadata = {**(table.schema.metadata or {}), b"checksum": _UNSEALED}
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes_atomic(path, buffer.getvalue())
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
+    data = buffer.getvalue()
+    place = data.rindex(_UNSEALED) + len(_UNSEALED) - 64
+    digest = hashlib.sha256(data).hexdigest().encode("ascii")
+    write_bytes_atomic(path, data[:place] + digest + data[place + 64 :])
+
+
+def seal_of(path: str | Path) -> str | None:
+    """The checksum of a samples file, or None if it is missing, damaged, or carries none."""
+    try:
+        return _seal(Path(path).read_bytes())
+    except OSError:
+        return None
+
+
+def _seal(data: bytes) -> str | None:
+    """The checksum in a file's content, if it is the right one."""
+    *_, found = [None, *_SEAL.finditer(data)]
+    if found is None:
+        return None
+    whole = data[: found.start(1)] + b"0" * 64 + data[found.end(1) :]
+    seal = found.group(1).decode("ascii")
+    return seal if hashlib.sha256(whole).hexdigest() == seal else None
 
 
 def read_samples(path: str | Path) -> pd.DataFrame:
@@ -107,7 +134,7 @@ def read_samples(path: str | Path) -> pd.DataFrame:
         Missing numbers are NaN in float columns and ``pd.NA`` in integer ones.
 
     Raises:
-        ConfigError: If there is no such file, or it is not of this form.
+        ConfigError: If there is no such file, or it is damaged or not of this form.
     """
     import pandas as pd
     import pyarrow as pa
@@ -119,10 +146,16 @@ def read_samples(path: str | Path) -> pd.DataFrame:
         raise ConfigError(f"No samples at {source}. Give a parquet file that an evaluation wrote.")
     frames = []
     for file in files:
+        data = file.read_bytes()
+        if _SEAL.search(data) and _seal(data) is None:
+            raise ConfigError(
+                f"{file} is damaged: its content does not have its checksum. Remove it and run "
+                "again to have it made anew."
+            )
         try:
-            table = pq.read_table(file)
+            table = pq.read_table(io.BytesIO(data))
             columns = table.select(list(COLUMNS)).cast(_schema())
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ConfigError(
                 f"{file} is not a samples file ({error}); the columns are {', '.join(COLUMNS)}."
             ) from None

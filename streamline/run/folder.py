@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamline.errors import ConfigError
+from streamline.files import sweep
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, remove
-from streamline.results.samples import samples_path
-from streamline.run.cell import Cell, cell_key, expand
+from streamline.results.samples import samples_path, seal_of
+from streamline.run.cell import Cell, CellJob, cell_key, expand
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
@@ -33,6 +34,8 @@ _LOCK = ".run.lock"
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder; a killed run's claim ends with its process.
+
+    What such a run has left of files that were not written to their end is removed.
 
     Args:
         folder: Made if missing.
@@ -52,6 +55,7 @@ def claimed(folder: Path) -> Iterator[None]:
             "folder with --out"
         ) from None
     try:
+        sweep(folder)
         yield
     finally:
         lock.release()
@@ -106,6 +110,19 @@ def refuse_mixture(config: RunConfig) -> None:
             "report would show them beside this run's as if they could be compared. Give another "
             "folder with --out, the same settings, or these methods too so that they are redone"
         )
+
+
+def is_done(folder: Path, job: CellJob, record: Record) -> bool:
+    """Whether a cell needs no run: its record has its key and is no failure, its rows are whole.
+
+    Args:
+        folder: The run's folder.
+        job: The cell.
+        record: Its record.
+    """
+    if record.key != job.key or record.status == "failed":
+        return False
+    return not record.tasks or seal_of(samples_path(folder, record)) is not None
 
 
 def cell_files(folder: Path, record: Record) -> list[Path]:

@@ -41,6 +41,7 @@ from streamline.results.record_file import FILE_NAME, find, load
 from streamline.results.samples import write_samples
 from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
+from streamline.run.folder import is_done
 from streamline.run.recorder import Recorder
 from streamline.run.stage_config import CalibrationConfig
 from streamline.run.weights import stage_weights
@@ -99,7 +100,7 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
     missing = [
         job
         for job, record in zip(jobs, _records(config, jobs), strict=True)
-        if record is None or record.key != job.key or record.status == "failed"
+        if record is None or not is_done(config.out, job, record)
     ]
     if missing:
         _run(config, name, fingerprint, jobs, missing, progress)

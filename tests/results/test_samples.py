@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from damages import DAMAGES
 
 from streamline.errors import ConfigError
 from streamline.results.record import Record
@@ -85,3 +86,29 @@ def test_each_cell_has_a_file_of_its_own(tmp_path):
     assert len(paths) == 6
     assert all(path.name.startswith("tiny--m--0.12") for path in paths)
     assert all(path.parent == tmp_path / "samples" for path in paths)
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "missing"])
+def test_rows_that_came_to_harm_are_refused_by_name(tmp_path, damage):
+    path = tmp_path / "a.parquet"
+    rows = [
+        {"task": "piqa", "doc_id": i, "doc_hash": f"h{i}", "option": 0, "correct": i % 2 == 0}
+        | {"metric": "acc", "loglikelihood": -float(i)}
+        for i in range(200)
+    ]
+    write_samples(path, rows)
+    DAMAGES[damage](path)
+    with pytest.raises(ConfigError, match=r"a\.parquet"):
+        read_samples(path)
+
+
+def test_any_flipped_bit_of_rows_is_found(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_samples(path, [row(0, loglikelihood=-0.5), row(1)])
+    whole, frame = path.read_bytes(), read_samples(path)
+    for place in range(0, len(whole), 7):  # data, statistics, footer
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert read_samples(path).equals(frame)  # a bit of the checksum's own name
+        except ConfigError as error:
+            assert "a.parquet" in str(error)

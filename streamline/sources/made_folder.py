@@ -1,0 +1,88 @@
+"""Folders of the cache that are made once: whole or not at all, by one process, checked when used.
+
+Example::
+
+    folder = made_folder(cache_dir() / "texts" / "mixture", lock="mixture", make=write_texts)
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streamline.files import cache_dir, sweep_of, temporary_of
+from streamline.kept import folder_damage, set_aside, write_list
+
+__all__ = ["atomic_folder", "cache_lock", "made_folder"]
+
+
+@contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Hold the cache's lock of this name; other processes wait.
+
+    Args:
+        name: What is being made, as a file name without a suffix.
+    """
+    from filelock import FileLock
+
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        yield
+
+
+def made_folder(target: Path, *, lock: str, make: Callable[[Path], None], below: str = "") -> Path:
+    """A folder of the cache with the files that were made; made now if it is not there or damaged.
+
+    A damaged one is set aside by name.
+
+    Args:
+        target: The folder.
+        lock: What is being made, for :func:`cache_lock`.
+        make: Fills an empty folder.
+        below: Only files whose names within the folder begin with this are checked.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        Damaged: If it is damaged and cannot be set aside.
+    """
+    if target.is_dir() and folder_damage(target, below) is None:
+        return target
+    with cache_lock(lock):
+        why = folder_damage(target, below) if target.is_dir() else None
+        if why is not None:
+            set_aside(target, why)
+        if not target.is_dir():
+            sweep_of(target)
+            with atomic_folder(target) as folder:
+                make(folder)
+                write_list(folder)
+    return target
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target``, renamed to it when the block ends without an error.
+
+    All in it gets the modes that ``open`` and ``mkdir`` give, whatever wrote it.
+
+    Args:
+        target: The final name; must not exist yet.
+
+    Yields:
+        The folder to fill. If the block raises, it is removed and ``target`` never appears.
+    """
+    temporary = temporary_of(target)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        mode = temporary.stat().st_mode
+        for path in temporary.rglob("*"):
+            path.chmod(mode if path.is_dir() else mode & 0o666)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
