@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import uuid
@@ -38,25 +39,23 @@ from streamline.checkpoints.self_test import SELF_TEST, SelfTest, self_test, ver
 from streamline.checkpoints.streamed import check_written, streamed_self_test, write_weights
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.families import Family
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError, ConfigError, PlanError
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.modeling import modeling_streamline as modeling
 from streamline.modeling.modeling_layers import Spec, spec_of
+from streamline.modeling.modeling_state import difference
 from streamline.plan import Plan
 from streamline.streaming.decoder import StreamedDecoder
+from streamline.streaming.opening import empty_model
 
 __all__ = ["CheckpointInfo", "layer_specs", "load", "save", "verify"]
 
 PLAN, PROVENANCE = "plan.json", "provenance.json"
 #: Source files that a checkpoint with layers of its own carries.
-MODELING_FILES = (
-    "modeling_streamline.py",
-    "modeling_layers.py",
-    "modeling_narrow.py",
-    "modeling_sublayers.py",
-)
+MODELING_FILES = modeling.FILES
 
 
 @dataclass(frozen=True)
@@ -107,19 +106,7 @@ def save(
         shutil.rmtree(leftover)
     model = assemble(pruned.path(decoder)).eval()
     _check_dtypes(model, decoder.dtype)
-    specs = layer_specs(model, decoder.family.layers)
-    plain = all(spec == {"kind": "layer"} for spec in specs)
-    plain = plain and not hasattr(model.config, "streamline")
-    if not plain:
-        model = modeling.with_layers(
-            model,
-            {
-                "layers": specs,
-                "layers_path": decoder.family.layers,
-                "tuple_output": decoder.family.tuple_output,
-                **({"shell": shell} if (shell := model.__dict__.get("streamline_shell")) else {}),
-            },
-        )
+    plain = describe(model, decoder.family)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with quiet():
@@ -217,6 +204,41 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def describe(model: PreTrainedModel, family: Family) -> bool:
+    """Say in a model's config what its layers are, if they are not all as the config builds them.
+
+    Args:
+        model: From :func:`streamline.engine.assemble.assemble`; changed in place.
+        family: Its family.
+
+    Returns:
+        Whether there is nothing to say, so that transformers alone loads the model.
+    """
+    specs = layer_specs(model, family.layers)
+    fields: dict[str, Any] = {
+        "layers": specs,
+        "layers_path": family.layers,
+        "tuple_output": family.tuple_output,
+    }
+    if shell := model.__dict__.get("streamline_shell"):
+        fields["shell"] = shell
+    plain = all(spec == {"kind": "layer"} for spec in specs)
+    plain = plain and not hasattr(model.config, "streamline")
+    if not plain:
+        modeling.with_layers(model, fields)
+    fresh = empty_model(copy.deepcopy(model.config), model.dtype)
+    pairs = zip(
+        submodule(model, family.layers).children(),
+        submodule(fresh, family.layers).children(),
+        strict=True,
+    )
+    differences = {str(index): difference(*pair) for index, pair in enumerate(pairs)}
+    state = {index: found for index, found in differences.items() if found}
+    if state:
+        modeling.with_layers(model, fields | {"state": state})
+    return plain and not state
 
 
 def layer_specs(model: PreTrainedModel, layers_path: str) -> list[Spec]:

@@ -1,10 +1,9 @@
 """The model class of checkpoints whose layers are not all the base model's own.
 
-This file, :mod:`streamline.modeling.modeling_layers`, :mod:`streamline.modeling.modeling_narrow`
-and :mod:`streamline.modeling.modeling_sublayers` stand alone and are copied into such checkpoints.
-Their ``config.json`` keeps every field of the
-base model, with ``model_type`` ``"streamline"``, the true type in ``base_model_type``, and under
-``streamline`` one spec per layer. Loading gives an object of the base model's class
+This file and the others of :data:`FILES` stand alone and are copied into such checkpoints. Their
+``config.json`` keeps every field of the base model, with ``model_type`` ``"streamline"``, the true
+type in ``base_model_type``, and under ``streamline`` one spec per layer and what layers were built
+with at their original index. Loading gives an object of the base model's class
 (``LlamaForCausalLM``, ...) with its layers exchanged after the specs, so tying, generation,
 ``device_map`` and ``dtype`` work as for the base model; in memory its config has the base model's
 type.
@@ -31,9 +30,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .modeling_layers import LayerModule, Spec, build
 from .modeling_narrow import SlicedLayer, build_shell
+from .modeling_state import set_state
 from .modeling_sublayers import number_caches
 
 MODEL_TYPE = "streamline"
+#: The files that a checkpoint needs to be loaded without this package.
+FILES = (
+    "modeling_streamline.py",
+    "modeling_layers.py",
+    "modeling_narrow.py",
+    "modeling_state.py",
+    "modeling_sublayers.py",
+)
 #: Classes of layers that stay on one device.
 UNSPLIT = ("FFN", "SwiGLU", "LinearMap", SlicedLayer.__name__)
 
@@ -140,6 +148,8 @@ def install(model: nn.Module, config: Any) -> None:
                 module.tuple_output = config.streamline["tuple_output"]
         layers[index] = layer
     number_caches(list(layers), config)
+    for index, state in config.streamline.get("state", {}).items():
+        set_state(layers[int(index)], state)
     if "shell" in config.streamline:
         build_shell(model, config.streamline["shell"])
 
@@ -229,8 +239,8 @@ def with_layers(model: PreTrainedModel, streamline: dict[str, Any]) -> PreTraine
     Args:
         model: A model of a class of transformers; its class and its config's class are changed.
         streamline: The config's field: ``layers`` (one spec per layer), ``layers_path``,
-            ``tuple_output``, and ``shell`` where embeddings, final norm and head are not the base
-            model's own.
+            ``tuple_output``, ``shell`` where embeddings, final norm and head are not the base
+            model's own, and ``state`` (index of a layer -> what it holds, see `modeling_state`).
 
     Returns:
         The same model.
