@@ -97,11 +97,13 @@ class PrunedModel:
         """
         return self.variant.pruned.path(decoder or self.dense.decoder, name or self.name)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, verify: bool = True) -> Path:
         """Write a checkpoint that appears whole or not at all.
 
         Args:
-            folder: Must not exist or be empty.
+            folder: Must not exist or be empty; ``~`` is expanded.
+            verify: Whether a fresh process reads the folder layer by layer on the CPU, before it
+                appears, and compares it with the model in memory.
 
         Returns:
             The folder. ``AutoModelForCausalLM`` loads it; where layers were replaced, after
@@ -109,6 +111,7 @@ class PrunedModel:
 
         Raises:
             ConfigError: If the folder exists and is not empty.
+            AssetError: If a fresh process finds another model than the one in memory.
         """
         return save(
             self.variant.pruned,
@@ -116,6 +119,7 @@ class PrunedModel:
             self.dense.tokenizer,
             folder,
             self.provenance,
+            verify=verify,
         )
 
     def __repr__(self) -> str:

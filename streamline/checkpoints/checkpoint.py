@@ -3,8 +3,8 @@
 A model whose layers are all plain layers of its family becomes an ordinary Hugging Face folder. Any
 other folder carries a copy of the files in :data:`MODELING_FILES` and loads with this package, or
 without it through ``trust_remote_code``. Beside the weights lie ``plan.json``, ``provenance.json``
-and ``self_test.safetensors``: a few tokens with the logits and the continuation of the model in
-memory.
+and ``self_test.safetensors``: a few tokens with what the layers of the model in memory made of
+them, its logits and its continuation.
 
 Example:
     save(pruned, decoder, tokenizer, "out/checkpoint", {"method": repr(method)})
@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,13 +34,22 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from streamline import __version__
-from streamline.checkpoints.self_test import SELF_TEST, SelfTest, self_test, verify, write_self_test
+from streamline.checkpoints.folder import appearing, require_free, target_folder
+from streamline.checkpoints.self_test import (
+    SELF_TEST,
+    SelfTest,
+    check_report,
+    fresh_reports,
+    self_test,
+    verify,
+    write_self_test,
+)
 from streamline.checkpoints.streamed import check_written, streamed_self_test, write_weights
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.families import Family
 from streamline.engine.paths import Path as LayerPath
-from streamline.errors import AssetError, ConfigError, PlanError
+from streamline.errors import AssetError, PlanError
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.modeling import modeling_streamline as modeling
@@ -79,65 +87,58 @@ def save(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: str | Path,
     provenance: dict[str, Any],
+    *,
+    verify: bool = True,
 ) -> Path:
     """Write a pruned model as a folder that appears whole or not at all.
+
+    Before it appears, a fresh process reads it layer by layer on the CPU and compares what its
+    layers make of a few tokens with what those in memory made of them.
 
     Args:
         pruned: The plan with its modules, trained and in the model's dtype; or a model of its own.
         decoder: The dense model; it is not changed.
-        tokenizer: Saved beside the weights, or None.
-        folder: Must not exist or be empty. The remains of an interrupted save of the same folder
-            are removed.
+        tokenizer: Goes beside the weights, or None.
+        folder: Must not exist or be empty; ``~`` is expanded.
         provenance: How the model was made; JSON. Versions are added to it.
+        verify: Whether a fresh process compares; the provenance says so.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: If the folder exists and is not empty.
+        ConfigError: If the folder exists and is not empty, or is no name for one.
         PlanError: If a module is in another dtype than the model.
-        AssetError: If the written tensors are not exactly those of its config.
+        AssetError: If the written tensors are not exactly those of its config, or a fresh process
+            finds another model than the one in memory.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not empty; choose another folder or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-        shutil.rmtree(leftover)
+    target = target_folder(folder)
+    require_free(target)
     model = assemble(pruned.path(decoder)).eval()
     _check_dtypes(model, decoder.dtype)
     plain = describe(model, decoder.family)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with appearing(target) as temporary:
         with quiet():
-            if isinstance(decoder, StreamedDecoder):
-                recorded = _write_streamed(model, pruned.path(decoder), temporary)
-            else:
-                model.save_pretrained(temporary)
-                recorded = self_test(model)
+            recorded = _write(model, pruned.path(decoder), temporary)
         if not plain:
             source = Path(modeling.__file__).parent
             for name in MODELING_FILES:
                 shutil.copyfile(source / name, temporary / name)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        write_json_atomic(temporary / PLAN, pruned.plan.to_json())
-        write_json_atomic(temporary / PROVENANCE, _provenance(model, provenance, plain))
         if isinstance(decoder, StreamedDecoder):
             _check_streamed(temporary, decoder.dtype)
         else:
             read_model(temporary, device_map="meta")
-        write_self_test(
-            recorded,
-            temporary / SELF_TEST,
-            attention=str(model.config._attn_implementation),
-            device=decoder.device,
-            trust_remote_code=not plain,
-        )
-        temporary.replace(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        attention = str(model.config._attn_implementation)
+        write_self_test(recorded, temporary / SELF_TEST, attention=attention)
+        if verify:
+            # The code in the folder was copied there a moment ago.
+            (report,) = fresh_reports(temporary, trust_remote_code=not plain)
+            _require_same(report, target)
+        write_json_atomic(temporary / PLAN, pruned.plan.to_json())
+        found = _provenance(model, provenance | {"verified": verify}, plain)
+        write_json_atomic(temporary / PROVENANCE, found)
     return target
 
 
@@ -286,11 +287,28 @@ def read_model(path: Path, **options: Any) -> Any:
     return model
 
 
-def _write_streamed(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
-    """Write a model whose layers were never all in memory; its self-test is one forward pass."""
-    assert isinstance(path.decoder, StreamedDecoder)
-    write_weights(model, path.decoder, folder)
-    return streamed_self_test(path)
+def _write(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
+    """Write config and weights; returns the model's answer to the tokens of the self-test."""
+    decoder = path.decoder
+    if not isinstance(decoder, StreamedDecoder):
+        model.save_pretrained(folder)
+        return self_test(model, decoder.family.layers, decoder.device)
+    write_weights(model, decoder, folder)
+    return streamed_self_test(path, list(submodule(model, decoder.family.layers).children()))
+
+
+def _require_same(report: dict[str, Any], target: Path) -> None:
+    """Judge what a fresh process found in a folder that is to become ``target``.
+
+    Raises:
+        AssetError: If it is not the model in memory.
+    """
+    try:
+        check_report(report | {"folder": f"what was written for {target}"})
+    except AssetError as error:
+        raise AssetError(
+            f"{error}. Nothing was saved. Without this check: --no-verify, save(..., verify=False)"
+        ) from None
 
 
 def _check_streamed(folder: Path, dtype: torch.dtype) -> None:

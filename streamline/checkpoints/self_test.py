@@ -1,11 +1,11 @@
-"""The proof that a saved folder holds the model that was in memory.
+"""The proof that a saved folder holds the model that was measured.
 
-When a model is saved, a few tokens, its logits for them and its greedy continuation are written
-beside it. :func:`verify` lets a fresh process, with transformers and without this package, load the
-folder and compare.
+When a model is saved, a few tokens are written beside it, with what its layers make of them, its
+logits and its greedy continuation, and what its layers were built with. :func:`verify` lets a fresh
+process read the folder layer by layer on the CPU and compare.
 
 Example:
-    write_self_test(self_test(model), folder / SELF_TEST, attention="sdpa", device=model.device)
+    write_self_test(self_test(model, layers_path, device), folder / SELF_TEST, attention="sdpa")
     verify(folder)[0]["max_logit_difference"]
 """
 
@@ -15,50 +15,25 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from streamline.checkpoints import fresh
+from streamline.engine.decoder import submodule
 from streamline.errors import AssetError
+from streamline.modeling import modeling_state
 
 SELF_TEST = "self_test.safetensors"
 N_SEQUENCES, N_TOKENS, N_NEW = 2, 12, 8
-
-_CHILD = """
-import json, sys
-import torch
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM
-for folder in sys.argv[1:]:
-    with safe_open(folder + "/self_test.safetensors", "pt") as file:
-        meta = file.metadata()
-        ids, logits, tokens = (file.get_tensor(k) for k in ("input_ids", "logits", "tokens"))
-    torch.set_num_threads(int(meta["threads"]))
-    device = meta["device"] if torch.cuda.is_available() else "cpu"
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", trust_remote_code=meta["trust_remote_code"] == "1",
-        attn_implementation=meta["attention"], output_loading_info=True,
-    )
-    wrong = {k: sorted(map(str, v)) for k, v in info.items() if v}
-    model.to(device).eval()
-    with torch.no_grad():
-        found = model(ids.to(device)).logits[:, -1].float().cpu()
-        options = dict(max_new_tokens=tokens.shape[1] - ids.shape[1], do_sample=False,
-                       eos_token_id=None, pad_token_id=0)
-        again = model.generate(ids[:1].to(device), **options).cpu()
-    print(json.dumps({
-        "folder": folder, "keys": wrong, "dtype": str(model.dtype).removeprefix("torch."),
-        "class": type(model).__name__, "without_package": "streamline" not in sys.modules,
-        "max_logit_difference": float((found - logits).abs().max()),
-        "largest_logit": float(logits.abs().max()),
-        "same_continuation": torch.equal(again, tokens),
-    }), flush=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -69,11 +44,19 @@ class SelfTest:
         ids: The tokens, [N, T], int64.
         logits: Its logits at the last of each row, [N, V], float32.
         tokens: The first row with its greedy continuation, [1, T + new].
+        layers: Outputs of its layers at the last of each row, [K, N, D], float32.
+        depths: After how many layers each of them was taken, [K], int64.
+        layers_path: Path to its list of layers.
+        states: What its layers were built with, one for each.
     """
 
     ids: Tensor
     logits: Tensor
     tokens: Tensor
+    layers: Tensor
+    depths: Tensor
+    layers_path: str
+    states: list[modeling_state.State]
 
 
 def self_test_ids(config: PretrainedConfig) -> Tensor:
@@ -84,105 +67,156 @@ def self_test_ids(config: PretrainedConfig) -> Tensor:
 
 
 @torch.no_grad()
-def self_test(model: PreTrainedModel) -> SelfTest:
-    """The answer of a model in memory, in eval mode."""
-    device = next(model.get_input_embeddings().parameters()).device
+def self_test(model: PreTrainedModel, layers_path: str, device: torch.device) -> SelfTest:
+    """The answer of a model in memory, in eval mode.
+
+    Args:
+        model: The model.
+        layers_path: Path to its list of layers.
+        device: Where its token ids go.
+    """
     ids = self_test_ids(model.config)
+    layers = list(submodule(model, layers_path).children())
+    found: dict[int, Tensor] = {}
+    fresh.outputs_at(layers, found)
     logits = model(ids.to(device)).logits[:, -1].float().cpu()
     options: dict[str, Any] = {"eos_token_id": None, "pad_token_id": 0, "do_sample": False}
     tokens = cast("Any", model).generate(ids[:1].to(device), max_new_tokens=N_NEW, **options).cpu()
-    return SelfTest(ids, logits, tokens)
+    return SelfTest(
+        ids,
+        logits,
+        tokens,
+        torch.stack([found[depth].cpu() for depth in sorted(found)]) if found else torch.empty(0),
+        torch.tensor(sorted(found), dtype=torch.int64),
+        layers_path,
+        states_of(layers),
+    )
 
 
-def write_self_test(
-    found: SelfTest,
-    file: Path,
-    *,
-    attention: str,
-    device: torch.device,
-    trust_remote_code: bool = False,
-) -> None:
+def states_of(layers: Sequence[nn.Module]) -> list[modeling_state.State]:
+    """What layers were built with."""
+    return [modeling_state.state_of(layer) for layer in layers]
+
+
+def write_self_test(found: SelfTest, file: Path, *, attention: str) -> None:
     """Write a self-test beside the weights.
 
     Args:
         found: The model's answer.
         file: Where to write.
         attention: The attention implementation that it used.
-        device: Where it ran.
-        trust_remote_code: Whether the folder brings its own model class.
     """
+    kinds = [json.loads(kind) for kind in dict.fromkeys(map(json.dumps, found.states))]
+    states = {"kinds": kinds, "of": [kinds.index(state) for state in found.states]}
     metadata = {
         "attention": attention,
-        "device": str(device),
         "threads": str(torch.get_num_threads()),
-        "trust_remote_code": str(int(trust_remote_code)),
+        "transformers": transformers.__version__,
+        "layers_path": found.layers_path,
+        "states": json.dumps(states),
     }
     tensors = {
         "input_ids": found.ids,
-        "logits": found.logits.contiguous(),
-        "tokens": found.tokens.contiguous(),
+        "logits": found.logits,
+        "tokens": found.tokens,
+        "layers": found.layers,
+        "depths": found.depths,
     }
-    save_file(tensors, file, metadata)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
 
 
-def verify(*folders: str | Path) -> list[dict[str, Any]]:
-    """Load checkpoints in one fresh process and compare with what was in memory.
+def verify(*folders: str | Path, trust_remote_code: bool = False) -> list[dict[str, Any]]:
+    """Read checkpoints layer by layer in one fresh process and compare with what was measured.
 
-    The process imports transformers but not this package; a folder's own model class is used where
-    it brings one.
+    The process imports transformers but not this package, and needs no more memory than a layer.
 
     Args:
         *folders: Folders with a self-test.
+        trust_remote_code: Whether the code that lies in a folder may run; otherwise this package's
+            own is used.
 
     Returns:
-        For each folder the class, dtype, largest difference of logits, and whether the greedy
-        continuation is the same.
+        For each folder the class, dtype, largest differences, and whether the greedy continuation
+        is the same.
 
     Raises:
         AssetError: If a folder has no self-test, does not load, has missing or unexpected tensors,
-            or its logits or continuation differ.
+            or its layers, logits or continuation differ.
     """
-    return [check_report(report) for report in fresh_reports(*folders)]
+    reports = fresh_reports(*folders, trust_remote_code=trust_remote_code)
+    return [check_report(report) for report in reports]
 
 
-def fresh_reports(*folders: str | Path) -> list[dict[str, Any]]:
+def fresh_reports(*folders: str | Path, trust_remote_code: bool = False) -> list[dict[str, Any]]:
     """What a fresh process finds in each folder, not yet judged.
 
     Raises:
-        AssetError: If a folder has no self-test or cannot be loaded.
+        AssetError: If a folder has no self-test, or the process ends early.
     """
     names = [str(Path(folder).resolve()) for folder in folders]
     for name in names:
         if not (Path(name) / SELF_TEST).is_file():
             raise AssetError(f"{name} has no {SELF_TEST}; only saved checkpoints can be verified")
-    child = subprocess.run(
-        [sys.executable, "-I", "-c", _CHILD, *names],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    if child.returncode:
+    own = str(Path(modeling_state.__file__).parent)
+    with tempfile.TemporaryDirectory() as modules:
+        alone = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules, "CUDA_VISIBLE_DEVICES": ""}
+        child = subprocess.run(
+            [sys.executable, "-I", fresh.__file__, own, str(int(trust_remote_code)), *names],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **alone},
+        )
+    lines = child.stdout.strip().splitlines()[-len(names) :]
+    if child.returncode or len(lines) < len(names):
         last = child.stderr.strip().splitlines()[-1:] or ["no message"]
         raise AssetError(f"a fresh process cannot load {', '.join(names)}: {last[0]}")
-    lines = child.stdout.strip().splitlines()[-len(names) :]
     return [json.loads(line) for line in lines]
 
 
 def check_report(report: dict[str, Any]) -> dict[str, Any]:
-    """Return a report if the folder holds the model that was in memory.
+    """Return a report if the folder holds the model that was measured.
+
+    Half precision rounds otherwise on another device, so differences are allowed in proportion.
 
     Raises:
-        AssetError: If tensors are missing or unexpected, or logits or continuation differ.
+        AssetError: If the folder does not load, tensors are missing or unexpected, or what its
+            layers are, make or lead to differs; the message says what.
     """
-    if report["keys"]:
-        raise AssetError(f"{report['folder']} loads with wrong tensors: {report['keys']}")
-    relative = 1e-4 if report["dtype"] == "float32" else 3e-2
-    allowed = relative * max(1.0, report["largest_logit"])
-    if not report["max_logit_difference"] <= allowed:
-        raise AssetError(
-            f"{report['folder']} loads as another model: logits differ by "
-            f"{report['max_logit_difference']:.2g}, more than {allowed:.2g}"
-        )
-    if not report["same_continuation"]:
-        raise AssetError(f"{report['folder']} continues a text differently after loading")
+    reason = reason_against(report)
+    if reason is not None:
+        raise AssetError(f"{report['folder']} {reason}")
     return report
+
+
+def reason_against(report: dict[str, Any]) -> str | None:
+    """Why a folder is not the model that was measured; None if it is."""
+    if "error" in report:
+        return f"cannot be loaded by a fresh process: {report['error']}"
+    if report["keys"]:
+        return f"loads with wrong tensors: {report['keys']}"
+    if not report["finite"]:
+        return (
+            "holds a model whose outputs are not finite, so there is nothing to compare; "
+            "float16 overflows in some models: take bfloat16"
+        )
+    if report.get("states"):
+        return f"loads as another model: {'; '.join(report['states'][:3])}"
+    exact = report["dtype"] == "float32"
+    for depth, difference in report.get("layers", ()):
+        if not difference <= (1e-3 if exact else 5e-2):
+            return (
+                f"loads as another model: the output of layer {depth - 1} differs by "
+                f"{difference:.2g} of its length"
+            )
+    allowed = (1e-4 if exact else 3e-2) * max(1.0, report["largest_logit"])
+    for what in ("logit", "log_probability"):
+        difference = report[f"max_{what}_difference"]
+        if not difference <= allowed * (1 if what == "logit" else 2):
+            words = "logits" if what == "logit" else "log-probabilities"
+            return (
+                f"loads as another model: {words} differ by {difference:.2g}, "
+                f"more than {allowed:.2g}"
+            )
+    if not report["continuation_gap"] <= 2 * allowed:
+        return "continues a text differently after loading"
+    return None

@@ -7,21 +7,22 @@ a time; what a path holds in memory anyway is written from there. The self-test 
 Example::
 
     write_weights(model, decoder, folder)          # model: assemble(pruned.path(decoder))
-    streamed_self_test(pruned.path(decoder))       # ids, logits, tokens
+    streamed_self_test(pruned.path(decoder), layers)       # ids, logits, tokens, ...
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from streamline.checkpoints.self_test import SelfTest, self_test_ids
+from streamline.checkpoints.self_test import SelfTest, self_test_ids, states_of
+from streamline.engine.assemble import applications
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import TokenJob, run
 from streamline.engine.paths import Path as LayerPath
@@ -134,25 +135,41 @@ def check_written(folder: Path, dtype: torch.dtype) -> None:
         raise AssetError(f"the tensors in {folder} are not those of its config: {wrong}")
 
 
-def streamed_self_test(path: LayerPath) -> SelfTest:
-    """The self-test of a path through a streamed model: one pass, and so one new token."""
+def streamed_self_test(path: LayerPath, layers: Sequence[nn.Module]) -> SelfTest:
+    """The self-test of a path through a streamed model: one pass, and so one new token.
+
+    Args:
+        path: The path.
+        layers: The layers of the model that was assembled of it.
+    """
     decoder = path.decoder
     # Token 0 is the padding token where the continuation is checked, and would be masked there.
     ids = self_test_ids(decoder.config).clamp(min=1)
-    ((_, (logits,)),) = run([path], [_LastToken(ids)])
+    n_nodes = len(path.nodes)
+    parts = [LayerPath(decoder, path.nodes[:n], path.name) for n in range(n_nodes + 1)]
+    ((_, found),) = run(parts, [_LastToken(ids)])
+    logits = found[-1][1]
     new = logits[:1].argmax(dim=-1, keepdim=True)
-    return SelfTest(ids, logits, torch.cat([ids[:1], new], dim=1))
+    return SelfTest(
+        ids,
+        logits,
+        torch.cat([ids[:1], new], dim=1),
+        torch.stack([hidden for hidden, _ in found])[1:],
+        torch.tensor([len(applications(node.module)) for node in path.nodes]).cumsum(0),
+        decoder.family.layers,
+        states_of(layers),
+    )
 
 
 @dataclass(frozen=True)
 class _LastToken(TokenJob):
-    """Logits at the last token of a batch, [B, V], float32."""
+    """Hidden states, [B, D], and logits, [B, V], at the last token of a batch, float32."""
 
     def keep(self, hidden: Tensor) -> Tensor:
         return hidden[:, -1]
 
-    def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
-        return decoder.leave(kept).float().cpu().clone()
+    def answer(self, decoder: Decoder, kept: Tensor) -> tuple[Tensor, Tensor]:
+        return kept.float().cpu().clone(), decoder.leave(kept).float().cpu().clone()
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -35,6 +35,7 @@ from streamline.cli import (
     run,
     stability,
     validate,
+    verify,
 )
 from streamline.cli.screen.show import show_error
 from streamline.distributed import LostProcess, follows
@@ -53,6 +54,7 @@ _VERBS = {
     "compare": compare,
     "report": report,
     "validate": validate,
+    "verify": verify,
     "new-method": new_method,
     "rm": rm,
 }

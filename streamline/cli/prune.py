@@ -38,14 +38,25 @@ def command(
     sparsity: Annotated[str, typer.Option(help="Fraction of all parameters to remove, in [0, 1).")],
     out: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
     seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",
+    no_verify: Annotated[
+        bool,
+        typer.Option(
+            "--no-verify", help="Do not compare the folder with the model in a fresh process."
+        ),
+    ] = False,
 ) -> None:
-    """Prune a model and save it as a checkpoint with its plan and provenance."""
+    """Prune a model and save it as a checkpoint with its plan and provenance.
+
+    Before the folder appears, a fresh process reads it and compares it with the model in memory.
+    """
+    from streamline.checkpoints.folder import target_folder
     from streamline.errors import ConfigError
     from streamline.run.config import build_config
 
     cell = {"models": [model], "methods": [method], "sparsities": sparsity, "seeds": seed}
+    folder = target_folder(out)
     suite = given.pop("suite", None)
-    config = build_config({"recovery": "none"} | given | cell | {"out": out}, suite=suite)
+    config = build_config({"recovery": "none"} | given | cell | {"out": folder}, suite=suite)
     for flag in ("methods", "sparsities", "seeds", "recovery"):
         values = getattr(config, flag)
         if len(values) > 1:
@@ -61,8 +72,9 @@ def command(
             model,
             method=config.methods[0],
             sparsity=config.sparsities[0],
-            out=config.out,
+            out=folder,
             config=config,
+            verify=not no_verify,
             progress=display,
         )
-    typer.echo(str(config.out))
+    typer.echo(str(folder))

@@ -16,6 +16,7 @@ from typing import Any
 
 from streamline.api.session import Session
 from streamline.api.variants import load_dense
+from streamline.checkpoints.folder import require_free, target_folder
 from streamline.engine.following import with_leader
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.files import write_bytes_atomic, write_json_atomic
@@ -30,6 +31,9 @@ from streamline.run.folder import SETTINGS, claimed, refuse_foreign, refuse_mixt
 from streamline.run.model_run import loading, run_model
 from streamline.run.reporting import report_run
 from streamline.sources.models import model_fingerprint
+
+#: Lies in the folder that is removed when a checkpoint is done.
+_OWN = ".streamline-prune"
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
@@ -73,8 +77,9 @@ def prune_to_checkpoint(
     *,
     method: str,
     sparsity: float,
-    out: Path,
+    out: str | Path,
     config: RunConfig,
+    verify: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Prune one model, train what has to be trained, and save a checkpoint.
@@ -85,27 +90,30 @@ def prune_to_checkpoint(
         sparsity: Fraction of parameters to remove.
         out: Folder of the checkpoint; must not exist or be empty.
         config: Calibration, training and device settings.
+        verify: Whether a fresh process compares the folder with the model, before it appears.
         progress: Where to report what is being done.
 
     Returns:
         The provenance as saved beside the weights.
 
     Raises:
-        ConfigError: If the folder is not empty, or the model does not fit on this machine.
+        ConfigError: If the folder is not empty or no folder's name, or the model does not fit on
+            this machine.
         UnsupportedModelError: If the method cannot do it with this model; known before any work.
     """
 
     def work() -> dict[str, Any]:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError(f"{out} is there already and not empty; give a new folder with --out")
+        target = target_folder(out)
+        require_free(target)
         alone = {"models": (model,), "methods": (method,), "sparsities": (sparsity,)}
         own = config.for_model(model).model_copy(update={**alone, "per_method": {}})
         reason = next((row.reason for row in require_fit(own).rows if row.reason), None)
         if reason is not None:
             raise UnsupportedModelError(reason)
         shown = progress or Silent()
-        cache = out.with_name(f".{out.name}.unfinished")
+        cache = _unfinished(target.resolve())
         with claimed(cache):
+            (cache / _OWN).touch()
             dense = load_dense(model, model_fingerprint(model), shown, **loading(own))
             with Session(
                 dense,
@@ -124,11 +132,26 @@ def prune_to_checkpoint(
                     lora=own.lora if own.recovery == ("lora",) else None,
                     seed=own.seeds[0],
                 )
-                made.save(out)
+                made.save(target, verify=verify)
         shutil.rmtree(cache, ignore_errors=True)
         return made.provenance
 
     return with_leader(work)
+
+
+def _unfinished(target: Path) -> Path:
+    """Where the calibration and training of a checkpoint are kept until it is there.
+
+    Raises:
+        ConfigError: If a folder of that name holds something else.
+    """
+    cache = target.with_name(f".{target.name}.unfinished")
+    if cache.exists() and not (cache / _OWN).is_file() and any(cache.iterdir()):
+        raise ConfigError(
+            f"{cache} is where the work for {target} would be kept, and it holds something else; "
+            "remove it or give another folder with --out"
+        )
+    return cache
 
 
 def evaluate_model(

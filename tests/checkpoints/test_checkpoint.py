@@ -81,7 +81,7 @@ def test_round_trip(
     ids = torch.randint(0, 250, (2, 10), generator=torch.Generator().manual_seed(1))
     for case in ("drop", "ffn", "shared-layer") if tied else CASES:
         pruned = CASES[case](decoder)
-        save(pruned, decoder, tokenizer, tmp_path / case, {"method": case})
+        save(pruned, decoder, tokenizer, tmp_path / case, {"method": case}, verify=False)
         model, loaded_tokenizer, info = load(tmp_path / case)
         expected = assemble(pruned.path(decoder))
         if family != "falcon":  # falcon chooses its attention class when it is made
@@ -105,7 +105,7 @@ def test_round_trip(
 
 def test_plain_config_is_the_familys_own(tmp_path: Path) -> None:
     decoder = Decoder(tiny("qwen3"))
-    save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {})
+    save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {}, verify=False)
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"]) == ("qwen3", 2)
     assert config["architectures"] == ["Qwen3ForCausalLM"]
@@ -116,7 +116,7 @@ def test_plain_config_is_the_familys_own(tmp_path: Path) -> None:
 
 def test_other_config_names_its_base(tmp_path: Path) -> None:
     decoder = Decoder(tiny("llama"))
-    save(CASES["ffn"](decoder), decoder, None, tmp_path / "c", {})
+    save(CASES["ffn"](decoder), decoder, None, tmp_path / "c", {}, verify=False)
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert (config["model_type"], config["base_model_type"]) == ("streamline", "llama")
     assert config["streamline"]["layers"][1]["kind"] == "ffn"
@@ -128,7 +128,7 @@ def test_other_config_names_its_base(tmp_path: Path) -> None:
 def test_shared_weights_are_saved_once(tmp_path: Path) -> None:
     decoder = Decoder(tiny("llama"))
     pruned = CASES["shared-layer"](decoder)
-    save(pruned, decoder, None, tmp_path / "c", {})
+    save(pruned, decoder, None, tmp_path / "c", {}, verify=False)
     saved = names(tmp_path / "c")
     assert any(name.startswith("model.layers.1.") for name in saved)
     assert not any(name.startswith("model.layers.2.") for name in saved)
@@ -141,7 +141,7 @@ def test_loading_by_auto_classes_and_assets(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     decoder = Decoder(tiny("llama"))
-    folder = save(CASES["ffn"](decoder), decoder, tokenizer, tmp_path / "c", {})
+    folder = save(CASES["ffn"](decoder), decoder, tokenizer, tmp_path / "c", {}, verify=False)
     register()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
@@ -155,11 +155,11 @@ def test_loading_by_auto_classes_and_assets(
 @torch.no_grad()
 def test_a_loaded_model_is_pruned_and_saved_again(tmp_path: Path) -> None:
     decoder = Decoder(tiny("opt"))
-    save(CASES["sublayers"](decoder), decoder, None, tmp_path / "a", {})
+    save(CASES["sublayers"](decoder), decoder, None, tmp_path / "a", {}, verify=False)
     once, _, _ = load(tmp_path / "a")
     again = Decoder(once)
     pruned = Pruned(Plan.drop(3, [1]))
-    save(pruned, again, None, tmp_path / "b", {})
+    save(pruned, again, None, tmp_path / "b", {}, verify=False)
     twice, _, _ = load(tmp_path / "b")
     ids = torch.arange(8)[None]
     expected = assemble(pruned.path(again))(ids).logits
@@ -171,7 +171,7 @@ def test_a_loaded_model_is_pruned_and_saved_again(tmp_path: Path) -> None:
 
 def test_dtype_of_choice(tmp_path: Path) -> None:
     decoder = Decoder(tiny("llama"))
-    save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {})
+    save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {}, verify=False)
     assert load(tmp_path / "c", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
@@ -186,7 +186,7 @@ def tampered(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) ->
 @pytest.mark.parametrize("case", ["drop", "ffn"])
 def test_no_tensor_may_be_missing_or_left_over(case: str, tmp_path: Path) -> None:
     decoder = Decoder(tiny("llama"))
-    folder = save(CASES[case](decoder), decoder, None, tmp_path / "c", {})
+    folder = save(CASES[case](decoder), decoder, None, tmp_path / "c", {}, verify=False)
     tampered(folder, lambda tensors: tensors.update(extra=torch.zeros(2)))
     with pytest.raises(AssetError, match="extra"):
         load(folder)
@@ -200,12 +200,12 @@ def test_layers_of_another_shape_are_not_saved(tmp_path: Path) -> None:
     narrow = tiny("llama")
     narrow.model.layers[1].mlp.down_proj = torch.nn.Linear(64, 32, bias=True)
     with pytest.raises(AssetError, match=r"unexpected.*layers\.1\.mlp\.down_proj\.bias"):
-        save(Pruned(Plan.dense(4), model=narrow), decoder, None, tmp_path / "c", {})
+        save(Pruned(Plan.dense(4), model=narrow), decoder, None, tmp_path / "c", {}, verify=False)
     narrow.model.layers[1].mlp.down_proj = torch.nn.Linear(60, 32, bias=False)
     narrow.model.layers[1].mlp.gate_proj = torch.nn.Linear(32, 60, bias=False)
     narrow.model.layers[1].mlp.up_proj = torch.nn.Linear(32, 60, bias=False)
     with pytest.raises(AssetError, match=r"mismatched_keys.*layers\.1\.mlp\.down_proj\.weight"):
-        save(Pruned(Plan.dense(4), model=narrow), decoder, None, tmp_path / "c", {})
+        save(Pruned(Plan.dense(4), model=narrow), decoder, None, tmp_path / "c", {}, verify=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,16 +214,16 @@ def test_one_dtype(tmp_path: Path) -> None:
     pruned = replaced(decoder, "ffn")
     pruned.modules[1].float()
     with pytest.raises(PlanError, match="one dtype, torch.bfloat16: .*fc1.*before saving"):
-        save(pruned, decoder, None, tmp_path / "c", {})
+        save(pruned, decoder, None, tmp_path / "c", {}, verify=False)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     decoder = Decoder(tiny("llama"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="exists and is not empty; choose another folder"):
-        save(CASES["drop"](decoder), decoder, None, tmp_path, {})
+        save(CASES["drop"](decoder), decoder, None, tmp_path, {}, verify=False)
     (tmp_path / "empty").mkdir()
-    save(CASES["drop"](decoder), decoder, None, tmp_path / "empty", {})
+    save(CASES["drop"](decoder), decoder, None, tmp_path / "empty", {}, verify=False)
     assert (tmp_path / "empty" / "plan.json").is_file()
 
 
@@ -235,17 +235,8 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(checkpoint, "write_self_test", fail)
     with pytest.raises(OSError, match="disk full"):
-        save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {})
+        save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {}, verify=False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
-    decoder = Decoder(tiny("llama"))
-    (tmp_path / ".c.0123.tmp").mkdir()
-    (tmp_path / ".c.0123.tmp" / "model.safetensors").write_text("part")
-    (tmp_path / ".other.0123.tmp").mkdir()
-    save(CASES["drop"](decoder), decoder, None, tmp_path / "c", {})
-    assert {path.name for path in tmp_path.iterdir()} == {"c", ".other.0123.tmp"}
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:

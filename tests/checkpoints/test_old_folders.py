@@ -41,7 +41,8 @@ def test_an_old_checkpoint_gives_the_logits_that_it_was_saved_with(name: str) ->
     assert torch.equal(again, tokens)
 
 
-def test_old_checkpoints_verify_in_a_fresh_process() -> None:
-    reports = verify(*(FOLDER / name for name in PLANS))
+@pytest.mark.parametrize("trust", [False, True])
+def test_old_checkpoints_verify_in_a_fresh_process(trust: bool) -> None:
+    reports = verify(*(FOLDER / name for name in PLANS), trust_remote_code=trust)
     assert [report["without_package"] for report in reports] == [True] * len(PLANS)
     assert all(report["same_continuation"] for report in reports)

@@ -32,7 +32,7 @@ def saved(folder: Path, family: str, kind: str) -> Path:
     else:
         init = "first" if "layer" in kind else "random"
         pruned = Pruned(Plan.replace(4, span, kind), {1: make(kind, decoder, span, init=init)})
-    return save(pruned, decoder, None, folder / f"{family}-{kind}", {})
+    return save(pruned, decoder, None, folder / f"{family}-{kind}", {}, verify=False)
 
 
 def test_a_fresh_process_without_this_package(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_fresh_process_without_this_package(tmp_path: Path) -> None:
     tensors["model.norm.weight"] *= 1.5
     save_file(tensors, changed / "model.safetensors", {"format": "pt"})
 
-    *reports, other = fresh_reports(*folders, changed)
+    *reports, other = fresh_reports(*folders, changed, trust_remote_code=True)
     for report, name in zip(reports, cases.values(), strict=True):
         check_report(report)
         assert report["class"] == name
@@ -63,24 +63,46 @@ def test_a_fresh_process_without_this_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"error": "OSError: no model"}, "be loaded by a fresh process: OSError: no model"),
         ({"keys": {"missing_keys": ["a"]}}, "loads with wrong tensors: {'missing_keys'"),
+        ({"finite": False}, "outputs are not finite"),
+        ({"states": ["layer 3 has x = 1 instead of 2"]}, "another model: layer 3 has x = 1"),
+        ({"layers": [[1, 0.0], [2, 0.01]]}, "the output of layer 1 differs by 0.01 of its length"),
+        ({"layers": [[1, math.nan]]}, "the output of layer 0 differs by nan"),
         ({"max_logit_difference": 0.1}, "logits differ by 0.1, more than 0.001"),
         ({"max_logit_difference": math.nan}, "logits differ by nan"),
-        ({"same_continuation": False}, "continues a text differently"),
+        ({"max_log_probability_difference": 0.1}, "log-probabilities differ by 0.1"),
+        ({"continuation_gap": 0.1}, "continues a text differently"),
     ],
 )
 def test_reports_are_judged(change: dict[str, Any], message: str) -> None:
     report = {
         "folder": "f",
         "keys": {},
+        "finite": True,
+        "states": [],
+        "layers": [[1, 1e-5], [2, 1e-5]],
         "dtype": "float32",
         "largest_logit": 10.0,
         "max_logit_difference": 1e-5,
-        "same_continuation": True,
+        "max_log_probability_difference": 1e-5,
+        "continuation_gap": 1e-5,
     }
     assert check_report(report) is report
     with pytest.raises(AssetError, match=message):
         check_report({**report, **change})
+
+
+def test_half_precision_may_round_otherwise() -> None:
+    near = {"layers": [[1, 0.02]], "max_logit_difference": 0.2, "continuation_gap": 0.3}
+    report = {
+        **{"folder": "f", "keys": {}, "finite": True, "largest_logit": 10.0},
+        **{"max_log_probability_difference": 0.2, "dtype": "bfloat16"},
+        **near,
+    }
+    check_report(report)
+    with pytest.raises(AssetError, match="output of layer 0 differs by 0.02 of its length"):
+        check_report(report | {"dtype": "float32"})
 
 
 def test_only_checkpoints_verify(tmp_path: Path) -> None:
@@ -88,9 +110,9 @@ def test_only_checkpoints_verify(tmp_path: Path) -> None:
         verify(tmp_path)
 
 
-def test_a_folder_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "self_test.safetensors").write_bytes(b"nothing")
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nOSError: no model")
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nMemoryError: gone")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(AssetError, match="a fresh process cannot load .*: OSError: no model"):
+    with pytest.raises(AssetError, match="a fresh process cannot load .*: MemoryError: gone"):
         verify(tmp_path)

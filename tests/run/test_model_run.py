@@ -264,12 +264,13 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, c
         sparsity=0.3,
         out=folder,
         config=settings,
+        verify=False,
         progress=Silent(),
     )
     assert facts["cell"]["method"] == "llm-streamline-layer"
     assert ("lora" in facts["training"]) == (recovery == "lora")
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
-    with pytest.raises(ConfigError, match="is there already and not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         prune_to_checkpoint("x", method="dense", sparsity=0.3, out=folder, config=settings)
     record = evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
     assert record.status == "ok"

@@ -115,6 +115,7 @@ def test_a_checkpoint_is_pruned_without_the_whole_model(place, tmp_path, config)
             sparsity=0.3,
             out=tmp_path / name,
             config=config(tmp_path / "run", methods="shortgpt", stream=stream),
+            verify=False,
         )
     (_, _, whole), (_, _, found) = (checkpoint.load(tmp_path / n) for n in ("whole", "streamed"))
     assert found.plan == whole.plan

@@ -261,7 +261,12 @@ def test_a_share_and_a_models_own_training_reach_the_training(tmp_path: Path) ->
         }
     )
     facts = prune_to_checkpoint(
-        model, method=config.methods[0], sparsity=0.4, out=tmp_path / "pruned", config=config
+        model,
+        method=config.methods[0],
+        sparsity=0.4,
+        out=tmp_path / "pruned",
+        config=config,
+        verify=False,
     )
     (training,) = facts["training"].values()
     assert training["tokens"] == 512 // 4 * 3
