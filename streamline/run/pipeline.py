@@ -112,8 +112,9 @@ def prune_to_checkpoint(
             raise UnsupportedModelError(reason)
         shown = progress or Silent()
         cache = _unfinished(target.resolve())
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / _OWN).touch()
         with claimed(cache):
-            (cache / _OWN).touch()
             dense = load_dense(model, model_fingerprint(model), shown, **loading(own))
             with Session(
                 dense,
