@@ -28,9 +28,9 @@ from streamline.engine.forward import TokenJob, run
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError
 from streamline.files import write_json_atomic
+from streamline.sources.weights import DTYPES, WeightSource, memory_of
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import empty_model
-from streamline.streaming.weights import DTYPES, WeightSource, memory_of
 
 __all__ = ["SHARD_BYTES", "check_written", "streamed_self_test", "write_shards", "write_weights"]
 

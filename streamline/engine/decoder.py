@@ -72,11 +72,11 @@ class Decoder:
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> Decoder:
-        """A decoder without weights (meta device), for counting parameters and planning."""
+        """A decoder without weights (meta device) and without code of its own, for planning."""
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            return cls(AutoModelForCausalLM.from_config(config))
+            return cls(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
     @property
     def n_layers(self) -> int:

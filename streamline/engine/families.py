@@ -22,7 +22,6 @@ class Family:
         layers: Path from the causal-LM model to the list of layers.
         norm: Path from the causal-LM model to the final norm.
         head: Path from the causal-LM model to the output projection.
-        stored_head: What checkpoints call it, where that is something else.
         project_out: Path to a projection between final norm and head, if the family may have one.
         attention: Path from a layer to its attention module.
         mlp: Path from a layer to its MLP; empty when its projections lie in the layer itself.
@@ -51,7 +50,6 @@ class Family:
     layers: str = "model.layers"
     norm: str = "model.norm"
     head: str = "lm_head"
-    stored_head: str = ""
     project_out: str = ""
     attention: str = "self_attn"
     mlp: str = "mlp"
@@ -151,7 +149,6 @@ FAMILIES: tuple[Family, ...] = (
         base="gpt_neox",
         layers="gpt_neox.layers",
         norm="gpt_neox.final_layer_norm",
-        stored_head="embed_out",
         attention="attention",
         q="",
         k="",

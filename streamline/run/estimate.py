@@ -20,12 +20,11 @@ from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
-from streamline.files import cache_dir
 from streamline.method import Method, Size
 from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
-from streamline.sources.models import load_config, resolve_model
+from streamline.sources.models import local_folder, planned_model
 from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 
 __all__ = [
@@ -43,12 +42,6 @@ _HUB_BYTES = 2  # of a parameter in the weights on the hub; the least that is co
 # A trained network is held in float32 with its gradient, two moments and the best weights so far.
 _TRAINING_COPIES = 5
 _STATE_COPIES = 4  # of these, what is written down to resume from
-_HUB_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 @dataclass(frozen=True)
@@ -124,12 +117,12 @@ def plan_run(config: RunConfig) -> Estimate:
     estimate = Estimate()
     for model in config.models:
         own = config.for_model(model)
-        decoder = Decoder.from_config(load_config(model, trust_remote_code=own.trust_remote_code))
+        decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
         methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
         rows = [_row(cell, methods[cell.method], decoder, own) for cell in expand(own, model)]
         estimate.rows += rows
         _add_costs(estimate, rows, methods, decoder, own)
-        if not _is_here(model):
+        if local_folder(model) is None:
             estimate.download_bytes += decoder.n_parameters() * _HUB_BYTES
     return estimate
 
@@ -200,18 +193,6 @@ def _added(row: Row, decoder: Decoder) -> int:
     if row.pruned is None or row.n_removed is None:
         return 0
     return max(0, row.pruned - Size.without(decoder, row.n_removed).pruned)
-
-
-def _is_here(model: str) -> bool:
-    """Whether a model's weights lie on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    source = resolve_model(model)
-    if source.kind == "hub":
-        return any(
-            isinstance(try_to_load_from_cache(source.location, name), str) for name in _HUB_WEIGHTS
-        )
-    return source.kind == "folder" or any((cache_dir() / "models").glob(f"{model}-*"))
 
 
 def device_memory(name: str) -> int | None:

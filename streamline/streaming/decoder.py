@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, Entry, submodule
-from streamline.engine.families import family_of
-from streamline.errors import AssetError, UnsupportedModelError
+from streamline.errors import UnsupportedModelError
+from streamline.sources.accounting import account
+from streamline.sources.weights import WeightSource
 from streamline.streaming.order import EMBEDDING, HEAD, layer_by_layer
 from streamline.streaming.states import StateStore
-from streamline.streaming.weights import WeightSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ class StreamedDecoder(Decoder):
         state_file_bytes: Largest size of their file.
 
     Raises:
-        AssetError: If a weight is not in the source, or has another shape there.
+        AssetError: If the source does not hold exactly the model's tensors.
         UnsupportedModelError: If the family is unknown.
     """
 
@@ -82,7 +82,9 @@ class StreamedDecoder(Decoder):
         self.peak_state_bytes = 0
         self.state_file_bytes = 0
         self._device = torch.device(device)
-        self._names = _places(model, source)
+        places = account(model, source)
+        named = model.named_parameters(remove_duplicate=False)
+        self._names = {id(parameter): places[name] for name, parameter in named}
         self._groups = grouped(self)
         self._layer_of = {id(p): i for i in range(self.n_layers) for p in self._groups[i]}
         for module in model.modules():
@@ -90,8 +92,8 @@ class StreamedDecoder(Decoder):
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self._device)
         for name, buffer in model.named_buffers():
-            if name in source:
-                buffer.copy_(source.read(name))
+            if name in places:
+                buffer.copy_(source.read(places[name]))
         _exchange(self._read(None))
 
     @property
@@ -253,40 +255,6 @@ def grouped(decoder: Decoder) -> dict[Hashable, list[nn.Parameter]]:
     add(HEAD, (p for p in head.parameters() if id(p) not in both))
     add(None, decoder.model.parameters())
     return groups
-
-
-def _places(model: PreTrainedModel, source: WeightSource) -> dict[int, str]:
-    """For each parameter, by ``id``, its name in the source.
-
-    Raises:
-        AssetError: If a parameter is not there, or has another shape.
-    """
-    prefix = f"{model.base_model_prefix}."
-    family = family_of(model.config.model_type)
-    head, stored_head = f"{family.head}.", f"{family.stored_head or family.head}."
-    names: dict[int, str] = {}
-    lost: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        # Some checkpoints hold the base model alone, whose names have no prefix.
-        candidates = (name, name.removeprefix(prefix), name.replace(head, stored_head, 1))
-        found = [key for key in candidates if key in source]
-        if not found:
-            lost[id(parameter)] = name
-            continue
-        stored = source[found[0]]
-        if stored.shape != tuple(parameter.shape):
-            raise AssetError(
-                f"{found[0]!r} in {source.folder} is of shape {list(stored.shape)}, the config "
-                f"needs {list(parameter.shape)}; use the config and weights of one model"
-            )
-        names.setdefault(id(parameter), found[0])
-    missing = [name for key, name in lost.items() if key not in names]
-    if missing:
-        raise AssetError(
-            f"{source.folder} holds no {missing[0]!r} (and {len(missing) - 1} more are missing); "
-            "use a whole checkpoint of this model in the layout that `save_pretrained` writes"
-        )
-    return names
 
 
 def _exchange(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:

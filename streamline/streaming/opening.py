@@ -20,9 +20,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from streamline.errors import UnsupportedModelError
 from streamline.files import cache_dir
 from streamline.method import DepthMethod, Method
+from streamline.sources.folders import check_kind, check_tokenizer
+from streamline.sources.hub import explained
 from streamline.sources.models import load_config, load_tokenizer, weights_folder
+from streamline.sources.weights import WeightSource
 from streamline.streaming.decoder import STATE_BYTES, StreamedDecoder
-from streamline.streaming.weights import WeightSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +90,7 @@ def open_streamed(
     """Open a folder's model without reading its layers.
 
     Args:
-        folder: Holds the safetensors.
+        folder: Holds the weights.
         config: The model's config.
         device: Where the weights compute.
         dtype: Dtype of the weights in memory; ``"auto"`` for the config's.
@@ -97,21 +99,19 @@ def open_streamed(
         trust_remote_code: Whether a model's own code may run.
 
     Raises:
-        AssetError: If there are no safetensors or they are not this config's.
+        AssetError: If there are no weights or they are not exactly this config's.
         UnsupportedModelError: If the model is quantised or its family is unknown.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModelError(
-            f"{folder} holds quantised weights, which cannot be streamed; use the original ones"
-        )
-    if dtype == "auto":
-        dtype = getattr(config, "dtype", None) or torch.float32
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    assert isinstance(dtype, torch.dtype)
-    model = empty_model(config, dtype, trust_remote_code=trust_remote_code)
+    check_kind(config, repr(str(folder)))
     source = WeightSource(folder)
     try:
+        if dtype == "auto":
+            dtype = getattr(config, "dtype", None) or _stored_dtype(source)
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
+        assert isinstance(dtype, torch.dtype)
+        with explained(str(folder), str(folder), hub=False):
+            model = empty_model(config, dtype, trust_remote_code=trust_remote_code)
         return StreamedDecoder(
             model,
             source,
@@ -122,6 +122,12 @@ def open_streamed(
     except BaseException:
         source.close()
         raise
+
+
+def _stored_dtype(source: WeightSource) -> torch.dtype:
+    """Dtype of the first weight that is a number with a point, as in loading whole."""
+    dtypes = (source[name].dtype for name in source)
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
 def load_streamed(
@@ -145,7 +151,7 @@ def load_streamed(
         The decoder and the tokenizer.
 
     Raises:
-        AssetError: If the model cannot be had, or not as safetensors.
+        AssetError: If the model cannot be had, or its weights are not exactly its config's.
         UnsupportedModelError: As :func:`open_streamed`.
     """
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -159,6 +165,7 @@ def load_streamed(
         state_bytes=state_bytes,
         trust_remote_code=trust_remote_code,
     )
+    check_tokenizer(tokenizer, decoder.model.get_input_embeddings().num_embeddings, name)  # type: ignore[arg-type]
     return decoder, tokenizer
 
 

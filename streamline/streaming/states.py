@@ -23,7 +23,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from streamline.streaming.weights import memory_of
+from streamline.sources.weights import memory_of
 
 __all__ = ["StateStore"]
 

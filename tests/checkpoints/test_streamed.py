@@ -20,9 +20,9 @@ from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Plan, Span, Step
+from streamline.sources.weights import WeightSource
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import open_streamed
-from streamline.streaming.weights import WeightSource
 from streamline.testing.models import tiny_model
 
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from streamline.errors import ConfigError
 from streamline.run import estimate as sizing
 from streamline.run import pipeline
 from streamline.run.config import RunConfig, build_config
 from streamline.run.estimate import Estimate, check_fits, device_memory, plan_run, require_fit
+from streamline.sources.models import load_config
 
 GIB = 2**30
 
@@ -86,17 +90,33 @@ def test_weights_that_lie_here_are_not_fetched_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert plan_run(_config()).download_bytes > 0
-    there = str(tmp_path / "model.safetensors.index.json")
+    hub = tmp_path / "hub"
+    load_config("llama2-7b").save_pretrained(hub)
+    index = {"weight_map": {"lm_head.weight": "model-1.safetensors"}}
+    (hub / "model.safetensors.index.json").write_text(json.dumps(index))
     monkeypatch.setattr(
-        "huggingface_hub.try_to_load_from_cache",
-        lambda _, name: there if name == Path(there).name else None,
+        "huggingface_hub.try_to_load_from_cache", lambda *_: str(hub / "config.json")
     )
+    assert plan_run(_config()).download_bytes > 0, "a file that the index names is not here"
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config("llama2-7b"))
+    write_header(hub / "model-1.safetensors", model)
+    index = {"weight_map": dict.fromkeys(model.state_dict(), "model-1.safetensors")}
+    (hub / "model.safetensors.index.json").write_text(json.dumps(index))
     assert plan_run(_config()).download_bytes == 0
 
-    embedded = _config(models="smollm2-135m-instruct")
-    assert plan_run(embedded).download_bytes == 2 * 134_515_008
-    (tmp_path / "cache" / "models" / "smollm2-135m-instruct-x-1").mkdir(parents=True)
-    assert plan_run(embedded).download_bytes == 0
+
+def write_header(file: Path, model: torch.nn.Module) -> None:
+    """A safetensors file of a model's tensors, all zero and of no size on the disk."""
+    header, end = {}, 0
+    for name, tensor in model.state_dict().items():
+        start, end = end, end + tensor.numel() * 2
+        row = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = row
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
 
 
 def test_what_does_not_fit_is_named_with_a_way_out(

@@ -18,7 +18,7 @@ from streamline.run.config import RunConfig
 from streamline.run.estimate import plan_run
 from streamline.run.model_run import run_model
 from streamline.run.pipeline import prune_to_checkpoint
-from streamline.streaming.weights import WeightSource
+from streamline.sources.weights import WeightSource
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 METHODS = "shortgpt,sleb,llm-streamline-ffn"

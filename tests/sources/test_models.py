@@ -10,9 +10,10 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from streamline.errors import AssetError
+from streamline.sources import hub
 from streamline.sources.models import (
     MODELS,
     load_config,
@@ -20,6 +21,7 @@ from streamline.sources.models import (
     load_tokenizer,
     model_fingerprint,
     resolve_model,
+    weights_folder,
 )
 
 PARAMETERS = {
@@ -131,12 +133,51 @@ def test_fingerprint_of_the_packaged_model_needs_no_files(
 
 
 def test_fingerprint_of_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatch):
-    commits = iter(["a" * 40, "a" * 40, "b" * 40])
+    commits = iter(["a" * 40, "b" * 40])
     monkeypatch.setattr(
         HfApi, "model_info", lambda self, *_, **__: SimpleNamespace(sha=next(commits))
     )
-    first, same, other = (model_fingerprint("some-org/some-model") for _ in range(3))
-    assert first == same != other
+    first, same = (model_fingerprint("some-org/some-model") for _ in range(2))
+    assert first == same, "the commit of a model is resolved once in a process"
+    hub.revision.cache_clear()
+    assert model_fingerprint("some-org/some-model") != first
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json", "tokenizer_config.json", "generation_config.json", "modeling_own.py",
+        "vocab.json", "merges.txt", "spiece.model", "chat_template.jinja",
+    ],
+)  # fmt: skip
+def test_fingerprint_covers_what_lies_beside_the_weights(checkpoint: Path, name: str):
+    first = model_fingerprint(str(checkpoint))
+    (checkpoint / "README.md").write_text("of no weight")
+    assert model_fingerprint(str(checkpoint)) == first
+    file = checkpoint / name
+    file.write_text((file.read_text() if file.is_file() else "") + " ")
+    assert model_fingerprint(str(checkpoint)) != first
+
+
+def test_every_load_of_a_hub_model_is_at_one_commit(monkeypatch: pytest.MonkeyPatch):
+    commits = iter(["a" * 40, "b" * 40, "c" * 40])
+    monkeypatch.setattr(
+        HfApi, "model_info", lambda self, *_, **__: SimpleNamespace(sha=next(commits))
+    )
+    asked = []
+
+    def noted(*_: Any, revision: str = "main", **__: Any) -> Any:
+        asked.append(revision)
+        raise OSError("not there")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", noted)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", noted)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", noted)
+    hub.revision.cache_clear()
+    for load in (load_config, load_tokenizer, weights_folder):
+        with pytest.raises(AssetError):
+            load("some-org/moving")
+    assert asked == ["a" * 40] * 3
 
 
 def test_missing_folder_is_named(tmp_path: Path):
@@ -151,14 +192,14 @@ def test_folder_without_config_is_named(tmp_path: Path):
 
 def test_folder_without_weights_is_explained(checkpoint: Path):
     (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(AssetError, match="could not be loaded: .*model.safetensors"):
+    with pytest.raises(AssetError, match="holds no weights: give a folder with model.safetensors"):
         load_model(str(checkpoint))
 
 
 def test_damaged_weights_are_explained(checkpoint: Path):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(AssetError, match="could not be loaded: .*Check that its files are whole"):
+    with pytest.raises(AssetError, match="is not a safetensors file; fetch the model again"):
         load_model(str(checkpoint))
 
 
@@ -203,7 +244,6 @@ def test_refusals_of_the_hub_are_explained(
 
 def test_gate_found_only_when_files_are_requested(monkeypatch: pytest.MonkeyPatch):
     """transformers wraps the hub's error in an OSError of its own."""
-    from transformers import AutoConfig
 
     def wrapped(*_: Any, **__: Any) -> Any:
         try:

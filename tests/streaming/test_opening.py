@@ -73,21 +73,21 @@ def test_a_checkpoint_of_the_base_model_alone(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     tiny_model("llama", n_layers=2).save_pretrained(tmp_path)
-    with pytest.raises(AssetError, match=r"holds no 'model\.layers\.2\..* \(and 8 more"):
+    with pytest.raises(AssetError, match=r"missing: 'model\.layers\.2\..* \(and 6 more"):
         open_streamed(tmp_path, tiny_config("llama", n_layers=3))
-    with pytest.raises(AssetError, match="is of shape .* the config needs"):
+    with pytest.raises(AssetError, match=r"is \[64, 32\], the config needs \[48, 32\]"):
         open_streamed(tmp_path, tiny_config("llama", n_layers=2, intermediate_size=48))
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(AssetError, match=r"holds no 'lm_head\.weight'"):
+    with pytest.raises(AssetError, match=r"missing: 'lm_head\.weight'"):
         open_streamed(tmp_path, tiny_config("llama", n_layers=2))
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     config = tiny_config("llama", n_layers=1)
     config.quantization_config = {"quant_method": "fp8"}
-    with pytest.raises(UnsupportedModelError, match="quantised weights"):
+    with pytest.raises(UnsupportedModelError, match="weights quantised with fp8"):
         open_streamed(tmp_path, config)
 
 

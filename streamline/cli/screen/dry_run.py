@@ -173,10 +173,10 @@ class _Paper:
 
     def _decoder(self, model: str) -> Any:
         from streamline.engine.decoder import Decoder
-        from streamline.sources.models import load_config
+        from streamline.sources.models import planned_model
 
         if model not in self.decoders:
-            self.decoders[model] = Decoder.from_config(load_config(model))
+            self.decoders[model] = Decoder(planned_model(model))
         return self.decoders[model]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamline.errors import AssetError
-from streamline.streaming.weights import WeightSource
+from streamline.sources.weights import WeightSource
 
 
 def tensors() -> dict[str, Tensor]:
@@ -41,7 +44,12 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("write", [single, sharded])
+def pickled(folder: Path) -> Path:
+    torch.save(tensors(), folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("write", [single, sharded, pickled])
 def test_reads_what_was_written(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with WeightSource(write(tmp_path)) as source:
         for name, tensor in tensors().items():
@@ -58,10 +66,48 @@ def test_converts_floating_point_only(tmp_path: Path) -> None:
         assert source.read("ids", torch.float32).dtype == torch.int64
 
 
-def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(AssetError, match="can only be streamed from safetensors"):
+class Evil:
+    """Something whose unpickling makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="holds no weights: give a folder with model.safetensors"):
         WeightSource(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    with pytest.raises(AssetError, match=r"It holds \.gguf files, which are not read"):
+        WeightSource(tmp_path)
+
+
+def test_numbers_that_do_not_lie_in_order_are_read(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    kept = {"turned": whole.T, "part": whole[1:, 2:4], "whole": whole, "none": whole[:0]}
+    torch.save(kept, tmp_path / "pytorch_model.bin")
+    with WeightSource(tmp_path) as source:
+        for name, tensor in kept.items():
+            assert torch.equal(source.read(name), tensor)
+
+
+def test_what_is_no_plain_file_of_weights_is_refused_unrun(tmp_path: Path) -> None:
+    file, made = tmp_path / "pytorch_model.bin", tmp_path / "made"
+    damaged = b"x", b"", pickle.dumps({"a": 1}), pickled(tmp_path) and file.read_bytes()[:300]
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(AssetError, match="cannot be read as weights alone"):
+            WeightSource(tmp_path)
+    for thing in ({"a": Evil(made)}, [tensors()], {"a": 3}, {"state_dict": tensors()}):
+        torch.save(thing, file)
+        with pytest.raises(AssetError, match="cannot be read as weights alone"):
+            WeightSource(tmp_path)
+    torch.save(tensors(), file, _use_new_zipfile_serialization=False)
+    with pytest.raises(AssetError, match=r"no plain tensor of a file of torch 1\.6"):
+        WeightSource(tmp_path)
+    assert not made.exists()
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -75,7 +121,7 @@ def test_an_index_that_names_too_much_is_refused(tmp_path: Path) -> None:
     found = json.loads(index.read_text())
     found["weight_map"]["more"] = "model-0.safetensors"
     index.write_text(json.dumps(found))
-    with pytest.raises(AssetError, match="names 'more', which is in no file"):
+    with pytest.raises(AssetError, match="disagree: 'more' is not in model-0.safetensors"):
         WeightSource(tmp_path)
     index.write_text("[]")
     with pytest.raises(AssetError, match="not an index"):
@@ -107,5 +153,5 @@ def test_a_file_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
 
 def test_quantised_formats_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
-    with pytest.raises(AssetError, match="F8_E4M3; streaming reads"):
+    with pytest.raises(AssetError, match="F8_E4M3; reading takes"):
         WeightSource(tmp_path)
