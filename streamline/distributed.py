@@ -127,9 +127,13 @@ def follows() -> bool:
     """Whether this process was launched beside a first one.
 
     Raises:
-        ConfigError: If the launcher declares no number.
+        ConfigError: If the launcher declares no number, or one that no process has.
     """
-    return world_size() > 1 and _declared("RANK", 0) > 0
+    size = world_size()
+    rank = _declared("RANK", 0) if size > 1 else 0
+    if rank >= size:
+        raise ConfigError(f"RANK is {rank} in the environment, of {size} processes; {_UNSET}")
+    return rank > 0
 
 
 def _declared(name: str, default: int) -> int:

@@ -83,7 +83,7 @@ def clear_cache(
             raise unknown_name("kind of cache", kind, [*known, *found])
     chosen = {kind: path for kind, path in found.items() if not kinds or kind in kinds}
     if not chosen:
-        typer.echo(f"nothing to remove in {folder}")
+        print(f"nothing to remove in {folder}")
         return
     what = f"{', '.join(chosen)} ({_size(chosen.values())}) from {folder}"
     if not yes:
@@ -94,7 +94,7 @@ def clear_cache(
     with nullcontext() if run is None else claimed(run):
         for path in chosen.values():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    typer.echo(f"removed {what}")
+    print(f"removed {what}")
 
 
 def _cache(run: Path | None) -> tuple[Path, dict[str, str]]:

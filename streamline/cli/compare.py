@@ -103,4 +103,4 @@ def _show(result: Comparison, tasks: bool) -> None:
     from streamline.report.comparison_tables import comparison_tables
     from streamline.report.render import screen_width, terminal
 
-    typer.echo(terminal(comparison_tables(result, tasks), screen_width()), nl=False)
+    print(terminal(comparison_tables(result, tasks), screen_width()), end="")

@@ -38,6 +38,7 @@ from streamline.cli import (
     verify,
 )
 from streamline.cli.screen.show import show_error
+from streamline.cli.screen.streams import lasting_streams
 from streamline.distributed import LostProcess, follows
 from streamline.errors import StreamlineError
 from streamline.registry import unknown_name
@@ -181,21 +182,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, between our own
-    try:
-        silent = redirect_stdout(io.StringIO()) if follows() else nullcontext()
-        with silent, commanded(arguments), _endable():
-            app(args=arguments, prog_name="streamline-bench")
-    except _Ended:
-        show_error(f"told to end; {_KEPT}")
-        sys.exit(143)
-    except LostProcess as error:
-        show_error(error)
-        sys.exit(2)
-    except (StreamlineError, OSError) as error:
-        if debug:
-            raise
-        show_error(error if isinstance(error, StreamlineError) else _explain(error))
-        sys.exit(2)
+    with lasting_streams():
+        try:
+            silent = redirect_stdout(io.StringIO()) if follows() else nullcontext()
+            with silent, commanded(arguments), _endable():
+                app(args=arguments, prog_name="streamline-bench")
+        except _Ended:
+            show_error(f"told to end; {_KEPT}")
+            sys.exit(143)
+        except LostProcess as error:
+            show_error(error)
+            sys.exit(2)
+        except (StreamlineError, OSError) as error:
+            if debug:
+                raise
+            show_error(error if isinstance(error, StreamlineError) else _explain(error))
+            sys.exit(2)
 
 
 def _explain(error: OSError) -> str:

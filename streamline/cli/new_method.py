@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Write a small installable package with one working method and its test into a new folder."""
     folder = write_package(name, Path.cwd())
-    typer.echo(
+    print(
         f"wrote {folder.name}/. Next:\n"
         f"  pip install -e {folder.name}\n"
         f"  streamline-bench validate {name}\n"

@@ -77,4 +77,4 @@ def command(
             verify=not no_verify,
             progress=display,
         )
-    typer.echo(str(folder))
+    print(str(folder))

@@ -37,4 +37,4 @@ def command(
         raise ConfigError(f"{directory} is a file; give the folder that a run wrote with --out")
 
     page = report_run(directory, suite)
-    typer.echo(f"wrote {page} and {page.with_suffix('.md')}")
+    print(f"wrote {page} and {page.with_suffix('.md')}")

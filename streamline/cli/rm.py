@@ -53,9 +53,9 @@ def command(
     if not dry_run:
         _renew_report(folder, remove_cells(folder, chosen))
     for name, paths in files.items():
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {name}")
+        print(f"{'would remove' if dry_run else 'removed'} {name}")
         for path in paths:
-            typer.echo(f"  {path.relative_to(folder)}")
+            print(f"  {path.relative_to(folder)}")
 
 
 def _renew_report(folder: Path, remaining: list[Record]) -> None:

@@ -44,7 +44,7 @@ def command(
     if print_config:
         from streamline.run.suites import as_suite
 
-        typer.echo(as_suite(config.model_dump(mode="json"), config.suite), nl=False)
+        print(as_suite(config.model_dump(mode="json"), config.suite), end="")
         return
     if config.dry_run:
         from streamline.cli.screen.dry_run import show_plan
@@ -61,7 +61,7 @@ def command(
     with progress_display(_title(config)) as display:
         records = pipeline.run(config, progress=display)
     show_results(records)
-    typer.echo(f"report: {config.out / 'report.html'}")
+    print(f"report: {config.out / 'report.html'}")
     failed: dict[str | None, list[str]] = {}
     for record in records:
         if record.status == "failed":

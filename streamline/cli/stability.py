@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,7 +80,7 @@ def command(
         [stability(before.tasks[task], after.tasks[task], ddof, mode) for task in common]
     )
     for line in _left_out(before, after):
-        typer.echo(line, err=True)
+        print(line, file=sys.stderr)
     if as_json:
         show_json([_row(result) for result in results])
     else:
@@ -192,4 +193,4 @@ def _show(results: list[Stability]) -> None:
         ),
         notes=tuple(notes),
     )
-    typer.echo(terminal(table, screen_width()), nl=False)
+    print(terminal(table, screen_width()), end="")

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from streamline.cli.screen.streams import is_unicode
+
 if TYPE_CHECKING:
     from streamline.results.record import Record
 
@@ -49,8 +51,9 @@ def show_results(records: Sequence[Record]) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Write a value to standard output as indented JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Write a value to standard output as indented JSON; escaped where it has ASCII alone."""
+    ascii_only = not is_unicode(sys.stdout)
+    print(json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False))
 
 
 def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
