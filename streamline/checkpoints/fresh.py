@@ -58,8 +58,10 @@ def outputs_at(layers: list[nn.Module], found: dict[int, Tensor]) -> None:
         keep(depth)
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    """Largest distance of two rows of [N, D], as a fraction of the second's length."""
+def relative(found: Tensor | None, wanted: Tensor) -> float:
+    """Largest distance of two rows of [N, D], as a fraction of the second's length; NaN if none."""
+    if found is None or found.shape != wanted.shape:
+        return math.nan
     length = wanted.norm(dim=-1).clamp(min=1e-6)
     return float(((found - wanted).norm(dim=-1) / length).max())
 
@@ -96,19 +98,21 @@ def compare(folder: str, trust: bool, own: str, scratch: str) -> dict[str, Any]:
         "finite": all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()),
     }
     outputs: dict[int, Tensor] = {}
-    if "layers" in tensors:
+    if "states" in meta:
         layers = list(model.get_submodule(meta["layers_path"]).children())
         same_version = meta["transformers"] == transformers.__version__
         state_of = modeling(own, "modeling_state").state_of
         report["states"] = same_version and differing(layers, json.loads(meta["states"]), state_of)
         outputs_at(layers, outputs)
     found = model(ids).logits[:, -1].float()
-    if "layers" in tensors:
-        pairs = zip(tensors["depths"].tolist(), tensors["layers"], strict=True)
-        report["layers"] = [
-            [depth, relative(outputs[depth], wanted) if depth in outputs else math.nan]
-            for depth, wanted in pairs
-        ]
+    wanted = {
+        int(name.removeprefix("layers.")): output
+        for name, output in tensors.items()
+        if name.startswith("layers.")
+    }
+    report["layers"] = [
+        [depth, relative(outputs.get(depth), wanted[depth])] for depth in sorted(wanted)
+    ]
     likely, expected = found.log_softmax(-1), logits.log_softmax(-1)
     report["max_logit_difference"] = float((found - logits).abs().max())
     report["max_log_probability_difference"] = float((likely - expected).abs().max())

@@ -44,8 +44,8 @@ class SelfTest:
         ids: The tokens, [N, T], int64.
         logits: Its logits at the last of each row, [N, V], float32.
         tokens: The first row with its greedy continuation, [1, T + new].
-        layers: Outputs of its layers at the last of each row, [K, N, D], float32.
-        depths: After how many layers each of them was taken, [K], int64.
+        layers: Outputs of its layers at the last of each row, [N, D] float32, by how many layers
+            were run; D may differ.
         layers_path: Path to its list of layers.
         states: What its layers were built with, one for each.
     """
@@ -53,8 +53,7 @@ class SelfTest:
     ids: Tensor
     logits: Tensor
     tokens: Tensor
-    layers: Tensor
-    depths: Tensor
+    layers: dict[int, Tensor]
     layers_path: str
     states: list[modeling_state.State]
 
@@ -86,8 +85,7 @@ def self_test(model: PreTrainedModel, layers_path: str, device: torch.device) ->
         ids,
         logits,
         tokens,
-        torch.stack([found[depth].cpu() for depth in sorted(found)]) if found else torch.empty(0),
-        torch.tensor(sorted(found), dtype=torch.int64),
+        {depth: output.cpu() for depth, output in found.items()},
         layers_path,
         states_of(layers),
     )
@@ -119,8 +117,7 @@ def write_self_test(found: SelfTest, file: Path, *, attention: str) -> None:
         "input_ids": found.ids,
         "logits": found.logits,
         "tokens": found.tokens,
-        "layers": found.layers,
-        "depths": found.depths,
+        **{f"layers.{depth}": output for depth, output in found.layers.items()},
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -147,6 +148,7 @@ def streamed_self_test(path: LayerPath, layers: Sequence[nn.Module]) -> SelfTest
     ids = self_test_ids(decoder.config).clamp(min=1)
     n_nodes = len(path.nodes)
     parts = [LayerPath(decoder, path.nodes[:n], path.name) for n in range(n_nodes + 1)]
+    depths = accumulate(len(applications(node.module)) for node in path.nodes)
     ((_, found),) = run(parts, [_LastToken(ids)])
     logits = found[-1][1]
     new = logits[:1].argmax(dim=-1, keepdim=True)
@@ -154,8 +156,7 @@ def streamed_self_test(path: LayerPath, layers: Sequence[nn.Module]) -> SelfTest
         ids,
         logits,
         torch.cat([ids[:1], new], dim=1),
-        torch.stack([hidden for hidden, _ in found])[1:],
-        torch.tensor([len(applications(node.module)) for node in path.nodes]).cumsum(0),
+        {depth: hidden for depth, (hidden, _) in zip(depths, found[1:], strict=True)},
         decoder.family.layers,
         states_of(layers),
     )

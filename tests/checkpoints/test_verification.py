@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from streamline.baselines._slicing import principal, slice_model
 from streamline.checkpoints import checkpoint, fresh
 from streamline.checkpoints.checkpoint import save, verify
 from streamline.checkpoints.self_test import check_report
@@ -116,6 +117,14 @@ def test_metadata_says_whether_a_fresh_process_compared(tmp_path: Path, compared
         (report,) = compared_here(folder)
         assert [depth for depth, _ in report["layers"]] == [1, 2, 3]
         assert max(difference for _, difference in report["layers"]) < 1e-5
+
+
+def test_layers_of_different_widths_are_compared(tmp_path: Path, compared_here: Any) -> None:
+    decoder = Decoder(tiny_model("llama", n_layers=4))
+    tokens = torch.randint(0, 250, (4, 24), generator=torch.Generator().manual_seed(1))
+    narrow = Pruned(Plan.dense(4), model=slice_model(decoder, 24, tokens, principal))
+    (report,) = compared_here(save(narrow, decoder, None, tmp_path / "c", {}))
+    assert [depth for depth, difference in report["layers"] if difference < 1e-5] == [1, 2, 3, 4]
 
 
 def test_a_folders_own_code_runs_only_by_the_users_word(tmp_path: Path) -> None:
