@@ -29,12 +29,6 @@ def centre(states: Tensor) -> Tensor:
     return states - states.mean(-1, keepdim=True)
 
 
-def second_moment(states: Tensor) -> Tensor:
-    """Sum over tokens of ``x^T x``, [D, D], float64."""
-    flat = wide(states).flatten(0, -2)  # [tokens, D]
-    return flat.T @ flat
-
-
 def affine(norm: nn.Module) -> tuple[Tensor | float, Tensor | None]:
     """Scale and shift of a norm; 1 and None where it has none."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from streamline.engine.assemble import assemble, shared_copy
 from streamline.engine.decoder import Decoder, Entry, submodule
 from streamline.engine.paths import Node, Path
+from streamline.methods.linear_algebra import eigenvectors, random_rotation, second_moment
 from streamline.modeling.modeling_narrow import SlicedLayer, build_shell
 from streamline.progress import tell
 
@@ -34,7 +35,6 @@ from ._fusing import (
     fill_rows,
     put,
     rotated,
-    second_moment,
     wide,
     written,
 )
@@ -56,8 +56,7 @@ def principal(moment: Tensor) -> Tensor:
     """
     damping = 0.01 * moment.diagonal().mean()
     damped = moment + damping * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    vectors: Tensor = torch.linalg.eigh(damped).eigenvectors.flip(1)
-    return vectors
+    return eigenvectors(damped)
 
 
 def turned(basis: Basis, width: int, generator: torch.Generator) -> Basis:
@@ -71,10 +70,7 @@ def turned(basis: Basis, width: int, generator: torch.Generator) -> Basis:
 
     def with_rotation(moment: Tensor) -> Tensor:
         q = basis(moment).clone()
-        noise = torch.randn(width, width, dtype=torch.float64, generator=generator)
-        rotation, triangle = torch.linalg.qr(noise)
-        rotation = rotation * triangle.diagonal().sign()
-        q[:, :width] = q[:, :width] @ rotation.to(q.device)
+        q[:, :width] = q[:, :width] @ random_rotation(width, generator).to(q.device)
         return q
 
     return with_rotation
@@ -153,7 +149,7 @@ class _SlicingPass:
         Returns:
             The kept directions, [D, width], float64.
         """
-        moment = sum(second_moment(state) for state in self.states)
+        moment = sum(second_moment(wide(state).flatten(0, -2)) for state in self.states)
         assert isinstance(moment, Tensor)
         self.q = self.basis(moment)
         self.kept = self.q[:, :width]

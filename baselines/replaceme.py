@@ -19,6 +19,7 @@ from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.method import Method, Pruned, Size
+from streamline.methods.linear_algebra import solve
 from streamline.plan import Plan, Span, Step
 
 from ._cosine_map import fit_cosine
@@ -184,7 +185,7 @@ def fit(
         dropped_square += float(step.square().sum())
         total_square += float(stop.square().sum())
     penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    transform = torch.linalg.solve(gram + penalty * torch.eye(width, dtype=gram.dtype), moment)
+    transform = solve(gram + penalty * torch.eye(width, dtype=gram.dtype), moment)
     explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
     error = max(0.0, target_square - float(explained)) / total_square
     return transform, {"error": error, "error_dropped": dropped_square / total_square}

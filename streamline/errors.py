@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "AssetError",
     "ConfigError",
+    "MethodError",
     "NotFiniteError",
     "PlanError",
     "StreamlineError",
@@ -32,6 +33,10 @@ class UnknownNameError(StreamlineError, LookupError):
 
 class NotFiniteError(StreamlineError, ArithmeticError):
     """A weight, a state, a loss or a result is NaN or infinite, so that no figure can be made."""
+
+
+class MethodError(StreamlineError):
+    """A method's own code is at fault: it ends the process, changes the model, cannot be made."""
 
 
 class PlanError(StreamlineError, ValueError):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from streamline.calibration import Calibration, measure
 from streamline.engine.budget import layers_to_remove, mean_layer_parameters, removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, dense_path
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, MethodError
 from streamline.plan import Plan
 from streamline.training.student import Student
 
@@ -163,8 +163,12 @@ class Method(ABC):
         return measure(decoder, batches)
 
     def calibration_key(self) -> str:
-        """Methods with equal keys share one calibration pass and its cache."""
-        return "shared"
+        """Methods with equal keys share one calibration pass and its cache.
+
+        By default all share one that do not measure for themselves; of those that do, methods of
+        one class and equal fields. A run keeps the calibrations of different classes apart.
+        """
+        return "shared" if type(self).calibrate is Method.calibrate else repr(self)
 
     @abstractmethod
     def prune(
@@ -241,3 +245,41 @@ class DepthMethod(Method):
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go."""
         return Size.without(decoder, layers_to_remove(decoder, sparsity))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Unmade(Method):
+    """Stands for a method that its own code could not make, and fails wherever it is used.
+
+    Attributes:
+        spec: What was asked for.
+        reason: Why there is none.
+    """
+
+    name: ClassVar[str] = "unmade"
+    paper: ClassVar[str] = "none"
+
+    spec: str
+    reason: str
+
+    def __repr__(self) -> str:
+        """What was asked for and why there is none."""
+        return f"{self.spec} ({self.reason})"
+
+    def _fail(self) -> NoReturn:
+        raise MethodError(f"{self.spec} cannot be made: {self.reason}")
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        """Raise the reason."""
+        self._fail()
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Raise the reason."""
+        self._fail()

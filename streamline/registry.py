@@ -27,6 +27,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
@@ -113,10 +114,12 @@ def load(group: str, name: str) -> Any:
         point = points[name]
     try:
         return point.load()
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a plugin does when it is imported
         raise ConfigError(
             f"{name!r} in {group} points to {point.value!r} ({_owner(point)}), which cannot be "
-            f"imported: {type(error).__name__}: {error}"
+            f"imported: {told(error)}"
         ) from error
 
 
@@ -181,7 +184,8 @@ def load_method(name: str) -> type[Method]:
 
     Raises:
         UnknownNameError: If no such name is registered.
-        ConfigError: If it cannot be imported, or is not a class derived from ``Method``.
+        ConfigError: If it cannot be imported, is not a class derived from ``Method``, or leaves
+            something abstract or without a name.
     """
     from streamline.method import Method
 
@@ -189,6 +193,14 @@ def load_method(name: str) -> type[Method]:
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ConfigError(
             f"{name!r} is {found!r}, not a class derived from streamline.method.Method"
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ConfigError(f"{name!r} is abstract: it does not define {missing}; write it")
+    given = getattr(found, "name", None)
+    if not isinstance(given, str) or not given:
+        raise ConfigError(
+            f"{name!r} has no name: set `name: ClassVar[str]` to a text, got {given!r}"
         )
     return found
 
@@ -205,12 +217,16 @@ def build_method(spec: str) -> Method:
         spec: ``name`` or ``name+field=value+field=value``; values are read as YAML.
 
     Returns:
-        The method, its other fields at their defaults.
+        The method, its other fields at their defaults. Where the method's own code fails while it
+        is made, one that stands for it and fails where it is used (:class:`Unmade`), so that
+        the cells of others go on.
 
     Raises:
         UnknownNameError: If the name is not registered.
         ConfigError: If a field does not exist, is set twice, or its value does not fit.
     """
+    from streamline.method import Unmade
+
     name, *settings = spec.split("+")
     cls = load_method(name)
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
@@ -226,7 +242,23 @@ def build_method(spec: str) -> Method:
         if field in values:
             raise ConfigError(f"{field} is set twice in {spec!r}; set it once")
         values[field] = _value(cls, name, field, text)
-    return cls(**values)
+    try:
+        method = cls(**values)
+        repr(method), method.calibration_key()  # every part of a run needs them
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        return Unmade(spec=spec, reason=told(error))
+    if type(method).__repr__ is object.__repr__:
+        return Unmade(spec=spec, reason="its repr does not show its fields; make it a dataclass")
+    return method
+
+
+def told(error: BaseException) -> str:
+    """What somebody else's code did, in a line."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _value(cls: type, name: str, field: str, text: str) -> Any:

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from streamline import __version__
+from streamline.api.guards import Watch, calibration_key, checked, own_copy, require_intact
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.engine.finite import bad_weight
-from streamline.errors import NotFiniteError, UnsupportedModelError
+from streamline.errors import MethodError, NotFiniteError, UnsupportedModelError
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned
 from streamline.plan import Plan
@@ -63,7 +64,7 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
             dense.fingerprint,
             str(dense.decoder.dtype),
             batches_fingerprint(tokens),
-            method.calibration_key(),
+            calibration_key(method),
         ]
     )
     place = folder / "calibration" / key[:16]
@@ -71,7 +72,12 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
     if kept is not None:
         return _checked(kept, method)
     start = time.perf_counter()
-    found = _checked(method.calibrate(dense.decoder, tokens), method)
+    doing = f"{method.name}: calibrate"
+    with Watch(dense.decoder, dense).over(doing):
+        found = method.calibrate(dense.decoder, tokens.clone())
+    if not isinstance(found, Calibration):
+        raise MethodError(f"{doing} must return a Calibration, got {found!r:.200}")
+    found = _checked(found, method)
     facts = {"seconds": time.perf_counter() - start, "model": dense.name}
     found = replace(found, facts=found.facts | facts)
     found.save(place)
@@ -111,25 +117,36 @@ def prune(
 
     Returns:
         What became of each, in order.
+
+    Raises:
+        MethodError: If a method has written over weights of the model before.
     """
+    require_intact(dense)
+    watch = Watch(dense.decoder, dense)
     found: dict[int, Variant | Failure] = {}
     groups: dict[tuple[int, str], list[int]] = {}
     for index, target in enumerate(targets):
-        reason = unsupported_reason(
-            target.method, dense.decoder, target.sparsity, recovery=target.recovery
-        )
+        try:
+            with watch.over(f"{target.method.name}: unsupported or size"):
+                reason = unsupported_reason(
+                    target.method, dense.decoder, target.sparsity, recovery=target.recovery
+                )
+                key = (target.seed, calibration_key(target.method))
+        except Exception as error:  # of this method, and no other
+            log.debug("%s failed", target.name, exc_info=True)
+            found[index] = Failure(target, error)
+            continue
         if reason is not None:
             found[index] = Failure(target, UnsupportedModelError(reason))
         elif not target.sparsity:
             found[index] = Variant(target=target, pruned=Pruned(Plan.dense(dense.decoder.n_layers)))
         else:
-            key = (target.seed, target.method.calibration_key())
             groups.setdefault(key, []).append(index)
     places = portions([1.0] * len(groups))
     for ((seed, _), members), place in zip(groups.items(), places, strict=True):
         with place:
             chosen = [targets[i] for i in members]
-            made = _group(chosen, seed, dense, tokens, folder, progress)
+            made = _group(chosen, seed, dense, watch, tokens, folder, progress)
             found |= dict(zip(members, made, strict=True))
     return [found[index] for index in range(len(targets))]
 
@@ -138,6 +155,7 @@ def _group(
     targets: Sequence[Target],
     seed: int,
     dense: Dense,
+    watch: Watch,
     tokens: Callable[[int], Tensor],
     folder: Path,
     progress: Progress,
@@ -160,8 +178,9 @@ def _group(
     for target in targets:
         progress.stage(f"prune {target.name}")
         try:
+            require_intact(dense)
             with showing(progress):
-                variant = _pruned(target, dense.decoder, calibration, batches)
+                variant = _pruned(target, dense.decoder, watch, calibration, batches)
         except Exception as error:  # an error of one method loses no other variant
             log.debug("%s failed", target.name, exc_info=True)
             found.append(Failure(target, error))
@@ -171,10 +190,17 @@ def _group(
     return found
 
 
-def _pruned(target: Target, decoder: Decoder, calibration: Calibration, tokens: Tensor) -> Variant:
+def _pruned(
+    target: Target, decoder: Decoder, watch: Watch, calibration: Calibration, tokens: Tensor
+) -> Variant:
     """Let one method decide."""
     start = time.perf_counter()
-    pruned = target.method.prune(decoder, calibration, target.sparsity, tokens, target.seed)
+    doing = f"{target.method.name}: prune"
+    with watch.over(doing):
+        pruned = target.method.prune(
+            decoder, own_copy(calibration), target.sparsity, tokens.clone(), target.seed
+        )
+    pruned = checked(pruned, decoder, doing)
     _check_made(target, pruned, decoder)
     seconds = time.perf_counter() - start + calibration.facts.get("seconds", 0.0)
     return Variant(target=target, pruned=pruned, costs={"calibrate_s": seconds})

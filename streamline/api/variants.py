@@ -10,7 +10,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import load_streamed, refusal
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Dense", "Failure", "Target", "Variant", "load_dense", "unsupported_reason"]
 
@@ -38,12 +38,16 @@ class Dense:
         decoder: The model itself.
         tokenizer: Its tokenizer.
         fingerprint: Content key of its weights.
+        original: Loads the model once more, on the CPU; None if only its owner can.
+        spoiled: Names of weights that a method has written over and that cannot be had again.
     """
 
     name: str
     decoder: Decoder
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
+    original: Callable[[], PreTrainedModel] | None = None
+    spoiled: list[str] = field(default_factory=list)
 
 
 def load_dense(
@@ -83,7 +87,17 @@ def load_dense(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    return Dense(name=name, decoder=Decoder(model), tokenizer=tokenizer, fingerprint=fingerprint)
+
+    def original() -> PreTrainedModel:
+        return load_model(name, device="cpu", dtype=dtype, trust_remote_code=trust_remote_code)[0]
+
+    return Dense(
+        name=name,
+        decoder=Decoder(model),
+        tokenizer=tokenizer,
+        fingerprint=fingerprint,
+        original=original,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streamline.distributed import local
 from streamline.engine.decoder import Decoder
+from streamline.methods.linear_algebra import solve
 from streamline.plan import Span
 from streamline.training.activations import teacher_pass
 
@@ -130,6 +131,6 @@ class LinearMoments:
         covariance = self.xt_step / self.n_tokens - torch.outer(mean_x, mean_step)
         eye = torch.eye(len(mean_x), dtype=variance.dtype, device=variance.device)
         penalty = ridge * variance.diagonal().mean().clamp_min(torch.finfo(variance.dtype).tiny)
-        change = torch.linalg.solve(variance + penalty * eye, covariance).T
+        change = solve(variance + penalty * eye, covariance).T
         bias = mean_step - change @ (mean_x + self.shift)
         return eye + change, bias
