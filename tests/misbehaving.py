@@ -320,7 +320,7 @@ FAULTS = {
     "Scribbles": "prune gave notes that JSON cannot hold",
     "Replacing": "prune gave no module for step 2 of its plan",
     "ForwardExits": "called sys.exit(5)",
-    "TrainsDense": "prune gave the student for [2, 4) the dense model's own weights",
+    "TrainsDense": "prune gave the student for layers 2 to 3 the dense model's own weights",
 }
 #: What is right for itself and must be nothing to the others.
 HARMLESS = (

@@ -203,7 +203,8 @@ def checked(pruned: Any, decoder: Decoder, doing: str) -> Pruned:
         ]
         if shared:
             raise MethodError(
-                f"{doing} gave the student for {student.span} the dense model's own weights "
+                f"{doing} gave the student for layers {student.span.start} to "
+                f"{student.span.stop - 1} the dense model's own weights "
                 f"({shared[0]}), which training would change; give it a copy"
             )
     try:

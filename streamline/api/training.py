@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from streamline.api.guards import no_exit, require_intact
 from streamline.api.variants import Dense, Failure, Variant
 from streamline.engine.assemble import assemble
 from streamline.method import Pruned
@@ -74,11 +75,23 @@ def train(
         if few is not None:
             progress.say(few)
         try:
+            require_intact(dense)
             trained = [variants[i] for i in members]
+            names = " or ".join(variant.target.name for variant in trained)
             for stage, suffix in zip(wanted.stages(), ("", _POST), strict=False):
-                trained = _train_together(
-                    trained, dense, batches, stage, suffix, seed, texts, folder, losses, progress
-                )
+                with no_exit(f"a student of {names}"):
+                    trained = _train_together(
+                        trained,
+                        dense,
+                        batches,
+                        stage,
+                        suffix,
+                        seed,
+                        texts,
+                        folder,
+                        losses,
+                        progress,
+                    )
             found |= dict(zip(members, trained, strict=True))
         except Exception as error:  # one training for all of them: they fail together
             log.debug("training failed", exc_info=True)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ from streamline.engine.families import Family, family_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+#: Packages whose modules leave their input as it is, and which modules hold code of others.
+_KNOWN = {"streamline", "torch", "transformers"}
+_UNKNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module:
@@ -156,7 +162,8 @@ class Decoder:
             if device is not None:
                 hidden = hidden.to(device)
                 args, kwargs = _to_device(args, device), _to_device(kwargs, device)
-        output = module(hidden, *args, **kwargs)
+        own = hidden.clone() if _unknown(module) else hidden
+        output = module(own, *args, **kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
@@ -287,6 +294,14 @@ def count_parameters(modules: Iterable[nn.Module]) -> int:
     """Distinct parameters of some modules together: one that is shared counts once."""
     seen = {id(p): p.numel() for module in modules for p in module.parameters()}
     return sum(seen.values())
+
+
+def _unknown(module: nn.Module) -> bool:
+    """Whether a module holds code that might compute into its input, which other paths read."""
+    if module not in _UNKNOWN:
+        packages = {type(part).__module__.partition(".")[0] for part in module.modules()}
+        _UNKNOWN[module] = not packages <= _KNOWN
+    return _UNKNOWN[module]
 
 
 def module_device(module: nn.Module) -> torch.device | None:

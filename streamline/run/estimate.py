@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamline.api.guards import Watch
 from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, StreamlineError
 from streamline.method import Method, Size
-from streamline.registry import build_method
+from streamline.registry import build_method, told
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.sources.models import local_folder, planned_model
@@ -53,7 +54,7 @@ class Row:
         n_removed: Layers removed or replaced; None if the method keeps all or only a run shows it.
         dense: Parameters of the dense model.
         pruned: Parameters that would remain; None if only a run can show it.
-        reason: Why the cell would be skipped, or None.
+        reason: Why the cell would be skipped or fail, or None.
     """
 
     cell: Cell
@@ -119,7 +120,10 @@ def plan_run(config: RunConfig) -> Estimate:
         own = config.for_model(model)
         decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
         methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
-        rows = [_row(cell, methods[cell.method], decoder, own) for cell in expand(own, model)]
+        watch = Watch(decoder)
+        rows = [
+            _row(cell, methods[cell.method], decoder, watch, own) for cell in expand(own, model)
+        ]
         estimate.rows += rows
         _add_costs(estimate, rows, methods, decoder, own)
         if local_folder(model) is None:
@@ -127,19 +131,20 @@ def plan_run(config: RunConfig) -> Estimate:
     return estimate
 
 
-def _row(cell: Cell, method: Method, decoder: Decoder, config: RunConfig) -> Row:
-    dense = decoder.n_parameters()
-    reason = unsupported_reason(
-        method, decoder, cell.sparsity, recovery=cell.recovery, streamed=config.stream
-    )
-    if reason is not None:
-        return Row(cell, None, dense, None, reason)
-    if cell.sparsity == 0.0:
-        return Row(cell, 0, dense, dense)
-    size = method.size(decoder, cell.sparsity)
-    if size is None:
-        return Row(cell, None, dense, None)
-    return Row(cell, size.n_removed, dense, size.pruned)
+def _row(cell: Cell, method: Method, decoder: Decoder, watch: Watch, config: RunConfig) -> Row:
+    dense, removed, pruned = decoder.n_parameters(), None, None
+    try:
+        with watch.over(f"{method.name}: unsupported or size"):
+            reason = unsupported_reason(
+                method, decoder, cell.sparsity, recovery=cell.recovery, streamed=config.stream
+            )
+            if reason is None and cell.sparsity == 0.0:
+                removed, pruned = 0, dense
+            elif reason is None and (size := method.size(decoder, cell.sparsity)) is not None:
+                removed, pruned = size.n_removed, size.pruned
+    except Exception as error:  # of this method's code; the other rows are planned
+        reason = str(error) if isinstance(error, StreamlineError) else told(error)
+    return Row(cell, removed, dense, pruned, reason)
 
 
 def _add_costs(

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from streamline.api.guards import no_exit, require_intact
 from streamline.api.pruning import prune
 from streamline.api.training import fine_tune, train
 from streamline.api.variants import Dense, Failure, Variant, load_dense
@@ -308,18 +309,20 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
     """Answer all questions for some cells and write each cell's record."""
     if not variants:
         return
+    require_intact(model.dense)
     jobs = [model.job(variant) for variant in variants]
     paths = [v.pruned.path(model.dense.decoder, v.target.name) for v in variants]
     restart_peak_memory()
-    results = evaluate(
-        {job.key: path for job, path in zip(jobs, paths, strict=True)},
-        model.questions,
-        model.dense.tokenizer,
-        model.store,
-        batch_tokens=model.budget,
-        compiled=model.config.compile,
-        progress=model.progress,
-    )
+    with no_exit(f"a module of {' or '.join(variant.target.name for variant in variants)}"):
+        results = evaluate(
+            {job.key: path for job, path in zip(jobs, paths, strict=True)},
+            model.questions,
+            model.dense.tokenizer,
+            model.store,
+            batch_tokens=model.budget,
+            compiled=model.config.compile,
+            progress=model.progress,
+        )
     dense = model.answered(model.reference)
     reference = stored(model.reference.key, model.questions, model.store) if dense else None
     peak = peak_memory_bytes(paths[0].decoder.device)

@@ -12,34 +12,67 @@ from misbehaving import FAULTS, HARMLESS
 from streamline.results.record import Record
 from streamline.run import pipeline
 from streamline.run.config import RunConfig
+from streamline.run.estimate import plan_run
 
-OTHERS = "shortgpt,streamline-v1-mlp"
+OTHERS = ("shortgpt", "given-layers+remove=2-3", "streamline-v1-mlp")
+MISBEHAVING = [f"misbehaving:{name}" for name in (*FAULTS, *HARMLESS)]
 
 
 @pytest.fixture(scope="module")
-def apart(
-    tmp_path_factory: pytest.TempPathFactory,
-    config: Callable[..., RunConfig],
-    numbers: Callable[[list[Record]], list[Any]],
-) -> list[Any]:
-    """The figures of the others where nobody misbehaves."""
-    out = tmp_path_factory.mktemp("apart")
-    return numbers(pipeline.run(config(out, methods=OTHERS)))
+def records(
+    tmp_path_factory: pytest.TempPathFactory, config: Callable[..., RunConfig]
+) -> dict[str, Record]:
+    """The records of a run of all of them, each before methods that it could harm."""
+    methods = ",".join([*MISBEHAVING, *OTHERS])
+    found = pipeline.run(config(tmp_path_factory.mktemp("together"), methods=methods))
+    return {record.method: record for record in found}
 
 
-@pytest.mark.parametrize("name", [*FAULTS, *HARMLESS])
-def test_a_method_that_breaks_a_promise_changes_no_other_cell(
-    name: str,
-    apart: list[Any],
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_method_that_breaks_a_promise_fails_by_name(
+    name: str, records: dict[str, Record]
+) -> None:
+    own = records[f"misbehaving:{name}"]
+    assert (own.status, own.tasks) == ("failed", {})
+    assert FAULTS[name] in (own.reason or "")
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_a_method_does_with_its_own_copies_is_its_affair(
+    name: str, records: dict[str, Record]
+) -> None:
+    assert records[f"misbehaving:{name}"].status == "ok"
+
+
+def test_the_other_cells_are_what_they_are_alone(
+    records: dict[str, Record],
     tmp_path: Path,
     config: Callable[..., RunConfig],
     numbers: Callable[[list[Record]], list[Any]],
 ) -> None:
-    settings = config(tmp_path, methods=f"misbehaving:{name},{OTHERS}")
-    dense, own, *others = pipeline.run(settings)
-    assert numbers([dense, *others]) == apart
-    if name in FAULTS:
-        assert own.status == "failed"
-        assert FAULTS[name] in (own.reason or "")
-    else:
-        assert own.status == "ok", own.reason
+    alone = pipeline.run(config(tmp_path, methods=",".join(OTHERS)))
+    assert [record.status for record in alone] == ["ok"] * 4
+    assert numbers([records[record.method] for record in alone]) == numbers(alone)
+
+
+def test_a_module_that_computes_into_its_input_harms_no_path_beside_it(
+    tmp_path: Path,
+    config: Callable[..., RunConfig],
+    numbers: Callable[[list[Record]], list[Any]],
+) -> None:
+    methods = f"misbehaving:WritesStates,{OTHERS[1]}"
+    dense, own, beside = pipeline.run(config(tmp_path / "both", methods=methods))
+    assert own.status == "ok"
+    alone = pipeline.run(config(tmp_path / "alone", methods=OTHERS[1]))
+    assert numbers([dense, beside]) == numbers(alone)
+
+
+def test_a_plan_names_what_would_fail_and_has_all_other_rows(
+    tmp_path: Path, config: Callable[..., RunConfig]
+) -> None:
+    rows = plan_run(config(tmp_path, methods=",".join([*MISBEHAVING, *OTHERS]))).rows
+    reasons = {row.cell.method.removeprefix("misbehaving:"): row.reason for row in rows}
+    early = ("SizeRaises", "SizeExits", "UnsupportedRaises", "PostInitRaises", "ReprRaises")
+    for name in early:
+        assert FAULTS[name] in (reasons[name] or "")
+    assert [reasons[name] for name in ("dense", *OTHERS)] == [None] * 4
