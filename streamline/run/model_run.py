@@ -266,9 +266,7 @@ def _jointly(model: _Model, variants: Sequence[Variant]) -> None:
 
 def _alone(model: _Model, variant: Variant) -> None:
     """Fine-tune a cell that needs it, evaluate it by itself, and let it go."""
-    config = model.config
-
-    found = variant
+    config, found = model.config, variant
 
     def tune() -> None:
         nonlocal found
