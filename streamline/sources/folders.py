@@ -29,6 +29,7 @@ __all__ = [
     "check_tokenizer",
     "layout",
     "read_json_object",
+    "refuse_adapter",
 ]
 
 SAFE = ("model.safetensors", "model.safetensors.index.json")
@@ -46,14 +47,7 @@ def check_files(folder: Path) -> None:
             itself or the files that are read.
         UnsupportedModelError: If it is an adapter.
     """
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = read_json_object(adapter).get("base_model_name_or_path")
-        raise UnsupportedModelError(
-            f"{folder} is an adapter of {base!r}, not a whole model; merge it first: "
-            f"peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload()"
-            ".save_pretrained(NEW_FOLDER), and give the new folder"
-        )
+    refuse_adapter(folder)
     path = folder / "config.json"
     config = read_json_object(path)
     if not config.get("model_type") and not config.get("auto_map"):
@@ -74,6 +68,22 @@ def check_files(folder: Path) -> None:
             f"{path} names its weights itself (transformers_weights: "
             f"{config['transformers_weights']!r}), which not every reader follows; name them "
             "model.safetensors and remove the field"
+        )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse what peft saved beside a model, or over one.
+
+    Raises:
+        UnsupportedModelError: If the folder holds an adapter.
+    """
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = read_json_object(adapter).get("base_model_name_or_path")
+        raise UnsupportedModelError(
+            f"{folder} is an adapter of {base!r}, not a whole model; merge it first: "
+            f"peft.AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload()"
+            ".save_pretrained(NEW_FOLDER), and give the new folder"
         )
 
 
@@ -147,7 +157,7 @@ def check_kind(config: PretrainedConfig, shown: str) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, shown: str) -> None:
-    """Refuse a tokenizer whose tokens the model's embedding does not have.
+    """Refuse a tokenizer that texts cannot begin or end with, or of another model.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -155,9 +165,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, shown: str) -
         shown: The model, for the message.
 
     Raises:
-        AssetError: If a token of its vocabulary, or one that it begins, ends or pads with, lies
-            beyond the embedding.
+        AssetError: If it has neither a begin nor an end token, or a token of its vocabulary, or
+            one that it begins, ends or pads with, lies beyond the embedding.
     """
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise AssetError(
+            f"The tokenizer of {shown} has neither a token that begins a text nor one that ends "
+            "it, so nothing can be scored without a context; name its bos_token or eos_token in "
+            "tokenizer_config.json"
+        )
     own = {"begin": tokenizer.bos_token_id, "end": tokenizer.eos_token_id,
            "padding": tokenizer.pad_token_id}  # fmt: skip
     beyond = [f"its {use} token is {n}" for use, n in own.items() if n is not None and n >= rows]

@@ -82,7 +82,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """The tokenizer of a model; one without a padding token pads with its end token.
 
     Raises:
-        AssetError: As `load_model`, or if the tokenizer has neither a begin nor an end token.
+        AssetError: As `load_model`.
     """
     from transformers import AutoTokenizer
 

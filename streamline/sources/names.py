@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from streamline.errors import AssetError
+from streamline.sources.folders import refuse_adapter
 from streamline.sources.model_table import MODEL_TABLE
 from streamline.sources.wheels import SMOLLM2
 
@@ -58,6 +59,7 @@ def resolve_model(name: str) -> ModelSource:
     Raises:
         AssetError: If the name is written like a path and there is no such folder, or the folder
             holds no ``config.json``, or the name cannot be a hub id.
+        UnsupportedModelError: If the folder holds an adapter alone.
     """
     row = MODEL_TABLE.get(name)
     if row is not None:
@@ -67,6 +69,7 @@ def resolve_model(name: str) -> ModelSource:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            refuse_adapter(folder)
             raise AssetError(
                 f"Model folder {folder} holds no config.json. Give a folder as "
                 f"`save_pretrained` writes it, or a finished checkpoint of this package."
