@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ from streamline.evaluation.generation.shards import generate_shared
 from streamline.evaluation.harness import continuations, max_length, text_of, unsupported_options
 from streamline.evaluation.harness import generate as generate_alone
 from streamline.evaluation.part import Part
-from streamline.files import write_json_atomic
+from streamline.kept import kept_json, write_json
 
 __all__ = ["answer_texts"]
 
@@ -137,11 +136,10 @@ class _Kept:
         self.texts: dict[int, str] = {}
         self._file, self._data_hash = file, part.data_hash
         self._written = time.monotonic()
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if found["data_hash"] == part.data_hash:
-                texts = {int(index): text for index, text in found["texts"].items()}
-                self.texts = {i: text for i, text in texts.items() if i < len(part.instances)}
+        found = kept_json(file)
+        if found is not None and found["data_hash"] == part.data_hash:
+            texts = {int(index): text for index, text in found["texts"].items()}
+            self.texts = {i: text for i, text in texts.items() if i < len(part.instances)}
 
     def add(self, index: int, text: str) -> None:
         """Keep a text, on disk if the last writing is a while ago."""
@@ -151,7 +149,6 @@ class _Kept:
 
     def write(self) -> None:
         """Bring the file up to date."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         texts = {str(index): self.texts[index] for index in sorted(self.texts)}
-        write_json_atomic(self._file, {"data_hash": self._data_hash, "texts": texts})
+        write_json(self._file, {"data_hash": self._data_hash, "texts": texts})
         self._written = time.monotonic()

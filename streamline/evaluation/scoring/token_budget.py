@@ -15,7 +15,6 @@ Example::
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +28,8 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.memory import free_memory, out_of_memory
 from streamline.engine.paths import Path, tries_of
 from streamline.evaluation.scoring.packing import Batch, Row
-from streamline.files import write_json_atomic
 from streamline.hashing import content_key
+from streamline.kept import kept_json, write_json
 
 __all__ = ["TokenBudget", "default_batch_tokens", "doubled", "synthetic"]
 
@@ -149,17 +148,15 @@ class TokenBudget:
     def _kept(self, key: str) -> dict[str, Any] | None:
         """A finding of an earlier process; against what is given only a failure counts."""
         file = self._file(key)
-        if file is None or not file.is_file():
-            return None
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if self.given is None:
+        known: dict[str, Any] | None = None if file is None else kept_json(file)
+        if known is None or self.given is None:
             return known
         return known if known["batch_tokens"] < self.given and known["source"] == "halved" else None
 
     def _write(self, key: str, known: dict[str, Any]) -> None:
         file = self._file(key)
         if file is not None:
-            write_json_atomic(file, known)
+            write_json(file, known)
 
 
 def _facts(paths: Sequence[Path], width: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from damages import DAMAGES
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from transformers import PreTrainedTokenizerFast
@@ -33,6 +33,7 @@ from streamline.evaluation.harness import (
 from streamline.evaluation.part import Part
 from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import TaskEntry
+from streamline.kept import read_json, write_json
 from streamline.method import Pruned
 from streamline.plan import Plan
 from streamline.testing.models import tiny_model
@@ -168,10 +169,10 @@ def test_a_killed_run_goes_on(
     monkeypatch.setattr(generation_shares, "generate", dies)
     with pytest.raises(KeyboardInterrupt):
         answer_texts(paths, part, tokenizer, files=files(tmp_path))
-    kept = json.loads(files(tmp_path)["dropped"].read_text(encoding="utf-8"))
+    kept = read_json(files(tmp_path)["dropped"])
     assert len(kept["texts"]) == 1
     assert answer_texts(paths, part, tokenizer, files=files(tmp_path)) == wanted
-    n_kept = json.loads(files(tmp_path)["dense"].read_text(encoding="utf-8"))["texts"]
+    n_kept = read_json(files(tmp_path)["dense"])["texts"]
     assert len(n_kept) == 4 and sum(asked[1:]) < 8
     monkeypatch.setattr(generation_shares, "generate", None)
     assert answer_texts(paths, part, tokenizer, files=files(tmp_path)) == wanted
@@ -184,8 +185,20 @@ def test_texts_of_other_questions_are_not_taken_up(
     wanted = answer_texts(paths, part, tokenizer, files=files(tmp_path))
     stale = {"data_hash": "other", "texts": {"0": "stale"}}
     for file in files(tmp_path).values():
-        file.write_text(json.dumps(stale), encoding="utf-8")
+        write_json(file, stale)
     assert answer_texts(paths, part, tokenizer, files=files(tmp_path)) == wanted
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_texts_are_generated_again(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, damage: str
+) -> None:
+    paths, part = paths_of(), part_of(tokenizer, n=2)
+    wanted = answer_texts(paths, part, tokenizer, files=files(tmp_path))
+    file = files(tmp_path)["dropped"]
+    DAMAGES[damage](file)
+    assert answer_texts(paths, part, tokenizer, files=files(tmp_path)) == wanted
+    assert file.with_name(f"{file.name}.damaged").exists() == (damage != "missing")
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from damages import DAMAGES
 
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
@@ -16,6 +16,7 @@ from streamline.evaluation.scoring import token_budget
 from streamline.evaluation.scoring.packing import Batch, Request, pack
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.scoring.token_budget import TokenBudget, doubled, synthetic
+from streamline.kept import read_json
 from streamline.testing.models import tiny_model
 
 
@@ -85,7 +86,10 @@ def test_a_trial_keeps_a_margin_and_is_done_once(
     assert later.tokens(paths(), attempt=never, **known) == tokens
     assert list(later.facts().values()) == [tokens]
     (file,) = tmp_path.iterdir()
-    assert json.loads(file.read_text())["branches"] == 1
+    assert read_json(file)["branches"] == 1
+    for damage in DAMAGES.values():
+        damage(file)
+        assert TokenBudget(folder=tmp_path).tokens(paths(), attempt=attempt, **known) == tokens
     other = []
     TokenBudget(folder=tmp_path).tokens(paths(2), attempt=other.append, **known)
     assert other
