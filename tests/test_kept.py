@@ -20,6 +20,7 @@ _TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
     "b": torch.ones(5, dtype=torch.bfloat16),
     "n": torch.tensor(3),
+    "one": torch.ones(4, 4, dtype=torch.float64)[:1, :1].as_strided((1, 1), (7, 0)),
 }
 
 

@@ -39,6 +39,10 @@ class AnswerStore:
         """The file of one model's answers to a task or text."""
         return self.folder / key[:16] / f"{name}.json"
 
+    def unfinished(self, key: str, name: str) -> Path:
+        """The file of one model's answers to a task or text that are not yet complete."""
+        return self.path(key, name).with_suffix(".part.safetensors")
+
     def has(self, key: str, names: str | Iterable[str]) -> bool:
         """Whether a model's answers to a task, or to all of several, are there and whole."""
         wanted = [names] if isinstance(names, str) else names
@@ -67,6 +71,7 @@ class AnswerStore:
             write_samples(rows, samples)
         seal = None if samples is None else seal_of(rows)
         write_json(self.path(key, name), {"block": block, "seconds": seconds, "rows": seal})
+        self.unfinished(key, name).unlink(missing_ok=True)
 
     def read(self, key: str, name: str) -> tuple[dict[str, Any], float]:
         """One model's results and their seconds."""

@@ -29,9 +29,11 @@ from streamline.evaluation.questions import Questions, Text
 from streamline.evaluation.scoring.perplexity import Perplexity
 from streamline.evaluation.scoring.together import answer_all
 from streamline.evaluation.scoring.token_budget import TokenBudget
+from streamline.evaluation.scoring.unfinished import Unfinished
 from streamline.evaluation.task_results import combine, finish
 from streamline.progress import Progress, Silent, portions
 from streamline.results.assess import CellResult
+from streamline.sources.batches import batches_fingerprint
 
 __all__ = ["evaluate", "stored"]
 
@@ -191,6 +193,13 @@ def _score(
         batch_tokens=budget,
         compiled=compiled,
         progress=progress.step,
+        unfinished=[
+            Unfinished([store.unfinished(key, name) for key in paths], of)
+            for name, of in [
+                *((part.name, part.data_hash) for part in parts),
+                *((text.name, batches_fingerprint(text.windows)) for text in texts),
+            ]
+        ],
     )
     even = None
     if next(iter(paths.values())).decoder.layer_order is not None:

@@ -1,7 +1,8 @@
 """Several sets of questions and several texts in one run of the engine.
 
 A model whose layers are read one at a time reads each weight once for all of them; one in memory
-gives each set as soon as it is done, so that it can be stored.
+gives each set as soon as it is done, so that it can be stored, and what it has of a set before that
+is kept every few seconds (:mod:`streamline.evaluation.scoring.unfinished`).
 
 Example::
 
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamline.engine.forward import Job, OnProgress, run
@@ -25,6 +27,7 @@ from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.perplexity import Perplexity, Windows, window_jobs
 from streamline.evaluation.scoring.score import Likelihoods, RequestBatch, question_jobs
 from streamline.evaluation.scoring.token_budget import TokenBudget
+from streamline.evaluation.scoring.unfinished import Results, Unfinished
 
 __all__ = ["answer_all"]
 
@@ -37,6 +40,7 @@ def answer_all(
     batch_tokens: int | TokenBudget | None = None,
     compiled: bool = False,
     progress: OnProgress | None = None,
+    unfinished: Sequence[Unfinished] | None = None,
 ) -> Iterator[tuple[int, list[Any]]]:
     """Answer all questions and score all texts for every path.
 
@@ -48,6 +52,8 @@ def answer_all(
             finds what does.
         compiled: Whether layers are compiled first.
         progress: Called as batches, or layers, are done.
+        unfinished: Where the results of each set and text are kept before they are complete; what
+            lies there is not computed again.
 
     Yields:
         ``(number, results)`` for each set of questions and then each text, counted through: one
@@ -56,7 +62,12 @@ def answer_all(
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
     sets: list[_Set] = [_Questions(requests, len(paths)) for requests in questions]
     sets += [_Text(windows, len(paths)) for windows in texts]
-    jobs = [job for own in sets for job in own.made(paths, budget, compiled)]
+    places: Sequence[Unfinished | None] = unfinished or [None] * len(sets)
+    jobs = [
+        job
+        for own, place in zip(sets, places, strict=True)
+        for job in own.made(paths, budget, compiled, place)
+    ]
     limit = BatchLimit()
     found = run(paths, jobs, limit=limit, compiled=compiled, progress=progress)
     for number, own in enumerate(sets):  # results come in the order of the jobs
@@ -83,20 +94,27 @@ class _Set(ABC):
     missing: int
     was_split = False
     _jobs: Sequence[Job] = ()
+    _place: Unfinished | None = None
 
     @property
     def complete(self) -> bool:
         return self.missing == 0
 
-    def made(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
-        """Its jobs."""
+    def made(
+        self, paths: Sequence[Path], budget: TokenBudget, compiled: bool, place: Unfinished | None
+    ) -> Sequence[Job]:
+        """Its jobs that have no results in a place of earlier ones."""
         self._jobs = self.jobs(paths, budget, compiled)
-        return self._jobs
+        self._place = place
+        found = None if place is None else place.read()
+        return self._jobs if found is None else self.resume(self._jobs, found)
 
     def put(self, part: Job, found: list[Any]) -> None:
         """The results of a job, or of a part of one."""
         self.was_split |= not any(part is job for job in self._jobs)
         self.keep(part, found)
+        if self._place is not None and self._place.due and not self.complete:
+            self._place.write(self.so_far())
 
     @abstractmethod
     def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
@@ -105,6 +123,14 @@ class _Set(ABC):
     @abstractmethod
     def keep(self, part: Any, found: list[Any]) -> None:
         """Keep results of some of its jobs."""
+
+    @abstractmethod
+    def so_far(self) -> list[Results]:
+        """What was kept until now, for each path."""
+
+    @abstractmethod
+    def resume(self, jobs: Sequence[Any], found: list[Results]) -> Sequence[Job]:
+        """Keep what was found before; the jobs that are left."""
 
     @abstractmethod
     def results(self) -> list[Any]:
@@ -117,8 +143,12 @@ class _Questions(_Set):
     def __init__(self, requests: Sequence[Request], n_paths: int) -> None:
         self.requests = requests
         self.answers = [Likelihoods.empty(len(requests)) for _ in range(n_paths)]
-        self.missing = len(requests)
+        self.answered = np.zeros(len(requests), dtype=np.bool_)
         self.width = max((len(r.context) + len(r.continuation) - 1 for r in requests), default=1)
+
+    @property
+    def missing(self) -> int:  # type: ignore[override]
+        return int((~self.answered).sum())
 
     def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
         return question_jobs(paths, self.requests, budget, compiled=compiled)
@@ -126,27 +156,63 @@ class _Questions(_Set):
     def keep(self, part: RequestBatch, found: list[Likelihoods]) -> None:
         for whole, answers in zip(self.answers, found, strict=True):
             whole.put(part.batch.requests, answers)
-        self.missing -= len(part.batch.requests)
+        self.answered[part.batch.requests] = True
+
+    def so_far(self) -> list[Results]:
+        items = np.flatnonzero(self.answered)
+        return [
+            (items, np.stack([a.loglikelihood, a.greedy, a.n_tokens], 1)[items])
+            for a in self.answers
+        ]
+
+    def resume(self, jobs: Sequence[RequestBatch], found: list[Results]) -> Sequence[Job]:
+        known = set.intersection(*(set(items.tolist()) for items, _ in found))
+        left = [job for job in jobs if not known.issuperset(job.batch.requests.tolist())]
+        self.answered[:] = True
+        for job in left:
+            self.answered[job.batch.requests] = False
+        for whole, (items, values) in zip(self.answers, found, strict=True):
+            part = Likelihoods(values[:, 0], values[:, 1] != 0, values[:, 2].astype(np.int64))
+            whole.put(items, part)
+        return left
 
     def results(self) -> list[Any]:
         return self.answers
 
 
 class _Text(_Set):
-    """One text and the sums over its windows."""
+    """One text and the sums over its windows, batch by batch."""
 
     def __init__(self, windows: Tensor, n_paths: int) -> None:
         self.windows = windows
-        self.nlls = np.zeros(n_paths)
+        self.n_paths = n_paths
+        self.sums: list[tuple[int, NDArray[np.float64]]] = []  # windows and NLL, [paths]
         self.missing, self.width = windows.shape
 
     def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
         return window_jobs(paths, self.windows, budget, compiled=compiled)
 
     def keep(self, part: Windows, found: list[float]) -> None:
-        self.nlls += found
+        self.sums.append((len(part.tokens), np.array(found)))
         self.missing -= len(part.tokens)
+
+    def so_far(self) -> list[Results]:
+        items = np.array([n for n, _ in self.sums])
+        nlls = np.stack([nll for _, nll in self.sums], 1)  # [paths, batches]
+        return [(items, path[:, None]) for path in nlls]
+
+    def resume(self, jobs: Sequence[Windows], found: list[Results]) -> Sequence[Job]:
+        first, _ = found[0]
+        ends = np.cumsum([0, *first]).tolist()
+        starts = np.cumsum([0, *(len(job.tokens) for job in jobs)]).tolist()
+        same = all(np.array_equal(items, first) for items, _ in found)
+        done = max(n for n in ends if n in starts) if same else 0
+        for index in range(ends.index(done)):
+            self.sums.append((int(first[index]), np.array([v[index, 0] for _, v in found])))
+        self.missing -= done
+        return jobs[starts.index(done) :]
 
     def results(self) -> list[Any]:
         n, length = self.windows.shape
-        return [Perplexity(float(nll), n * (length - 1)) for nll in self.nlls]
+        totals = sum((nlls for _, nlls in self.sums), start=np.zeros(self.n_paths))
+        return [Perplexity(float(nll), n * (length - 1)) for nll in totals]
