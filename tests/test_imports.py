@@ -27,7 +27,17 @@ _MOST_LINES, _MOST_FILES = 350, 16
 
 # A package or a file at the top, and what it may import beside itself: what stands on its line
 # and whatever that may import in turn. `streamline` is the public face, `ground` the files below.
-_GROUND = ("distributed", "environment", "errors", "files", "hashing", "kept", "plan", "progress")
+_GROUND = (
+    "distributed",
+    "environment",
+    "errors",
+    "files",
+    "hashing",
+    "kept",
+    "plan",
+    "progress",
+    "reading",
+)
 _MAY_IMPORT = {
     "ground": "",
     "modeling": "",

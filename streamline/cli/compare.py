@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,8 +44,8 @@ def command(
 ) -> None:
     """Tell which differences in accuracy are more than chance, question by question."""
     from streamline.errors import ConfigError
-    from streamline.results.compare import POOLED, compare
-    from streamline.results.predictions import read_cells
+    from streamline.results.compare import compare
+    from streamline.results.predictions import comparable, read_cells
 
     twice = sorted({source for source in records if records.count(source) > 1})
     if twice:
@@ -53,6 +54,11 @@ def command(
     for source in records:
         for name, predictions in read_cells(source).items():
             models[f"{source} {name}" if name in models else name] = predictions
+    models, left_out = comparable(models)
+    for name, why in left_out.items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+    if not models:
+        raise ConfigError("no record has an answer that can be used; evaluate the models again")
     chosen = reference or _dense(models)
     result = compare(
         {name: item.tasks for name, item in models.items()},
@@ -60,6 +66,7 @@ def command(
         alpha=alpha,
         seed=seed,
         versions={name: _versions(item) for name, item in models.items()},
+        pooled_only=not tasks,
     )
     if as_json:
         show_json(
@@ -72,12 +79,13 @@ def command(
                 "rows": [
                     {key: _finite(value) for key, value in asdict(row).items()}
                     for row in result.rows
-                    if tasks or row.task == POOLED
                 ],
             }
         )
     else:
-        _show(result, tasks)
+        _show(result)
+    if left_out:
+        raise typer.Exit(1)
 
 
 def _dense(models: dict[str, Predictions]) -> str:
@@ -99,8 +107,8 @@ def _finite(value: Any) -> Any:
     return None if value == float("inf") else value
 
 
-def _show(result: Comparison, tasks: bool) -> None:
+def _show(result: Comparison) -> None:
     from streamline.report.comparison_tables import comparison_tables
     from streamline.report.render import screen_width, terminal
 
-    print(terminal(comparison_tables(result, tasks), screen_width()), end="")
+    print(terminal(comparison_tables(result), screen_width()), end="")

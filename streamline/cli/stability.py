@@ -76,15 +76,26 @@ def command(
             f"and {', '.join(after.tasks) or 'none'}."
         )
     mode: Literal["release"] | None = None if compat is None else "release"
-    results = grouped(
-        [stability(before.tasks[task], after.tasks[task], ddof, mode) for task in common]
-    )
-    for line in _left_out(before, after):
+    results: list[Stability] = []
+    unlike: dict[str, str] = {}
+    for task in common:
+        try:
+            results.append(stability(before.tasks[task], after.tasks[task], ddof, mode))
+        except ConfigError as error:  # of this data set; the others stay in the table
+            unlike[task] = str(error)
+    if not results:
+        raise ConfigError("; ".join(unlike.values()))
+    for line in [
+        *_left_out(before, after),
+        *(f"left out: {t}: {why}" for t, why in unlike.items()),
+    ]:
         print(line, file=sys.stderr)
     if as_json:
-        show_json([_row(result) for result in results])
+        show_json([_row(result) for result in grouped(results)])
     else:
-        _show(results)
+        _show(grouped(results))
+    if unlike or before.broken or after.broken:
+        raise typer.Exit(1)
 
 
 def _pruned(source: str, metric: str | None) -> Predictions:
@@ -136,10 +147,11 @@ def _left_out(before: Predictions, after: Predictions) -> list[str]:
         f"left out: {task}: only in {side.source}"
         for side, other in ((before, after), (after, before))
         for task in side.tasks
-        if task not in other.tasks
+        if task not in other.tasks and task not in other.broken
     ]
     for side in (before, after):
-        lines += [f"left out: {side.source}: {name}: {why}" for name, why in side.skipped.items()]
+        reasons = {**side.skipped, **side.broken}
+        lines += [f"left out: {side.source}: {name}: {why}" for name, why in reasons.items()]
     return lines
 
 

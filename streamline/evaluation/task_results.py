@@ -146,7 +146,8 @@ def option_rows(
             "acc_norm": np.array([float(len(choice)) for choice in choices]),
             "acc_bytes": np.array([float(len(choice.encode())) for choice in choices]),
         }.get(common["metric"], np.ones(len(choices)))
-        chosen, gold = int(np.argmax(sums / norm)), gold_option(part.task, doc, choices)
+        chosen = int(np.argmax(sums / norm))
+        gold = gold_option(part.task, doc, choices, chosen)
     return [
         common
         | {
@@ -163,9 +164,11 @@ def option_rows(
     ]
 
 
-def gold_option(task: Any, doc: Any, choices: Sequence[str]) -> int:
-    """Index of the right option as lm-eval reads it; the first where more than one is right."""
+def gold_option(task: Any, doc: Any, choices: Sequence[str], chosen: int = -1) -> int:
+    """Index of the right option as lm-eval reads it; of several the chosen one, else the first."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    if isinstance(gold, list):
-        gold = gold[0]
-    return choices.index(gold) if isinstance(gold, str) else int(gold)
+    right = [
+        choices.index(one) if isinstance(one, str) else int(one)
+        for one in (gold if isinstance(gold, list) else [gold])
+    ]
+    return chosen if chosen in right else right[0]

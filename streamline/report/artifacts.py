@@ -1,16 +1,17 @@
 """What else lies in a run's folder: its settings, loss curves and calibrations.
 
-All of it is optional: a report is made from the records, and shows these where they are.
+All of it is optional: a report is made from the records, and shows these where they are. What is
+there and damaged is left out, and said to be.
 
 Example::
 
-    curves = loss_curves("out", load("out"))
+    curves = loss_curves("out", load("out"), notes=[])
     curves[("opt-1.3b", 0.25)]["llm-streamline-ffn"]
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from streamline.errors import ConfigError
+from streamline.reading import parse_json, read_json, read_text
 from streamline.results.answers import Floats
 from streamline.results.record import Record
 from streamline.results.samples import samples_path
@@ -25,6 +27,8 @@ from streamline.results.samples import samples_path
 __all__ = ["calibrations", "loss_curves", "run_settings"]
 
 Curve = list[dict[str, Any]]
+
+_AGAIN = "Remove it and run again to have it anew."
 
 
 def run_settings(directory: str | Path) -> dict[str, Any]:
@@ -36,33 +40,31 @@ def run_settings(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / "run.json"
     if not path.is_file():
         return {}
-    settings = _json(path.read_text(encoding="utf-8"), path)
+    settings = read_json(path, "Run again to write it anew.")
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no object of settings; run again to write it anew.")
     return settings
 
 
 def loss_curves(
-    directory: str | Path, records: Sequence[Record]
+    directory: str | Path, records: Sequence[Record], notes: list[str]
 ) -> dict[tuple[str, float | None], dict[str, Curve]]:
     """Loss curves by model and sparsity.
 
     Args:
-        directory: The run's folder; ``losses/**/*.jsonl`` (a JSON object to a line) and ``*.json``
+        directory: The run's folder; ``losses/*.jsonl`` (a JSON object to a line) and ``*.json``
             (a list of them) are read.
         records: Name the curves: a file is named after its cell's samples.
+        notes: Receives why a file was left out.
 
     Returns:
         (model, sparsity) -> method -> evaluations. Files of no known cell are under ("", None)
         by their own names.
-
-    Raises:
-        ConfigError: If a file is not of that form.
     """
     folder = Path(directory) / "losses"
     stems = {samples_path("", record).stem: record for record in records}
     curves: dict[tuple[str, float | None], dict[str, Curve]] = {}
-    for file in sorted((*folder.rglob("*.jsonl"), *folder.rglob("*.json"))):
+    for file in sorted((*folder.glob("*.jsonl"), *folder.glob("*.json"))):
         record = next((stems[stem] for stem in stems if file.stem.startswith(stem)), None)
         key: tuple[str, float | None] = ("", None)
         name = file.stem
@@ -71,48 +73,75 @@ def loss_curves(
             seed = f", seed {record.seed}" if record.seed else ""
             rest = file.stem[len(samples_path("", record).stem) :]
             name = record.method + rest + seed
-        curves.setdefault(key, {})[name] = _curve(file)
+        try:
+            curves.setdefault(key, {})[name] = _curve(file)
+        except ConfigError as error:
+            notes.append(f"Losses left out: {error}")
     return curves
 
 
-def calibrations(directory: str | Path) -> dict[str, Floats]:
+def calibrations(directory: str | Path, notes: list[str]) -> dict[str, Floats]:
     """Cosine matrices by model, or by folder where the model is not recorded.
 
     Args:
-        directory: The run's folder; every ``calibration.safetensors`` below it is read, and
-            ``calibration/*.json`` with a ``cosine``.
+        directory: The run's folder; ``cache/calibration/*/calibration.safetensors`` is read, and
+            ``calibration/*.json`` with a ``cosine``; nothing of runs in folders below.
+        notes: Receives why a file was left out.
 
     Returns:
         Name -> mean token cosine between every two depths, [L + 1, L + 1]; equal ones once.
-
-    Raises:
-        ConfigError: If a file holds no square matrix of finite numbers.
     """
-    from safetensors import safe_open
-
     root = Path(directory)
     found: dict[str, Floats] = {}
-    for file in sorted(root.rglob("calibration.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            facts = _json((tensors.metadata() or {}).get("facts", "{}"), file)
-            name = str(facts.get("facts", {}).get("model") or file.parent.name)
-            if "cosine" in tensors.keys():  # noqa: SIM118 - no mapping
-                _keep(found, name, tensors.get_tensor("cosine"), file)
-    for file in sorted((root / "calibration").glob("*.json")):
-        content = _json(file.read_text(encoding="utf-8"), file)
-        if isinstance(content, dict) and "cosine" in content:
-            _keep(found, str(content.get("model") or file.stem), content["cosine"], file)
+    files = sorted((root / "cache" / "calibration").glob("*/calibration.safetensors"))
+    for file in [*files, *sorted((root / "calibration").glob("*.json"))]:
+        try:
+            kept = _statistics(file) if file.suffix == ".safetensors" else _listed(file)
+            if kept is not None:
+                _keep(found, *kept, file)
+        except ConfigError as error:
+            notes.append(f"Calibration left out: {error}")
     return found
+
+
+def _statistics(file: Path) -> tuple[str, Any] | None:
+    """The model and the cosines of a file that a run keeps; None if it has none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            text = (tensors.metadata() or {}).get("facts")
+            cosine = tensors.get_tensor("cosine") if "cosine" in tensors.keys() else None  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged ({error}). {_AGAIN}") from None
+    side = file.with_suffix(".json")
+    facts: Any = {}
+    if text is not None or side.is_file():
+        facts = read_json(side, _AGAIN) if text is None else parse_json(text, str(file), _AGAIN)
+    inner = facts.get("facts") if isinstance(facts, dict) else None
+    model = inner.get("model") if isinstance(inner, dict) else None
+    return None if cosine is None else (str(model or file.parent.name), cosine)
+
+
+def _listed(file: Path) -> tuple[str, Any] | None:
+    """The model and the cosines of a JSON file; None if it has none."""
+    content = read_json(file, _AGAIN)
+    if not isinstance(content, dict) or "cosine" not in content:
+        return None
+    return str(content.get("model") or file.stem), content["cosine"]
 
 
 def _keep(found: dict[str, Floats], name: str, values: Any, file: Path) -> None:
     """Add a matrix unless an equal one is there."""
-    cosine = np.asarray(values, dtype=np.float64)
+    try:
+        cosine = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{file}: its cosine is no matrix of numbers. {_AGAIN}") from None
     square = cosine.ndim == 2 and cosine.shape[0] == cosine.shape[1] > 1
     if not square or not np.isfinite(cosine).all():
         raise ConfigError(
             f"{file}: cosine has shape {list(cosine.shape)}; a square matrix of finite numbers is "
-            "expected. Remove the file and run again to calibrate anew."
+            f"expected. {_AGAIN}"
         )
     if not any(
         other.shape == cosine.shape and np.allclose(other, cosine) for other in found.values()
@@ -121,18 +150,18 @@ def _keep(found: dict[str, Floats], name: str, values: Any, file: Path) -> None:
 
 
 def _curve(file: Path) -> Curve:
-    text = file.read_text(encoding="utf-8")
     if file.suffix == ".json":
-        rows = _json(text, file)
+        rows = read_json(file, _AGAIN)
     else:
-        rows = [_json(line, file) for line in text.split("\n") if line.strip()]
+        lines = read_text(file, _AGAIN).split("\n")
+        places = [(f"{file}:{number}", line) for number, line in enumerate(lines, 1)]
+        rows = [parse_json(line, where, _AGAIN) for where, line in places if line.strip()]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{file} is no loss curve: one JSON object for each evaluation.")
+        raise ConfigError(f"{file} is no loss curve: one JSON object for each evaluation. {_AGAIN}")
+    for number, row in enumerate(rows):
+        for name in ("step", "tokens", "train_loss", "validation_loss"):
+            value = row.get(name)
+            known = isinstance(value, (int, float)) and math.isfinite(value)
+            if value is not None and not known:
+                raise ConfigError(f"{file}: {name} of row {number} is {value!r}. {_AGAIN}")
     return rows
-
-
-def _json(text: str, file: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is not JSON ({error}); remove it and run again.") from None

@@ -17,21 +17,18 @@ from streamline.results.statistics import noise_floor
 __all__ = ["comparison_tables"]
 
 
-def comparison_tables(result: Comparison, tasks: bool = True) -> list[Table]:
+def comparison_tables(result: Comparison) -> list[Table]:
     """Groups first, then the differences against the reference and against the best.
 
     Args:
         result: From ``compare``.
-        tasks: Whether each task is shown, or only all questions together.
 
     Returns:
         Two or three tables.
     """
     tables = [_groups(result)]
     for against in (result.reference, result.best):
-        rows = [
-            row for row in result.rows if row.against == against and (tasks or row.task == POOLED)
-        ]
+        rows = [row for row in result.rows if row.against == against]
         if rows:
             tables.append(_differences(result, against or "", rows))
     return tables

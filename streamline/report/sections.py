@@ -27,9 +27,9 @@ from streamline.report.figures import (
 from streamline.report.table import Table, slug
 from streamline.report.tables import run_tables
 from streamline.results.compare import compare
-from streamline.results.predictions import from_samples
-from streamline.results.record import Record, method_label
-from streamline.results.samples import read_samples, samples_path
+from streamline.results.predictions import cell_predictions, comparable
+from streamline.results.record import Record, label, method_label
+from streamline.results.samples import samples_path
 
 __all__ = ["Figure", "Section", "chance_tables", "run_sections"]
 
@@ -72,11 +72,11 @@ def run_sections(root: Path, records: Sequence[Record]) -> list[Section]:
     Returns:
         The sections, in the order of the models' first appearance.
 
-    Raises:
-        ConfigError: If losses, calibrations or samples beside the records are malformed.
+        Losses, calibrations and samples that cannot be read are left out, with a note.
     """
     sections = []
-    curves = loss_curves(root, records)
+    left_out: list[str] = []
+    curves = loss_curves(root, records, left_out)
     for model in dict.fromkeys(record.model for record in records):
         mine = [record for record in records if record.model == model]
         figures = _measures(mine)
@@ -92,7 +92,7 @@ def run_sections(root: Path, records: Sequence[Record]) -> list[Section]:
         if tables or notes:
             sections.append(Section(title=f"{model}: significance", tables=tables, notes=notes))
     loose = _losses(curves.get(("", None), {}), "other", "replacements of no recorded cell")
-    for name, cosine in calibrations(root).items():
+    for name, cosine in calibrations(root, left_out).items():
         loose.append(
             Figure(
                 name=f"cosine-{slug(name)}",
@@ -108,8 +108,8 @@ def run_sections(root: Path, records: Sequence[Record]) -> list[Section]:
                 svg=layer_cosine_figure(cosine, _SPANS, name),
             )
         )
-    if loose:
-        sections.append(Section(title="Calibration and training", figures=loose))
+    if loose or left_out:
+        sections.append(Section(title="Calibration and training", figures=loose, notes=left_out))
     return sections
 
 
@@ -153,27 +153,27 @@ def chance_tables(root: Path, records: Sequence[Record]) -> tuple[list[Table], l
         The tables, and notes on cells that could not be compared.
     """
     done = [record for record in records if record.status == "ok" and record.tasks]
-    notes = [
-        f"{record.method} at {record.sparsity:g}: no samples beside the record, left out"
-        for record in done
-        if not samples_path(root, record).is_file()
-    ]
+    notes: list[str] = []
     first: dict[tuple[str, float, str], Record] = {}
     for record in sorted(done, key=lambda item: item.seed):
         if samples_path(root, record).is_file():
             first.setdefault((record.method, record.sparsity, record.recovery), record)
-    dense = next((record for record in first.values() if record.method == "dense"), None)
+        else:
+            notes.append(f"{label(record)}: no samples beside the record, left out")
+    given = {label(one): cell_predictions(str(root), root, one) for one in first.values()}
+    read, left_out = comparable(given)
+    notes += [f"{name}: left out. {why}" for name, why in left_out.items()]
+    cells = [(one, read[label(one)].tasks) for one in first.values() if label(one) in read]
+    dense = next((tasks for record, tasks in cells if record.method == "dense"), None)
     if dense is None:
         return [], notes
     tables: list[Table] = []
-    answers = from_samples(read_samples(samples_path(root, dense)))
-    for sparsity in sorted({record.sparsity for record in first.values() if record is not dense}):
-        models = {"dense": answers} | {
-            method_label(record.method, record.recovery): (
-                from_samples(read_samples(samples_path(root, record)))
-            )
-            for record in first.values()
-            if record.sparsity == sparsity and record is not dense
+    others = [(record, tasks) for record, tasks in cells if record.method != "dense"]
+    for sparsity in sorted({record.sparsity for record, _ in others}):
+        models = {"dense": dense} | {
+            method_label(record.method, record.recovery): tasks
+            for record, tasks in others
+            if record.sparsity == sparsity
         }
         try:
             result = compare(models, "dense", pooled_only=True)

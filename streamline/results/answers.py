@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from streamline.errors import ConfigError
 
-__all__ = ["Answers", "Bools", "Floats", "align", "questions_text"]
+__all__ = ["Answers", "Bools", "Floats", "Found", "align", "questions_text", "usable"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -42,7 +43,12 @@ class Answers:
         nll: Mean NLL of each question's options, N arrays of at least two values; None for a task
             that generates text.
         nll_name: What the mean runs over, such as ``full prompt``.
-        metric: The metric that ``correct`` follows.
+        metric: The metric that ``correct`` follows, with the filter of the answers if it has one.
+        prompts: Hash of what each question was asked with, where the source has it.
+
+    Raises:
+        ConfigError: If a question is there twice, or has one option only, or an NLL that is not
+            finite.
     """
 
     task: str
@@ -52,6 +58,33 @@ class Answers:
     nll: tuple[Floats, ...] | None
     nll_name: str | None
     metric: str
+    prompts: tuple[str | None, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no statistic can be made of."""
+        twice = [name for name, count in Counter(self.ids).items() if count > 1]
+        if twice:
+            raise ConfigError(
+                f"Task {self.task}: {questions_text(twice)} is there twice. Evaluate it again."
+            )
+        for name, row in zip(self.ids, self.nll or (), strict=False):
+            if len(row) < 2:
+                raise ConfigError(
+                    f"Task {self.task}: question {name} has fewer than two options, which is no "
+                    "choice. Correct its data, and evaluate it again."
+                )
+            broken = np.flatnonzero(~np.isfinite(row))
+            if len(broken):
+                raise ConfigError(
+                    f"Task {self.task}: the mean NLL of option {broken[0]} of question {name} is "
+                    f"{row[broken[0]]}, which is not finite. Evaluate the model again, in bfloat16 "
+                    "or float32 if it was float16."
+                )
+
+    @property
+    def contents(self) -> tuple[tuple[str | None, str | None], ...]:
+        """For each question the hashes of its text and of what it was asked with."""
+        return tuple(zip(self.hashes, self.prompts or [None] * len(self.ids), strict=True))
 
     @property
     def accuracy(self) -> float:
@@ -59,11 +92,42 @@ class Answers:
         return float(np.mean(self.correct))
 
 
+class Found(NamedTuple):
+    """What a reader made of a source.
+
+    Attributes:
+        tasks: Answers by task.
+        skipped: File or task -> why it holds no answers of the kind that is read here.
+        broken: File or task -> what is wrong with it.
+    """
+
+    tasks: dict[str, Answers]
+    skipped: dict[str, str]
+    broken: dict[str, str]
+
+
+def usable(what: str, found: Found) -> Found:
+    """What a reader found, if there is any answer in it.
+
+    Args:
+        what: The kind of source, as in ``No usable lm-eval log``.
+        found: Of all its files.
+
+    Raises:
+        ConfigError: If there is none; the message has the reason of each file.
+    """
+    if not found.tasks:
+        reasons = [f"{name}: {why}" for name, why in (found.skipped | found.broken).items()]
+        raise ConfigError(f"No usable {what}: {'; '.join(reasons) or 'it is empty'}")
+    return found
+
+
 def align(dense: Answers, pruned: Answers) -> Answers:
     """The pruned model's answers in the order of the dense model's.
 
-    Questions are paired by id where id and hash agree. Where the ids do not, but both files hold
-    the same questions by hash, they are paired by hash: the file was shuffled and numbered anew.
+    Questions are paired by id where id, hash and prompt agree. Where they do not, but both files
+    hold the same questions by hash and prompt, they are paired by these: the file was shuffled and
+    numbered anew.
 
     Args:
         dense: Gives the order.
@@ -73,7 +137,7 @@ def align(dense: Answers, pruned: Answers) -> Answers:
         ``pruned``, reordered.
 
     Raises:
-        ConfigError: If the questions differ; the message names which.
+        ConfigError: If the questions or what they were asked with differ; the message names which.
     """
     if not dense.ids or not pruned.ids:
         raise ConfigError(f"Task {dense.task} has no questions on one side; evaluate it again.")
@@ -81,42 +145,46 @@ def align(dense: Answers, pruned: Answers) -> Answers:
     only_dense = [name for name in dense.ids if name not in index]
     only_pruned = sorted(set(pruned.ids) - set(dense.ids), key=_natural)
     both = [(number, index[name]) for number, name in enumerate(dense.ids) if name in index]
+    mine, theirs = dense.contents, pruned.contents
     differing = [
-        dense.ids[mine]
-        for mine, theirs in both
-        if None not in (dense.hashes[mine], pruned.hashes[theirs])
-        and dense.hashes[mine] != pruned.hashes[theirs]
+        [
+            dense.ids[first]
+            for first, second in both
+            if None not in (mine[first][part], theirs[second][part])
+            and mine[first][part] != theirs[second][part]
+        ]
+        for part in (0, 1)
     ]
-    if not (only_dense or only_pruned or differing):
-        return _take(pruned, [theirs for _, theirs in both])
-    if None not in dense.hashes and Counter(dense.hashes) == Counter(pruned.hashes):
-        waiting: dict[str | None, list[int]] = {}
-        for number, digest in enumerate(pruned.hashes):
-            waiting.setdefault(digest, []).append(number)
-        return _take(pruned, [waiting[digest].pop(0) for digest in dense.hashes])
-    parts = [
-        f"{questions_text(names)} only {where}"
-        for names, where in ((only_dense, "in the first"), (only_pruned, "in the second"))
-        if names
-    ]
-    if differing:
-        parts.append(f"{questions_text(differing)} with another doc_hash")
+    if not (only_dense or only_pruned or any(differing)):
+        return _take(pruned, [number for _, number in both])
+    if None not in dense.hashes and Counter(mine) == Counter(theirs):
+        waiting: dict[object, list[int]] = {}
+        for number, content in enumerate(theirs):
+            waiting.setdefault(content, []).append(number)
+        return _take(pruned, [waiting[content].pop(0) for content in mine])
+    found = {
+        "only in the first": only_dense,
+        "only in the second": only_pruned,
+        "with another doc_hash": differing[0],
+        "asked with another prompt": [name for name in differing[1] if name not in differing[0]],
+    }
+    parts = [f"{questions_text(names)} {where}" for where, names in found.items() if names]
     raise ConfigError(
-        f"Task {dense.task}: the two sets of questions differ: {'; '.join(parts)}. "
-        "Evaluate both models on the same questions (same task version, limit and data)."
+        f"Task {dense.task}: the two sets of questions differ: {'; '.join(parts)}. Evaluate both "
+        "models on the same questions (same task version, examples, limit and data)."
     )
 
 
 def _take(answers: Answers, indices: Sequence[int]) -> Answers:
     """The same answers in another order."""
-    return Answers(
-        task=answers.task,
+    prompts = answers.prompts
+    return replace(
+        answers,
         ids=tuple(answers.ids[index] for index in indices),
         hashes=tuple(answers.hashes[index] for index in indices),
         correct=answers.correct[list(indices)],
         nll=None if answers.nll is None else tuple(answers.nll[index] for index in indices),
-        nll_name=answers.nll_name,
-        metric=answers.metric,
+        prompts=None if prompts is None else tuple(prompts[index] for index in indices),
     )
 
 

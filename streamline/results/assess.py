@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from streamline.results.answers import Answers
 from streamline.results.averages import average, relative_accuracy
 from streamline.results.predictions import from_samples
-from streamline.results.stability import Stability, grouped, stability
+from streamline.results.stability import Stability, macro, stability
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,5 +108,5 @@ def _averages(
 def _stability(
     names: list[str], dense: Mapping[str, Answers], pruned: Mapping[str, Answers]
 ) -> Stability:
-    """Stability of one row: of its task, or the mean over its subjects."""
-    return grouped([stability(dense[name], pruned[name]) for name in names])[0]
+    """Stability of one row: of its task, or the mean over those that the row names."""
+    return macro([stability(dense[name], pruned[name]) for name in names])

@@ -1,24 +1,25 @@
 """Averages over tasks, in which the subjects of MMLU and of CMMLU together count as one task.
 
-The one place that knows which tasks are subjects of a group, and how values of several tasks
-become one: fractions are averaged without weights, standard errors are combined as those of
-independent values, counts are added up, and what is missing in one task is missing in the mean.
+The one place that knows, by their full names, which tasks are subjects of a group, and how values
+of several tasks become one: fractions are averaged without weights, standard errors are combined as
+those of independent values, counts are added up, and what is missing in one task is missing in the
+mean.
 
 Example::
 
-    average({"piqa": 0.7, "mmlu_law": 0.3, "mmlu_art": 0.5})      # (0.7 + 0.4) / 2
+    average({"piqa": 0.7, "mmlu_anatomy": 0.3, "mmlu_virology": 0.5})      # (0.7 + 0.4) / 2
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from streamline.errors import ConfigError
 from streamline.results.record import Record, TaskResult
+from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
 __all__ = [
     "average",
@@ -31,30 +32,54 @@ __all__ = [
     "total",
 ]
 
-# Subjects of one benchmark: lukaemon_mmlu_law, cmmlu-law, mmlu_law, streamline_paper_cmmlu_law.
-_SUBJECT = re.compile(r"(?:^|_)(c?mmlu)[_-](?!prox?_|pro$).+$")
+#: Group -> its subjects, and what stands before a subject's name: in lm-eval and OpenCompass, or
+#: in this package's own tasks.
+_GROUPS = {
+    "mmlu": (MMLU_SUBJECTS, ("mmlu_", "lukaemon_mmlu_")),
+    "cmmlu": (tuple(CMMLU_SUBJECTS), ("cmmlu_", "cmmlu-")),
+    "streamline_mmlu": (MMLU_SUBJECTS, ("streamline_mmlu_",)),
+    "streamline_cmmlu": (tuple(CMMLU_SUBJECTS), ("streamline_cmmlu_",)),
+}
+_GROUP_OF = {
+    before + subject: group
+    for group, (subjects, befores) in _GROUPS.items()
+    for before in befores
+    for subject in subjects
+}
 
 Item = TypeVar("Item")
 
 
 def group_of(task: str) -> str | None:
-    """``mmlu`` or ``cmmlu`` for one of their subjects, None for any other task."""
-    match = _SUBJECT.search(task)
-    return match.group(1) if match else None
+    """The group that a task is a subject of, by its full name, or None for any other task.
+
+    ``mmlu`` or ``cmmlu``, and ``streamline_mmlu`` or ``streamline_cmmlu`` for this package's own.
+    """
+    return _GROUP_OF.get(task)
 
 
-def grouped_by_task(items: Iterable[tuple[str, Item]]) -> dict[str, list[Item]]:
+def grouped_by_task(
+    items: Iterable[tuple[str, Item]], kind: Callable[[Item], object] | None = None
+) -> dict[str, list[Item]]:
     """Items by task, those of a group's subjects together under the group's name.
 
     Args:
         items: Task and item, each task once.
+        kind: What must be equal to be put together, such as the metric; subjects of several kinds
+            stay by themselves.
 
     Returns:
         Task or group -> items, in the order of first appearance.
     """
+    given = list(items)
+    kinds: dict[str, set[object]] = {}
+    for task, item in given:
+        kinds.setdefault(group_of(task) or task, set()).add(kind(item) if kind else None)
     blocks: dict[str, list[Item]] = {}
-    for task, item in items:
-        blocks.setdefault(group_of(task) or task, []).append(item)
+    for task, item in given:
+        group = group_of(task)
+        together = group is not None and len(kinds[group]) == 1
+        blocks.setdefault(group if group and together else task, []).append(item)
     return blocks
 
 
@@ -118,7 +143,10 @@ def relative_accuracy(
 
 def collapsed_tasks(record: Record) -> dict[str, TaskResult]:
     """A record's tasks, with the subjects of a group as one task."""
-    blocks = grouped_by_task((task, (task, result)) for task, result in record.tasks.items())
+    blocks = grouped_by_task(
+        ((task, (task, result)) for task, result in record.tasks.items()),
+        lambda item: (item[1].metric, item[1].extra("protocol")),
+    )
     return {
         name: block[0][1]
         if len(block) == 1 and block[0][0] == name

@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Comparison:
         letters: Model -> letters; two models that share a letter cannot be distinguished over all
             questions (pairwise McNemar tests, Holm-corrected).
         alpha: The level of significance; intervals cover 1 - alpha.
-        seed: The bootstrap's.
+        seed: The bootstrap's, with the answers that are compared.
     """
 
     reference: str
@@ -133,11 +134,10 @@ def compare(
     others = [name for name in models if name != reference]
     pooled = {name: marks[name][POOLED] for name in models}
     best = max(others, key=lambda name: float(pooled[name].mean())) if len(others) > 1 else None
-    rng = np.random.default_rng(seed)
-    rows = _rows(marks, others, reference, alpha, resamples, rng)
+    rows = _rows(marks, others, reference, alpha, resamples, seed)
     if best is not None:
         rest = [name for name in others if name != best]
-        rows += _rows(marks, rest, best, alpha, resamples, rng)
+        rows += _rows(marks, rest, best, alpha, resamples, seed)
     pairs = list(itertools.combinations(models, 2))
     corrected = holm([mcnemar(pooled[a], pooled[b]) for a, b in pairs])
     apart = {frozenset(pair) for pair, p in zip(pairs, corrected, strict=True) if p < alpha}
@@ -198,15 +198,21 @@ def _rows(
     against: str,
     alpha: float,
     resamples: int,
-    rng: np.random.Generator,
+    seed: int,
 ) -> list[Difference]:
-    """Each name against one model on each task; p-values corrected over all of these."""
+    """Each name against one model on each task; p-values corrected over all of these.
+
+    What the bootstrap draws depends on the answers of the two and the seed alone, so that a pair
+    has one interval, whatever else stands in the table.
+    """
     keys = [(task, name) for task in marks[against] for name in names]
     values = [mcnemar(marks[name][task], marks[against][task]) for task, name in keys]
     rows = []
     for (task, name), p, p_holm in zip(keys, values, holm(values), strict=True):
         mine, theirs = marks[name][task], marks[against][task]
         gained, lost = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
+        drawn = hashlib.sha256(np.packbits(mine).tobytes() + np.packbits(theirs).tobytes())
+        rng = np.random.default_rng([seed, len(mine), int.from_bytes(drawn.digest()[:8], "big")])
         low, high = difference_interval(mine, theirs, rng, alpha, resamples)
         rows.append(
             Difference(

@@ -2,16 +2,16 @@
 
 The files carry summed log-likelihoods and the texts of the options but no token counts, so an
 option's mean NLL is computed per UTF-8 byte of its text; where a task logs the mean NLL of its full
-prompts itself (a list under ``oc_ppl``), that is used.
+prompts itself (a list under ``mean_nll``, as this package's own tasks do), that is used.
 
 Example::
 
-    tasks, skipped = read(find("lm_eval_out"))
+    read(find("lm_eval_out")).tasks["piqa"].accuracy
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.results.answers import Answers, Floats
+from streamline.hashing import content_key
+from streamline.reading import parse_json, read_text
+from streamline.results.answers import Answers, Floats, Found, questions_text, usable
 
 __all__ = ["find", "read"]
 
 _NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<time>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
 _METRICS = ("acc_norm", "acc", "exact_match")
-_FULL_PROMPT = "oc_ppl"
+_FULL_PROMPT = "mean_nll"
+_NO_FILTER = "none"
 
 
 def find(path: Path) -> dict[str, Path]:
@@ -58,9 +61,7 @@ def find(path: Path) -> dict[str, Path]:
     return {task: max(logs)[1] for task, logs in found.items()}
 
 
-def read(
-    logs: Mapping[str, Path], metric: str | None = None
-) -> tuple[dict[str, Answers], dict[str, str]]:
+def read(logs: Mapping[str, Path], metric: str | None = None) -> Found:
     """Read sample logs.
 
     Args:
@@ -69,44 +70,55 @@ def read(
             ``acc`` and ``exact_match`` that a task's rows carry.
 
     Returns:
-        Answers by task, and task -> reason for those that hold no right or wrong.
+        Answers by task; of several filters of the answers those of the first, which the metric
+        then names, as in ``exact_match,strict-match``.
 
     Raises:
-        ConfigError: If a file is malformed, or no task carries the given metric.
+        ConfigError: If no log can be used.
     """
-    tasks: dict[str, Answers] = {}
-    skipped: dict[str, str] = {}
+    found = Found({}, {}, {})
     for task, file in logs.items():
-        rows = _rows(file)
-        wanted = (metric,) if metric else _METRICS
-        chosen = next((name for name in wanted if all(name in row for row in rows)), None)
-        if chosen is None:
-            skipped[task] = f"its rows carry no {' or '.join(wanted)}"
-        else:
-            tasks[task] = _answers(task, file, rows, chosen)
-    if not tasks:
-        reasons = "; ".join(f"{task}: {reason}" for task, reason in skipped.items())
-        raise ConfigError(f"No usable lm-eval log: {reasons}. Name one of their metrics.")
-    return tasks, skipped
+        try:
+            rows = _rows(file)
+            wanted = (metric,) if metric else _METRICS
+            chosen = next((name for name in wanted if all(name in row for row in rows)), None)
+            if chosen is None:
+                found.skipped[task] = f"its rows carry no {' or '.join(wanted)}; name a metric"
+            else:
+                found.tasks[task] = _answers(task, file, rows, chosen)
+        except ConfigError as error:
+            found.broken[task] = str(error)
+    return usable("lm-eval log", found)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """One row for each question: of several filters the first."""
-    rows: dict[Any, dict[str, Any]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    """One row for each question, in their order: of several filters those of the first."""
+    advice = "Run lm-eval with --log_samples again."
+    rows: dict[str, dict[Any, dict[str, Any]]] = {}
+    for number, line in enumerate(read_text(file, advice).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            rows.setdefault(row["doc_id"], row)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        row = parse_json(line, f"{file}:{number}", advice, nan=True)
+        doc_id = row.get("doc_id") if isinstance(row, dict) else None
+        if not isinstance(doc_id, int):
             raise ConfigError(
-                f"{file}:{number} is no lm-eval sample ({error}); a line is a JSON object with "
-                "doc_id, resps and the metrics. Run lm-eval with --log_samples again."
-            ) from None
+                f"{file}:{number} is no lm-eval sample: a line is a JSON object with a number as "
+                f"doc_id, arguments, filtered_resps and the metrics. {advice}"
+            )
+        same = rows.setdefault(str(row.get("filter", _NO_FILTER)), {})
+        if doc_id in same:
+            raise ConfigError(
+                f"{file}:{number}: question {doc_id} is there twice; one log holds one model's "
+                f"answers. {advice}"
+            )
+        same[doc_id] = row
     if not rows:
-        raise ConfigError(f"{file} has no samples. Run lm-eval with --log_samples again.")
-    return [rows[key] for key in sorted(rows)]
+        raise ConfigError(f"{file} has no samples. {advice}")
+    first, *others = rows.values()
+    odd = sorted({doc_id for other in others for doc_id in set(first) ^ set(other)})
+    if odd:
+        raise ConfigError(f"{file}: {questions_text(odd)} lacks one of the filters. {advice}")
+    return [first[key] for key in sorted(first)]
 
 
 def _answers(task: str, file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> Answers:
@@ -118,42 +130,120 @@ def _answers(task: str, file: Path, rows: Sequence[Mapping[str, Any]], metric: s
             f"{file}: question {odd['doc_id']} has {metric} {odd[metric]!r}, not right (1) or "
             "wrong (0). Name a metric that counts single questions."
         )
-    if all(_FULL_PROMPT in row for row in rows):
-        nll: tuple[Floats, ...] | None = tuple(
-            np.asarray(row[_FULL_PROMPT], dtype=np.float64) for row in rows
+    found = []
+    for row in rows:
+        try:
+            found.append(_nll(row))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{file}: question {row['doc_id']} {error}. Run lm-eval with --log_samples again, "
+                "on questions that have right answers."
+            ) from None
+    kinds = {name for name, _ in found}
+    if len(kinds) > 1:
+        number = next(i for i, (name, _) in enumerate(found) if name != found[0][0])
+        raise ConfigError(
+            f"{file}: question {rows[number]['doc_id']} has {found[number][0] or 'no options'}, "
+            f"others {found[0][0] or 'no options'}; one task is of one kind."
         )
-        name: str | None = "full prompt"
-    else:
-        found = [_per_byte(row) for row in rows]
-        kept = [values for values in found if values is not None]
-        nll = tuple(kept) if len(kept) == len(rows) else None
-        name = "option per byte" if nll is not None else None
+    (name,) = kinds
+    used = rows[0].get("filter", _NO_FILTER)
     return Answers(
         task=task,
         ids=tuple(str(row["doc_id"]) for row in rows),
-        hashes=tuple(row.get("doc_hash") for row in rows),
+        hashes=tuple(_doc_hash(row) for row in rows),
         correct=np.array([bool(mark) for mark in marks]),
-        nll=nll,
+        nll=None if name is None else tuple(values for _, values in found),
         nll_name=name,
-        metric=metric,
+        metric=metric if used == _NO_FILTER else f"{metric},{used}",
+        prompts=tuple(content_key([row.get("prompt_hash"), _texts(row)]) for row in rows),
     )
 
 
-def _per_byte(row: Mapping[str, Any]) -> Floats | None:
-    """Minus log-likelihood over the bytes of each option; None where text is generated.
+def _doc_hash(row: Mapping[str, Any]) -> str | None:
+    """The question's hash; of this package's own tasks that of the question without the model."""
+    doc = row.get("doc")
+    own = doc.get("question_key") if isinstance(doc, dict) else None
+    found = own or row.get("doc_hash")
+    return None if found is None else str(found)
 
-    A logged argument list is a list of pairs, or the object ``gen_args_0: {arg_0, arg_1}``.
+
+def _requests(row: Mapping[str, Any]) -> list[list[Any]]:
+    """The arguments of each request.
+
+    A logged argument list is a list of lists, or the object ``gen_args_0: {arg_0, arg_1}``.
     """
-    arguments = row.get("arguments")
-    answers = row.get("filtered_resps")
-    if isinstance(arguments, Mapping):
-        arguments = [[pair.get("arg_0"), pair.get("arg_1")] for pair in arguments.values()]
-    if not isinstance(arguments, list) or not isinstance(answers, list):
-        return None
-    values = []
-    for pair, answer in zip(arguments, answers, strict=False):
-        pairs = isinstance(answer, (list, tuple)) and len(answer) == 2
-        if not pairs or not isinstance(pair[1], str) or not pair[1]:
-            return None
-        values.append(-float(answer[0]) / len(pair[1].encode("utf-8")))
-    return np.array(values, dtype=np.float64) if len(values) > 1 else None
+    given = row.get("arguments")
+    if isinstance(given, Mapping):
+        given = [list(one.values()) if isinstance(one, Mapping) else one for one in given.values()]
+    if not isinstance(given, list) or not all(isinstance(one, (list, tuple)) for one in given):
+        raise ValueError("has no list of arguments")
+    return [list(one) for one in given]
+
+
+def _texts(row: Mapping[str, Any]) -> list[list[str]]:
+    """What was asked: the texts among the arguments of each request."""
+    return [[text for text in one if isinstance(text, str)] for one in _requests(row)]
+
+
+def _nll(row: Mapping[str, Any]) -> tuple[str | None, Floats]:
+    """What the options' mean NLLs run over, and these; no name where there are no options.
+
+    Only requests of a context and a continuation are options: not a text to go on from, nor a
+    single continuation, nor the continuations without context of ``acc_mutual_info``.
+
+    Raises:
+        ValueError: If the question, its options or its right option make no sense.
+    """
+    requests = _requests(row)
+    if not requests or not all(len(r) == 2 and isinstance(r[1], str) for r in requests):
+        return None, np.zeros(0)
+    replies = row.get("filtered_resps")
+    pairs = isinstance(replies, list) and all(isinstance(r, list) and len(r) == 2 for r in replies)
+    if not pairs or len(replies) != len(requests):
+        raise ValueError(f"has {len(requests)} requests, and other answers: {replies!r}")
+    if "acc_mutual_info" in row:
+        half = len(requests) // 2
+        if [text for _, text in requests[:half]] != [text for _, text in requests[half:]]:
+            raise ValueError("has acc_mutual_info, but not each option with and without context")
+        requests, replies = requests[:half], replies[:half]
+    texts = [text for _, text in requests]
+    values = np.array([_number(option, reply[0]) for option, reply in enumerate(replies)])
+    if len(texts) == 1:
+        return None, values
+    empty = next((option for option, text in enumerate(texts) if not text.strip()), None)
+    if empty is not None:
+        raise ValueError(f"makes no sense: its option {empty} is empty")
+    _check_target(row.get("target"), texts)
+    means = row.get(_FULL_PROMPT)
+    if means is None:
+        sizes = np.array([len(text.encode("utf-8")) for text in texts])
+        return "option per byte", -values / sizes
+    if not isinstance(means, list) or len(means) != len(texts):
+        raise ValueError(f"has {len(texts)} options, and {_FULL_PROMPT} {means!r}")
+    return "full prompt", np.array([_number(option, mean) for option, mean in enumerate(means)])
+
+
+def _number(option: int, value: Any) -> float:
+    """A finite number."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"has {value!r} for option {option}, which is no finite number")
+    return found
+
+
+def _check_target(target: Any, options: Sequence[str]) -> None:
+    """Refuse a right option beyond the options: that of questions without labels.
+
+    lm-eval logs a target as text: an index, or the text of the option.
+    """
+    text = str(target).strip()
+    if text in {option.strip() for option in options} or not re.fullmatch(r"-?\d{1,9}", text):
+        if target is None or text in ("", "None"):
+            raise ValueError("has no right option")
+        return
+    if not 0 <= int(text) < len(options):
+        raise ValueError(f"has the right option {text} of {len(options)} options (no label?)")

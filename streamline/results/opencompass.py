@@ -7,12 +7,11 @@ summed log-likelihood (LL mode), then ``prediction`` and ``gold``. A large data 
 
 Example::
 
-    tasks, skipped = read(find(Path("outputs/default/20240312_101500")))
+    read(find(Path("outputs/default/20240312_101500"))).tasks["piqa"].accuracy
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 
 from streamline.errors import ConfigError
 from streamline.hashing import content_key
-from streamline.results.answers import Answers, Floats
+from streamline.reading import read_json
+from streamline.results.answers import Answers, Floats, Found, usable
 
 __all__ = ["PAPER_DATASETS", "find", "read"]
 
@@ -75,38 +75,40 @@ def find(path: Path) -> Path | None:
     return folders[0] if folders else None
 
 
-def read(folder: Path) -> tuple[dict[str, Answers], dict[str, str]]:
+def read(folder: Path) -> Found:
     """Read all data sets of a prediction folder, shards merged.
 
     Args:
         folder: The folder that holds the JSON files.
 
     Returns:
-        Answers by data set, questions in file order, and file -> reason for those not read:
-        generated answers, and unfinished runs (``tmp_`` files).
+        Answers by data set, questions in file order. Generated answers and unfinished runs
+        (``tmp_`` files) are passed over.
 
     Raises:
-        ConfigError: If a file is malformed or a shard is missing.
+        ConfigError: If no file can be used.
     """
-    tasks: dict[str, Answers] = {}
-    skipped: dict[str, str] = {}
+    found = Found({}, {}, {})
     files = {file.stem: file for file in sorted(folder.glob("*.json"))}
     for name in [stem for stem in files if stem.startswith("tmp_")]:
-        skipped[name] = "unfinished run"
+        found.skipped[name] = "unfinished run"
         del files[name]
-    for name, parts in _datasets(files).items():
-        items = [item for part in parts for item in _items(part)]
-        if not items:
-            skipped[name] = "no items"
-        elif not any(key.startswith(_LABEL) for key in items[0]):
-            skipped[name] = "not in PPL or LL mode: its items have no options"
-        else:
-            tasks[name] = _answers(name, items)
-    return tasks, skipped
+    for name, shards in _datasets(files).items():
+        try:
+            items = [item for part in _whole(name, shards) for item in _items(part)]
+            if not items:
+                found.skipped[name] = "no items"
+            elif not any(key.startswith(_LABEL) for key in items[0]):
+                found.skipped[name] = "not in PPL or LL mode: its items have no options"
+            else:
+                found.tasks[name] = _answers(name, items)
+        except ConfigError as error:
+            found.broken[name] = str(error)
+    return usable("OpenCompass prediction", found)
 
 
-def _datasets(files: Mapping[str, Path]) -> dict[str, list[Path]]:
-    """Data set -> its file or its shards in numeric order.
+def _datasets(files: Mapping[str, Path]) -> dict[str, dict[int, Path]]:
+    """Data set -> its shards by number, or its one file.
 
     A number at the end makes a shard only if number 0 is there and the plain name is not.
     """
@@ -118,20 +120,24 @@ def _datasets(files: Mapping[str, Path]) -> dict[str, list[Path]]:
             datasets.setdefault(base, {})[int(match["number"])] = file
         elif not (match and base in files and f"{base}_0" in files):
             datasets[stem] = {0: file}
-    for name, shards in datasets.items():
-        gaps = sorted(set(range(max(shards) + 1)) - set(shards))
-        if gaps:
-            raise ConfigError(
-                f"Data set {name} has no shard {', '.join(map(str, gaps))} of {max(shards) + 1} in "
-                f"{shards[0].parent}. Copy all of its files, or evaluate it again."
-            )
-    return {name: [shards[n] for n in sorted(shards)] for name, shards in datasets.items()}
+    return datasets
+
+
+def _whole(name: str, shards: Mapping[int, Path]) -> list[Path]:
+    """A data set's files in numeric order, if none is missing."""
+    gaps = sorted(set(range(max(shards) + 1)) - set(shards))
+    if gaps:
+        raise ConfigError(
+            f"Data set {name} has no shard {', '.join(map(str, gaps))} of {max(shards) + 1} in "
+            f"{next(iter(shards.values())).parent}. Copy all of its files, or evaluate it again."
+        )
+    return [shards[number] for number in sorted(shards)]
 
 
 def _items(file: Path) -> list[dict[str, Any]]:
     """A file's items in the order of their numbers."""
-    content = _load(file)
-    if content is None:
+    content = read_json(file, "Copy it again, or evaluate its data set again.", nan=True)
+    if not _is_predictions(content):
         raise ConfigError(
             f'{file} is no OpenCompass prediction file: an object with the keys "0", "1", ... '
             "is expected. Remove it from the folder."
@@ -143,23 +149,20 @@ def _items(file: Path) -> list[dict[str, Any]]:
     return [content[str(number)] for number in range(len(content))]
 
 
-def _load(file: Path) -> dict[str, dict[str, Any]] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    if not isinstance(content, dict) or not all(
+def _is_predictions(content: Any) -> bool:
+    return isinstance(content, dict) and all(
         key.isdigit() and isinstance(item, dict) for key, item in content.items()
-    ):
-        return None
-    return content
+    )
 
 
 def _holds_items(folder: Path) -> bool:
     """Whether a folder's first readable JSON file looks like predictions."""
     for file in sorted(folder.glob("*.json")):
-        content = _load(file)
-        if content:
+        try:
+            content = read_json(file, nan=True)
+        except ConfigError:
+            continue
+        if content and _is_predictions(content):
             return "prediction" in next(iter(content.values()))
     return False
 
@@ -173,6 +176,15 @@ def _answers(name: str, items: list[dict[str, Any]]) -> Answers:
             f"Data set {name}: item {lacking[0]} has no gold. OpenCompass writes it when the data "
             "set's configuration has an output column."
         )
+    for number, item in enumerate(items):
+        labels = [key.removeprefix(_LABEL) for key in item if key.startswith(_LABEL)]
+        for field in ("gold", "prediction"):
+            if str(item[field]) not in labels:
+                raise ConfigError(
+                    f"Data set {name}: item {number} has the {field} {str(item[field])!r}, which "
+                    f"is none of its labels {', '.join(labels)}. Evaluate it on data that has "
+                    "right answers."
+                )
     return Answers(
         task=name,
         ids=tuple(str(number) for number in range(len(items))),
@@ -194,8 +206,16 @@ def _options(name: str, number: int, item: Mapping[str, Any]) -> tuple[Floats, s
         ("PPL", 1.0, "full prompt"),
         ("Loglikelihood", -1.0, "summed log-likelihood"),
     ):
-        if labels and all(field in label for label in labels) and "prediction" in item:
-            values = np.array([sign * float(label[field]) for label in labels], dtype=np.float64)
+        known = labels and all(isinstance(label, dict) and field in label for label in labels)
+        if known and "prediction" in item:
+            try:
+                values = np.array([sign * float(label[field]) for label in labels])
+            except (TypeError, ValueError):
+                given = [label[field] for label in labels]
+                raise ConfigError(
+                    f"Data set {name}: item {number} has the {field} values {given}, which are "
+                    "no numbers. Evaluate it again."
+                ) from None
             return values, meaning, [label.get("prompt") for label in labels]
     raise ConfigError(
         f"Data set {name}: item {number} has no prediction, or a PPL or Loglikelihood for each "

@@ -16,8 +16,8 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from streamline.errors import ConfigError
 from streamline.results import lm_eval_logs, opencompass
-from streamline.results.answers import Answers
+from streamline.results.answers import Answers, Found, usable
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME
 from streamline.results.samples import COLUMNS, read_samples, samples_path
@@ -34,7 +34,18 @@ from streamline.results.select import matching, run_records, select, split
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Predictions", "from_samples", "read_cells", "read_predictions"]
+__all__ = [
+    "Predictions",
+    "cell_predictions",
+    "comparable",
+    "from_samples",
+    "read_cells",
+    "read_predictions",
+    "read_tasks",
+]
+
+#: Metrics by which a question is right exactly if its right option was chosen.
+_COMPARED = ("acc", "acc_norm", "acc_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,8 @@ class Predictions:
         source: As given by the caller.
         kind: ``samples``, ``lm-eval`` or ``opencompass``.
         tasks: Answers by task.
-        skipped: File or task -> why it was not read.
+        skipped: File or task -> why it holds no answers of the kind that is read here.
+        broken: File or task -> what is wrong with it.
         record: The cell's record, where the source is a run's folder.
     """
 
@@ -53,6 +65,7 @@ class Predictions:
     kind: str
     tasks: Mapping[str, Answers]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
     record: Record | None = None
 
 
@@ -88,12 +101,10 @@ def read_predictions(source: str | Path, metric: str | None = None) -> Predictio
         return _from_parquet(text, path)
     logs = lm_eval_logs.find(path)
     if logs:
-        tasks, skipped = lm_eval_logs.read(logs, metric)
-        return Predictions(source=text, kind="lm-eval", tasks=tasks, skipped=skipped)
+        return Predictions(source=text, kind="lm-eval", **lm_eval_logs.read(logs, metric)._asdict())
     folder = opencompass.find(path)
     if folder is not None:
-        tasks, skipped = opencompass.read(folder)
-        return Predictions(source=text, kind="opencompass", tasks=tasks, skipped=skipped)
+        return Predictions(source=text, kind="opencompass", **opencompass.read(folder)._asdict())
     raise ConfigError(
         f"{path} holds no predictions: neither {FILE_NAME} or *.parquet of this package, nor "
         "lm-eval's samples_*.jsonl, nor OpenCompass's predictions/MODEL/*.json."
@@ -112,7 +123,8 @@ def read_cells(source: str | Path, metric: str | None = None) -> dict[str, Predi
         after its model where the source holds several; any other source after itself.
 
     Raises:
-        ConfigError: As ``read_predictions`` does, or if no finished cell fits.
+        ConfigError: As ``read_predictions`` does, or if no finished cell fits. Of several cells
+            one whose samples cannot be read has no tasks, and the reason under ``broken``.
     """
     text = str(source)
     path, selector = split(text)
@@ -121,12 +133,51 @@ def read_cells(source: str | Path, metric: str | None = None) -> dict[str, Predi
         return {text: read_predictions(source, metric)}
     records = matching(run[0], selector) or [select(run[0], selector, text)]
     many = len({record.model for record in records}) > 1
-    return {
-        f"{record.model} {label(record)}" if many else label(record): _of_record(
-            text, run[1], record
-        )
-        for record in records
+    cells: dict[str, Predictions] = {}
+    for record in records:
+        name = f"{record.model} {label(record)}" if many else label(record)
+        one = _of_record if len(records) == 1 else cell_predictions
+        cells[name] = one(text, run[1], record)
+    return cells
+
+
+def cell_predictions(text: str, folder: Path, record: Record) -> Predictions:
+    """The answers of one of several cells; none, and why, where its samples cannot be read.
+
+    Args:
+        text: The source, as given.
+        folder: Where its samples lie.
+        record: The cell.
+    """
+    try:
+        return _of_record(text, folder, record)
+    except ConfigError as error:
+        broken = {"samples": str(error)}
+        return Predictions(source=text, kind="samples", tasks={}, broken=broken, record=record)
+
+
+def comparable(models: Mapping[str, Predictions]) -> tuple[dict[str, Predictions], dict[str, str]]:
+    """What can be compared of some models: all but what could not be read of one of them.
+
+    Args:
+        models: Name -> predictions.
+
+    Returns:
+        The models that have any answer, without the tasks that are broken in one of them, and name
+        of a model, or of a model and a task -> why it is left out.
+    """
+    left_out = {
+        f"{name}: {task}" if item.tasks else name: why
+        for name, item in models.items()
+        for task, why in item.broken.items()
     }
+    there = {name: item for name, item in models.items() if item.tasks}
+    gone = {task for item in there.values() for task in item.broken}
+    kept = {
+        name: replace(item, tasks={t: a for t, a in item.tasks.items() if t not in gone})
+        for name, item in there.items()
+    }
+    return kept, left_out
 
 
 def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
@@ -143,19 +194,36 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
         Answers by task, questions in the order of ``doc_id``.
 
     Raises:
-        ConfigError: If a question's rows contradict each other.
+        ConfigError: If a question's rows contradict each other, or have no finite number.
     """
+    return {task: _task_answers(task, rows) for task, rows in _by_task(frame)}
+
+
+def read_tasks(path: Path) -> Found:
+    """Answers of a samples file; a task whose rows make no sense is named, the others stay.
+
+    Raises:
+        ConfigError: If the file cannot be read, or holds no answers that can be used.
+    """
+    found = Found({}, {}, {})
+    for task, rows in _by_task(read_samples(path)):
+        try:
+            found.tasks[task] = _task_answers(task, rows)
+        except ConfigError as error:
+            found.broken[task] = str(error)
+    return usable(f"samples in {path}", found)
+
+
+def _by_task(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     whole = frame.reindex(columns=list(COLUMNS))
-    return {
-        str(task): _task_answers(str(task), rows)
-        for task, rows in whole.groupby("task", sort=False)
-    }
+    for task, rows in whole.groupby("task", sort=False):
+        yield str(task), rows
 
 
 def _of_record(text: str, folder: Path, record: Record) -> Predictions:
     """The samples of one cell."""
-    tasks = from_samples(read_samples(samples_path(folder, record)))
-    return Predictions(source=text, kind="samples", tasks=tasks, record=record)
+    found = read_tasks(samples_path(folder, record))
+    return Predictions(source=text, kind="samples", record=record, **found._asdict())
 
 
 def _from_parquet(text: str, path: Path) -> Predictions:
@@ -168,7 +236,7 @@ def _from_parquet(text: str, path: Path) -> Predictions:
                 f"with a selector. There are: {', '.join(file.name for file in files)}."
             )
         path = files[0]
-    return Predictions(source=text, kind="samples", tasks=from_samples(read_samples(path)))
+    return Predictions(source=text, kind="samples", **read_tasks(path)._asdict())
 
 
 def _task_answers(task: str, rows: pd.DataFrame) -> Answers:
@@ -176,10 +244,11 @@ def _task_answers(task: str, rows: pd.DataFrame) -> Answers:
     rows = rows.sort_values(["doc_id", "option"], kind="stable")
     doc_ids = rows["doc_id"].to_numpy(dtype=np.int64)
     starts = np.flatnonzero(np.r_[True, doc_ids[1:] != doc_ids[:-1]])
+    sizes = np.diff(np.r_[starts, len(rows)])
     first = rows.iloc[starts]
-    for column in ("doc_hash", "correct", "metric"):
-        spread = np.repeat(first[column].to_numpy(), np.diff(np.r_[starts, len(rows)]))
-        odd = np.flatnonzero(rows[column].to_numpy() != spread)
+    for column in ("doc_hash", "correct", "metric", "gold", "chosen"):
+        values = rows[column].to_numpy(dtype=object, na_value=None)
+        odd = np.flatnonzero(values != np.repeat(values[starts], sizes))
         if len(odd):
             raise ConfigError(
                 f"Task {task}: question {doc_ids[odd[0]]} has two values of {column}; its rows "
@@ -188,8 +257,9 @@ def _task_answers(task: str, rows: pd.DataFrame) -> Answers:
     metrics = sorted(set(first["metric"]))
     if len(metrics) > 1:
         raise ConfigError(f"Task {task} is scored by {' and '.join(metrics)}; use one metric.")
-    values, name = _option_nll(rows)
-    has_options = len(starts) < len(rows)
+    has_options = bool((sizes > 1).any())
+    _check_options(task, rows, starts, sizes, has_options and metrics[0] in _COMPARED)
+    values, name = _option_nll(task, rows)
     return Answers(
         task=task,
         ids=tuple(str(number) for number in doc_ids[starts]),
@@ -201,14 +271,67 @@ def _task_answers(task: str, rows: pd.DataFrame) -> Answers:
     )
 
 
-def _option_nll(rows: pd.DataFrame) -> tuple[np.ndarray | None, str | None]:
+def _check_options(
+    task: str, rows: pd.DataFrame, starts: np.ndarray, sizes: np.ndarray, compared: bool
+) -> None:
+    """Refuse rows twice, gaps, and a right or chosen option that is none of the options.
+
+    Args:
+        task: Its name.
+        rows: Sorted by question and option.
+        starts: Where each question begins.
+        sizes: Rows of each question.
+        compared: Whether a question is right exactly if the right option was chosen.
+    """
+    doc_ids = rows["doc_id"].to_numpy(dtype=np.int64)
+    options = rows["option"].to_numpy(dtype=np.int64)
+    expected = np.arange(len(rows)) - np.repeat(starts, sizes)
+    odd = np.flatnonzero(options != expected)
+    if len(odd):
+        question = doc_ids[odd[0]]
+        found = options[doc_ids == question].tolist()
+        why = "an option is there twice" if len(set(found)) < len(found) else "one is missing"
+        raise ConfigError(
+            f"Task {task}: question {question} makes no sense, {why}: its options are "
+            f"{', '.join(map(str, found))}. Evaluate again."
+        )
+    first = rows.iloc[starts]
+    marks = {}
+    for column in ("gold", "chosen"):
+        values = first[column].to_numpy(dtype=np.float64, na_value=np.nan)
+        odd = np.flatnonzero((values < 0) | (values >= sizes))  # null is neither
+        if len(odd):
+            raise ConfigError(
+                f"Task {task}: question {doc_ids[starts[odd[0]]]} has {sizes[odd[0]]} options, and "
+                f"{column} is option {values[odd[0]]:.0f}. Evaluate again, on questions that have "
+                "right answers."
+            )
+        marks[column] = values
+    known = ~np.isnan(marks["gold"]) & ~np.isnan(marks["chosen"])
+    right = first["correct"].to_numpy(dtype=bool)
+    odd = np.flatnonzero(known & (right != (marks["gold"] == marks["chosen"])))
+    if compared and len(odd):
+        raise ConfigError(
+            f"Task {task}: question {doc_ids[starts[odd[0]]]} counts as "
+            f"{'right' if right[odd[0]] else 'wrong'}, but its right option is "
+            f"{marks['gold'][odd[0]]:.0f} and {marks['chosen'][odd[0]]:.0f} was chosen. Evaluate "
+            "again."
+        )
+
+
+def _option_nll(task: str, rows: pd.DataFrame) -> tuple[np.ndarray | None, str | None]:
     """Mean NLL by row, and what the mean runs over."""
-    full = rows["prompt_nll"].to_numpy(dtype=np.float64, na_value=np.nan)
-    if not np.isnan(full).any():
-        return full, "full prompt"
-    total = rows["loglikelihood"].to_numpy(dtype=np.float64, na_value=np.nan)
-    tokens = rows["n_tokens"].to_numpy(dtype=np.float64, na_value=np.nan)
-    if np.isnan(total).all() or np.isnan(tokens).all():
+    columns = ("prompt_nll", "loglikelihood", "n_tokens")
+    full, total, tokens = (rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns)
+    if np.isnan(full).all() and np.isnan(total).all():
         return None, None
+    if not np.isnan(full).all():
+        if np.isnan(full).any():
+            question = rows["doc_id"].iloc[int(np.isnan(full).argmax())]
+            raise ConfigError(
+                f"Task {task}: question {question} has no prompt_nll where others have one; "
+                "evaluate again."
+            )
+        return full, "full prompt"
     with np.errstate(divide="ignore", invalid="ignore"):
         return -total / tokens, "option per token"

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from streamline.errors import ConfigError
+from streamline.results.metrics import METRICS
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+#: What lies in [0, 1], but for rounding.
+Fraction = Annotated[float, Field(ge=-1e-9, le=1 + 1e-9)]
 
 Identity = tuple[str, str, float, int, str]
 
@@ -60,9 +64,9 @@ class PlanSummary(_Block):
 class Parameters(_Block):
     """Exact counts, tied weights once, replacements included."""
 
-    dense: int | None = None
-    pruned: int | None = None
-    removed_fraction: float | None = None
+    dense: int | None = Field(None, ge=0)
+    pruned: int | None = Field(None, ge=0)
+    removed_fraction: float | None = Field(None, le=1)
 
 
 class TaskResult(_Block):
@@ -74,28 +78,37 @@ class TaskResult(_Block):
 
     metric: str
     value: float | None = None
-    stderr: float | None = None
-    n: int | None = None
-    stability: float | None = None
+    stderr: float | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=0)
+    stability: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _in_range(self) -> TaskResult:
+        """Refuse an accuracy, or another fraction, beyond 0 and 1."""
+        known = METRICS.get(self.metric)
+        fraction = known is not None and known.is_fraction and self.value is not None
+        if fraction and not -1e-9 <= (self.value or 0.0) <= 1 + 1e-9:
+            raise ValueError(f"{self.metric} is {self.value}, and lies between 0 and 1")
+        return self
 
 
 class Summary(_Block):
     """The averages over the tasks; perplexity by text."""
 
-    accuracy: float | None = None
-    relative_accuracy: float | None = None
-    stability: float | None = None
-    perplexity: dict[str, float | None] = Field(default_factory=dict)
+    accuracy: Fraction | None = None
+    relative_accuracy: float | None = Field(None, ge=0)
+    stability: Fraction | None = None
+    perplexity: dict[str, Annotated[float, Field(ge=0)] | None] = Field(default_factory=dict)
 
 
 class Cost(_Block):
     """What the cell cost: seconds, bytes, training tokens."""
 
-    calibrate_s: float | None = None
-    train_s: float | None = None
-    eval_s: float | None = None
-    peak_memory_bytes: int | None = None
-    train_tokens: int | None = None
+    calibrate_s: float | None = Field(None, ge=0)
+    train_s: float | None = Field(None, ge=0)
+    eval_s: float | None = Field(None, ge=0)
+    peak_memory_bytes: int | None = Field(None, ge=0)
+    train_tokens: int | None = Field(None, ge=0)
 
 
 class Record(_Block):
@@ -109,7 +122,7 @@ class Record(_Block):
 
     model: str
     method: str
-    sparsity: float
+    sparsity: float = Field(ge=0, lt=1)
     seed: int = 0
     recovery: str = "none"
     status: Literal["ok", "failed", "skipped"]

@@ -11,13 +11,13 @@ Example::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from streamline.errors import ConfigError
 from streamline.files import write_json_atomic
+from streamline.reading import read_json
 from streamline.results.record import SCHEMA_VERSION, Record
 
 __all__ = ["FILE_NAME", "find", "load", "remove", "upsert"]
@@ -45,11 +45,7 @@ def load(directory: str | Path) -> list[Record]:
         raise ConfigError(
             f"No {FILE_NAME} in {path.parent}. Give the folder that a run wrote with --out."
         )
-    items = _read(path)
-    try:
-        return [Record.build(item) for item in items]
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return _records(path)
 
 
 def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
@@ -76,7 +72,7 @@ def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
     path = _results_path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / _LOCK_NAME, timeout=_LOCK_SECONDS):
-        records = [Record.build(item) for item in _read(path)] if path.is_file() else []
+        records = _records(path) if path.is_file() else []
         indices = {old.identity: index for index, old in enumerate(records)}
         if checked.identity in indices:
             records[indices[checked.identity]] = checked
@@ -134,21 +130,35 @@ def _results_path(directory: str | Path) -> Path:
     return path if path.suffix == ".json" and path.is_file() else path / FILE_NAME
 
 
+def _records(path: Path) -> list[Record]:
+    """The records of a file, each cell once."""
+    records: dict[tuple[Any, ...], Record] = {}
+    for item in _read(path):
+        try:
+            record = Record.build(item)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        if record.identity in records:
+            raise ConfigError(
+                f"{path}: the cell {', '.join(map(str, record.identity))} is there twice. Take one "
+                "of the two records out, or run again into another folder."
+            )
+        records[record.identity] = record
+    return list(records.values())
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The raw records of a file after checking its schema."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path} is not JSON ({error}). It is written whole by a run; restore it or remove it."
-        ) from None
+    content = read_json(path, "It is written whole by a run; restore it or remove it.")
     if isinstance(content, dict) and {"model", "method", "status"} <= set(content):
         return [content]
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA_VERSION or not isinstance(content.get("records"), list):
+    records = content.get("records") if isinstance(content, dict) else None
+    listed = isinstance(records, list) and all(isinstance(item, dict) for item in records)
+    if schema != SCHEMA_VERSION or not listed:
         raise ConfigError(
             f"{path} has schema {schema!r}; this version reads schema {SCHEMA_VERSION} with a list "
             "of records. Install the version that wrote it, or run again into another folder."
         )
-    records: list[dict[str, Any]] = content["records"]
-    return records
+    found: list[dict[str, Any]] = records
+    return found

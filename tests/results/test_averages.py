@@ -12,10 +12,16 @@ from streamline.results.record import Record
     [
         ("lukaemon_mmlu_anatomy", "mmlu"),
         ("cmmlu-agronomy", "cmmlu"),
-        ("streamline_cmmlu_agronomy", "cmmlu"),
+        ("streamline_cmmlu_agronomy", "streamline_cmmlu"),
         ("mmlu_professional_law", "mmlu"),
         ("mmlu_prehistory", "mmlu"),
         ("mmlu_pro_law", None),
+        ("mmlu_law", None),
+        ("global_mmlu_anatomy", None),
+        ("my_mmlu_anatomy", None),
+        ("mmlu_anatomy_generative", None),
+        ("cmmlu-anatomy", "cmmlu"),
+        ("cmmlu-econometrics", None),
         ("mmlu", None),
         ("piqa", None),
     ],
@@ -25,7 +31,7 @@ def test_subjects_belong_to_their_benchmark(task, group):
 
 
 def test_average_counts_a_benchmark_once_and_needs_every_task():
-    values = {"mmlu_a": 0.2, "mmlu_b": 0.4, "piqa": 0.7}
+    values = {"mmlu_anatomy": 0.2, "mmlu_virology": 0.4, "piqa": 0.7}
     assert average(values) == pytest.approx(0.5)
     assert average({**values, "boolq": None}) is None
     assert average({}) is None
@@ -45,7 +51,7 @@ def test_a_record_s_subjects_become_one_task():
     facts = {"metric": "acc", "version": 1, "protocol": "lm-eval"}
     law = {"value": 0.2, "n": 10, "agreement": 0.5, "counts": {"lost": 1, "gained": 2}}
     art = {"value": 0.6, "n": 30, "agreement": 0.9, "counts": {"lost": 3, "gained": None}}
-    tasks = {"mmlu_law": facts | law, "piqa": facts | law, "mmlu_art": facts | art}
+    tasks = {"mmlu_anatomy": facts | law, "piqa": facts | law, "mmlu_virology": facts | art}
     cell = {"model": "m", "method": "dense", "sparsity": 0, "status": "ok"}
     record = Record.build(cell | {"tasks": tasks})
     found = collapsed_tasks(record)

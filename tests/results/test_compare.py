@@ -8,8 +8,10 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
+from streamline.report.sections import chance_tables
 from streamline.results.answers import Answers
 from streamline.results.compare import POOLED, compare
+from streamline.results.record_file import load
 from streamline.results.statistics import holm
 
 
@@ -62,7 +64,7 @@ def test_a_table_of_three_models():
 
 
 def test_subjects_are_compared_as_one_task():
-    both = {f"mmlu_{s}": answers([True, False], f"mmlu_{s}") for s in ("law", "art")}
+    both = {f"mmlu_{s}": answers([True, False], f"mmlu_{s}") for s in ("anatomy", "virology")}
     result = compare({"a": both, "b": both}, "a", resamples=99)
     assert [(row.task, row.n) for row in result.rows] == [("mmlu", 4), (POOLED, 4)]
 
@@ -119,3 +121,41 @@ def test_a_record_given_twice_is_refused(run_folder):
     source = f"{run_folder}:dense"
     with pytest.raises(ConfigError, match="given twice"):
         CliRunner().invoke(app, ["compare", source, source, source], catch_exceptions=False)
+
+
+def test_without_tasks_only_the_rows_shown_are_corrected_for(run_folder):
+    arguments = ["compare", str(run_folder), "--json"]
+    rows = {}
+    for more in ([], ["--no-tasks"]):
+        result = CliRunner().invoke(app, [*arguments, *more])
+        found = json.loads(result.stdout)["rows"]
+        rows[bool(more)] = [row for row in found if row["against"] == "dense"]
+    shown = rows[True]
+    assert {row["task"] for row in shown} == {POOLED}
+    assert [row["p_holm"] for row in shown] == holm([row["p"] for row in shown])
+    of_all = [row for row in rows[False] if row["task"] == POOLED]
+    assert [row["p"] for row in of_all] == [row["p"] for row in shown]
+
+
+def test_a_pair_has_one_interval_whatever_stands_beside_it(run_folder):
+    """In a table of two, of all, in another order, and in the report."""
+    shown = {}
+    for name, sources in {
+        "two": [f"{run_folder}:dense", f"{run_folder}:shortgpt@0.1"],
+        "turned": [f"{run_folder}:shortgpt@0.1", f"{run_folder}:dense"],
+        "all": [str(run_folder)],
+    }.items():
+        result = CliRunner().invoke(app, ["compare", *sources, "--json"])
+        rows = json.loads(result.stdout)["rows"]
+        row = next(
+            r
+            for r in rows
+            if (r["task"], r["model"], r["against"]) == (POOLED, "shortgpt@0.1", "dense")
+        )
+        shown[name] = (row["low"], row["high"])
+    assert len(set(shown.values())) == 1, shown
+    tables, _ = chance_tables(run_folder, load(run_folder))
+    table = next(t for t in tables if "Target 0.1: Difference in accuracy against dense" in t.title)
+    cells = next(row for row in table.rows if row[0] == "shortgpt")
+    low, high = shown["two"]
+    assert f"{100 * low:+.1f} to {100 * high:+.1f}" in cells

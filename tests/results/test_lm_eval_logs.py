@@ -50,7 +50,7 @@ def test_log_likelihoods_are_per_byte_and_the_metric_is_named(tmp_path):
 
 
 def test_a_logged_mean_nll_of_the_full_prompt_is_preferred(tmp_path):
-    save(tmp_path, [sample(0, oc_ppl=[2.5, 2.25, 3.0])])
+    save(tmp_path, [sample(0, mean_nll=[2.5, 2.25, 3.0])])
     answers = read(find(tmp_path))[0]["toy_mc"]
     assert answers.nll[0].tolist() == [2.5, 2.25, 3.0]
     assert answers.nll_name == "full prompt"

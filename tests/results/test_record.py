@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from streamline.errors import ConfigError
 from streamline.results.record import Record, label
-from streamline.results.record_file import find, load, upsert
+from streamline.results.record_file import FILE_NAME, find, load, upsert
 
 GOLDEN = Path(__file__).parents[1] / "data" / "results_v1.json"
 
@@ -140,3 +141,40 @@ def test_several_processes_lose_no_record(tmp_path):
 def test_label_is_short():
     assert label(Record.build(cell())) == "shortgpt@0.25"
     assert label(Record.build(cell(seed=2, recovery="lora"))) == "shortgpt@0.25 +lora seed 2"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("tasks", "piqa", "value"), 1.7, "tasks.piqa"),
+        (("tasks", "piqa", "value"), -0.1, "tasks.piqa"),
+        (("tasks", "piqa", "stderr"), -0.1, "tasks.piqa.stderr"),
+        (("tasks", "piqa", "n"), -3, "tasks.piqa.n"),
+        (("tasks", "piqa", "stability"), 1.2, "tasks.piqa.stability"),
+        (("summary", "accuracy"), 40.0, "summary.accuracy"),
+        (("summary", "relative_accuracy"), -1.0, "summary.relative_accuracy"),
+        (("summary", "perplexity"), {"wikitext2": -5.0}, "summary.perplexity.wikitext2"),
+        (("parameters", "removed_fraction"), 1.5, "parameters.removed_fraction"),
+        (("cost", "eval_s"), -1.0, "cost.eval_s"),
+        (("sparsity",), 25, "sparsity"),
+    ],
+)
+def test_values_out_of_their_range_are_refused_with_file_and_key(tmp_path, place, value, words):
+    task = {"metric": "acc", "value": 0.5}
+    item = {"model": "m", "method": "dense", "sparsity": 0.0, "status": "ok", "summary": {}}
+    item |= {"tasks": {"piqa": task}, "parameters": {}, "cost": {}}
+    inner = item
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / FILE_NAME).write_text(json.dumps({"schema": 1, "records": [item]}))
+    with pytest.raises(ConfigError, match=re.escape(words)) as error:
+        load(tmp_path)
+    assert str(tmp_path / FILE_NAME) in str(error.value)
+
+
+def test_a_cell_that_is_there_twice_is_refused(tmp_path):
+    item = {"model": "m", "method": "dense", "sparsity": 0.0, "status": "ok"}
+    (tmp_path / FILE_NAME).write_text(json.dumps({"schema": 1, "records": [item, item]}))
+    with pytest.raises(ConfigError, match=r"the cell m, dense, 0.0, 0, none is there twice"):
+        load(tmp_path)

@@ -168,8 +168,8 @@ def test_unusable_inputs_are_refused():
 
 
 def test_subjects_are_averaged_without_weights():
-    small = stability(answers([True], [[0, 1]], "mmlu_law"), answers([False], task="mmlu_law"))
-    big = stability(answers([True] * 9, [[0, 1]] * 9, "mmlu_art"), answers([True] * 9))
+    small = stability(answers([True], [[0, 1]], "mmlu_anatomy"), answers([False]))
+    big = stability(answers([True] * 9, [[0, 1]] * 9, "mmlu_virology"), answers([True] * 9))
     other = stability(answers([True], [[0, 1]], "piqa"), answers([True]))
     group, piqa = grouped([small, big, other])
     assert (group.task, group.subjects, group.value, group.agreement, group.n) == (
@@ -180,3 +180,10 @@ def test_subjects_are_averaged_without_weights():
         10,
     )
     assert piqa is other
+
+
+def test_subjects_under_different_metrics_stay_by_themselves():
+    one = stability(answers([True], [[0, 1]], "mmlu_anatomy"), answers([True]))
+    normed = answers([True], [[0, 1]], "mmlu_virology", metric="acc_norm")
+    two = stability(normed, normed)
+    assert [result.task for result in grouped([one, two])] == ["mmlu_anatomy", "mmlu_virology"]

@@ -26,7 +26,7 @@ from streamline import registry
 from streamline.errors import ConfigError
 from streamline.evaluation.tasks.declared import lm_eval_tasks, names_below, names_elsewhere
 from streamline.evaluation.tasks.question_sets import find
-from streamline.evaluation.tasks.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
+from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
 __all__ = ["GROUPS", "TASKS", "Protocol", "TaskEntry", "include_paths", "listing", "resolve"]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamline.evaluation.tasks.subjects import CMMLU_SUBJECTS
+from streamline.results.subjects import CMMLU_SUBJECTS
 
 __all__ = ["TEMPLATES", "Template", "hellaswag_context", "mark_spans", "pad_choices"]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamline.errors import UnknownNameError
-from streamline.evaluation.tasks.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
+from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
 __all__ = ["QUESTION_SETS", "QuestionSet", "find"]
 

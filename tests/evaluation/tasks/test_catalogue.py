@@ -10,7 +10,7 @@ from streamline.errors import ConfigError, UnknownNameError
 from streamline.evaluation.tasks.catalogue import GROUPS, TASKS, include_paths, listing, resolve
 from streamline.evaluation.tasks.declared import names_elsewhere
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, find
-from streamline.evaluation.tasks.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
+from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
 FOLDER = Path(__file__).parents[3] / "tasks"
 
