@@ -198,10 +198,11 @@ def _nll(row: Mapping[str, Any]) -> tuple[str | None, Floats]:
     requests = _requests(row)
     if not requests or not all(len(r) == 2 and isinstance(r[1], str) for r in requests):
         return None, np.zeros(0)
-    replies = row.get("filtered_resps")
-    pairs = isinstance(replies, list) and all(isinstance(r, list) and len(r) == 2 for r in replies)
+    given = row.get("filtered_resps")
+    replies = given if isinstance(given, list) else []
+    pairs = all(isinstance(reply, list) and len(reply) == 2 for reply in replies)
     if not pairs or len(replies) != len(requests):
-        raise ValueError(f"has {len(requests)} requests, and other answers: {replies!r}")
+        raise ValueError(f"has {len(requests)} requests, and other answers: {given!r}")
     if "acc_mutual_info" in row:
         half = len(requests) // 2
         if [text for _, text in requests[:half]] != [text for _, text in requests[half:]]:

@@ -153,12 +153,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if isinstance(content, dict) and {"model", "method", "status"} <= set(content):
         return [content]
     schema = content.get("schema") if isinstance(content, dict) else None
-    records = content.get("records") if isinstance(content, dict) else None
-    listed = isinstance(records, list) and all(isinstance(item, dict) for item in records)
+    found: Any = content.get("records") if isinstance(content, dict) else None
+    listed = isinstance(found, list) and all(isinstance(item, dict) for item in found)
     if schema != SCHEMA_VERSION or not listed:
         raise ConfigError(
             f"{path} has schema {schema!r}; this version reads schema {SCHEMA_VERSION} with a list "
             "of records. Install the version that wrote it, or run again into another folder."
         )
-    found: list[dict[str, Any]] = records
-    return found
+    records: list[dict[str, Any]] = found
+    return records
