@@ -51,7 +51,8 @@ def command(
         from streamline.run.folder import refuse_foreign
 
         refuse_foreign(config.out)
-        show_plan(config)
+        if not show_plan(config):
+            raise typer.Exit(1)
         return
 
     from streamline.cli.screen.bar import progress_display

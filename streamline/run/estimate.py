@@ -25,7 +25,7 @@ from streamline.method import Method, Size
 from streamline.registry import build_method, told
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
-from streamline.sources.models import local_folder, planned_model
+from streamline.sources.models import local_folder, planned_model, resolve_model
 from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 
 __all__ = [
@@ -93,6 +93,7 @@ class Estimate:
         memory_bytes: Least device memory: the largest model's weights and what training adds.
         download_bytes: Weights that are not on this machine yet.
         work_bytes: What the run writes into its folder: training states and cached activations.
+        broken: Models that cannot be planned, and why.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -101,6 +102,7 @@ class Estimate:
     memory_bytes: int = 0
     download_bytes: int = 0
     work_bytes: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 def plan_run(config: RunConfig) -> Estimate:
@@ -113,22 +115,36 @@ def plan_run(config: RunConfig) -> Estimate:
         The rows and what they would cost.
 
     Raises:
-        StreamlineError: If a model's config or a method cannot be had.
+        AssetError: If a name cannot be that of a model.
+        Exception: What keeps the first model from being planned, if none can be.
     """
     estimate = Estimate()
     for model in config.models:
-        own = config.for_model(model)
-        decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
-        methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
-        watch = Watch(decoder)
-        rows = [
-            _row(cell, methods[cell.method], decoder, watch, own) for cell in expand(own, model)
-        ]
-        estimate.rows += rows
-        _add_costs(estimate, rows, methods, decoder, own)
-        if local_folder(model) is None:
-            estimate.download_bytes += decoder.n_parameters() * _HUB_BYTES
+        resolve_model(model)
+    errors: list[Exception] = []
+    for model in config.models:
+        try:
+            _add_model(estimate, model, config.for_model(model))
+        except Exception as error:  # of this model; the others are planned
+            errors.append(error)
+            estimate.broken[model] = (
+                str(error) if isinstance(error, StreamlineError) else told(error)
+            )
+    if len(errors) == len(config.models):
+        raise errors[0]
     return estimate
+
+
+def _add_model(estimate: Estimate, model: str, own: RunConfig) -> None:
+    """Add one model's cells and what they cost."""
+    decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
+    methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
+    watch = Watch(decoder)
+    rows = [_row(cell, methods[cell.method], decoder, watch, own) for cell in expand(own, model)]
+    estimate.rows += rows
+    _add_costs(estimate, rows, methods, decoder, own)
+    if local_folder(model) is None:
+        estimate.download_bytes += decoder.n_parameters() * _HUB_BYTES
 
 
 def _row(cell: Cell, method: Method, decoder: Decoder, watch: Watch, config: RunConfig) -> Row:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["show_plan"]
 
 
-def show_plan(config: RunConfig) -> None:
+def show_plan(config: RunConfig) -> bool:
     """Print what a run would do, and warn of what does not fit on this machine.
 
     Planning is often done on another machine than the run's, so this is no error here; the run
@@ -28,15 +28,20 @@ def show_plan(config: RunConfig) -> None:
     Args:
         config: The run.
 
+    Returns:
+        Whether every model could be planned.
+
     Raises:
-        StreamlineError: If a model's config or a method cannot be had.
+        StreamlineError: If a method cannot be had, or no model can.
     """
     from streamline.run.estimate import check_fits, plan_run, run_memory
 
     estimate = plan_run(config)
     paper = _Paper(config.suite)
     few: dict[str, str | None] = {}
-    for model in config.models:
+    for model, reason in estimate.broken.items():
+        show_warning(f"{model} cannot be planned, its cells would fail: {reason}")
+    for model in (name for name in config.models if name not in estimate.broken):
         rows = [row for row in estimate.rows if row.cell.model == model]
         _show_model(rows, paper)
         if any(_trains(row) for row in rows):
@@ -49,6 +54,7 @@ def show_plan(config: RunConfig) -> None:
     for model, note in few.items():
         if note is not None:
             show_warning(f"{model}: {note}")
+    return not estimate.broken
 
 
 def _show_model(rows: Sequence[Row], paper: _Paper) -> None:

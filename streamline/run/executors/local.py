@@ -5,6 +5,7 @@ from __future__ import annotations
 from streamline.progress import Progress, portions
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
+from streamline.run.executors.lost import lost_model
 from streamline.run.model_run import run_model
 
 
@@ -12,9 +13,17 @@ class LocalExecutor:
     """Works the models of a run in turn on the run's device."""
 
     def run(self, config: RunConfig, progress: Progress) -> list[Record]:
-        """Work every cell; the models come in the order of the run."""
+        """Work every cell; the models come in the order of the run.
+
+        Raises:
+            Exception: Whatever ends the work of the run's only model; of several, one that cannot
+                be worked is recorded and the others go on.
+        """
         records = []
         for model, place in zip(config.models, portions([1.0] * len(config.models)), strict=True):
             with place:
-                records += run_model(config, model, progress)
+                try:
+                    records += run_model(config, model, progress)
+                except Exception as error:  # of this model, and no other
+                    records += lost_model(config, model, error, progress)
         return records

@@ -13,6 +13,7 @@ from streamline.errors import ConfigError
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
+from streamline.run.executors.lost import lost_model
 from streamline.run.model_run import run_model
 
 
@@ -20,10 +21,11 @@ class RayExecutor:
     """Works the models of a run as tasks of a Ray cluster, one GPU each where there are GPUs."""
 
     def run(self, config: RunConfig, progress: Progress) -> list[Record]:
-        """Compute every cell; a model whose task dies stays undone and is reported.
+        """Compute every cell; one model whose task fails or dies does not end the others.
 
         Raises:
             ConfigError: If Ray is not installed.
+            Exception: Whatever ends the work of the run's only model.
         """
         try:
             import ray
@@ -42,7 +44,14 @@ class RayExecutor:
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
             model = waiting.pop(done[0])
-            finished[model] = [Record.build(values) for values in ray.get(done[0])]
+            try:
+                finished[model] = [Record.build(values) for values in ray.get(done[0])]
+            except (
+                Exception
+            ) as error:  # of the task, with what it raised as its cause, or its death
+                cause = getattr(error, "cause", None)
+                error = cause if isinstance(cause, Exception) else error
+                finished[model] = lost_model(config, model, error, progress)
             progress.step(len(finished), len(order), model)
         return [record for model in order for record in finished[model]]
 
