@@ -26,6 +26,7 @@ import numpy as np
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.evaluation import harness
+from streamline.evaluation.building import build
 from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.task_results import finish
@@ -75,7 +76,7 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     model, tokenizer = load_model(name, device=options.device, dtype="float32")
     length = harness.max_length(model.config, tokenizer)
-    parts = harness.build(
+    parts = build(
         resolve(options.tasks.split(",")),
         tokenizer,
         max_length=length,

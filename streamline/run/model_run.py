@@ -4,10 +4,6 @@ A thin caller of the stages of :mod:`streamline.api`, with files: whatever is ex
 ``DIR/cache`` under a content key as soon as it is done (calibrations, training states, answers task
 by task), so a killed run resumes, and a cell whose record is there with the same key is not run
 again. A cell that fails is recorded and the others continue.
-
-Example::
-
-    records = run_model(config, "smollm2-135m-instruct", Silent())
 """
 
 from __future__ import annotations
@@ -40,12 +36,12 @@ from streamline.results.assess import assess
 from streamline.results.record import Record
 from streamline.results.record_file import FILE_NAME, find, load
 from streamline.results.samples import write_samples
-from streamline.run.cell import CellJob, cell_job, expand
+from streamline.run.cell import CellJob, cell_job, expand, stage_weights
 from streamline.run.config import RunConfig
-from streamline.run.folder import is_done
+from streamline.run.folder import is_done, kept_sources
+from streamline.run.inputs import Sources, settle, shared_inputs
 from streamline.run.recorder import Recorder
 from streamline.run.stage_config import CalibrationConfig
-from streamline.run.weights import stage_weights
 from streamline.sources.batches import TokenBatches
 from streamline.sources.models import model_fingerprint
 
@@ -75,7 +71,7 @@ class _Model:
 
     def answered(self, job: CellJob) -> bool:
         """Whether all answers of a cell are there."""
-        return self.store.has(job.key, self.questions.names)
+        return self.store.has(job.model_key, self.questions.places)
 
 
 def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
@@ -97,14 +93,16 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
         progress = Prefixed(progress, name)
     config = config.for_model(name)
     fingerprint = model_fingerprint(name)
-    jobs = [cell_job(cell, config, fingerprint) for cell in expand(config, name)]
+    sources = settle(config, kept_sources(config))
+    shared = shared_inputs(config, fingerprint, sources)
+    jobs = [cell_job(cell, shared) for cell in expand(config, name)]
     missing = [
         job
         for job, record in zip(jobs, _records(config, jobs), strict=True)
         if record is None or not is_done(config.out, job, record)
     ]
     if missing:
-        _run(config, name, fingerprint, jobs, missing, progress)
+        _run(config, name, fingerprint, sources, jobs, missing, progress)
     else:
         progress.say(f"all {len(jobs)} cells are done already")
     return [record for record in _records(config, jobs) if record is not None]
@@ -133,6 +131,7 @@ def _run(
     config: RunConfig,
     name: str,
     fingerprint: str,
+    sources: Sources,
     jobs: Sequence[CellJob],
     missing: Sequence[CellJob],
     progress: Progress,
@@ -140,7 +139,7 @@ def _run(
     """Run the cells that are missing."""
     cache, text = config.out / "cache", config.perplexity
     dense = load_dense(name, fingerprint, progress, **loading(config))
-    batches = TokenBatches(dense.tokenizer)
+    batches = TokenBatches(dense.tokenizer, sources.revisions)
     recorder = Recorder(config, name, fingerprint, progress)
     try:
         heldout = heldout_text(batches, text.texts, text.n_tokens, text.length)
@@ -158,11 +157,11 @@ def _run(
             dense.tokenizer,
             max_length=max_length(dense.decoder.config, dense.tokenizer),
             limit=config.limit,
-            source=config.data,
-            data_dir=config.data_dir,
             include_path=config.include_path,
+            origins=sources.origins,
             heldout=heldout,
             generates=not config.stream,
+            skip_missing=config.skip_missing,
             progress=progress,
         ),
         store=AnswerStore(cache / "answers"),
@@ -313,7 +312,7 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
     restart_peak_memory()
     with no_exit(f"a module of {' or '.join(variant.target.name for variant in variants)}"):
         results = evaluate(
-            {job.key: path for job, path in zip(jobs, paths, strict=True)},
+            {job.model_key: path for job, path in zip(jobs, paths, strict=True)},
             model.questions,
             model.dense.tokenizer,
             model.store,
@@ -322,10 +321,10 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
             progress=model.progress,
         )
     dense = model.answered(model.reference)
-    reference = stored(model.reference.key, model.questions, model.store) if dense else None
+    reference = stored(model.reference.model_key, model.questions, model.store) if dense else None
     peak = peak_memory_bytes(paths[0].decoder.device)
     for job, variant, path in zip(jobs, variants, paths, strict=True):
-        result = results[job.key]
+        result = results[job.model_key]
         if isinstance(result, NotFiniteError):
             model.recorder.failed(job, result, variant.costs)
             continue

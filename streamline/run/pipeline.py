@@ -27,7 +27,8 @@ from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.estimate import require_fit
 from streamline.run.executors import executor
-from streamline.run.folder import SETTINGS, claimed, refuse_foreign, refuse_mixture
+from streamline.run.folder import SETTINGS, claimed, kept_sources, refuse_foreign, refuse_mixture
+from streamline.run.inputs import settle
 from streamline.run.model_run import loading, run_model
 from streamline.run.reporting import report_run
 from streamline.sources.models import model_fingerprint
@@ -61,11 +62,12 @@ def _run(config: RunConfig, progress: Progress) -> list[Record]:
     refuse_foreign(config.out)
     require_fit(config)
     with claimed(config.out):
-        refuse_mixture(config)
+        sources = settle(config, kept_sources(config))
+        refuse_mixture(config, sources)
         settings = config.model_dump(
-            mode="json", exclude={"dry_run", "executor", "device", "device_map"}
+            mode="json", exclude={"dry_run", "executor", "device", "device_map", "skip_missing"}
         )
-        write_json_atomic(config.out / SETTINGS, settings)
+        write_json_atomic(config.out / SETTINGS, settings | {"sources": sources.to_json()})
         note_command(config.out)
         records = executor(config.executor).run(config, progress)
         report_run(config.out)

@@ -136,6 +136,8 @@ class Recorder:
             job.cell.record(
                 status=status,
                 key=job.key,
+                answers_key=job.model_key,
+                inputs=job.inputs.to_json(),
                 method_repr=repr(job.target.method),
                 cost={name: (costs or {}).get(name) for name in _COSTS},
                 versions=versions(self.config.device) | {"model_sha256": self.fingerprint},

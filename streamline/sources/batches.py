@@ -96,10 +96,12 @@ class TokenBatches:
 
     Args:
         tokenizer: The model's tokenizer.
+        revisions: Commits of texts on the hub, by repository.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, revisions: Mapping[str, str | None] | None = None) -> None:
         self.tokenizer = tokenizer
+        self.revisions = revisions
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def tokens(
@@ -131,7 +133,12 @@ class TokenBatches:
         if key not in self._made:
             n_tokens = int(n_samples * length * _SPARE) + length
             documents = load_texts(
-                texts, seed=seed, split=split, n_tokens=n_tokens, tokenizer=self.tokenizer
+                texts,
+                seed=seed,
+                split=split,
+                n_tokens=n_tokens,
+                tokenizer=self.tokenizer,
+                revisions=self.revisions,
             )
             self._made[key] = token_batches(
                 [document.text for document in documents],
@@ -172,7 +179,11 @@ class TokenBatches:
         key = (texts, "train", n_tokens, validation_tokens, seed)
         if key not in self._made:
             self._made[key] = load_examples(
-                texts, [n_tokens, validation_tokens], tokenizer=self.tokenizer, seed=seed
+                texts,
+                [n_tokens, validation_tokens],
+                tokenizer=self.tokenizer,
+                seed=seed,
+                revisions=self.revisions,
             )
         examples, held_out = self._made[key]
         return examples, held_out or None

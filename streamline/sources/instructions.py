@@ -61,7 +61,12 @@ def prompt_text(example: Mapping[str, str]) -> str:
 
 
 def load_examples(
-    spec: str, n_tokens: Sequence[int], *, tokenizer: Any, seed: int
+    spec: str,
+    n_tokens: Sequence[int],
+    *,
+    tokenizer: Any,
+    seed: int,
+    revisions: Mapping[str, str | None] | None = None,
 ) -> list[list[Example]]:
     """Examples in an order fixed by the seed, split into parts that have none in common.
 
@@ -71,6 +76,7 @@ def load_examples(
             The first part may be smaller if there are no more examples.
         tokenizer: Counts the tokens.
         seed: Order of the examples.
+        revisions: Commits of repositories on the hub; of others the main branch is read.
 
     Returns:
         One list for each part, with the fields ``instruction``, ``input`` and ``output``.
@@ -79,7 +85,7 @@ def load_examples(
         ConfigError: If there are too few examples for every part.
         AssetError: If the source cannot be read.
     """
-    rows = _hub(spec) if spec in HUB_EXAMPLES else _local(Path(spec).expanduser())
+    rows = _hub(spec, revisions) if spec in HUB_EXAMPLES else _local(Path(spec).expanduser())
     random.Random(seed).shuffle(rows)
     parts: list[list[Example]] = [[] for _ in n_tokens]
     remaining = iter(rows)
@@ -99,12 +105,14 @@ def load_examples(
     return parts
 
 
-def _hub(name: str) -> list[Example]:
+def _hub(name: str, revisions: Mapping[str, str | None] | None) -> list[Example]:
     from datasets import load_dataset
 
     repository = HUB_EXAMPLES[name]
+    commit = (revisions or {}).get(repository)
     try:
-        return [_example(row, name) for row in load_dataset(repository, split="train")]
+        rows = load_dataset(repository, split="train", revision=commit)
+        return [_example(row, name) for row in rows]
     except hub_errors() as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AssetError(

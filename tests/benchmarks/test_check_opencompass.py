@@ -13,7 +13,7 @@ from datasets import Dataset
 from streamline.benchmarks import check_opencompass
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
-from streamline.evaluation.harness import build
+from streamline.evaluation.building import build
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import resolve

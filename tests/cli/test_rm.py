@@ -24,7 +24,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     for record in load(folder):
         if record.method == "shortgpt":
             key = f"{record.sparsity:.2f}".replace(".", "").ljust(64, "f")
-            upsert(folder, record.model_copy(update={"key": key}))
+            upsert(folder, record.model_copy(update={"answers_key": key}))
             name = samples_path(folder, record).stem
             for path in (f"plans/{name}.json", f"cache/answers/{key[:16]}/piqa.json"):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +54,11 @@ def test_a_cell_goes_with_its_record_and_its_files_and_nothing_else(
     assert lost == {
         f"samples/{name}.parquet",
         f"plans/{name}.json",
-        f"cache/answers/{str(gone.key)[:16]}/piqa.json",
+        f"cache/answers/{str(gone.extra('answers_key'))[:16]}/piqa.json",
     }
     assert capsys.readouterr().out.splitlines() == [
         "removed shortgpt@0.25",
-        f"  cache/answers/{str(gone.key)[:16]}",
+        f"  cache/answers/{str(gone.extra('answers_key'))[:16]}",
         f"  plans/{name}.json",
         f"  samples/{name}.parquet",
     ]

