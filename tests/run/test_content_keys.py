@@ -73,6 +73,13 @@ def _labels(mine: Path) -> None:
     _same_length(file, lambda text: text.replace('"label": 1', '"label": 0'))
 
 
+def _tokenizer(mine: Path) -> None:
+    file = mine / "model" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["normalizer"] = {"type": "Lowercase"} if not content["normalizer"] else None
+    file.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize("change", [_calibration, _questions, _labels])
 def test_what_a_path_holds_decides_and_not_the_path(mine, settings, numbers, change):
     first = run(settings("out"))
@@ -178,6 +185,13 @@ def test_what_is_asked_besides_leaves_the_answers_that_are_there(mine, settings,
     more = {"methods": "dense", "tasks": "piqa,streamline_piqa"}
     [record] = run(settings("out", **more))
     assert asked == [["streamline_piqa"]] and list(record.tasks) == ["piqa", "streamline_piqa"]
+
+
+def test_another_tokenizer_is_another_model(mine, settings, numbers):
+    first = run(settings("out"))
+    _tokenizer(mine)
+    again = run(settings("out"))
+    assert {record.key for record in again}.isdisjoint(record.key for record in first)
 
 
 _PLUGIN = '''

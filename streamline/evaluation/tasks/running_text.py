@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
+from streamline.evaluation.tasks.hub_commits import dataset_commit, hub_problem
 from streamline.evaluation.tasks.sources import SOURCES, QuestionSource
-from streamline.sources.hub_commits import dataset_commit, hub_problem
 from streamline.sources.texts import load_texts
 
 __all__ = ["C4_DOCUMENTS", "RunningText", "read_text", "running_text", "text_source"]
