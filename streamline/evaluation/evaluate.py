@@ -33,7 +33,6 @@ from streamline.evaluation.scoring.unfinished import Unfinished
 from streamline.evaluation.task_results import combine, finish
 from streamline.progress import Progress, Silent, portions
 from streamline.results.assess import CellResult
-from streamline.sources.batches import batches_fingerprint
 
 __all__ = ["evaluate", "stored"]
 
@@ -196,8 +195,8 @@ def _score(
         unfinished=[
             Unfinished([store.unfinished(key, name) for key in paths], of)
             for name, of in [
-                *((part.name, part.data_hash) for part in parts),
-                *((text.name, batches_fingerprint(text.windows)) for text in texts),
+                *((part.place, part.key) for part in parts),
+                *((text.place, text.place) for text in texts),
             ]
         ],
     )

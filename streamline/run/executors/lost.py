@@ -10,6 +10,8 @@ from streamline.results.record import Record
 from streamline.results.record_file import FILE_NAME, find, load
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
+from streamline.run.folder import kept_sources
+from streamline.run.inputs import settle, shared_inputs
 from streamline.run.recorder import Recorder
 
 __all__ = ["lost_model"]
@@ -40,11 +42,12 @@ def lost_model(config: RunConfig, model: str, error: Exception, progress: Progre
     own = config.for_model(model)
     recorder = Recorder(own, model, "", progress)
     cells = expand(own, model)
+    shared = shared_inputs(own, "", settle(own, kept_sources(own)))
     there = load(own.out) if (own.out / FILE_NAME).is_file() else []
     for cell in cells:
         record = find(there, *cell.identity)
         if record is None or record.status == "failed":
-            recorder.failed(cell_job(cell, own, ""), error, {})
+            recorder.failed(cell_job(cell, shared), error, {})
     records = load(own.out)
     found = [find(records, *cell.identity) for cell in cells]
     return [record for record in found if record is not None]
