@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from streamline import __version__
 from streamline.api.guards import Watch, calibration_key, checked, own_copy, require_intact
+from streamline.api.kept_prunings import pruning_file, read_pruning, write_pruning
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
@@ -112,7 +113,7 @@ def prune(
         targets: What is wanted.
         dense: The model; it is not changed.
         tokens: Calibration tokens of a seed, [N, T], int64.
-        folder: Where calibrations are kept.
+        folder: Where calibrations and what was decided are kept.
         progress: Where to report what is being done.
 
     Returns:
@@ -180,7 +181,7 @@ def _group(
         try:
             require_intact(dense)
             with showing(progress):
-                variant = _pruned(target, dense.decoder, watch, calibration, batches)
+                variant = _pruned(target, dense, watch, calibration, batches, folder)
         except Exception as error:  # an error of one method loses no other variant
             log.debug("%s failed", target.name, exc_info=True)
             found.append(Failure(target, error))
@@ -191,9 +192,27 @@ def _group(
 
 
 def _pruned(
-    target: Target, decoder: Decoder, watch: Watch, calibration: Calibration, tokens: Tensor
+    target: Target,
+    dense: Dense,
+    watch: Watch,
+    calibration: Calibration,
+    tokens: Tensor,
+    folder: Path,
 ) -> Variant:
-    """Let one method decide."""
+    """What one method decided, from disk or now."""
+    file = pruning_file(target, dense, tokens, folder)
+    kept = read_pruning(file, dense.decoder)
+    pruned, seconds = kept or _decided(target, dense.decoder, watch, calibration, tokens)
+    if kept is None:
+        write_pruning(file, pruned, dense.decoder, seconds)
+    costs = {"calibrate_s": seconds + calibration.facts.get("seconds", 0.0)}
+    return Variant(target=target, pruned=pruned, costs=costs)
+
+
+def _decided(
+    target: Target, decoder: Decoder, watch: Watch, calibration: Calibration, tokens: Tensor
+) -> tuple[Pruned, float]:
+    """Let one method decide, and time it."""
     start = time.perf_counter()
     doing = f"{target.method.name}: prune"
     with watch.over(doing):
@@ -202,8 +221,7 @@ def _pruned(
         )
     pruned = checked(pruned, decoder, doing)
     _check_made(target, pruned, decoder)
-    seconds = time.perf_counter() - start + calibration.facts.get("seconds", 0.0)
-    return Variant(target=target, pruned=pruned, costs={"calibrate_s": seconds})
+    return pruned, time.perf_counter() - start
 
 
 def _check_made(target: Target, pruned: Pruned, decoder: Decoder) -> None:

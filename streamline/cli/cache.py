@@ -36,6 +36,7 @@ _MACHINE = {
 _RUN = {
     "answers": "each cell's answers, task by task",
     "calibration": "statistics of the dense model",
+    "prunings": "what the methods decided",
     "training": "trained replacements and unfinished training",
     "activations": "the dense model's states for training",
     "lora": "LoRA fine-tuning, finished or not",
