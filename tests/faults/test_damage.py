@@ -75,7 +75,8 @@ def test_a_damaged_file_is_made_again_or_named(
             file.unlink(missing_ok=True)
             again = run.carry_out()
             assert again.code == 0, again.err
-    assert differences(run, wanted) == [], outcome.err
+    wrong = differences(run, wanted)
+    assert wrong == [], "\n".join([*wrong, outcome.err])
 
 
 def damage(file: Path, how: str) -> None:

@@ -65,4 +65,5 @@ def test_a_full_disk_is_said_and_the_command_given_again_ends_equal(
         assert outcome.code in (1, 2)
     again = struck.carry_out()
     assert again.code == 0, f"at {place}, given again: {again.err}"
-    assert differences(struck, wanted) == []
+    wrong = differences(struck, wanted)
+    assert wrong == [], "\n".join(wrong)
