@@ -124,8 +124,8 @@ def _name(path: Any, folder: Path) -> str | None:
     text = os.fsdecode(path)
     if not text.startswith(f"{folder}/"):
         return None
-    file = Path(text).relative_to(folder)
-    return str(file.with_name(_UNIQUE.sub(r"\1 (temporary)", file.name)))
+    parts = Path(text).relative_to(folder).parts
+    return "/".join(_UNIQUE.sub(r"\1 (temporary)", part) for part in parts)
 
 
 def fill(folder: Path) -> None:

@@ -135,7 +135,7 @@ class Verb:
             "evaluate": ["evaluate", model, "--tasks", "piqa,streamline_xsum", "--data-dir"]
             + [str(self.world / "data"), "--device", "cpu", "--out", str(self.out)],
             "prune": ["prune", model, "--method", "llm-streamline-ffn", "--sparsity", "0.3"]
-            + ["--suite", suite, "--out", str(self.out)],
+            + ["--suite", suite, "--no-verify", "--out", str(self.out)],
         }
         return words[self.name]
 
@@ -179,6 +179,8 @@ class Verb:
 
     def _made(self, file: Path) -> bool:
         """Whether a file is a result, rather than what only saves work."""
+        if any(part.startswith(".") for part in file.parts):
+            return False
         if self.name == "run":
             return file.parts[1] in ("results.json", "samples", "plans", "losses", "tables")
         return file.parts[0] in ("out", "record.json", "record.parquet")

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from faults.harness import Verb, differences
 
-CHAINS = {"run": 12, "prune": 4, "evaluate": 4, "report": 2}
+CHAINS = {"run": 24, "prune": 6, "evaluate": 6, "report": 2}
+FEW = ("run", 7)
 
 
 @pytest.mark.parametrize(
     ("name", "chain"),
     [
-        pytest.param(name, chain, marks=[] if (name, chain) == ("run", 0) else pytest.mark.faults)
+        pytest.param(name, chain, marks=[] if (name, chain) == FEW else pytest.mark.faults)
         for name, number in CHAINS.items()
         for chain in range(number)
     ],
@@ -32,13 +34,16 @@ def test_a_killed_command_given_again_ends_equal(
         shutil.copytree(undisturbed("run").out, struck.out)
     places = list(dict.fromkeys(wanted.events()))[chain :: CHAINS[name]]
     kills = 0
-    for place in places:
+    for place in [*places, None]:
         outcome = struck.carry_out(at=place)
-        assert outcome.code in (0, -9), f"struck at {place}: {outcome.err}"
+        assert outcome.code == 0 or (place and outcome.code == -9), f"at {place}: {outcome.err}"
         kills += outcome.code == -9
-    outcome = struck.carry_out()
-    assert outcome.code == 0, outcome.err
-    wrong = differences(struck, wanted) + struck.leftovers() + repeated(struck.events())
+        if name == "prune" and outcome.code == 0:  # it refuses to do it twice
+            break
+    wrong = differences(struck, wanted) + repeated(struck.events())
+    if name == "report":  # which may be given while a run goes on, and so leaves this to a run
+        assert replace(struck, name="run").carry_out().code == 0
+    wrong += struck.leftovers()
     assert wrong == [], "\n".join(wrong)
     assert kills >= 0.6 * len(places), f"{kills} kills at {len(places)} places"
 
