@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -81,8 +81,8 @@ def appearing(target: Path) -> Iterator[Path]:
         with claim:
             yield temporary
             require_free(target)
-            (temporary / CLAIM).unlink(missing_ok=True)
             temporary.replace(final)
+            (final / CLAIM).unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -92,7 +92,11 @@ def _sweep(target: Path) -> None:
     """Remove the remains of killed saves of a target, known by name, claim and a lock let go."""
     name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}\.tmp")
     for path in target.parent.iterdir():
-        if not name.fullmatch(path.name) or not (path / CLAIM).is_file():
+        if not name.fullmatch(path.name):
+            continue
+        if not (path / CLAIM).is_file():
+            with suppress(OSError):
+                path.rmdir()  # made, and nothing more
             continue
         try:
             with FileLock(path / CLAIM, timeout=0):

@@ -144,11 +144,12 @@ def _marked(emit: Callable[[str], None]) -> None:
     from streamline.calibration import Calibration
     from streamline.evaluation.answer_store import AnswerStore
     from streamline.evaluation.generation import answers
+    from streamline.evaluation.scoring import unfinished
     from streamline.training import fit, lora
     from streamline.training.state import TrainingState
 
     fit.fit.__kwdefaults__["save_seconds"] = lora.fine_tune.__kwdefaults__["save_seconds"] = 0.0
-    answers.SAVE_EVERY_S = 0.0
+    answers.SAVE_EVERY_S = unfinished.SAVE_EVERY_S = 0.0
     steps: dict[str, list[int]] = {}
 
     def step(state: TrainingState, *_: Any) -> None:
@@ -164,6 +165,12 @@ def _marked(emit: Callable[[str], None]) -> None:
     _after(TrainingState, "finish", saved)
     _after(Calibration, "save", lambda _, folder: emit(f"kept calibration {folder.name}"))
     _after(AnswerStore, "write", lambda _, key, name, *__: emit(f"kept answers {key[:8]} {name}"))
+
+    def batches(of: unfinished.Unfinished, results: Any) -> None:
+        for file, (items, _) in zip(of.files, results, strict=True):
+            emit(f"kept batches {file.parent.name[:8]} {file.name} {len(items)}")
+
+    _after(unfinished.Unfinished, "write", batches)
     generate = answers.generate_shared
 
     def generated(paths: Any, prompts: Any, *args: Any, written: Any, **options: Any) -> Any:

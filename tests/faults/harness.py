@@ -25,6 +25,7 @@ from typing import Any
 
 import pandas as pd
 from faults.child import Watch, run
+from safetensors import safe_open
 
 __all__ = ["Outcome", "Running", "Verb", "differences"]
 
@@ -206,7 +207,16 @@ def _content(file: Path) -> Any:
         return pd.read_parquet(file).to_dict("list")
     if file.suffix in (".csv", ".tex", ".md", ".html", ".svg"):
         return file.name  # there; made from the records and their times
+    if file.suffix == ".safetensors":
+        return _tensors(file)
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _tensors(file: Path) -> Any:
+    """Metadata, whose order in the file is random, and what each tensor holds."""
+    with safe_open(file, "pt") as stream:
+        names = stream.keys()
+        return stream.metadata(), {n: stream.get_tensor(n).tolist() for n in names}
 
 
 def _unequal(found: Any, wanted: Any, place: str) -> list[str]:

@@ -20,33 +20,31 @@ KINDS = {
     "results.json": "finished",
     "run.json": "finished",
     "commands.json": "finished",
-    "samples/*shortgpt*none*.parquet": "finished",
-    "plans/*ffn*.json": "finished",
+    "samples/*.parquet": "finished",
+    "plans/*.json": "finished",
     "losses/*.jsonl": "finished",
     "cache/answers/*/piqa.json": "without records",
     "cache/answers/*/piqa.parquet": "without records",
     "cache/answers/*/streamline_xsum.json": "without records",
     "cache/answers/*/streamline_xsum.parquet": "without records",
     "cache/answers/*/text-heldout.json": "without records",
-    "cache/calibration/*/calibration.json": "without answers",
-    "cache/calibration/*/calibration.safetensors": "without answers",
-    "cache/training/students/*.json": "without answers",
+    "cache/calibration/*/*.safetensors": "without answers",
     "cache/training/students/*.safetensors": "without answers",
-    "cache/lora/*/students/*.json": "without answers",
     "cache/lora/*/students/*.safetensors": "without answers",
     "cache/lora/*/losses/*.jsonl": "without answers",
     "cache/training/state/*.safetensors": "kept step model--llm-streamline-ffn",
     "cache/activations/*/*.states": "kept step model--llm-streamline-ffn",
     "cache/activations/*/*.filled": "kept step model--llm-streamline-ffn",
     "cache/lora/*/state/*.safetensors": "kept step lora",
+    "cache/answers/*/*.part.safetensors": "kept batches",
     "cache/answers/*/*.texts.json": "kept text llm-streamline-ffn",
 }
 MADE = re.compile(r"(tables|figures)/|report\.(md|html)|\.(run|results)\.lock$")
 DAMAGES = ("empty", "truncated", "zeroed", "flipped", "garbage", "missing")
 FEW = {
-    ("results.json", "flipped"), ("samples/*shortgpt*none*.parquet", "missing"),
+    ("results.json", "flipped"), ("samples/*.parquet", "missing"),
     ("cache/answers/*/piqa.json", "flipped"), ("cache/answers/*/piqa.parquet", "garbage"),
-    ("cache/calibration/*/calibration.safetensors", "flipped"),
+    ("cache/calibration/*/*.safetensors", "flipped"),
     ("cache/training/students/*.safetensors", "truncated"),
     ("cache/training/state/*.safetensors", "zeroed"),
     ("cache/activations/*/*.states", "empty"),
@@ -104,8 +102,9 @@ def test_each_kept_file_is_of_a_kind_of_the_matrix(left: Callable[[str], Verb]) 
         out = left(state).out
         known = {file for kind in KINDS for file in out.glob(kind)}
         files = {file for file in out.rglob("*") if file.is_file()} - known
-        strangers = [str(f.relative_to(out)) for f in files]
-        assert [name for name in strangers if not MADE.search(name)] == []
+        names = [str(file.relative_to(out)) for file in files]
+        strangers = [name for name in names if not MADE.search(name)]
+        assert strangers == [], "\n".join([state, *strangers])
 
 
 @pytest.fixture(scope="session")
