@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,57 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (folder / "s.yaml").write_text(yaml.safe_dump(base_suite()))
     return folder
+
+
+@pytest.fixture(scope="session")
+def damaged_runs(inputs: Path, run_folder: Path) -> Path:
+    """The folder of inputs with ``ran``, a finished run, and copies of it with one damage each."""
+    for name, file, content in _DAMAGES:
+        shutil.copytree(run_folder, inputs / name)
+        for path in [*(inputs / name).glob(file)] or [inputs / name / file]:
+            path.write_bytes(content)
+    shutil.copytree(run_folder, inputs / "ran")
+    for name, change in _CHANGES.items():
+        shutil.copytree(run_folder, inputs / name)
+        path = inputs / name / "results.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        change(content["records"])
+        path.write_text(json.dumps(content), encoding="utf-8")
+    shutil.rmtree(inputs / "r-twice" / "samples")
+    for name, content in _LOGS.items():
+        (inputs / name).mkdir()
+        (inputs / name / "samples_piqa_2024-01-01T00-00-00.000000.jsonl").write_bytes(content)
+    (inputs / "file").write_text("x", encoding="utf-8")
+    (inputs / "junk.parquet").write_bytes(b"junk")
+    (inputs / "empty").mkdir()
+    return inputs
+
+
+# Name, which files, and what they are then.
+_DAMAGES: list[tuple[str, str, bytes]] = [
+    ("r-latin", "results.json", b'{"schema": 1, "records": ["\xe9"]}'),
+    ("r-empty", "results.json", b""),
+    ("r-list", "results.json", b"[]"),
+    ("r-deep", "results.json", b"[" * 100_000),
+    ("r-digits", "results.json", b'{"schema": ' + b"9" * 5_000 + b"}"),
+    ("r-schema", "results.json", b'{"schema": 7, "records": []}'),
+    ("r-records", "results.json", b'{"schema": 1, "records": [1, "x"]}'),
+    ("j-latin", "run.json", b'{"data": "\xe9"}'),
+    ("j-list", "run.json", b"[]"),
+    ("p-empty", "samples/*.parquet", b""),
+    ("p-junk", "samples/*.parquet", b"PAR1" + b"x" * 400 + b"PAR1"),
+]
+_CHANGES: dict[str, Callable[[list[dict[str, Any]]], object]] = {
+    "r-value": lambda records: records[0]["tasks"]["piqa"].update(value=1.7),
+    "r-nan": lambda records: records[0]["tasks"]["piqa"].update(value=float("nan")),
+    "r-twice": lambda records: records.append(records[1]),
+}
+_LOGS = {
+    "log-latin": b'{"doc_id": 0, "\xe9": 1}\n',
+    "log-fields": b'{"doc_id": 0}\n',
+    "log-cut": b'{"doc_id": 0\n',
+    "log-list": b"[1]\n",
+}
 
 
 def base_suite() -> dict[str, Any]:

@@ -45,9 +45,18 @@ def command(
     out: Annotated[Path, typer.Option(help="File of the record; its samples lie beside it.")],
 ) -> None:
     """Evaluate a model on tasks and write one record."""
+    from streamline.errors import ConfigError
     from streamline.run.config import build_config
 
-    alone = {"models": [model], "methods": ["dense"], "tasks": tasks}
+    file = out.expanduser()
+    if not file.name:
+        raise ConfigError(f"--out {out}: give the name of a file, such as out.json")
+    alone = {
+        "models": [model],
+        "methods": ["dense"],
+        "tasks": tasks,
+        "out": str(file.with_name(f".{file.stem}-run")),
+    }
     # Perplexities are measured where they are named, among the tasks.
     config = build_config(given | alone | {"perplexity": {"n_tokens": 0}})
     from streamline.cli.screen.bar import progress_display

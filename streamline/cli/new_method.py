@@ -20,6 +20,7 @@ Example:
     pip install -e my-method && streamline-bench validate my-method
 """
 
+_LONGEST = 64  # characters of a method's name
 _FILES = {
     "pyproject.toml.jinja": "pyproject.toml",
     "README.md.jinja": "README.md",
@@ -67,6 +68,8 @@ def write_package(name: str, parent: Path) -> Path:
             f"{name!r} cannot name a method: use lower-case letters and digits with single "
             "hyphens between, beginning with a letter, such as my-method"
         )
+    if len(name) > _LONGEST:
+        raise ConfigError(f"{name[:20]}... cannot name a method: it is too long")
     if name in available(METHODS):
         raise ConfigError(f"a method {name!r} is installed already; choose another name")
     folder = parent / name

@@ -20,7 +20,7 @@ is needed. Example:
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(help="A run's folder, with results.json.")],
+    directory: Annotated[str, typer.Argument(help="A run's folder, with results.json.")],
     suite: Annotated[
         str | None,
         typer.Option(
@@ -33,8 +33,11 @@ def command(
     from streamline.errors import ConfigError
     from streamline.run.reporting import report_run
 
-    if directory.is_file():
-        raise ConfigError(f"{directory} is a file; give the folder that a run wrote with --out")
+    folder = Path(directory).expanduser()
+    if folder.is_file() or not directory.strip():
+        raise ConfigError(
+            f"{directory!r} is no folder; give the folder that a run wrote with --out"
+        )
 
-    page = report_run(directory, suite)
+    page = report_run(folder, suite)
     print(f"wrote {page} and {page.with_suffix('.md')}")

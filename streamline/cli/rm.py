@@ -45,7 +45,10 @@ def command(
     records = load(folder)
     chosen = []
     for cell in cells:
-        fitting = matching(records, read_selector(cell, cell), finished=False)
+        selector = read_selector(cell, cell)
+        if not selector:
+            raise ConfigError(f"{cell!r} names no cell; write METHOD@SPARSITY,KEY=VALUE")
+        fitting = matching(records, selector, finished=False)
         if not fitting:
             raise unknown_name(f"cell of {folder}", cell, [cell_name(r, records) for r in records])
         chosen += [record for record in fitting if record not in chosen]

@@ -103,6 +103,8 @@ def split(text: str) -> tuple[Path, dict[str, str]]:
     Raises:
         ConfigError: If the selector is malformed.
     """
+    if not text.strip():
+        raise ConfigError(f"{text!r} names no file or folder; give where the predictions lie")
     if Path(text).exists() or (":" not in text and "," not in text):
         return Path(text), {}
     cuts = [text.index(mark) for mark in ":," if mark in text]
