@@ -16,6 +16,7 @@ __all__ = [
     "StreamlineError",
     "UnknownNameError",
     "UnsupportedModelError",
+    "reason",
 ]
 
 
@@ -49,3 +50,24 @@ class UnsupportedModelError(StreamlineError):
 
 class AssetError(StreamlineError):
     """A model, a text or a set of questions cannot be found, fetched or trusted."""
+
+
+def reason(error: BaseException) -> str:
+    """An error in words, for a record or a message.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The text of one of ours; the system's words and the file of one of the system's; else what
+        the last line of a traceback would be.
+    """
+    if isinstance(error, StreamlineError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        place = "" if error.filename is None else f": {error.filename}"
+        return f"{error.strerror}{place}"
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

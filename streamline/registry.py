@@ -34,7 +34,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from streamline.errors import ConfigError, UnknownNameError
+from streamline.errors import ConfigError, UnknownNameError, reason
 from streamline.method_source import source_key
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def load(group: str, name: str) -> Any:
     except (Exception, SystemExit) as error:  # whatever a plugin does when it is imported
         raise ConfigError(
             f"{name!r} in {group} points to {point.value!r} ({_owner(point)}), which cannot be "
-            f"imported: {told(error)}"
+            f"imported: {reason(error)}"
         ) from error
 
 
@@ -248,17 +248,10 @@ def build_method(spec: str) -> Method:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        return Unmade(spec=spec, reason=told(error))
+        return Unmade(spec=spec, reason=reason(error))
     if type(method).__repr__ is object.__repr__:
         return Unmade(spec=spec, reason="its repr does not show its fields; make it a dataclass")
     return method
-
-
-def told(error: BaseException) -> str:
-    """What somebody else's code did, in a line."""
-    if isinstance(error, SystemExit):
-        return f"it called sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {error}"
 
 
 def _value(cls: type, name: str, field: str, text: str) -> Any:
@@ -275,9 +268,9 @@ def _value(cls: type, name: str, field: str, text: str) -> Any:
         finite = None if dataclasses.is_dataclass(hint) else ConfigDict(allow_inf_nan=False)
         return TypeAdapter(hint, config=finite).validate_python(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         given = text if len(text) <= 40 else f"{text[:40]}..."
-        raise ConfigError(f"{field}={given} of {name} is not accepted: {reason}") from error
+        raise ConfigError(f"{field}={given} of {name} is not accepted: {why}") from error
 
 
 def method_summary(name: str) -> str | None:

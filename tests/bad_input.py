@@ -42,7 +42,7 @@ class Shown:
         ends = [line for line in self.err.splitlines() if line.startswith(_ENDS)]
         framed = self.err.count("╭")
         assert len(ends) + framed == 1, self.err
-        assert len(self.err) < 4_000
+        assert len(self.err) < 6_000
 
 
 @pytest.fixture(scope="session")

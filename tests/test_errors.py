@@ -5,7 +5,7 @@ import pytest
 from streamline import errors
 
 
-@pytest.mark.parametrize("name", [name for name in errors.__all__ if name != "StreamlineError"])
+@pytest.mark.parametrize("name", sorted({*errors.__all__} - {"StreamlineError", "reason"}))
 def test_every_error_is_one_of_ours_and_shows_its_text(name: str) -> None:
     error = getattr(errors, name)("what was given")
     assert isinstance(error, errors.StreamlineError)
@@ -17,3 +17,17 @@ def test_errors_can_be_caught_as_the_built_in_kind() -> None:
     assert issubclass(errors.PlanError, ValueError)
     assert issubclass(errors.UnknownNameError, LookupError)
     assert not issubclass(errors.UnknownNameError, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.ConfigError("what was given"), "what was given"),
+        (RuntimeError("no kernel"), "RuntimeError: no kernel"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (OSError(28, "No space left on device", "out/x.bin"), "No space left on device: out/x.bin"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_any_error_has_a_reason_in_words(error: Exception, words: str) -> None:
+    assert errors.reason(error) == words

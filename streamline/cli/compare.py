@@ -35,7 +35,7 @@ def command(
         str | None,
         typer.Option(help="Which one the others are compared with; else the dense one or first."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     alpha: Annotated[
         float, typer.Option(min=0.0001, max=0.5, help="Level of significance.")
     ] = 0.05,
@@ -59,7 +59,7 @@ def command(
         print(f"left out: {name}: {why}", file=sys.stderr)
     if not models:
         raise ConfigError("no record has an answer that can be used; evaluate the models again")
-    chosen = reference or _dense(models)
+    chosen = _dense(models) if reference is None else reference
     result = compare(
         {name: item.tasks for name, item in models.items()},
         chosen,

@@ -40,7 +40,7 @@ from streamline.cli import (
 from streamline.cli.screen.show import show_error
 from streamline.cli.screen.streams import lasting_streams
 from streamline.distributed import LostProcess, follows
-from streamline.errors import StreamlineError
+from streamline.errors import StreamlineError, reason
 from streamline.registry import unknown_name
 from streamline.run.commands import commanded
 
@@ -196,16 +196,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (StreamlineError, OSError) as error:
             if debug:
                 raise
-            show_error(error if isinstance(error, StreamlineError) else _explain(error))
+            show_error(error if isinstance(error, StreamlineError) else _explain(error, arguments))
             sys.exit(2)
 
 
-def _explain(error: OSError) -> str:
-    """The system's message, the file, and what happens to the work."""
-    if error.strerror is None:
-        return f"{type(error).__name__}: {error}"
-    place = "" if error.filename is None else f": {error.filename}"
+def _explain(error: OSError, arguments: Sequence[str]) -> str:
+    """The system's message and the file; for a verb that works long what happens to the work."""
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "run")
+    where = "--debug shows where it happened"
+    if verb in _VERBS and verb not in ("run", "prune", "evaluate"):
+        return f"{reason(error)} ({where})"
     return (
-        f"{error.strerror}{place}. What is finished is kept: mend this and give the same command "
-        "again (--debug shows where it happened)"
+        f"{reason(error)}. What is finished is kept: mend this and give the same command again "
+        f"({where})"
     )

@@ -20,9 +20,9 @@ from streamline.api.guards import Watch
 from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError, StreamlineError
+from streamline.errors import ConfigError, reason
 from streamline.method import Method, Size
-from streamline.registry import build_method, told
+from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.sources.models import local_folder, planned_model, resolve_model
@@ -151,16 +151,16 @@ def _row(cell: Cell, method: Method, decoder: Decoder, watch: Watch, config: Run
     dense, removed, pruned = decoder.n_parameters(), None, None
     try:
         with watch.over(f"{method.name}: unsupported or size"):
-            reason = unsupported_reason(
+            why = unsupported_reason(
                 method, decoder, cell.sparsity, recovery=cell.recovery, streamed=config.stream
             )
-            if reason is None and cell.sparsity == 0.0:
+            if why is None and cell.sparsity == 0.0:
                 removed, pruned = 0, dense
-            elif reason is None and (size := method.size(decoder, cell.sparsity)) is not None:
+            elif why is None and (size := method.size(decoder, cell.sparsity)) is not None:
                 removed, pruned = size.n_removed, size.pruned
     except Exception as error:  # of this method's code; the other rows are planned
-        reason = str(error) if isinstance(error, StreamlineError) else told(error)
-    return Row(cell, removed, dense, pruned, reason)
+        why = reason(error)
+    return Row(cell, removed, dense, pruned, why)
 
 
 def _add_costs(

@@ -13,7 +13,7 @@ from streamline.engine.budget import removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
 from streamline.environment import versions
-from streamline.errors import StreamlineError, UnsupportedModelError
+from streamline.errors import UnsupportedModelError, reason
 from streamline.progress import Progress
 from streamline.results.assess import Assessment
 from streamline.results.record_file import upsert
@@ -101,17 +101,17 @@ class Recorder:
             error: What ended it.
             costs: What it had cost until then.
         """
-        reason = str(error) if isinstance(error, StreamlineError) else repr(error)
+        why = reason(error)
         if isinstance(error, UnsupportedModelError):
-            self.skipped(job, reason)
+            self.skipped(job, why)
             return
         frames = traceback.extract_tb(error.__traceback__)
-        self.progress.say(f"failed: {job.cell.label}: {reason}")
+        self.progress.say(f"failed: {job.cell.label}: {why}")
         self._write(
             job,
             status="failed",
             costs=costs,
-            reason=reason,
+            reason=why,
             notes={"where": f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"}
             if frames
             else {},

@@ -172,7 +172,7 @@ def test_a_fault_in_the_common_evaluation_stays_with_its_cell(tmp_path, monkeypa
     monkeypatch.setattr(model_run, "evaluate", faulty)
     dense, shortgpt, last = run(config(tmp_path, methods="shortgpt,last-layers"))
     assert (dense.status, last.status) == ("ok", "ok")
-    assert (shortgpt.status, shortgpt.reason) == ("failed", "RuntimeError('no kernel')")
+    assert (shortgpt.status, shortgpt.reason) == ("failed", "RuntimeError: no kernel")
 
 
 def test_tasks_without_questions_are_left_out_and_named(tmp_path, config):
@@ -238,7 +238,7 @@ def test_another_model_can_stand_in_a_row(tmp_path, config):
 def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(tmp_path, config):
     methods = f"{__name__}:Broken,{__name__}:Refusing,shortgpt"
     _, broken, refusing, good = run(config(tmp_path, methods=methods))
-    assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError('no scores')")
+    assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError: no scores")
     assert broken.notes["where"].startswith("test_model_run.py:")
     assert broken.summary.accuracy is None
     assert (refusing.status, refusing.reason) == ("skipped", "needs another model")
@@ -254,7 +254,7 @@ def test_a_failed_training_fails_its_cells_only(tmp_path, monkeypatch, config):
     monkeypatch.setattr(training, "fit", fail)
     _, shortgpt, layer = run(config(tmp_path, methods="shortgpt,llm-streamline-layer"))
     assert shortgpt.status == "ok"
-    assert (layer.status, layer.reason) == ("failed", "RuntimeError('diverged')")
+    assert (layer.status, layer.reason) == ("failed", "RuntimeError: diverged")
 
 
 @pytest.mark.parametrize("recovery", ["none", "lora"])
