@@ -127,9 +127,7 @@ def plan_run(config: RunConfig) -> Estimate:
             _add_model(estimate, model, config.for_model(model))
         except Exception as error:  # of this model; the others are planned
             errors.append(error)
-            estimate.broken[model] = (
-                str(error) if isinstance(error, StreamlineError) else told(error)
-            )
+            estimate.broken[model] = reason(error)
     if len(errors) == len(config.models):
         raise errors[0]
     return estimate
