@@ -1,10 +1,10 @@
 """Checkpoints: a pruned model as a folder, and the proof that the folder holds it.
 
 A model whose layers are all plain layers of its family becomes an ordinary Hugging Face folder. Any
-other folder carries a copy of the files in :data:`MODELING_FILES` and loads with this package, or
-without it through ``trust_remote_code``. Beside the weights lie ``plan.json``, ``provenance.json``
-and ``self_test.safetensors``: a few tokens with what the layers of the model in memory made of
-them, its logits and its continuation.
+other folder carries a copy of the files that its layers need and loads with this package, or
+without it through ``trust_remote_code``. Beside the weights lie the source's tokenizer files,
+``plan.json``, ``provenance.json`` and ``self_test.safetensors``: a few tokens with what the layers
+of the model in memory made of them, its logits and its continuation.
 
 Example:
     save(pruned, decoder, tokenizer, "out/checkpoint", {"method": repr(method)})
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +34,11 @@ from transformers.utils import logging as transformers_logging
 
 from streamline import __version__
 from streamline.checkpoints.folder import appearing, require_free, target_folder
+from streamline.checkpoints.portable import (
+    add_older_keys,
+    has_tokenizer,
+    write_tokenizer,
+)
 from streamline.checkpoints.self_test import (
     SELF_TEST,
     SelfTest,
@@ -62,8 +66,6 @@ from streamline.streaming.opening import empty_model
 __all__ = ["CheckpointInfo", "layer_specs", "load", "save", "verify"]
 
 PLAN, PROVENANCE = "plan.json", "provenance.json"
-#: Source files that a checkpoint with layers of its own carries.
-MODELING_FILES = modeling.FILES
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def save(
     Args:
         pruned: The plan with its modules, trained and in the model's dtype; or a model of its own.
         decoder: The dense model; it is not changed.
-        tokenizer: Goes beside the weights, or None.
+        tokenizer: Its files go beside the weights, byte for byte where there are any; or None.
         folder: Must not exist or be empty; ``~`` is expanded.
         provenance: How the model was made; JSON. Versions are added to it.
         verify: Whether a fresh process compares; the provenance says so.
@@ -120,12 +122,9 @@ def save(
     with appearing(target) as temporary:
         with quiet():
             recorded = _write(model, pruned.path(decoder), temporary)
-        if not plain:
-            source = Path(modeling.__file__).parent
-            for name in MODELING_FILES:
-                shutil.copyfile(source / name, temporary / name)
+        add_older_keys(temporary / "config.json")
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            write_tokenizer(tokenizer, temporary)
         if isinstance(decoder, StreamedDecoder):
             _check_streamed(temporary, decoder.dtype)
         else:
@@ -169,7 +168,7 @@ def load(
     if device_map is None:
         model.to(device)
     tokenizer: Any = None
-    if (path / "tokenizer_config.json").exists():
+    if has_tokenizer(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
     return model.eval(), tokenizer, info
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from streamline.checkpoints.self_test import SelfTest, self_test_ids, states_of
 from streamline.engine.assemble import applications
@@ -59,6 +60,8 @@ def write_weights(
     Raises:
         AssetError: If a weight cannot be read.
     """
+    if (decoder.source.folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(decoder.source.folder)
     model.save_pretrained(folder, state_dict={})
 
     def value(tensor: Tensor) -> Tensor:

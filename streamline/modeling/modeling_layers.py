@@ -5,8 +5,7 @@ This file stands alone (torch, transformers and the standard library only): with
 are not all plain, so that ``trust_remote_code=True`` loads the folder without this package.
 
 A new kind of layer is a function with :func:`builder` over it, here or in another file that stands
-alone and is imported by ``modeling_streamline.py`` and named in
-``streamline.checkpoints.checkpoint.MODELING_FILES``.
+alone and is imported by ``modeling_streamline.py`` and named in its ``FILES``.
 
 Example:
     layer = FFN(d=576, width=2304)

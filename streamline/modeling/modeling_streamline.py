@@ -16,6 +16,8 @@ Example:
 from __future__ import annotations
 
 import functools
+import shutil
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -42,6 +44,11 @@ FILES = (
     "modeling_state.py",
     "modeling_sublayers.py",
 )
+#: Which classes of these files transformers is to use.
+AUTO_MAP = {
+    "AutoConfig": "modeling_streamline.StreamlineConfig",
+    "AutoModelForCausalLM": "modeling_streamline.StreamlineForCausalLM",
+}
 #: Classes of layers that stay on one device.
 UNSPLIT = ("FFN", "SwiGLU", "LinearMap", SlicedLayer.__name__)
 
@@ -78,11 +85,12 @@ class _BaseConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields, with the type under which the checkpoint is found again."""
         fields: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        return fields | {"model_type": MODEL_TYPE, "base_model_type": type(self).model_type}  # type: ignore[attr-defined]
+        types = {"model_type": MODEL_TYPE, "base_model_type": type(self).model_type}  # type: ignore[attr-defined]
+        return fields | types | {"auto_map": dict(AUTO_MAP)}
 
 
 class _BaseModel:
-    """Added to a base model's class: layers by spec, shared layers, and strict loading."""
+    """Added to a base model's class: layers by spec, shared layers, strict loading, its files."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -108,6 +116,12 @@ class _BaseModel:
         if wrong:
             raise ValueError(f"the tensors in {name} are not those of its config: {wrong}")
         return (model, info) if wanted else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with the files from which the folder is loaded again."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        for name in FILES:
+            shutil.copyfile(Path(__file__).with_name(name), Path(save_directory) / name)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The base model's tied weights and those of layers with the weights of another one."""
@@ -248,10 +262,7 @@ def with_layers(model: PreTrainedModel, streamline: dict[str, Any]) -> PreTraine
     base_type = type(model.config).model_type
     model.config.__class__ = config_class(base_type)
     model.config.streamline = streamline
-    model.config.auto_map = {
-        "AutoConfig": "modeling_streamline.StreamlineConfig",
-        "AutoModelForCausalLM": "modeling_streamline.StreamlineForCausalLM",
-    }
+    model.config.auto_map = dict(AUTO_MAP)
     model.__class__ = model_class(base_type)
     declare_shared(model)
     model.config.architectures = [type(model).__name__]

@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from streamline import register
 from streamline.checkpoints import checkpoint
-from streamline.checkpoints.checkpoint import MODELING_FILES, load, save
+from streamline.checkpoints.checkpoint import load, save
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, ConfigError, PlanError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.methods.sublayers import remove_sublayer
+from streamline.modeling.modeling_streamline import FILES
 from streamline.plan import Plan, Span, Step
 from streamline.sources.models import load_config, load_model
 from streamline.testing.models import tiny_model
@@ -122,7 +123,7 @@ def test_other_config_names_its_base(tmp_path: Path) -> None:
     assert config["streamline"]["layers"][1]["kind"] == "ffn"
     assert config["auto_map"].keys() == {"AutoConfig", "AutoModelForCausalLM"}
     files = {path.name for path in (tmp_path / "c").iterdir()}
-    assert set(MODELING_FILES) | {"plan.json", "provenance.json"} < files
+    assert set(FILES) | {"plan.json", "provenance.json"} < files
 
 
 def test_shared_weights_are_saved_once(tmp_path: Path) -> None:

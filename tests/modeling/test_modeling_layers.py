@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from streamline.checkpoints.checkpoint import MODELING_FILES
 from streamline.engine.decoder import Decoder
 from streamline.modeling import modeling_layers
 from streamline.modeling import modeling_streamline as modeling
@@ -28,6 +27,7 @@ from streamline.modeling.modeling_layers import (
     builder,
     spec_of,
 )
+from streamline.modeling.modeling_streamline import FILES
 from streamline.testing.models import tiny_config, tiny_model
 
 MODULES = [
@@ -109,10 +109,10 @@ def test_unknown_names() -> None:
         Repeated(FFN(4, 4), 0)
 
 
-@pytest.mark.parametrize("name", MODELING_FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_copied_files_stand_alone(name: str) -> None:
     tree = ast.parse((Path(modeling.__file__).parent / name).read_text(encoding="utf-8"))
-    siblings = {Path(there).stem for there in MODELING_FILES}
+    siblings = {Path(there).stem for there in FILES}
     outside = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
