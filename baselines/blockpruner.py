@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration, measure
 from streamline.engine.budget import check_sparsity
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.fields import Count, Fraction, Length
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned
 from streamline.methods.loss import loss_sample
@@ -55,16 +56,10 @@ class BlockPruner(Method):
     paper: ClassVar[str] = "arXiv:2406.10594"
     supports_streaming: ClassVar[bool] = True
 
-    n_samples: int | None = 10
-    length: int | None = 128
-    width: int | None = None
-    search_share: float = 0.25
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_sparsity(self.search_share)
-        if self.width is not None and self.width < 1:
-            raise ConfigError(f"width must be at least 1, or None for all units, got {self.width}")
+    n_samples: Count | None = 10
+    length: Length | None = 128
+    width: Count | None = None
+    search_share: Annotated[Fraction, Field(lt=1)] = 0.25
 
     def calibration_key(self) -> str:
         """One search per combination of the fields."""

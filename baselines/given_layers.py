@@ -54,6 +54,7 @@ class GivenLayers(Method):
         Raises:
             ConfigError: If not.
         """
+        super().__post_init__()
         units = self.units
         twice = sorted({unit for unit in units if units.count(unit) > 1})
         if twice:

@@ -15,7 +15,8 @@ from torch import Tensor
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.errors import UnsupportedModelError
+from streamline.fields import Count, Natural
 from streamline.method import Method, Pruned, Size
 from streamline.methods.loss import loss_sample
 from streamline.plan import Plan, Step
@@ -57,22 +58,14 @@ class LaCo(Method):
     name: ClassVar[str] = "laco"
     paper: ClassVar[str] = "arXiv:2402.11187"
 
-    layers_per_merge: int = 4
-    interval: int = 2
-    lowest: int = 1
-    highest: int | None = None
-    n_samples: int = 5
-    length: int = 20
+    layers_per_merge: Count = 4
+    interval: Count = 2
+    lowest: Natural = 1
+    highest: Count | None = None
+    n_samples: Count = 5
+    length: Count = 20
     rule: Rule = "paper"
     choose: Literal["similar", "wanted"] = "similar"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.layers_per_merge < 1 or self.interval < 1 or self.lowest < 0:
-            raise ConfigError(
-                f"{self.name} needs layers_per_merge and interval of at least 1 and lowest of at "
-                f"least 0, got {self.layers_per_merge}, {self.interval} and {self.lowest}"
-            )
 
     def prune(
         self,

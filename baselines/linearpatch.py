@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.engine.seed import seeded
-from streamline.errors import ConfigError
+from streamline.fields import Count, Natural, Positive
 from streamline.method import Method, Pruned, Size
 from streamline.methods.replacement import home
 from streamline.modeling.modeling_layers import LinearMap
@@ -60,19 +61,10 @@ class LinearPatch(Method):
     paper: ClassVar[str] = "arXiv:2505.24680"
 
     rotation: Literal["hadamard", "none"] = "hadamard"
-    distill_epochs: int = 0
-    learning_rate: float = 1e-4
-    top_k: int = 50
-    step_tokens: int = 2048
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.distill_epochs < 0 or self.top_k < 2 or self.learning_rate <= 0:
-            raise ConfigError(
-                f"{self.name} needs distill_epochs of at least 0, top_k of at least 2 and a "
-                f"positive learning_rate, got {self.distill_epochs}, {self.top_k} and "
-                f"{self.learning_rate}"
-            )
+    distill_epochs: Natural = 0
+    learning_rate: Positive = 1e-4
+    top_k: Annotated[Count, Field(ge=2)] = 50
+    step_tokens: Count = 2048
 
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:
         """How many layers are removed, the parameters of the matrix counted."""

@@ -20,6 +20,7 @@ from streamline.engine.budget import check_sparsity, mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.fields import Count, Fraction, Length, Natural
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.loss import loss_sample
@@ -76,10 +77,10 @@ class LLMPruner(Method):
     )
 
     importance: Literal["param_first", "param_mix", "vectorize"] = "param_first"
-    start: int | float = 0.125
-    stop: int | float = 0.9375
-    n_samples: int = 10
-    length: int = 64
+    start: Natural | Fraction = 0.125
+    stop: Natural | Fraction = 0.9375
+    n_samples: Count = 10
+    length: Length = 64
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Families whose heads cannot be separated."""

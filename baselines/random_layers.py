@@ -11,6 +11,7 @@ from torch import Tensor
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
+from streamline.fields import Natural
 from streamline.method import DepthMethod, Pruned
 from streamline.plan import Plan
 
@@ -33,7 +34,7 @@ class RandomLayers(DepthMethod):
     paper: ClassVar[str] = "control: layers at random"
     supports_streaming: ClassVar[bool] = True
 
-    draw: int = 0
+    draw: Natural = 0
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
         """The draw of seed 0."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder, submodule
-from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.errors import UnsupportedModelError
+from streamline.fields import Count, NonNegative, Positive
 from streamline.method import Method, Pruned, Size
 from streamline.methods.linear_algebra import solve
 from streamline.plan import Plan, Span, Step
@@ -61,19 +62,11 @@ class ReplaceMe(Method):
     paper: ClassVar[str] = "arXiv:2505.02819"
 
     distance: Literal["cosine", "angle"] = "cosine"
-    ridge: float = 1e-6
+    ridge: NonNegative = 1e-6
     objective: Literal["least-squares", "cosine"] = "least-squares"
-    epochs: int = 10
-    learning_rate: float = 1e-4
-    batch: int = 1024
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.epochs < 1 or self.batch < 1 or self.learning_rate <= 0:
-            raise ConfigError(
-                f"{self.name} needs epochs and batch of at least 1 and a positive learning_rate, "
-                f"got {self.epochs}, {self.batch} and {self.learning_rate}"
-            )
+    epochs: Count = 10
+    learning_rate: Positive = 1e-4
+    batch: Count = 1024
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Models that normalise the MLP's output before it is added: no map can be folded there."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from streamline.calibration import Calibration, measure
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
+from streamline.fields import Count, Length, Natural
 from streamline.hashing import content_key
 from streamline.method import DepthMethod
 from streamline.methods.loss import loss_sample, score_paths
@@ -47,11 +48,11 @@ class ShortenedLlama(DepthMethod):
 
     paper: ClassVar[str] = "arXiv:2402.02834"
 
-    n_samples: int = 10
-    length: int = 128
+    n_samples: Count = 10
+    length: Length = 128
     plus: bool = True
-    keep_first: int = 4
-    keep_last: int = 2
+    keep_first: Natural = 4
+    keep_last: Natural = 2
 
     @abstractmethod
     def scores(self, decoder: Decoder, tokens: Tensor) -> tuple[list[float], dict[str, Any]]:

@@ -12,7 +12,7 @@ from streamline.calibration import Calibration, measure
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
-from streamline.errors import ConfigError
+from streamline.fields import Count, Fraction, Length, Natural
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.loss import loss_sample
@@ -53,16 +53,11 @@ class SLEB(Method):
     paper: ClassVar[str] = "arXiv:2402.09025"
     supports_streaming: ClassVar[bool] = True
 
-    n_samples: int | None = 10
-    length: int | None = 128
-    keep_first: int = 1
-    keep_last: int = 1
-    search_share: float = 0.3
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not 0.0 <= self.search_share <= 1.0:
-            raise ConfigError(f"search_share is a fraction in [0, 1], got {self.search_share}")
+    n_samples: Count | None = 10
+    length: Length | None = 128
+    keep_first: Natural = 1
+    keep_last: Natural = 1
+    search_share: Fraction = 0.3
 
     def calibration_key(self) -> str:
         """One search per combination of the fields."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
 from streamline.engine.budget import check_sparsity, mean_layer_parameters, removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
+from streamline.fields import Count, Positive
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan
 
@@ -66,8 +68,8 @@ class SliceGPT(Method):
     )
 
     orientation: Literal["random", "pca"] = "random"
-    round_interval: int = 8
-    max_slicing: float = 0.5
+    round_interval: Count = 8
+    max_slicing: Annotated[Positive, Field(lt=1)] = 0.5
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Models whose norms are not all directly between residual and projections."""

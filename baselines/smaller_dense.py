@@ -6,8 +6,9 @@ What pruning has to beat is not the dense model but the one that somebody traine
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
@@ -50,7 +51,7 @@ class SmallerDense(Method):
     paper: ClassVar[str] = "control: a released dense model of the pruned size"
     returns_model: ClassVar[bool] = True
 
-    model: str | None = None
+    model: Annotated[str, Field(min_length=1)] | None = None
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Models of which no smaller sibling is known."""

@@ -28,6 +28,7 @@ from streamline.engine.budget import layers_to_remove, mean_layer_parameters, re
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, dense_path
 from streamline.errors import ConfigError, MethodError
+from streamline.fields import check_fields
 from streamline.plan import Plan
 from streamline.training.student import Student
 
@@ -149,6 +150,14 @@ class Method(ABC):
                     f"{cls.__module__}.{cls.__qualname__} sets `{old}`, which is now called "
                     f"`{new}`; rename it (a field of its own needs another name)"
                 )
+
+    def __post_init__(self) -> None:
+        """Hold the fields against their annotations.
+
+        Raises:
+            ConfigError: If a value does not fit.
+        """
+        check_fields(self)
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
         """Measure what the method decides by; leaves the model as it was.

@@ -258,7 +258,12 @@ def _value(cls: type, name: str, field: str, text: str) -> Any:
     import yaml
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    hint = get_type_hints(cls)[field]
+    try:
+        hint = get_type_hints(cls)[field]
+    except (NameError, TypeError) as error:
+        raise ConfigError(
+            f"{field} of {name} cannot be set from text: its annotation cannot be read ({error})"
+        ) from error
     if not text.strip():
         raise ConfigError(f"{field}= of {name} has no value; write {field}=VALUE")
     try:

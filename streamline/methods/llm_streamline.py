@@ -21,24 +21,58 @@ sampling is seeded.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import UnsupportedModelError
+from streamline.fields import Fraction, Natural
 from streamline.method import DepthMethod, Method, Pruned, Size
 from streamline.methods.linear_map import linear_maps
-from streamline.methods.replacement import added_parameters, make
-from streamline.plan import Plan
+from streamline.methods.replacement import added_parameters, check_start, make
+from streamline.plan import Plan, Span
 from streamline.training.student import Recipe, Student
 
 PAPER = "arXiv:2403.19135"
 
 #: How many spans beside the chosen one are kept in the notes.
 N_RUNNERS_UP = 4
+
+
+#: Which of the next best spans is taken; no model has as many layers.
+RunnerUp = Annotated[Natural, Field(le=255)]
+
+
+def chosen_span(calibration: Calibration, length: int, runner_up: int) -> Span:
+    """The span of highest cosine of a length, or a runner-up.
+
+    Args:
+        calibration: Statistics of the dense model.
+        length: Layers in the span.
+        runner_up: 0 for the best, 1 for the next, and so on.
+
+    Raises:
+        UnsupportedModelError: If there are not so many.
+    """
+    check_runner_up(runner_up, calibration.n_layers, length)
+    return calibration.ranked_spans(length)[runner_up][0]
+
+
+def check_runner_up(runner_up: int, n_layers: int, length: int) -> None:
+    """Refuse a runner-up that a model does not have.
+
+    Raises:
+        UnsupportedModelError: If spans of this length are fewer.
+    """
+    n_spans = n_layers - length + 1
+    if length and runner_up >= n_spans:
+        raise UnsupportedModelError(
+            f"runner_up={runner_up} is too large: there are {n_spans} spans of {length} layers"
+        )
 
 
 def span_notes(calibration: Calibration, length: int) -> dict[str, Any]:
@@ -64,17 +98,22 @@ class StreamlineNone(DepthMethod):
     name: ClassVar[str] = "llm-streamline-none"
     paper: ClassVar[str] = PAPER
 
-    runner_up: int = 0
+    runner_up: RunnerUp = 0
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
         """Drop the span of highest cosine (or the chosen runner-up)."""
-        ranked = calibration.ranked_spans(n_remove)
-        if self.runner_up >= len(ranked):
-            raise ConfigError(
-                f"runner_up={self.runner_up} is too large: there are {len(ranked)} spans "
-                f"of {n_remove} layers"
-            )
-        return Plan.drop(calibration.n_layers, ranked[self.runner_up][0].layers)
+        span = chosen_span(calibration, n_remove, self.runner_up)
+        return Plan.drop(calibration.n_layers, span.layers)
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size:
+        """The count from the layers that would go.
+
+        Raises:
+            UnsupportedModelError: If the model has no such runner-up.
+        """
+        n_remove = layers_to_remove(decoder, sparsity)
+        check_runner_up(self.runner_up, decoder.n_layers, n_remove)
+        return Size.without(decoder, n_remove)
 
     def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:
         """The chosen span and its runners-up."""
@@ -100,14 +139,14 @@ class StreamlineReplacement(Method):
 
     init: str = "random"
     residual: bool = False
-    runner_up: int = 0
-    share: float = 1.0
+    runner_up: RunnerUp = 0
+    share: Annotated[Fraction, Field(gt=0)] = 1.0
     recipe: Recipe = field(default_factory=Recipe, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the range of ``share``."""
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"share must be above 0 and at most 1, got {self.share}")
+        """Check the fields, and that the network can start as it is to."""
+        super().__post_init__()
+        check_start(self.kind, self.init, self.residual)
 
     def _added(self, decoder: Decoder, n_remove: int) -> int:
         return added_parameters(self.kind, decoder, n_remove)
@@ -128,7 +167,7 @@ class StreamlineReplacement(Method):
         n_remove = self.n_remove(decoder, sparsity)
         if n_remove == 0:
             return Pruned(Plan.dense(decoder.n_layers))
-        span, _ = calibration.ranked_spans(n_remove)[self.runner_up]
+        span = chosen_span(calibration, n_remove, self.runner_up)
         plan = Plan.replace(decoder.n_layers, span, self.kind)
         linear = linear_maps(decoder, [span], batches)[span] if self.init == "linear" else None
         module = make(
@@ -148,8 +187,13 @@ class StreamlineReplacement(Method):
         )
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
-        """Removed layers, less the network that is added."""
+        """Removed layers, less the network that is added.
+
+        Raises:
+            UnsupportedModelError: If the model has no such runner-up.
+        """
         n_remove = self.n_remove(decoder, sparsity)
+        check_runner_up(self.runner_up, decoder.n_layers, n_remove)
         return Size.without(decoder, n_remove, self._added(decoder, n_remove) if n_remove else 0)
 
 

@@ -81,12 +81,7 @@ def make(
             f"a replacement needs a span of 1 to {decoder.n_layers} layers of {decoder.name}, "
             f"got {span}"
         )
-    if init not in INITS[base]:
-        raise ConfigError(
-            f"{kind} cannot start from init={init!r}; choose {', '.join(INITS[base])}"
-        )
-    if residual and base in ("linear", "layer"):
-        raise ConfigError(f"{kind} has no residual form; use residual=False")
+    check_start(kind, init, residual)
     if init == "linear" and linear is None:
         raise ConfigError('init="linear" needs linear=(W, b), for example from linear_maps')
     if init == "linear" and prefix and len(span) > 1:
@@ -104,6 +99,27 @@ def make(
     if isinstance(module, LayerModule):
         module.tuple_output = decoder.family.tuple_output
     return module.to(device=home(decoder, span.start), dtype=torch.float32).requires_grad_(True)
+
+
+def check_start(kind: str, init: str, residual: bool) -> None:
+    """Refuse a way to start that a kind does not have.
+
+    Args:
+        kind: As for :func:`make`.
+        init: Likewise.
+        residual: Likewise.
+
+    Raises:
+        UnknownNameError: If the kind does not exist.
+        ConfigError: If it cannot start in this way, or has no residual form.
+    """
+    _, base = split_kind(kind)
+    if init not in INITS[base]:
+        raise ConfigError(
+            f"{kind} cannot start from init={init!r}; choose {', '.join(INITS[base])}"
+        )
+    if residual and base in ("linear", "layer"):
+        raise ConfigError(f"{kind} has no residual form; use residual=False")
 
 
 def home(decoder: Decoder, layer: int) -> torch.device:

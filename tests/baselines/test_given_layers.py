@@ -78,7 +78,7 @@ def test_a_list_keeps_the_contract(remove: tuple[int | str, ...]) -> None:
         ("x", "'x' in remove names no layers"),
         ("-1", "'-1' in remove names no layers"),
         (-1, "-1 in remove names no layers"),
-        (True, "True in remove names no layers"),
+        (True, "remove=True of given-layers is not accepted"),
         ("5-3", "ends before it starts"),
         ("3.norm", "names no layers"),
         ((3, "3.mlp"), "the mlp of layer 3 twice"),

@@ -175,5 +175,5 @@ def test_the_order_of_the_cosine_fit_follows_the_seed(tiny_llama):
 
 
 def test_settings_of_the_cosine_fit_are_checked():
-    with pytest.raises(ConfigError, match="epochs and batch of at least 1 .* got 0, 1024"):
+    with pytest.raises(ConfigError, match="epochs=0 of replaceme is not accepted: .* 1"):
         ReplaceMe(epochs=0)

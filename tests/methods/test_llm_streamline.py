@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from streamline.calibration import Calibration, measure
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError
+from streamline.errors import UnsupportedModelError
 from streamline.methods.llm_streamline import (
     StreamlineFFN,
     StreamlineLayer,
@@ -70,7 +70,7 @@ def test_none_drops_the_span_of_highest_cosine_and_names_the_runner_up():
 def test_a_runner_up_can_be_chosen_instead():
     found = calibration(8, Span(2, 5))
     assert StreamlineNone(runner_up=1).select(found, 3).removed_layers == [3, 4, 5]
-    with pytest.raises(ConfigError, match="runner_up=6 is too large: there are 6 spans"):
+    with pytest.raises(UnsupportedModelError, match="runner_up=6 is too large: there are 6 spans"):
         StreamlineNone(runner_up=6).select(found, 3)
 
 
