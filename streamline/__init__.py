@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamline.api.functions import evaluate, load, prune, session
     from streamline.api.listing import list_methods, list_tasks
     from streamline.calibration import Calibration
+    from streamline.evaluation.prompting import Prompting
     from streamline.method import DepthMethod, Method
     from streamline.modeling.modeling_streamline import register
     from streamline.plan import Plan, Span
@@ -48,6 +49,7 @@ __all__ = [
     "Method",
     "Plan",
     "PlanError",
+    "Prompting",
     "Recipe",
     "Span",
     "StreamlineError",
@@ -73,6 +75,7 @@ _LAZY = {
     "LoraSettings": "streamline.training.lora_recipe",
     "Method": "streamline.method",
     "Plan": "streamline.plan",
+    "Prompting": "streamline.evaluation.prompting",
     "Recipe": "streamline.training.student",
     "Span": "streamline.plan",
     "compare": "streamline.api.evaluation",

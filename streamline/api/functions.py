@@ -24,6 +24,7 @@ from streamline.checkpoints.checkpoint import quiet
 from streamline.engine.decoder import Decoder
 from streamline.environment import pick_device
 from streamline.errors import ConfigError
+from streamline.evaluation.prompting import Prompting
 from streamline.method import Method
 from streamline.progress import Progress
 from streamline.sources.models import load_model
@@ -156,6 +157,7 @@ def evaluate(
     include_path: str | Path | None = None,
     perplexity: int = 16_384,
     perplexity_texts: str = "packaged:heldout",
+    prompting: Prompting | None = None,
     batch_tokens: int | None = None,
     compiled: bool = False,
     progress: Progress | None = None,
@@ -174,6 +176,8 @@ def evaluate(
         include_path: Folder with lm-eval YAML of your own tasks.
         perplexity: Tokens of held-out text whose perplexity is measured; 0 for none.
         perplexity_texts: The held-out text.
+        prompting: Examples, chat template and instruction around each question of lm-eval's tasks;
+            None for their own prompts.
         batch_tokens: Most tokens of a batch; None suits the device.
         compiled: Whether layers are compiled for scoring, meant for GPUs.
         progress: Where to report what is being done; None writes remarks to standard error.
@@ -203,6 +207,7 @@ def evaluate(
             include_path=include_path,
             perplexity=perplexity,
             perplexity_texts=perplexity_texts,
+            prompting=prompting,
             batch_tokens=batch_tokens,
             compiled=compiled,
         )

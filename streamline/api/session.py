@@ -34,6 +34,7 @@ from streamline.errors import NotFiniteError, UnsupportedModelError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate
 from streamline.evaluation.harness import max_length
+from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.questions import Questions, heldout_text, prepare
 from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.hashing import content_key, folder_key
@@ -186,6 +187,7 @@ class Session:
         include_path: str | Path | None = None,
         perplexity: int = 16_384,
         perplexity_texts: str = "packaged:heldout",
+        prompting: Prompting | None = None,
         batch_tokens: int | None = None,
         compiled: bool = False,
     ) -> Evaluation:
@@ -202,6 +204,8 @@ class Session:
             include_path: Folder with lm-eval YAML of your own tasks.
             perplexity: Tokens of held-out text whose perplexity is measured; 0 for none.
             perplexity_texts: The held-out text.
+            prompting: Examples, chat template and instruction around each question of lm-eval's
+                tasks; None for their own prompts.
             batch_tokens: Most tokens of a batch; None suits the device.
             compiled: Whether layers are compiled for scoring, meant for GPUs.
 
@@ -219,6 +223,7 @@ class Session:
             Path(data_dir) if data_dir else None,
             Path(include_path) if include_path else None,
             (perplexity_texts, perplexity),
+            prompting,
         )
         questions_key = content_key(
             [questions.facts()["questions"], limit]
@@ -304,9 +309,10 @@ class Session:
         data_dir: Path | None,
         include_path: Path | None,
         perplexity: tuple[str, int],
+        prompting: Prompting | None,
     ) -> Questions:
         """The questions of some tasks, made once."""
-        key = (tasks, limit, data, data_dir, include_path, perplexity)
+        key = (tasks, limit, data, data_dir, include_path, perplexity, prompting)
         if key not in self._questions:
             longest = max_length(self.dense.decoder.config, self.dense.tokenizer)
             window = min(512, longest)
@@ -320,6 +326,7 @@ class Session:
                 include_path=include_path,
                 heldout=heldout_text(self.batches, *perplexity, window),
                 generates=not isinstance(self.dense.decoder, StreamedDecoder),
+                prompting=prompting,
                 progress=self.progress,
             )
         return self._questions[key]

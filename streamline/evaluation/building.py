@@ -14,6 +14,7 @@ from typing import Any
 
 from streamline.evaluation.harness import load_tasks, task_manager, task_part
 from streamline.evaluation.part import Part
+from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.evaluation.tasks.declared import named_files
 from streamline.evaluation.tasks.overrides import overrides
@@ -34,6 +35,7 @@ def build(
     data_dir: str | Path | None = None,
     revision: str | None = None,
     found: Mapping[str, QuestionSource] | None = None,
+    prompting: Prompting | None = None,
     leave_out: Callable[[str, Exception], None] | None = None,
 ) -> list[Part]:
     """Load tasks through lm-eval and turn their requests into token ids.
@@ -48,6 +50,7 @@ def build(
         data_dir: Folder with original files, searched first, or None.
         revision: Commit or branch on the hub.
         found: Where each task's questions come from, if that is decided already.
+        prompting: What is put around each question of lm-eval's tasks; None for their own prompts.
         leave_out: Told of a row whose questions cannot be built, and why; None to raise the error.
 
     Returns:
@@ -60,9 +63,10 @@ def build(
     wanted = [entry for entry in entries if entry.protocol != "perplexity"]
     if not wanted:
         return []
-    manager = task_manager(wanted)
+    manager, around = task_manager(wanted), prompting or Prompting()
 
     def parts_of(entry: TaskEntry) -> Iterator[Part]:
+        around.check(entry.name, entry.protocol)
         each = entry.limit_each(limit)
         for name in entry.tasks:
             changes = {}
@@ -76,11 +80,14 @@ def build(
                     max_length=min(max_length, FULL_TEXT_TOKENS),
                     limit=each,
                     found=(found or {}).get(name),
+                    shots=bool(around.num_fewshot),
                 )
             with _own_cache(entry):
                 loaded = load_tasks(manager, name, changes)
             for task in loaded:
-                yield task_part(task, entry, tokenizer, max_length=max_length, limit=each)
+                yield task_part(
+                    task, entry, tokenizer, max_length=max_length, limit=each, prompting=around
+                )
 
     parts: list[Part] = []
     for entry in wanted:

@@ -101,7 +101,10 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
         names = [part.name for part in questions.parts if part.entry.name == entry.name]
         if names:
             row = combine(entry, [blocks[name][0] for name in names])
-            facts = {"protocol": entry.protocol, "shots": entry.shots}
+            shots = next(part.shots for part in questions.parts if part.entry.name == entry.name)
+            facts = {"protocol": entry.protocol, "shots": shots}
+            if questions.prompting.words and entry.protocol == "lm-eval":
+                facts["prompts"] = questions.prompting.words
             tasks[entry.name] = row | facts | {"subtasks": names}
     frames = [store.samples(key, part.place) for part in questions.parts]
     return CellResult(

@@ -26,6 +26,7 @@ from streamline.errors import ConfigError
 from streamline.evaluation.finite import finite_logits
 from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.part import BatchTokenizer, Part
+from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry, include_paths
 from streamline.evaluation.tasks.overrides import fingerprint
@@ -76,7 +77,13 @@ def load_tasks(manager: Any, name: str, changes: Mapping[str, Any]) -> list[Any]
 
 
 def task_part(
-    task: Any, entry: TaskEntry, tokenizer: Any, *, max_length: int, limit: int | None = None
+    task: Any,
+    entry: TaskEntry,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    limit: int | None = None,
+    prompting: Prompting | None = None,
 ) -> Part:
     """Build the requests of one lm-eval task object.
 
@@ -86,10 +93,11 @@ def task_part(
         tokenizer: The model's tokenizer.
         max_length: The model's context length.
         limit: The first so many questions; None for all.
+        prompting: What is put around each question; None for the task's own prompts.
 
     Raises:
-        ConfigError: If the kind of task is not supported, or an answer is longer than the model's
-            context.
+        ConfigError: If the kind of task is not supported, it has no such prompts, or an answer is
+            longer than the model's context.
     """
     if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood", "generate_until"):
         raise ConfigError(
@@ -98,7 +106,7 @@ def task_part(
         )
     with quiet():
         task.set_fewshot_seed(1234)  # lm-eval's own default
-        task.build_all_requests(limit=limit)
+        task.build_all_requests(limit=limit, **_around(task, tokenizer, prompting or Prompting()))
     instances = tuple(task.instances)
     requests: list[Request] = []
     if task.OUTPUT_TYPE != "generate_until":
@@ -126,7 +134,40 @@ def task_part(
         requests=tuple(requests),
         n_docs=n_docs,
         data_hash=fingerprint(task.eval_docs, n_docs),
+        shots=entry.shots or int(task.config.num_fewshot or 0),
     )
+
+
+def _around(task: Any, tokenizer: Any, prompting: Prompting) -> dict[str, Any]:
+    """What lm-eval puts around the questions of a task, whose number of examples is set.
+
+    A task that says 0 keeps 0, as in lm-eval.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    if prompting.num_fewshot is not None and task.config.num_fewshot != 0:
+        task.set_config("num_fewshot", prompting.num_fewshot)
+    given: dict[str, Any] = {
+        "system_instruction": prompting.system_instruction,
+        "apply_chat_template": prompting.apply_chat_template,
+        "fewshot_as_multiturn": prompting.fewshot_as_multiturn,
+    }
+    if not prompting.apply_chat_template:
+        return given
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            "the model's tokenizer has no chat template, which --apply-chat-template needs; leave "
+            "it out, or take an instruction-tuned model"
+        )
+
+    class Chat(HFLM):  # type: ignore[misc]
+        """lm-eval's model class without a model: it only fills in the template."""
+
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer
+            self.chat_template_args = {}
+
+    return given | {"chat_template": Chat().apply_chat_template}
 
 
 def generate(

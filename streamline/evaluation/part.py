@@ -30,6 +30,7 @@ class Part:
         requests: The same as token ids; empty for tasks that generate text.
         n_docs: Number of questions.
         data_hash: Fingerprint of the questions.
+        shots: Examples in each prompt.
         key: Content key of all that decides what a model is asked and how it is judged.
     """
 
@@ -40,6 +41,7 @@ class Part:
     requests: tuple[Request, ...]
     n_docs: int
     data_hash: str
+    shots: int = 0
     key: str = ""
 
     @property

@@ -21,6 +21,7 @@ from streamline.errors import AssetError, StreamlineError
 from streamline.evaluation.building import build
 from streamline.evaluation.origins import Origins, find_origins
 from streamline.evaluation.part import Part
+from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.scoring.perplexity import text_windows
 from streamline.evaluation.tasks.catalogue import TaskEntry, resolve
 from streamline.evaluation.tasks.running_text import read_text
@@ -63,6 +64,7 @@ class Questions:
         texts: Texts whose perplexity is measured.
         unavailable: What was wanted and left out: name to reason.
         sources: Where the questions of each part came from.
+        prompting: What is put around each question of lm-eval's tasks.
     """
 
     entries: tuple[TaskEntry, ...]
@@ -70,6 +72,7 @@ class Questions:
     texts: tuple[Text, ...]
     unavailable: dict[str, str]
     sources: dict[str, Any]
+    prompting: Prompting = Prompting()
 
     @property
     def names(self) -> list[str]:
@@ -93,6 +96,7 @@ class Questions:
             "sources": self.sources,
             "unavailable": self.unavailable,
             "texts": {text.name: text.provenance for text in self.texts},
+            **({} if self.prompting.is_default else {"prompting": self.prompting.model_dump()}),
         }
 
 
@@ -136,6 +140,7 @@ def prepare(
     origins: Origins | None = None,
     heldout: Text | None = None,
     generates: bool = True,
+    prompting: Prompting | None = None,
     skip_missing: bool = False,
     progress: Progress | None = None,
 ) -> Questions:
@@ -152,6 +157,7 @@ def prepare(
         origins: Where each task's questions come from; None to decide it by the settings above.
         heldout: A text to measure perplexity on beside those among the tasks, or None.
         generates: Whether the model can generate text; if not, such tasks cannot be asked.
+        prompting: What is put around each question of lm-eval's tasks; None for their own prompts.
         skip_missing: Leave out what cannot be had, and name it.
         progress: Where to report what is left out.
 
@@ -182,6 +188,7 @@ def prepare(
         max_length=max_length,
         limit=limit,
         found=origins.found,
+        prompting=prompting,
         leave_out=leave_out,
     )
     for part in parts:
@@ -214,7 +221,14 @@ def prepare(
         for part in parts
     }
     entries = [entry for entry in entries if entry.name not in missing]
-    return Questions(tuple(entries), tuple(parts), tuple(texts.values()), missing, sources)
+    return Questions(
+        tuple(entries),
+        tuple(parts),
+        tuple(texts.values()),
+        missing,
+        sources,
+        prompting or Prompting(),
+    )
 
 
 def reason(error: Exception) -> str:

@@ -194,17 +194,32 @@ def _short(task: str, names: Collection[str]) -> str:
     return task if short in names else short
 
 
+def _prompts(result: TaskResult) -> str:
+    """What stood around each question of a task: examples, chat template, instruction."""
+    shots = result.extra("shots")
+    examples = f"{shots} example{'s' if shots != 1 else ''}" if shots else None
+    return ", ".join(str(text) for text in (examples, result.extra("prompts")) if text)
+
+
 def protocol_notes(records: Sequence[Record]) -> list[str]:
     """How the tasks were scored, and that nothing is averaged over different ways."""
     found: dict[str, dict[str, None]] = {}
+    around: dict[str, dict[str, None]] = {}
     for record in records:
         for task, result in collapsed_tasks(record).items():
-            found.setdefault(str(result.extra("protocol") or ""), {})[task] = None
+            protocol = str(result.extra("protocol") or "")
+            found.setdefault(protocol, {})[task] = None
+            if protocol == "lm-eval" and (prompts := _prompts(result)):
+                around.setdefault(prompts, {})[task] = None
     names = {task for tasks in found.values() for task in tasks}
     notes = [
         f"{_PROTOCOLS.get(protocol, protocol)}: {', '.join(_short(task, names) for task in tasks)}."
         for protocol, tasks in found.items()
         if protocol
+    ]
+    notes += [
+        f"Asked with {prompts}: {', '.join(_short(task, names) for task in tasks)}."
+        for prompts, tasks in around.items()
     ]
     if len(found) > 1:
         notes.append("Tasks scored in different ways have no average over all of them.")

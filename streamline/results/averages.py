@@ -166,7 +166,10 @@ def _macro(block: Sequence[TaskResult]) -> TaskResult:
         "stability_stderr": mean_stderr([result.extra("stability_stderr") for result in block]),
         "agreement": mean([result.extra("agreement") for result in block]),
         "subjects": len(block),
-        **{name: block[0].extra(name) for name in ("version", "protocol", "split", "shots")},
+        **{
+            name: block[0].extra(name)
+            for name in ("version", "protocol", "split", "shots", "prompts")
+        },
     }
     counts = [result.extra("counts") for result in block]
     if all(isinstance(item, dict) for item in counts):

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from streamline.errors import ConfigError
+from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.registry import build_method, method_names
 from streamline.run.checks.applies import refuse_idle, refuse_suites_code, refuse_unknown_layout
@@ -157,6 +158,18 @@ class RunConfig(Strict):
     )
     include_path: ThereFolder | None = setting(
         None, "Folder with lm-eval YAML of your own tasks.", flag="--include-path"
+    )
+    prompting: Prompting = setting(
+        Prompting(),
+        "What is put around each question of lm-eval's tasks, as lm-eval's own switches.",
+        flags={
+            "--num-fewshot": "num_fewshot",
+            "--apply-chat-template": "apply_chat_template",
+            "--system-instruction": "system_instruction",
+            "--fewshot-as-multiturn": "fewshot_as_multiturn",
+        },
+        keyed=True,
+        per_model=True,
     )
     batch_tokens: Positive | None = setting(
         None,

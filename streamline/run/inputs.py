@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from streamline.evaluation.origins import Origins, find_origins
+from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.evaluation.tasks.hub_commits import dataset_commit
 from streamline.hashing import content_key, file_hashes, file_sha256, folder_key
@@ -48,7 +49,7 @@ __all__ = [
 FORMAT = 1
 """Raised by a change of this project that changes numbers."""
 
-_ASKED = ("limit", "tasks", "perplexity")  # what a model is asked; all else makes the model
+_ASKED = ("limit", "tasks", "prompting", "perplexity")  # of a model; all else makes the model
 _OF_RECOVERY = ("lora",)  # what matters to cells alone that are fine-tuned
 
 
@@ -144,6 +145,8 @@ def shared_inputs(config: RunConfig, fingerprint: str, sources: Sources) -> dict
         value = getattr(config, name)
         if name == "tasks":
             found[name] = _questions(config, sources.origins)
+        elif isinstance(value, Prompting):
+            found[name] = value.model_dump()
         elif isinstance(value, BaseModel):
             found[name] = _stage(value, config, sources.revisions)
         else:

@@ -161,6 +161,7 @@ def _run(
             origins=sources.origins,
             heldout=heldout,
             generates=not config.stream,
+            prompting=config.prompting,
             skip_missing=config.skip_missing,
             progress=progress,
         ),

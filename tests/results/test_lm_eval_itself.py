@@ -12,7 +12,8 @@ import pytest
 
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
-from streamline.evaluation.harness import build, max_length
+from streamline.evaluation.building import build
+from streamline.evaluation.harness import max_length
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import resolve

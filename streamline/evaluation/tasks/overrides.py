@@ -38,6 +38,7 @@ def overrides(
     max_length: int = 2048,
     limit: int | None = None,
     found: QuestionSource | None = None,
+    shots: bool = False,
 ) -> dict[str, Any]:
     """What to change in lm-eval's task so that it reads its questions from the chosen source.
 
@@ -55,6 +56,8 @@ def overrides(
         limit: The first so many questions only, as with lm-eval's own ``limit``; saves
             the work of preparing the rest.
         found: Where its questions come from, if that is decided already.
+        shots: Whether lm-eval draws examples: from all questions of a source that has no others,
+            the one that is asked left out.
 
     Returns:
         Keys of lm-eval's task configuration.
@@ -74,13 +77,15 @@ def overrides(
     if found is None:
         found = question_source(task, source=source, data_dir=data_dir, revision=revision)
     if task.startswith("streamline_"):
-        built = documents(found, tokenizer=tokenizer, max_length=max_length, limit=limit)
-        return {"custom_dataset": _returning({"test": built})}
+        few = None if shots else limit
+        built = documents(found, tokenizer=tokenizer, max_length=max_length, limit=few)
+        split = {"fewshot_split": "test"} if shots else {}
+        return {"custom_dataset": _returning({"test": built}), **split}
     known = QUESTION_SETS[found.questions]
     if found.kind == "hub" and known.hub_file is None:
         return {"dataset_kwargs": {"revision": found.revision}} if _pinned(found) else {}
     rows = load_questions(found)
-    if limit is not None:
+    if limit is not None and not shots:
         rows = rows.select(range(min(limit, len(rows))))
     splits: dict[str, Any] = {_LOADED_DATA: rows}
     changes: dict[str, Any] = {
@@ -88,7 +93,7 @@ def overrides(
         "training_split": None,
         "validation_split": None,
         "test_split": _LOADED_DATA,
-        "fewshot_split": None,
+        "fewshot_split": _LOADED_DATA if shots else None,
     }
     if known.subjects:
         from datasets import Dataset
