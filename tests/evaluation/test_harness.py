@@ -218,7 +218,7 @@ def test_rows_are_what_the_samples_file_takes(
 def test_tasks_are_loaded_by_name(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamline.evaluation import harness
+    from streamline.evaluation import building
 
     docs = Dataset.from_list(
         [{"goal": "to sit", "sol1": "use a chair", "sol2": "use a cat", "label": 0}] * 3
@@ -233,7 +233,7 @@ def test_tasks_are_loaded_by_name(
             "test_split": "questions",
         }
 
-    monkeypatch.setattr(harness, "overrides", changes)
+    monkeypatch.setattr(building, "overrides", changes)
     (part,) = build(resolve(["piqa", "heldout"]), tokenizer, max_length=512, limit=2)
     assert part.name == "piqa" and part.n_docs == 2 and len(part.requests) == 4
     assert tokenizer.decode(part.requests[0].continuation) == " use a chair"
@@ -248,7 +248,7 @@ def test_an_answer_longer_than_the_context_is_refused(tokenizer: PreTrainedToken
 def test_a_limit_is_split_among_subjects(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamline.evaluation import harness
+    from streamline.evaluation import building
 
     limits: dict[str, int | None] = {}
 
@@ -256,7 +256,7 @@ def test_a_limit_is_split_among_subjects(
         limits[task] = limit
         raise AssetError("enough is known")
 
-    monkeypatch.setattr(harness, "overrides", changes)
+    monkeypatch.setattr(building, "overrides", changes)
     for name in ("streamline_mmlu", "streamline_mmlu_anatomy", "piqa"):
         with pytest.raises(AssetError):
             build(resolve([name]), tokenizer, max_length=512, limit=50)
