@@ -102,7 +102,7 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
         if names:
             row = combine(entry, [blocks[name][0] for name in names])
             shots = next(part.shots for part in questions.parts if part.entry.name == entry.name)
-            facts = {"protocol": entry.protocol, "shots": shots}
+            facts: dict[str, Any] = {"protocol": entry.protocol, "shots": shots}
             if questions.prompting.words and entry.protocol == "lm-eval":
                 facts["prompts"] = questions.prompting.words
             tasks[entry.name] = row | facts | {"subtasks": names}

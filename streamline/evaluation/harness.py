@@ -165,7 +165,7 @@ def _around(task: Any, tokenizer: Any, prompting: Prompting) -> dict[str, Any]:
 
         def __init__(self) -> None:
             self.tokenizer = tokenizer
-            self.chat_template_args = {}
+            self.chat_template_args: dict[str, Any] = {}
 
     return given | {"chat_template": Chat().apply_chat_template}
 

@@ -247,7 +247,7 @@ def _refuse(
     Raises:
         AssetError: If something is missing and not to be left out, or nothing is left.
     """
-    shown = "; ".join(f"{name}: {why}" for name, why in missing.items())
+    shown = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in missing.items()) + "."
     if missing and not skip_missing:
         raise AssetError(
             f"{len(missing)} of the question sets and texts cannot be had: {shown} Nothing was "
