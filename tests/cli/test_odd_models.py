@@ -1,0 +1,110 @@
+"""Models of an odd kind that work: with code of their own, with one layer, with old tokenizers."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_input import Shown
+from transformers import PreTrainedTokenizerFast
+
+from streamline.results.record_file import load
+from streamline.testing.models import tiny_model
+
+_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "llama"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+_RUN = "run --suite s.yaml --models {} --methods dense,shortgpt --out OUT/run"
+
+
+@pytest.fixture
+def odd(
+    inputs: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Path]:
+    """Writes a tiny model's folder, changed by its fields."""
+
+    def write(family: str = "llama", n_layers: int = 3, **changes: Any) -> Path:
+        folder = tmp_path / "odd"
+        tiny_model(family, n_layers=n_layers, **changes).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("mapped", [("AutoConfig",), ("AutoConfig", "AutoModelForCausalLM")])
+def test_a_model_with_code_of_its_own_runs_by_the_flag_alone(
+    mapped: tuple[str, ...], odd: Any, bench: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = odd()
+    path = folder / "config.json"
+    code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config = json.loads(path.read_text()) | {"auto_map": {name: code[name] for name in mapped}}
+    path.write_text(json.dumps(config))
+    (folder / "own.py").write_text(_CODE)
+    monkeypatch.setattr(sys, "stdin", None)  # nothing may be asked
+    for more in ("--dry-run", "", "--stream --redo dense"):
+        found = bench(f"{_RUN.format(folder)} --trust-remote-code {more}")
+        assert found.code == 0, found.err
+    found = bench(f"evaluate {folder} --tasks piqa --data-dir data --limit 2 --out OUT/e.json "
+                  "--trust-remote-code")  # fmt: skip
+    assert found.code == 0, found.err
+    found = bench(f"prune {folder} --suite s.yaml --method shortgpt --sparsity 0.3 --out OUT/p "
+                  "--trust-remote-code")  # fmt: skip
+    assert found.code == 0, found.err
+
+
+def test_a_model_of_one_layer(odd: Any, bench: Callable[..., Shown], tmp_path: Path) -> None:
+    found = bench(_RUN.format(odd(n_layers=1)))
+    assert found.code == 0, found.err
+    dense, pruned = load(tmp_path / "out" / "run")
+    assert dense.status == "ok" and pruned.status in ("ok", "skipped")
+    assert pruned.status == "ok" or "layer" in str(pruned.reason)
+
+
+def test_a_tokenizer_of_sentencepiece_alone(
+    odd: Any, bench: Callable[..., Shown], tmp_path: Path
+) -> None:
+    pytest.importorskip("google.protobuf", reason="a dependency that this environment lacks")
+    import sentencepiece
+
+    from streamline.sources.models import load_tokenizer
+
+    folder = odd()
+    (folder / "tokenizer.json").unlink()
+    written = io.BytesIO()
+    text = "leave it in a box, put it away, keep it dry 0 1 2 3 4 5 6 7 8 9"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text] * 9), model_writer=written, vocab_size=60, minloglevel=2,
+        model_type="bpe", character_coverage=1.0,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    known = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    ids = load_tokenizer(str(folder))("keep it dry", add_special_tokens=False).input_ids
+    assert ids == known.encode("keep it dry")
+    found = bench(_RUN.format(folder))
+    assert found.code == 0, found.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        ("--calibration-length", "calibration"),
+        ("--train-length", "training"),
+    ],
+)
+def test_lengths(verb: str, what: str) -> None:
+    pytest.skip("to be written")
