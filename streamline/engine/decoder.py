@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.families import Family, family_of
+from streamline.engine.nested import repeated, to_device
+from streamline.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -117,6 +119,27 @@ class Decoder:
         value = getattr(self.config, "max_position_embeddings", None)
         return None if value is None else int(value)
 
+    def check_length(self, length: int, what: str) -> str | None:
+        """Whether the model has positions for sequences of a length.
+
+        Args:
+            length: Tokens of a sequence.
+            what: What is of this length, for the message.
+
+        Returns:
+            None, or a remark where positions are computed and go on beyond those of training.
+
+        Raises:
+            UnsupportedModelError: If positions are learned and there are fewer.
+        """
+        limit = self.max_length
+        if limit is None or length <= limit:
+            return None
+        text = f"{what} of {length} tokens is longer than the {limit} positions of {self.name}"
+        if self.family.positions:
+            raise UnsupportedModelError(f"{text}, which has no others; take {limit} or fewer")
+        return f"{text}; it goes on computing them, but was not trained so far"
+
     def enter(
         self,
         input_ids: Tensor,
@@ -133,7 +156,11 @@ class Decoder:
 
         Returns:
             The hidden states before layer 0 and one call per layer.
+
+        Raises:
+            UnsupportedModelError: If the batch is longer than a table of learned positions.
         """
+        self.check_length(input_ids.shape[-1], "a text")
         entry = Entry(hidden=torch.empty(0))
         options: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False}
         if position_ids is not None:
@@ -161,7 +188,7 @@ class Decoder:
             device = module_device(module)
             if device is not None:
                 hidden = hidden.to(device)
-                args, kwargs = _to_device(args, device), _to_device(kwargs, device)
+                args, kwargs = to_device(args, device), to_device(kwargs, device)
         own = hidden.clone() if _unknown(module) else hidden
         output = module(own, *args, **kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
@@ -184,7 +211,7 @@ class Decoder:
         if len(states) == 1:
             return (self.run(module, states[0], entry, layer),)
         n, rows = len(states), len(entry.hidden)
-        call = _repeated(entry.calls[layer], n, rows)
+        call = repeated(entry.calls[layer], n, rows)
         together = torch.cat([hidden.to(states[0].device) for hidden in states])  # [n * B, T, D]
         return torch.split(self.run(module, together, Entry(together, [call]), 0), rows)
 
@@ -318,31 +345,3 @@ def _working_device(module: nn.Module) -> torch.device | None:
         if device is not None:
             return torch.device(device)
     return None
-
-
-def _repeated(value: Any, n: int, rows: int) -> Any:
-    """Every tensor of one call for a batch of ``rows``, made for ``n`` such batches.
-
-    Tensors whose first dimension is 1 serve any batch; one-dimensional ones have no batch.
-    """
-    if isinstance(value, Tensor):
-        batched = value.dim() > 1 and len(value) > 1 and len(value) % rows == 0
-        return value.repeat(n, *[1] * (value.dim() - 1)) if batched else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_repeated(item, n, rows) for item in value)
-    if isinstance(value, dict):
-        return {key: _repeated(item, n, rows) for key, item in value.items()}
-    return value
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        return tuple(_to_device(item, device) for item in value)
-    if isinstance(value, list):
-        return [_to_device(item, device) for item in value]
-    if isinstance(value, dict):
-        return {key: _to_device(item, device) for key, item in value.items()}
-    return value

@@ -94,6 +94,7 @@ class Estimate:
         download_bytes: Weights that are not on this machine yet.
         work_bytes: What the run writes into its folder: training states and cached activations.
         broken: Models that cannot be planned, and why.
+        remarks: What is to be said before the run: texts longer than a model's positions.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -103,6 +104,7 @@ class Estimate:
     download_bytes: int = 0
     work_bytes: int = 0
     broken: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 def plan_run(config: RunConfig) -> Estimate:
@@ -139,6 +141,7 @@ def _add_model(estimate: Estimate, model: str, own: RunConfig) -> None:
     methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
     watch = Watch(decoder)
     rows = [_row(cell, methods[cell.method], decoder, watch, own) for cell in expand(own, model)]
+    estimate.remarks += _too_long(rows, methods, decoder, own)
     estimate.rows += rows
     _add_costs(estimate, rows, methods, decoder, own)
     if local_folder(model) is None:
@@ -159,6 +162,25 @@ def _row(cell: Cell, method: Method, decoder: Decoder, watch: Watch, config: Run
     except Exception as error:  # of this method's code; the other rows are planned
         why = reason(error)
     return Row(cell, removed, dense, pruned, why)
+
+
+def _too_long(
+    rows: list[Row], methods: dict[str, Method], decoder: Decoder, config: RunConfig
+) -> list[str]:
+    """Remarks on sequences that are longer than a model's positions.
+
+    Raises:
+        UnsupportedModelError: If there are no positions for them.
+    """
+    pruned = [row.cell for row in rows if row.reason is None and row.cell.sparsity]
+    trained = any(methods[cell.method].trains or cell.recovery != "none" for cell in pruned)
+    lengths = {
+        "calibration": config.calibration.length if pruned else 0,
+        "training": config.training.length if trained else 0,
+        "perplexity": config.perplexity.length if config.perplexity.n_tokens else 0,
+    }
+    found = (decoder.check_length(n, f"a {use} sequence") for use, n in lengths.items())
+    return [remark for remark in found if remark is not None]
 
 
 def _add_costs(

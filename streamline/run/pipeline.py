@@ -60,7 +60,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
 
 def _run(config: RunConfig, progress: Progress) -> list[Record]:
     refuse_foreign(config.out)
-    require_fit(config)
+    for remark in require_fit(config).remarks:
+        progress.say(remark)
     with claimed(config.out):
         sources = settle(config, kept_sources(config))
         refuse_mixture(config, sources)
@@ -109,10 +110,13 @@ def prune_to_checkpoint(
         require_free(target)
         alone = {"models": (model,), "methods": (method,), "sparsities": (sparsity,)}
         own = config.for_model(model).model_copy(update={**alone, "per_method": {}})
-        reason = next((row.reason for row in require_fit(own).rows if row.reason), None)
+        estimate = require_fit(own)
+        reason = next((row.reason for row in estimate.rows if row.reason), None)
         if reason is not None:
             raise UnsupportedModelError(reason)
         shown = progress or Silent()
+        for remark in estimate.remarks:
+            shown.say(remark)
         cache = _unfinished(target.resolve())
         cache.mkdir(parents=True, exist_ok=True)
         (cache / _OWN).touch()

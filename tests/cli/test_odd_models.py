@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_input import Shown
-from transformers import PreTrainedTokenizerFast
+from bad_input import Shown, base_suite
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from streamline.results.record_file import load
 from streamline.testing.models import tiny_model
@@ -29,9 +29,7 @@ _RUN = "run --suite s.yaml --models {} --methods dense,shortgpt --out OUT/run"
 
 
 @pytest.fixture
-def odd(
-    inputs: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> Callable[..., Path]:
+def odd(inputs: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
     """Writes a tiny model's folder, changed by its fields."""
 
     def write(family: str = "llama", n_layers: int = 3, **changes: Any) -> Path:
@@ -43,18 +41,17 @@ def odd(
     return write
 
 
-@pytest.mark.parametrize("mapped", [("AutoConfig",), ("AutoConfig", "AutoModelForCausalLM")])
 def test_a_model_with_code_of_its_own_runs_by_the_flag_alone(
-    mapped: tuple[str, ...], odd: Any, bench: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
+    odd: Any, bench: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = odd()
     path = folder / "config.json"
     code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    config = json.loads(path.read_text()) | {"auto_map": {name: code[name] for name in mapped}}
+    config = json.loads(path.read_text()) | {"auto_map": code}
     path.write_text(json.dumps(config))
     (folder / "own.py").write_text(_CODE)
     monkeypatch.setattr(sys, "stdin", None)  # nothing may be asked
-    for more in ("--dry-run", "", "--stream --redo dense"):
+    for more in ("--dry-run", "", "--out OUT/streamed --stream"):
         found = bench(f"{_RUN.format(folder)} --trust-remote-code {more}")
         assert found.code == 0, found.err
     found = bench(f"evaluate {folder} --tasks piqa --data-dir data --limit 2 --out OUT/e.json "
@@ -99,12 +96,59 @@ def test_a_tokenizer_of_sentencepiece_alone(
     assert found.code == 0, found.err
 
 
-@pytest.mark.parametrize(
-    ("verb", "what"),
-    [
-        ("--calibration-length", "calibration"),
-        ("--train-length", "training"),
-    ],
-)
-def test_lengths(verb: str, what: str) -> None:
-    pytest.skip("to be written")
+_LONG = ("calibration", "training", "perplexity")
+
+
+@pytest.mark.parametrize("use", _LONG)
+def test_texts_beyond_learned_positions_are_refused_at_once(
+    use: str, odd: Any, bench: Callable[..., Shown], suite: Callable[..., str]
+) -> None:
+    path = suite(**{use: base_suite()[use] | {"length": 48}})
+    folder = odd("opt", max_position_embeddings=32)
+    message = f"a {use} sequence of 48 tokens is longer than the 32 positions of {folder}, which"
+    ffn = "llm-streamline-ffn"
+    lines = [
+        f"run --suite {path} --models {folder} --methods {ffn} --out OUT/run",
+        f"run --suite {path} --models {folder} --methods {ffn} --out OUT/run --dry-run",
+        f"prune {folder} --suite {path} --method {ffn} --sparsity 0.3 --out OUT/p",
+    ]
+    for line in lines:
+        bench(line).refuses(message)
+
+
+@pytest.mark.parametrize("use", _LONG)
+def test_texts_beyond_computed_positions_are_said(
+    use: str, odd: Any, bench: Callable[..., Shown], suite: Callable[..., str]
+) -> None:
+    path = suite(**{use: base_suite()[use] | {"length": 48}})
+    folder, ffn = odd(max_position_embeddings=32), "llm-streamline-ffn"
+    for more in ("--dry-run", ""):
+        line = f"run --suite {path} --models {folder} --methods {ffn} --out OUT/run {more}"
+        found = bench(line)
+        assert found.code == 0, found.err
+        said = found.words + found.out
+        assert f"a {use} sequence of 48 tokens is longer than the 32 positions" in said
+
+
+def test_one_bad_model_leaves_the_others(
+    odd: Any, bench: Callable[..., Shown], inputs: Path
+) -> None:
+    folder = odd()
+    (folder / "model.safetensors").unlink()
+    found = bench(
+        f"run --suite s.yaml --models {folder},model --methods dense --out OUT/run --dry-run"
+    )
+    assert found.code == 0, found.err
+    assert "holds no weights" in found.words
+    assert "model: " in found.out
+
+
+def test_a_model_that_memory_does_not_hold(
+    odd: Any, bench: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", full)
+    found = bench(f"evaluate {odd()} --tasks piqa --data-dir data --limit 2 --out OUT/e.json")
+    found.refuses("does not fit into memory. Read it layer by layer with --stream")

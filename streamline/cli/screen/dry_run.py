@@ -49,6 +49,8 @@ def show_plan(config: RunConfig) -> bool:
     paper.show()
     for line in _costs(estimate):
         print(line)
+    for remark in estimate.remarks:
+        show_warning(remark)
     for problem in check_fits(estimate, config.out, run_memory(config)):
         show_warning(f"this machine cannot run it: {problem}")
     for model, note in few.items():
