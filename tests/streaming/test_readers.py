@@ -12,16 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from readers import agreed, logits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from streamline.engine.decoder import Decoder
-from streamline.engine.forward import TokenJob, run
-from streamline.engine.paths import dense_path
 from streamline.errors import StreamlineError
-from streamline.run.config import build_config
-from streamline.run.estimate import plan_run
 from streamline.sources.models import load_model, model_fingerprint
 from streamline.streaming.opening import load_streamed
 from streamline.testing.models import tiny_model
@@ -34,18 +30,6 @@ UP = {
     "gpt_neox": "gpt_neox.layers.1.mlp.dense_h_to_4h.weight",
 }
 PREFIX = {"llama": "model.", "opt": "model.", "gpt2": "transformer.", "gpt_neox": "gpt_neox."}
-IDS = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
-
-
-@dataclass(frozen=True)
-class Logits(TokenJob):
-    """Logits of a batch, [B, T, V]."""
-
-    def keep(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
-        return decoder.leave(kept).float().cpu().clone()
 
 
 @dataclass
@@ -63,47 +47,6 @@ class Parts:
 
     def renamed(self, name: Callable[[str], str]) -> None:
         self.tensors = {name(key): value for key, value in self.tensors.items()}
-
-
-def logits(decoder: Decoder) -> Tensor:
-    ((_, (found,)),) = run([dense_path(decoder)], [Logits(IDS)])
-    assert isinstance(found, Tensor)
-    return found
-
-
-def whole(folder: Path) -> tuple[Tensor, int]:
-    decoder = Decoder(load_model(str(folder))[0])
-    return logits(decoder), decoder.n_parameters()
-
-
-def streamed(folder: Path) -> tuple[Tensor, int]:
-    decoder, _ = load_streamed(str(folder))
-    with decoder.source:
-        return logits(decoder), decoder.n_parameters()
-
-
-def counted(folder: Path) -> int:
-    config = build_config({"models": [str(folder)], "methods": "dense", "tasks": "piqa"})
-    return plan_run(config).rows[0].dense
-
-
-def agreed(folder: Path) -> Tensor | str:
-    """The logits that all readers give, or the message with which all refuse."""
-    found: list[Any] = []
-    for reader in (whole, streamed, counted):
-        try:
-            found.append(reader(folder))
-        except StreamlineError as error:
-            found.append(str(error))
-    memory, stream, count = found
-    if isinstance(memory, str):
-        assert memory == stream == count
-        assert "\n" not in memory
-        return memory
-    assert not isinstance(stream, str), stream
-    torch.testing.assert_close(stream[0], memory[0], rtol=0, atol=1e-5)
-    assert memory[1] == stream[1] == count
-    return memory[0]
 
 
 def parts(family: str, tied: bool) -> Parts:
@@ -275,17 +218,22 @@ def store(
 
 @pytest.mark.parametrize("layout", GOOD)
 def test_layouts_that_are_one_model(layout: str, store: Any) -> None:
-    wanted = agreed(store(parts("llama", False)))
-    found = agreed(store(parts("llama", False), layout))
-    assert isinstance(wanted, Tensor) and isinstance(found, Tensor), found
-    assert torch.equal(found, wanted)
+    same(agreed(store(parts("llama", False), layout)), agreed(store(parts("llama", False))))
 
 
 @pytest.mark.parametrize("layout", BAD)
 def test_layouts_that_are_none(layout: str, store: Any) -> None:
-    found = agreed(store(parts("llama", False), layout))
-    assert isinstance(found, str)
-    with pytest.raises(StreamlineError, match=BAD[layout]):
+    refused(agreed(store(parts("llama", False), layout)), BAD[layout])
+
+
+def same(found: Any, wanted: Any) -> None:
+    assert not isinstance(found, str), found
+    assert torch.equal(found[0], wanted[0]) and found[1] == wanted[1]
+
+
+def refused(found: Any, message: str) -> None:
+    assert isinstance(found, str), found
+    with pytest.raises(StreamlineError, match=message):
         raise StreamlineError(found)
 
 
@@ -342,12 +290,9 @@ def test_edits(family: str, tied: bool, edit: str, message: str | None, store: A
     (EDITS | more)[edit](p)
     found = agreed(store(p))
     if message is None:
-        assert isinstance(found, Tensor), found
-        assert torch.equal(found, wanted)
+        same(found, wanted)
     else:
-        assert isinstance(found, str)
-        with pytest.raises(StreamlineError, match=message):
-            raise StreamlineError(found)
+        refused(found, message)
 
 
 @settings(
