@@ -177,7 +177,6 @@ def _too_long(
     lengths = {
         "calibration": config.calibration.length if pruned else 0,
         "training": config.training.length if trained else 0,
-        "perplexity": config.perplexity.length if config.perplexity.n_tokens else 0,
     }
     found = (decoder.check_length(n, f"a {use} sequence") for use, n in lengths.items())
     return [remark for remark in found if remark is not None]

@@ -96,7 +96,7 @@ def test_a_tokenizer_of_sentencepiece_alone(
     assert found.code == 0, found.err
 
 
-_LONG = ("calibration", "training", "perplexity")
+_LONG = ("calibration", "training")
 
 
 @pytest.mark.parametrize("use", _LONG)
@@ -128,19 +128,6 @@ def test_texts_beyond_computed_positions_are_said(
         assert found.code == 0, found.err
         said = found.words + found.out
         assert f"a {use} sequence of 48 tokens is longer than the 32 positions" in said
-
-
-def test_one_bad_model_leaves_the_others(
-    odd: Any, bench: Callable[..., Shown], inputs: Path
-) -> None:
-    folder = odd()
-    (folder / "model.safetensors").unlink()
-    found = bench(
-        f"run --suite s.yaml --models {folder},model --methods dense --out OUT/run --dry-run"
-    )
-    assert found.code == 0, found.err
-    assert "holds no weights" in found.words
-    assert "model: " in found.out
 
 
 def test_a_model_that_memory_does_not_hold(
