@@ -132,14 +132,15 @@ def _remembered(path: Path, state: tuple[int, ...]) -> str:
         return _read(path)
     memo = cache_dir() / "hashes" / f"{content_key(state)}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):  # not there, or damaged
-        digest = json.loads(memo.read_text(encoding="utf-8"))["sha256"]
-        if _SHA256.fullmatch(digest):
-            return str(digest)
+        found = json.loads(memo.read_text(encoding="utf-8"))
+        if found["checksum"] == content_key([found["sha256"], *state]):
+            return str(found["sha256"])
     digest = _read(path)
     if _state(path) == state:  # else it is being written
         with suppress(OSError):  # a cache that is read-only or full
             sweep_of(memo)
-            write_json_atomic(memo, {"path": str(path), "sha256": digest})
+            checksum = content_key([digest, *state])
+            write_json_atomic(memo, {"path": str(path), "sha256": digest, "checksum": checksum})
     return digest
 
 

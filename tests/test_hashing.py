@@ -43,9 +43,9 @@ def test_other_content_of_the_same_size_and_times_has_another_hash(
     assert file_sha256(path) == file_sha256(other)
 
 
-@pytest.mark.parametrize("memo", [b"", b"{", b"[]", b'{"sha256": "no hash"}', b"\xff"])
+@pytest.mark.parametrize("memo", [b"", b"{", b"[]", b'{"sha256": "no hash"}', b"\xff", None])
 def test_a_damaged_memory_of_hashes_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memo: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memo: bytes | None
 ) -> None:
     monkeypatch.setattr(hashing, "_WORTH_KEEPING", 0)
     monkeypatch.setattr(hashing, "_SETTLED", -(10**9))
@@ -54,7 +54,8 @@ def test_a_damaged_memory_of_hashes_is_not_used(
     path.write_bytes(b"a")
     right = file_sha256(path)
     (kept,) = (tmp_path / "cache" / "hashes").iterdir()
-    kept.write_bytes(memo)
+    other = json.dumps(json.loads(kept.read_bytes()) | {"sha256": "0" * 64})
+    kept.write_bytes(other.encode() if memo is None else memo)
     monkeypatch.setattr(hashing, "_known", {})
     assert file_sha256(path) == right
 

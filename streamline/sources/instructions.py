@@ -36,11 +36,11 @@ def is_instructions(spec: str) -> bool:
     path = Path(spec).expanduser()
     if path.suffix != ".jsonl" or not path.is_file():
         return False
-    with path.open(encoding="utf-8") as lines:
-        first = next((line for line in lines if line.strip()), "")
     try:
+        with path.open(encoding="utf-8") as lines:
+            first = next((line for line in lines if line.strip()), "")
         row = json.loads(first) if first else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and "instruction" in row and "output" in row
 
@@ -123,11 +123,19 @@ def _hub(name: str, revisions: Mapping[str, str | None] | None) -> list[Example]
 
 
 def _local(path: Path) -> list[Example]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise AssetError(f"{path} is not UTF-8 text: {error}.") from error
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 row = json.loads(line)
+            except RecursionError:
+                raise AssetError(
+                    f"{path}, line {number} is not JSON: it is nested too deeply."
+                ) from None
             except ValueError as error:
                 raise AssetError(f"{path}, line {number} is not JSON: {error}.") from error
             found.append(_example(row, f"{path}, line {number}"))

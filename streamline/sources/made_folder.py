@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from streamline.errors import AssetError
 from streamline.files import cache_dir, sweep_of, temporary_of
 from streamline.kept import folder_damage, set_aside, write_list
 
@@ -48,20 +49,32 @@ def made_folder(target: Path, *, lock: str, make: Callable[[Path], None], below:
         ``target``.
 
     Raises:
-        Damaged: If it is damaged and cannot be set aside.
+        AssetError: If it is not there or damaged, and the cache cannot be written.
     """
-    if target.is_dir() and folder_damage(target, below) is None:
+    why = _reason(target, below)
+    if why is None:
         return target
-    with cache_lock(lock):
-        why = folder_damage(target, below) if target.is_dir() else None
-        if why is not None:
-            set_aside(target, why)
-        if not target.is_dir():
-            sweep_of(target)
-            with atomic_folder(target) as folder:
-                make(folder)
-                write_list(folder)
+    try:
+        with cache_lock(lock):
+            now = _reason(target, below)
+            if now is not None:
+                if target.is_dir():
+                    set_aside(target, now)
+                sweep_of(target)
+                with atomic_folder(target) as folder:
+                    make(folder)
+                    write_list(folder)
+    except OSError as error:
+        raise AssetError(
+            f"{target} cannot be used, {why}, and it cannot be made: {error.strerror or error}. "
+            "Give a cache that can be written (STREAMLINE_CACHE) or has room."
+        ) from error
     return target
+
+
+def _reason(target: Path, below: str) -> str | None:
+    """Why a folder has to be made; None if it need not be."""
+    return folder_damage(target, below) if target.is_dir() else "it does not exist"
 
 
 @contextmanager

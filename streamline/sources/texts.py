@@ -267,21 +267,34 @@ def text_files(name: str) -> list[Path]:
 
 def _jsonl(path: Path) -> Iterator[Document]:
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise AssetError(f"{path}, line {number} is not JSON: {error}.") from error
-            text = row.get("text") if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                raise AssetError(
-                    f"{path}, line {number} has no field 'text' with a string; each line is an "
-                    f'object like {{"text": "...", "domain": "..."}}.'
-                )
-            if text:
-                yield Document(text, str(row.get("domain") or path.stem))
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield from _row(line, f"{path}, line {number}", path.stem)
+        except UnicodeDecodeError as error:
+            raise AssetError(f"{path} is not UTF-8 text: {error}.") from error
+
+
+def _row(line: str, where: str, domain: str) -> Iterator[Document]:
+    """The document of a line, unless it is empty."""
+    try:
+        row = json.loads(line)
+    except RecursionError:
+        raise AssetError(f"{where} is not JSON: it is nested too deeply.") from None
+    except ValueError as error:
+        raise AssetError(f"{where} is not JSON: {error}.") from error
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise AssetError(
+            f"{where} has no field 'text' with a string; each line is an object like "
+            '{"text": "...", "domain": "..."}.'
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise AssetError(f"{where} holds half of a surrogate pair, which is no text.") from error
+    if text:
+        yield Document(text, str(row.get("domain") or domain))
 
 
 def _txt(path: Path) -> Iterator[Document]:

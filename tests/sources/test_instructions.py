@@ -65,3 +65,12 @@ def test_a_broken_file_is_named_with_its_line(line, match, tmp_path, tokenizer):
 def test_without_a_hub_the_reason_is_reported(tokenizer):
     with pytest.raises(AssetError, match=r"'alpaca' \(yahma/alpaca-cleaned\) could not be read"):
         load_examples("alpaca", [10], tokenizer=tokenizer, seed=0)
+
+
+@pytest.mark.parametrize("data", ["caf\xe9\n".encode("latin-1"), b"[" * 100_000])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, tokenizer, data):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(data)
+    assert not is_instructions(str(path))
+    with pytest.raises(AssetError, match=r"rows\.jsonl"):
+        load_examples(str(path), [10], tokenizer=tokenizer, seed=0)

