@@ -19,7 +19,7 @@ from streamline.api.variants import load_dense
 from streamline.checkpoints.folder import require_free, target_folder
 from streamline.engine.following import with_leader
 from streamline.errors import ConfigError, UnsupportedModelError
-from streamline.files import write_bytes_atomic, write_json_atomic
+from streamline.files import sweep_of, write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
 from streamline.results.samples import samples_path
@@ -191,6 +191,8 @@ def evaluate_model(
         with claimed(folder):
             record = run_model(alone, model, progress or Silent())[0]
             rows, target = samples_path(folder, record), out.with_suffix(".parquet")
+            sweep_of(out)
+            sweep_of(target)
             if record.status == "ok" and rows.is_file():
                 write_bytes_atomic(target, rows.read_bytes())
             else:

@@ -17,14 +17,14 @@ from streamline.results.record import Record
 from streamline.results.samples import read_samples
 from streamline.run import model_run
 from streamline.run.config import RunConfig
-from streamline.run.pipeline import run
+from streamline.run.pipeline import evaluate_model, run
 
 METHODS = "sleb,llm-streamline-ffn"
 #: One of each kind of file in the cache of a run.
 KINDS = {
     "answers": "answers/*/piqa*.json",
     "rows": "answers/*/piqa*.parquet",
-    "perplexity": "answers/*/*-heldout.json",
+    "perplexity": "answers/*/*-heldout*.json",
     "calibration": "calibration/*/*.safetensors",
     "student": "training/students/*.safetensors",
 }
@@ -93,3 +93,12 @@ def test_the_next_run_sweeps_what_a_killed_one_left(whole, tmp_path, config):
     run(config(out, methods=METHODS))
     assert not any(file.exists() for file in left)
     assert mine.exists(), "only what is named as by a writer of this package"
+
+
+def test_an_evaluation_sweeps_what_a_killed_one_left_beside_its_record(place, tmp_path, config):
+    left = [tmp_path / f".{name}.{'0' * 32}.tmp" for name in ("a.json", "a.parquet")]
+    other = tmp_path / f".b.json.{'0' * 32}.tmp"
+    for file in (*left, other):
+        file.write_text("a part")
+    evaluate_model(str(place / "model"), out=tmp_path / "a.json", config=config(tmp_path))
+    assert not any(file.exists() for file in left) and other.exists()
