@@ -141,6 +141,31 @@ class Plan:
         return [i for i in range(self.n_layers) if i not in kept and i not in partial]
 
     @property
+    def removals(self) -> list[str]:
+        """What is removed, as the method ``given-layers`` reads it: ``21-29``, ``24.attention``.
+
+        Raises:
+            PlanError: If something runs in the place of what is gone, so that it is no removal.
+        """
+        partly = {f"no-{kind}": kind for kind in ("attention", "mlp")}
+        items = []
+        for step in self.steps:
+            if not step.dense and (step.kind not in partly or step.span is not None):
+                raise PlanError(
+                    f"the plan runs {step.kind} at layer {step.layer}, which a list of removed "
+                    "layers cannot say; run the method that made it"
+                )
+            if not step.dense:
+                items.append(f"{step.layer}.{partly[step.kind]}")
+        first = last = -1
+        for layer in (*self.removed_layers, self.n_layers + 1):
+            if layer != last + 1 and last >= 0:
+                items.append(str(first) if first == last else f"{first}-{last}")
+            first = first if layer == last + 1 and last >= 0 else layer
+            last = layer
+        return items
+
+    @property
     def is_dense(self) -> bool:
         """Whether the plan changes nothing."""
         return len(self.kept_layers) == self.n_layers

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -22,7 +22,7 @@ from streamline.run.checks.merge import merge
 from streamline.run.config import RunConfig
 from streamline.run.settings import Setting, settings
 
-__all__ = ["AsJson", "Method", "Model", "takes"]
+__all__ = ["AsJson", "Method", "Model", "Plans", "given_layers", "takes"]
 
 Model = Annotated[
     str,
@@ -36,6 +36,13 @@ Method = Annotated[
         help="A name, NAME+FIELD=VALUE, or `pkg.module:Class`.", autocompletion=complete.methods
     ),
 ]
+Plans = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plan",
+        help="Remove the layers of a plan: a file of a run's plans, a checkpoint, or RUN:CELL.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
 _SETTINGS = {found.flag: found for found in settings(RunConfig) if found.flag}
@@ -46,6 +53,28 @@ _COMPLETED = {
     "--suite": complete.suites,
 }
 _ALSO = {"--seed": ("--seeds",)}
+
+
+def given_layers(plans: Iterable[str]) -> list[str]:
+    """The specs of methods that remove what plans removed.
+
+    Args:
+        plans: As for :func:`streamline.results.select.read_plan`.
+
+    Raises:
+        ConfigError: If one of them removes nothing, or cannot be found or read.
+        PlanError: If one of them puts something in the place of what is gone.
+    """
+    from streamline.errors import ConfigError
+    from streamline.results.select import read_plan
+
+    specs = []
+    for source in plans:
+        items = read_plan(source).removals
+        if not items:
+            raise ConfigError(f"the plan of {source} removes no layer")
+        specs.append(f"given-layers+remove=[{','.join(items)}]")
+    return list(dict.fromkeys(specs))
 
 
 def takes(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

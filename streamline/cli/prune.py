@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.options import Method, Model, takes
+from streamline.cli.options import Method, Model, Plans, given_layers, takes
 
 __all__ = ["EPILOG", "command"]
 
@@ -34,9 +34,13 @@ Examples:
 def command(
     given: dict[str, Any],
     model: Model,
-    method: Method,
-    sparsity: Annotated[str, typer.Option(help="Fraction of all parameters to remove, in [0, 1).")],
     out: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
+    method: Method | None = None,
+    plan: Plans = None,
+    sparsity: Annotated[
+        str | None,
+        typer.Option(help="Fraction of all parameters to remove, in [0, 1); a plan has its own."),
+    ] = None,
     seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",
     no_verify: Annotated[
         bool,
@@ -53,6 +57,12 @@ def command(
     from streamline.errors import ConfigError
     from streamline.run.config import build_config
 
+    if (method is None) == (not plan) or len(plan or ()) > 1:
+        raise ConfigError("prune needs one method: give --method NAME, or --plan with one plan")
+    method = method or given_layers(plan or ())[0]
+    if sparsity is None and not plan:
+        raise ConfigError("prune needs --sparsity, the fraction of all parameters to remove")
+    sparsity = sparsity or _removed(model, method, bool(given.get("trust_remote_code")))
     cell = {"models": [model], "methods": [method], "sparsities": sparsity, "seeds": seed}
     folder = target_folder(out)
     suite = given.pop("suite", None)
@@ -78,3 +88,14 @@ def command(
             progress=display,
         )
     print(str(folder))
+
+
+def _removed(model: str, method: str, trust_remote_code: bool) -> str:
+    """What a method that has its own amount removes of a model."""
+    from streamline.engine.decoder import Decoder
+    from streamline.registry import build_method
+    from streamline.sources.models import planned_model
+
+    decoder = Decoder(planned_model(model, trust_remote_code=trust_remote_code))
+    size = build_method(method).size(decoder, 0.5)
+    return f"{size.removed_fraction:.4f}" if size is not None else "0.5"

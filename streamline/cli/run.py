@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamline.cli.options import takes
+from streamline.cli.options import Plans, given_layers, takes
 from streamline.cli.screen.show import show_failure, show_results
 
 if TYPE_CHECKING:
@@ -36,10 +36,14 @@ def command(
         bool,
         typer.Option("--print-config", help="Print the run as YAML, a suite again, and stop."),
     ] = False,
+    plan: Plans = None,
 ) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
     from streamline.run.config import build_config
 
+    if plan:
+        named = given.get("methods")
+        given["methods"] = ",".join([*([named] if named else []), *given_layers(plan)])
     config = build_config(given, suite=given.pop("suite", None))
     if print_config:
         from streamline.run.suites import as_suite

@@ -11,14 +11,17 @@ Example::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamline.errors import ConfigError
+from streamline.plan import Plan
 from streamline.results.record import Record
 from streamline.results.record_file import FILE_NAME, load
+from streamline.results.samples import samples_path
 
-__all__ = ["cell_name", "matching", "read_selector", "run_records", "select", "split"]
+__all__ = ["cell_name", "matching", "read_plan", "read_selector", "run_records", "select", "split"]
 
 _KEYS = ("model", "method", "sparsity", "seed", "recovery")
 
@@ -67,6 +70,37 @@ def run_records(path: Path) -> tuple[list[Record], Path] | None:
         return None
     beside = path.parent / f".{path.stem}-run"
     return load(path), beside if beside.is_dir() else path.parent
+
+
+def read_plan(source: str) -> Plan:
+    """The plan that a file, a checkpoint or a finished cell holds.
+
+    Args:
+        source: A file of a run's ``plans``, a checkpoint's folder or its ``plan.json``, or a cell
+            as above.
+
+    Raises:
+        ConfigError: If it is none of these.
+        PlanError: If it is no plan.
+    """
+    path, selector = split(source)
+    file = path
+    if selector or path.name == FILE_NAME or (path / FILE_NAME).is_file():
+        records, folder = run_records(path) or ([], path)
+        record = select(records, selector, source)
+        file = folder / "plans" / f"{samples_path(folder, record).stem}.json"
+    elif path.is_dir():
+        file = path / "plan.json"  # of a checkpoint
+    if not file.is_file():
+        raise ConfigError(
+            f"{source} holds no plan; give a file of a run's plans, a checkpoint, or a finished "
+            "cell of a run that removes layers, such as out/run:shortgpt@0.25"
+        )
+    try:
+        data = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON, so no plan can be read: {error}") from error
+    return Plan.from_json(data)
 
 
 def select(records: Sequence[Record], selector: Mapping[str, str], source: str) -> Record:
