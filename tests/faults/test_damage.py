@@ -23,11 +23,11 @@ KINDS = {
     "samples/*.parquet": "finished",
     "plans/*.json": "finished",
     "losses/*.jsonl": "finished",
-    "cache/answers/*/piqa.json": "without records",
-    "cache/answers/*/piqa.parquet": "without records",
-    "cache/answers/*/streamline_xsum.json": "without records",
-    "cache/answers/*/streamline_xsum.parquet": "without records",
-    "cache/answers/*/text-heldout.json": "without records",
+    "cache/answers/*/piqa.*.json": "without records",
+    "cache/answers/*/piqa.*.parquet": "without records",
+    "cache/answers/*/*xsum.????????????????.json": "without records",
+    "cache/answers/*/*xsum.*.parquet": "without records",
+    "cache/answers/*/text-heldout.*.json": "without records",
     "cache/calibration/*/*.safetensors": "without answers",
     "cache/training/students/*.safetensors": "without answers",
     "cache/lora/*/students/*.safetensors": "without answers",
@@ -39,11 +39,12 @@ KINDS = {
     "cache/answers/*/*.part.safetensors": "kept batches",
     "cache/answers/*/*.texts.json": "kept text llm-streamline-ffn",
 }
+FIGURE = re.compile(rb'"(?:value|train_loss|text-heldout)": \d+\.\d|"removed_layers": \[\s*\d')
 MADE = re.compile(r"(tables|figures)/|report\.(md|html)|\.(run|results)\.lock$")
 DAMAGES = ("empty", "truncated", "zeroed", "flipped", "garbage", "missing")
 FEW = {
     ("results.json", "flipped"), ("samples/*.parquet", "missing"),
-    ("cache/answers/*/piqa.json", "flipped"), ("cache/answers/*/piqa.parquet", "garbage"),
+    ("cache/answers/*/piqa.*.json", "flipped"), ("cache/answers/*/piqa.*.parquet", "garbage"),
     ("cache/calibration/*/*.safetensors", "flipped"),
     ("cache/training/students/*.safetensors", "truncated"),
     ("cache/training/state/*.safetensors", "zeroed"),
@@ -78,15 +79,14 @@ def test_a_damaged_file_is_made_again_or_named(
 
 
 def damage(file: Path, how: str) -> None:
-    """Damage a file in one of the ways of :data:`DAMAGES`; one bit of a text is one of a digit."""
+    """Damage a file in one of the ways of :data:`DAMAGES`; one bit of a text is one of a figure."""
     data = bytearray(file.read_bytes())
     if how == "missing":
         file.unlink()
         return
     if how == "flipped":
-        digits = [m.start() for m in re.finditer(rb"(?<=[.\d])\d(?=\d)", data)]
-        text = file.suffix in (".json", ".jsonl")
-        data[digits[len(digits) // 2] if text and digits else len(data) // 2] ^= 1 if text else 64
+        digits = [found.end() - 1 for found in FIGURE.finditer(data)]
+        data[digits[-1] if digits else len(data) // 2] ^= 1 if digits else 64
     changed = {
         "empty": b"",
         "truncated": bytes(data[: len(data) // 2]),
