@@ -17,6 +17,7 @@ from typing import Any
 
 from streamline.errors import ConfigError
 from streamline.files import write_json_atomic
+from streamline.hashing import content_key
 from streamline.reading import read_json
 from streamline.results.record import SCHEMA_VERSION, Record
 
@@ -120,9 +121,17 @@ def find(
 
 
 def _write(path: Path, records: Sequence[Record]) -> None:
-    write_json_atomic(
-        path, {"schema": SCHEMA_VERSION, "records": [record.to_json() for record in records]}
-    )
+    items = [record.to_json() for record in records]
+    content = {"schema": SCHEMA_VERSION, "checksum": _checksum(items), "records": items}
+    write_json_atomic(path, content)
+
+
+def _checksum(items: list[dict[str, Any]]) -> str | None:
+    """What stands beside records, None for such as are never written."""
+    try:
+        return content_key(items)
+    except ValueError:  # NaN
+        return None
 
 
 def _results_path(directory: str | Path) -> Path:
@@ -159,6 +168,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(
             f"{path} has schema {schema!r}; this version reads schema {SCHEMA_VERSION} with a list "
             "of records. Install the version that wrote it, or run again into another folder."
+        )
+    if "checksum" in content and content["checksum"] != _checksum(found):
+        raise ConfigError(
+            f"{path} is not what was written: its records do not have the checksum beside them. "
+            "Restore it, or remove it and give the run's command again; if you edited it on "
+            "purpose, take the checksum out."
         )
     records: list[dict[str, Any]] = found
     return records

@@ -33,8 +33,22 @@ def test_the_golden_file_of_schema_1_reads_and_is_written_back_unchanged(tmp_pat
     assert [record.status for record in records] == ["ok", "ok", "failed", "skipped"]
     for record in records:
         upsert(tmp_path, record)
-    written = (tmp_path / "results.json").read_text(encoding="utf-8")
-    assert written == GOLDEN.read_text(encoding="utf-8")
+    written = (tmp_path / "results.json").read_text(encoding="utf-8").splitlines()
+    unsealed = [line for line in written if not line.startswith('  "checksum": ')]
+    assert unsealed == GOLDEN.read_text(encoding="utf-8").splitlines()
+
+
+def test_records_that_are_not_those_that_were_written_are_refused(tmp_path):
+    file = tmp_path / "results.json"
+    upsert(tmp_path, cell())
+    content = json.loads(file.read_text())
+    content["records"][0]["sparsity"] = 0.5
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="results.json is not what was written"):
+        load(tmp_path)
+    del content["checksum"]
+    file.write_text(json.dumps(content))
+    assert load(tmp_path)[0].sparsity == 0.5
 
 
 def test_the_golden_file_has_every_key_that_readers_rely_on():
