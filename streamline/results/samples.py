@@ -163,6 +163,9 @@ def read_samples(path: str | Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
 
 
+_LONGEST = 80  # letters of a model's or a method's name in that of a file
+
+
 def samples_path(directory: str | Path, record: Record) -> Path:
     """Where a cell's samples lie: a readable name that no other cell of the folder has.
 
@@ -174,8 +177,8 @@ def samples_path(directory: str | Path, record: Record) -> Path:
         ``directory/samples/MODEL--METHOD--SPARSITY--sSEED--RECOVERY--XXXXXXXX.parquet``.
     """
     words = [
-        Path(record.model).name,
-        record.method,
+        Path(record.model).name[:_LONGEST],
+        record.method[:_LONGEST],
         repr(record.sparsity),
         f"s{record.seed}",
         record.recovery,
