@@ -160,6 +160,7 @@ def evaluate(
     prompting: Prompting | None = None,
     batch_tokens: int | None = None,
     compiled: bool = False,
+    confirm_run_unsafe_code: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate models on the same questions; those that share layers are evaluated jointly.
@@ -180,6 +181,7 @@ def evaluate(
             None for their own prompts.
         batch_tokens: Most tokens of a batch; None suits the device.
         compiled: Whether layers are compiled for scoring, meant for GPUs.
+        confirm_run_unsafe_code: Whether tasks may run code that a model writes.
         progress: Where to report what is being done; None writes remarks to standard error.
 
     Returns:
@@ -210,6 +212,7 @@ def evaluate(
             prompting=prompting,
             batch_tokens=batch_tokens,
             compiled=compiled,
+            confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
 
 

@@ -190,6 +190,7 @@ class Session:
         prompting: Prompting | None = None,
         batch_tokens: int | None = None,
         compiled: bool = False,
+        confirm_run_unsafe_code: bool = False,
     ) -> Evaluation:
         """Evaluate models on the same questions; those that share layers are evaluated jointly.
 
@@ -208,6 +209,7 @@ class Session:
                 tasks; None for their own prompts.
             batch_tokens: Most tokens of a batch; None suits the device.
             compiled: Whether layers are compiled for scoring, meant for GPUs.
+            confirm_run_unsafe_code: Whether tasks may run code that a model writes.
 
         Raises:
             UnknownNameError: If nobody knows a task.
@@ -224,6 +226,7 @@ class Session:
             Path(include_path) if include_path else None,
             (perplexity_texts, perplexity),
             prompting,
+            confirm_run_unsafe_code,
         )
         questions_key = content_key(
             [questions.facts()["questions"], limit]
@@ -310,9 +313,10 @@ class Session:
         include_path: Path | None,
         perplexity: tuple[str, int],
         prompting: Prompting | None,
+        unsafe_code: bool,
     ) -> Questions:
         """The questions of some tasks, made once."""
-        key = (tasks, limit, data, data_dir, include_path, perplexity, prompting)
+        key = (tasks, limit, data, data_dir, include_path, perplexity, prompting, unsafe_code)
         if key not in self._questions:
             longest = max_length(self.dense.decoder.config, self.dense.tokenizer)
             window = min(512, longest)
@@ -327,6 +331,7 @@ class Session:
                 heldout=heldout_text(self.batches, *perplexity, window),
                 generates=not isinstance(self.dense.decoder, StreamedDecoder),
                 prompting=prompting,
+                unsafe_code=unsafe_code,
                 progress=self.progress,
             )
         return self._questions[key]

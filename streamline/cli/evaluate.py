@@ -38,6 +38,7 @@ Examples:
     "--batch-tokens",
     "--compile",
     "--trust-remote-code",
+    "--confirm-run-unsafe-code",
 )
 def command(
     given: dict[str, Any],

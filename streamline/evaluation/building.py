@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from streamline.errors import ConfigError
 from streamline.evaluation.harness import load_tasks, task_manager, task_part
 from streamline.evaluation.part import Part
 from streamline.evaluation.prompting import Prompting
@@ -36,6 +37,7 @@ def build(
     revision: str | None = None,
     found: Mapping[str, QuestionSource] | None = None,
     prompting: Prompting | None = None,
+    unsafe_code: bool = False,
     leave_out: Callable[[str, Exception], None] | None = None,
 ) -> list[Part]:
     """Load tasks through lm-eval and turn their requests into token ids.
@@ -51,6 +53,7 @@ def build(
         revision: Commit or branch on the hub.
         found: Where each task's questions come from, if that is decided already.
         prompting: What is put around each question of lm-eval's tasks; None for their own prompts.
+        unsafe_code: Whether tasks may run code that the model writes.
         leave_out: Told of a row whose questions cannot be built, and why; None to raise the error.
 
     Returns:
@@ -85,6 +88,12 @@ def build(
             with _own_cache(entry):
                 loaded = load_tasks(manager, name, changes)
             for task in loaded:
+                if getattr(task, "UNSAFE_CODE", False) and not unsafe_code:
+                    raise ConfigError(
+                        f"{name!r} is marked as unsafe: code that the model writes is run. Give "
+                        "--confirm-run-unsafe-code if that is wanted, on a machine that may be "
+                        "harmed"
+                    )
                 yield task_part(
                     task, entry, tokenizer, max_length=max_length, limit=each, prompting=around
                 )

@@ -142,6 +142,7 @@ def prepare(
     generates: bool = True,
     prompting: Prompting | None = None,
     skip_missing: bool = False,
+    unsafe_code: bool = False,
     progress: Progress | None = None,
 ) -> Questions:
     """Load the questions of tasks and the texts among them.
@@ -159,6 +160,7 @@ def prepare(
         generates: Whether the model can generate text; if not, such tasks cannot be asked.
         prompting: What is put around each question of lm-eval's tasks; None for their own prompts.
         skip_missing: Leave out what cannot be had, and name it.
+        unsafe_code: Whether tasks may run code that the model writes.
         progress: Where to report what is left out.
 
     Returns:
@@ -189,6 +191,7 @@ def prepare(
         limit=limit,
         found=origins.found,
         prompting=prompting,
+        unsafe_code=unsafe_code,
         leave_out=leave_out,
     )
     for part in parts:

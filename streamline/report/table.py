@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,12 @@ def cells_table(
     )
 
 
+_LONGEST = 120  # letters of a file's name
+
+
 def slug(text: str) -> str:
-    """A name for files and links."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+    """A name for files and links; a long one is cut, and told apart by a hash."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

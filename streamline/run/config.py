@@ -183,6 +183,11 @@ class RunConfig(Strict):
     trust_remote_code: bool = setting(
         False, "Let a model's own code run.", flag="--trust-remote-code"
     )
+    confirm_run_unsafe_code: bool = setting(
+        False,
+        "Let tasks run the code that a model writes.",
+        flag="--confirm-run-unsafe-code",
+    )
     calibration: CalibrationConfig = setting(
         CalibrationConfig(),
         "The text that methods look at before they decide.",

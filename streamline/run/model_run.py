@@ -163,6 +163,7 @@ def _run(
             generates=not config.stream,
             prompting=config.prompting,
             skip_missing=config.skip_missing,
+            unsafe_code=config.confirm_run_unsafe_code,
             progress=progress,
         ),
         store=AnswerStore(cache / "answers"),

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from streamline import registry
+from streamline.reading import read_text
 
 __all__ = [
     "Declared",
@@ -46,8 +47,12 @@ def names_elsewhere() -> dict[str, str | None]:
 
 
 def names_below(root: Path) -> list[str]:
-    """The tasks and groups that YAML files anywhere below a folder declare."""
-    texts = [path.read_text(encoding="utf-8") for path in root.rglob("*.yaml")]
+    """The tasks and groups that YAML files anywhere below a folder declare.
+
+    Raises:
+        ConfigError: If one of them is not UTF-8 text.
+    """
+    texts = [read_text(path) for path in root.rglob("*.yaml")]
     return [name for text in texts for name in _NAME.findall(text)]
 
 
