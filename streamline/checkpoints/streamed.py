@@ -30,6 +30,7 @@ from streamline.engine.forward import TokenJob, run
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError
 from streamline.files import write_json_atomic
+from streamline.sources.accounting import OLD_NAMES, account
 from streamline.sources.weights import DTYPES, WeightSource, memory_of
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import empty_model
@@ -117,26 +118,18 @@ def check_written(folder: Path, dtype: torch.dtype) -> None:
         dtype: Dtype of the weights.
 
     Raises:
-        AssetError: If a tensor is missing, unexpected, or of another shape or dtype than the model
+        AssetError: If a tensor is missing, left over, or of another shape or dtype than the model
             of the config has.
     """
     model = empty_model(AutoConfig.from_pretrained(folder), dtype)
-    tensors = dict(model.state_dict(keep_vars=True))
+    tensors = model.state_dict(keep_vars=True)
     with WeightSource(folder) as source:
-        there = {id(tensors[name]) for name in source if name in tensors}
+        places = account(model, source)
         wrong = {
-            "missing": sorted(n for n, tensor in tensors.items() if id(tensor) not in there),
-            "unexpected": sorted(name for name in source if name not in tensors),
-            "of another shape": sorted(
-                name
-                for name in source
-                if name in tensors
-                and (source[name].shape, source[name].dtype)
-                != (tuple(tensors[name].shape), tensors[name].dtype)
-            ),
+            places[name] for name in places if source[places[name]].dtype != tensors[name].dtype
         }
-    if any(wrong.values()):
-        raise AssetError(f"the tensors in {folder} are not those of its config: {wrong}")
+    if wrong:
+        raise AssetError(f"tensors in {folder} are of another dtype than {dtype}: {sorted(wrong)}")
 
 
 def streamed_self_test(path: LayerPath, layers: Sequence[nn.Module]) -> SelfTest:
@@ -179,10 +172,21 @@ class _LastToken(TokenJob):
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """What a file has to hold: every distinct tensor under its first name."""
     seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in _stored(model):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor
+
+
+def _stored(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under the name that ``save_pretrained`` gives it in a file.
+
+    Transformers renames the head of some families, but not in classes that come with a checkpoint.
+    """
+    old, new = OLD_NAMES.get(model.config.model_type, ("", ""))
+    renamed = bool(old) and not hasattr(model.config, "streamline")
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        yield old + name.removeprefix(new) if renamed and name.startswith(new) else name, tensor
 
 
 def _size(tensor: Tensor) -> int:

@@ -15,11 +15,15 @@ Example:
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -36,6 +40,9 @@ from .modeling_state import set_state
 from .modeling_sublayers import number_caches
 
 MODEL_TYPE = "streamline"
+#: Before version 5 other families return tuples, models ask layers for their kind of attention,
+#: and tied weights are named by lists.
+BEFORE_5 = int(transformers.__version__.split(".")[0]) < 5
 #: The files that a checkpoint needs to be loaded without this package.
 FILES = (
     "modeling_streamline.py",
@@ -98,6 +105,14 @@ class _BaseModel:
         declare_shared(self)  # type: ignore[arg-type]
         self.post_init()  # type: ignore[attr-defined]
 
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which before version 5 knows of no layers that share weights."""
+        super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+        if BEFORE_5:
+            for name, original in self.__dict__.get("_shared_keys", {}).items():
+                path, _, leaf = name.rpartition(".")
+                setattr(self.get_submodule(path), leaf, self.get_parameter(original))  # type: ignore[attr-defined]
+
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but a missing, unexpected or misshapen tensor is an error.
@@ -107,6 +122,9 @@ class _BaseModel:
         """
         wanted = kwargs.pop("output_loading_info", False)
         kwargs["output_loading_info"] = True
+        heads = [key.rpartition(".")[0] for key in getattr(cls, "_tied_weights_keys", None) or ()]
+        if BEFORE_5 and heads and "lm_head" not in heads:  # version 5 renamed GPT-NeoX's
+            kwargs["key_mapping"] = {r"^lm_head\.": f"{heads[0]}."}
         model, info = super().from_pretrained(name, *args, **kwargs)  # type: ignore[misc]
         wrong = {
             key: sorted(map(str, value))
@@ -155,17 +173,42 @@ def install(model: nn.Module, config: Any) -> None:
     layers = layer_list(model, config)
     if len(specs) != len(layers):
         raise ValueError(f"{len(specs)} layer specs for a model of {len(layers)} layers")
+    pair = config.streamline["tuple_output"]
+    if BEFORE_5 and len(layers):
+        pair = returns_tuple(type(layers[0]).forward)
     for index, spec in enumerate(specs):
-        layer = build(spec, config, layers[index])
+        fresh = layers[index]
+        layer = build(spec, config, fresh)
+        if BEFORE_5 and hasattr(fresh, "attention_type"):
+            layer.attention_type = fresh.attention_type
         for module in layer.modules():
             if isinstance(module, LayerModule):
-                module.tuple_output = config.streamline["tuple_output"]
+                module.tuple_output = pair
         layers[index] = layer
     number_caches(list(layers), config)
     for index, state in config.streamline.get("state", {}).items():
         set_state(layers[int(index)], state)
     if "shell" in config.streamline:
         build_shell(model, config.streamline["shell"])
+
+
+def returns_tuple(function: Any) -> bool:
+    """Whether a function returns a tuple, or a name to which it gave one, by its source."""
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+    nodes = list(ast.walk(ast.parse(source)))
+    made = {
+        target.id
+        for node in nodes
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return any(
+        isinstance(node.value, ast.Tuple)
+        or (isinstance(node.value, ast.Name) and node.value.id in made)
+        for node in nodes
+        if isinstance(node, ast.Return)
+    )
 
 
 def shared_keys(model: nn.Module) -> dict[str, str]:
@@ -184,6 +227,9 @@ def declare_shared(model: PreTrainedModel) -> None:
     """Declare which layers of a model share weights, for tying, saving and loading."""
     pairs = shared_keys(model)
     model.__dict__["_shared_keys"] = pairs
+    if BEFORE_5:
+        model.__dict__["_tied_weights_keys"] = [*(type(model)._tied_weights_keys or ()), *pairs]
+        return
     model.__dict__["_tied_weights_keys"] = {**(type(model)._tied_weights_keys or {}), **pairs}
     model.all_tied_weights_keys = {**model.all_tied_weights_keys, **pairs}
 

@@ -25,10 +25,10 @@ from streamline.sources.weights import WeightSource, is_harmless
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["account", "check_range", "check_report"]
+__all__ = ["OLD_NAMES", "account", "check_range", "check_report"]
 
 #: What older versions of transformers called a module: model type -> old and present prefix.
-_OLD_NAMES = {"gpt_neox": ("embed_out.", "lm_head.")}
+OLD_NAMES = {"gpt_neox": ("embed_out.", "lm_head.")}
 _SHOWN = 3
 
 
@@ -130,7 +130,7 @@ def check_range(model: PreTrainedModel, source: WeightSource) -> None:
 
 def _name(key: str, state: Mapping[str, Any], model: PreTrainedModel) -> str | None:
     """The tensor of a model's state that a stored name stands for, as transformers finds it."""
-    old, new = _OLD_NAMES.get(model.config.model_type, ("", ""))
+    old, new = OLD_NAMES.get(model.config.model_type, ("", ""))
     if old and key.startswith(old):
         key = new + key.removeprefix(old)
     prefix = f"{model.base_model_prefix}."
