@@ -34,12 +34,17 @@ def revision(hub_id: str) -> str:
     it too, but only after minutes of retries where there is no network, and with another message
     for each case. Call inside `explained`.
     """
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
 
     cached = try_to_load_from_cache(hub_id, "config.json")
     if isinstance(cached, str):
         return Path(cached).parent.name
-    return str(HfApi().model_info(hub_id, timeout=10).sha)
+    commit = str(HfApi().model_info(hub_id, timeout=10).sha)
+    try:  # by its branch, so that the cache knows later, without the hub, which commit it has
+        return Path(hf_hub_download(hub_id, "config.json")).parent.name
+    except EntryNotFoundError:
+        return commit
 
 
 def cached_folder(hub_id: str) -> Path | None:

@@ -26,7 +26,7 @@ import yaml
 from datasets import Dataset, Features
 from hub.questions import ANIMALS, PLACES, TEXT, Rows, pairs, piqa, strategyqa, tables
 
-from streamline.evaluation.tasks.subjects import CMMLU_SUBJECTS
+from streamline.results.subjects import CMMLU_SUBJECTS
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 

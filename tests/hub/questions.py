@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from streamline.evaluation.tasks.subjects import MMLU_SUBJECTS
+from streamline.results.subjects import MMLU_SUBJECTS
 
 TEXT, INT32, INT64 = Value("string"), Value("int32"), Value("int64")
 _CHOICES = {"text": List(TEXT), "label": List(TEXT)}

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from streamline.errors import AssetError
@@ -168,7 +173,7 @@ def test_every_load_of_a_hub_model_is_at_one_commit(monkeypatch: pytest.MonkeyPa
 
     def noted(*_: Any, revision: str = "main", **__: Any) -> Any:
         asked.append(revision)
-        raise OSError("not there")
+        raise LocalEntryNotFoundError("not there")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", noted)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", noted)
@@ -177,7 +182,7 @@ def test_every_load_of_a_hub_model_is_at_one_commit(monkeypatch: pytest.MonkeyPa
     for load in (load_config, load_tokenizer, weights_folder):
         with pytest.raises(AssetError):
             load("some-org/moving")
-    assert asked == ["a" * 40] * 3
+    assert asked == ["main", *["a" * 40] * 3]
 
 
 def test_missing_folder_is_named(tmp_path: Path):
