@@ -30,6 +30,7 @@ from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry, include_paths
 from streamline.evaluation.tasks.overrides import fingerprint
+from streamline.evaluation.tasks.row_checks import askable, loading
 from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS, full_text_ids
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def task_manager(entries: Iterable[TaskEntry]) -> Any:
 
 def load_tasks(manager: Any, name: str, changes: Mapping[str, Any]) -> list[Any]:
     """The task objects of one of lm-eval's names, with its configuration changed."""
-    with quiet():
+    with quiet(), loading(name):
         group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
         return list(manager.load([group])["tasks"].values())
 
@@ -96,6 +97,7 @@ def task_part(
         prompting: What is put around each question; None for the task's own prompts.
 
     Raises:
+        AssetError: If a question has no right option, or nothing to choose from.
         ConfigError: If the kind of task is not supported, it has no such prompts, or an answer is
             longer than the model's context.
     """
@@ -104,10 +106,10 @@ def task_part(
             f"Task {task.task_name!r} is of type {task.OUTPUT_TYPE}, which is not supported here. "
             "For perplexity use wikitext2, c4 or heldout."
         )
-    with quiet():
+    with quiet(), loading(task.task_name):
         task.set_fewshot_seed(1234)  # lm-eval's own default
         task.build_all_requests(limit=limit, **_around(task, tokenizer, prompting or Prompting()))
-    instances = tuple(task.instances)
+    instances = askable(task)
     requests: list[Request] = []
     if task.OUTPUT_TYPE != "generate_until":
         if entry.protocol == "opencompass-ppl":
@@ -182,13 +184,10 @@ def generate(
 
     Args:
         model: A whole model (see :func:`streamline.engine.assemble.assemble`).
-        part: A part that generates.
+        part: A part that generates; one text is returned for each of its instances.
         tokenizer: Its tokenizer.
         batch_size: Prompts at once.
         max_length: Context length; None for the model's.
-
-    Returns:
-        One text per instance.
 
     Raises:
         NotFiniteError: If a logit that a token is chosen by is NaN or infinite.

@@ -84,8 +84,9 @@ def calibrations(directory: str | Path, notes: list[str]) -> dict[str, Floats]:
     """Cosine matrices by model, or by folder where the model is not recorded.
 
     Args:
-        directory: The run's folder; ``cache/calibration/*/calibration.safetensors`` is read, and
-            ``calibration/*.json`` with a ``cosine``; nothing of runs in folders below.
+        directory: The run's folder; ``calibration/*/calibration.safetensors`` in it or in its
+            ``cache`` is read, and ``calibration/*.json`` with a ``cosine``; nothing of runs in
+            folders below.
         notes: Receives why a file was left out.
 
     Returns:
@@ -93,7 +94,8 @@ def calibrations(directory: str | Path, notes: list[str]) -> dict[str, Floats]:
     """
     root = Path(directory)
     found: dict[str, Floats] = {}
-    files = sorted((root / "cache" / "calibration").glob("*/calibration.safetensors"))
+    places = (root / "cache" / "calibration", root / "calibration")
+    files = sorted(file for place in places for file in place.glob("*/calibration.safetensors"))
     for file in [*files, *sorted((root / "calibration").glob("*.json"))]:
         try:
             kept = _statistics(file) if file.suffix == ".safetensors" else _listed(file)

@@ -1,4 +1,4 @@
-"""Tables in the terminal, in Markdown, as CSV and in LaTeX.
+"""Tables in the terminal, in Markdown, as CSV and in LaTeX; names and reasons in them are inert.
 
 Example::
 
@@ -12,10 +12,23 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from streamline.report.table import Table
+from streamline.report.table import Table, plain
 
-__all__ = ["blocks", "latex", "markdown", "screen_width", "terminal"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "blocks",
+    "code",
+    "csv_text",
+    "inert",
+    "latex",
+    "markdown",
+    "screen_width",
+    "terminal",
+]
 
 _GAP = 2
 _LATEX = {
@@ -29,6 +42,10 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\texttt{\char34}",
     "±": r"$\pm$",
     "−": r"$-$",
 }
@@ -120,13 +137,13 @@ def markdown(table: Table) -> str:
 
     sides = ["left" if index < table.words else "right" for index in range(len(table.columns))]
     text = tabulate(
-        [[_escape_markdown(cell) for cell in row] for row in table.rows],
-        [_escape_markdown(_one_line(head)) for head in table.columns],
+        [[inert(cell) for cell in row] for row in table.rows],
+        [inert(_one_line(head)) for head in table.columns],
         tablefmt="pipe",
         colalign=sides if table.rows else None,
         disable_numparse=True,
     )
-    notes = ["", *(f"- {_escape_markdown(note)}" for note in table.notes)] if table.notes else []
+    notes = ["", *(f"- {inert(note)}" for note in table.notes)] if table.notes else []
     return "\n".join([text, *notes]) + "\n"
 
 
@@ -137,7 +154,7 @@ def latex(table: Table) -> str:
         lines = [_escape_latex(line) for line in _lines(head)]
         stack = r" \\ ".join(lines)
         heads.append(stack if len(lines) == 1 else rf"\shortstack{{{stack}}}")
-    comments = [f"% {note}" for line in (table.title, *table.notes) for note in line.split("\n")]
+    comments = [f"% {plain(line)}" for line in (table.title, *table.notes)]
     spec = "l" * table.words + "r" * (len(heads) - table.words)
     body = [
         ("\\midrule\n" if index in table.sections else "")
@@ -184,9 +201,39 @@ def _one_line(head: str) -> str:
     return f"{first} ({' '.join(rest)})" if rest else first
 
 
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([|*`<])", r"\\\1", text.replace("\n", " "))
+def inert(text: str) -> str:
+    """Text that is no markup in Markdown: no HTML, link, image, code, emphasis or cell's end."""
+    return re.sub(r"([\\|*`<\[])", r"\\\1", plain(text))
+
+
+def code(text: str) -> str:
+    """Text as code in a line of Markdown, fenced by more backticks than it holds in a row."""
+    text = plain(text)
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV in which no cell is a formula to a spreadsheet.
+
+    A text that begins with ``=``, ``+``, ``-`` or ``@`` is given an apostrophe before it; numbers
+    are numbers.
+    """
+    safe = frame.rename(columns=_no_formula)
+    for name in safe.columns:
+        safe[name] = safe[name].map(_no_formula)
+    return safe.to_csv(index=False, lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Text that is no command; a bracket or a star after a row's end would be read as its own."""
+    safe = "".join(_LATEX.get(character, character) for character in text)
+    return f"{{{safe[0]}}}{safe[1:]}" if safe.startswith(("[", "*")) else safe

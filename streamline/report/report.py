@@ -24,9 +24,9 @@ from streamline.report.drawing import INK
 from streamline.report.frames import cost_frame, results_frame, seeds_frame, stability_frame
 from streamline.report.layouts import layout_table
 from streamline.report.provenance import provenance
-from streamline.report.render import latex, markdown
+from streamline.report.render import code, csv_text, inert, latex, markdown
 from streamline.report.sections import Figure, Section, run_sections
-from streamline.report.table import slug
+from streamline.report.table import plain, slug
 from streamline.results.record import Record
 
 __all__ = ["write_report"]
@@ -90,9 +90,7 @@ def _write_tables(folder: Path, records: Sequence[Record], sections: Sequence[Se
     }
     for name, frame in frames.items():
         if not frame.empty:
-            write_text_atomic(
-                folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n")
-            )
+            write_text_atomic(folder / f"{name}.csv", csv_text(frame))
     for section in sections:
         for table in section.tables:
             write_text_atomic(folder / f"{slug(table.name)}.tex", latex(table))
@@ -110,7 +108,8 @@ def _render(name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["markdown_table"] = markdown
+    environment.filters |= {"markdown_table": markdown, "inert": inert, "code": code}
+    environment.filters["plain"] = plain
     environment.filters["inline_svg"] = _inline
     text = (resources.files("streamline.report") / "templates" / name).read_text("utf-8")
     return environment.from_string(text).render(values)

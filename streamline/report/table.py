@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 
 from streamline.results.record import Record, method_label
 
-__all__ = ["MISSING", "Table", "cells_table", "fixed", "number", "percent", "slug"]
+__all__ = ["MISSING", "Table", "cells_table", "fixed", "number", "percent", "plain", "slug"]
 
 MISSING = "-"
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,19 @@ class Table:
     words: int = 1
     sections: frozenset[int] = frozenset()
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Take control characters out: names and reasons come from anywhere."""
+        put = object.__setattr__
+        put(self, "title", plain(self.title))
+        put(self, "columns", tuple("\n".join(map(plain, c.split("\n"))) for c in self.columns))
+        put(self, "rows", tuple(tuple(map(plain, row)) for row in self.rows))
+        put(self, "notes", tuple(map(plain, self.notes)))
+
+
+def plain(text: str) -> str:
+    """Text on one line without control characters, which end comments or move cursors."""
+    return _CONTROL.sub(" ", text)
 
 
 def fixed(value: float | None, form: str) -> str:

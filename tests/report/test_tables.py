@@ -196,7 +196,7 @@ def test_markdown():
 def test_latex_is_escaped_and_uses_booktabs():
     text = latex(SMALL)
     assert r"\caption{50 \% of a\_b}" in text
-    assert r"a\_b|c & 1.0 $\pm$0.5 \\" in text
+    assert r"a\_b\textbar{}c & 1.0 $\pm$0.5 \\" in text
     assert r"\shortstack{piqa \\ acc}" in text
     assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 2, 1]
     assert "% a|b" in text

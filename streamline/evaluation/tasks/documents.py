@@ -20,14 +20,16 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamline.errors import ConfigError
+from streamline.errors import AssetError, ConfigError, StreamlineError
 from streamline.evaluation.tasks import generation_prompts, lm_eval_prompts
 from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.opencompass_prompts import TEMPLATES, Template
+from streamline.evaluation.tasks.row_checks import require_choice
 from streamline.evaluation.tasks.sources import QuestionSource, parse_data, question_source
 from streamline.evaluation.tasks.text_ids import fit_text
 from streamline.hashing import content_key
@@ -72,8 +74,28 @@ def documents(
     if limit is not None:
         questions = questions.select(range(min(limit, len(questions))))
     rows = [dict(row) for row in questions]
+
+    def each(build: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+        """One document for each row; what cannot be one is named."""
+        built = []
+        for number, row in enumerate(rows):
+            try:
+                built.append(build(row))
+                if "gold" in built[-1]:
+                    options = built[-1].get("choices") or built[-1]["texts"]
+                    require_choice(options, [built[-1]["gold"]])
+            except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+                if isinstance(error, StreamlineError):
+                    raise
+                raise AssetError(
+                    f"question {number} of {source.location} cannot be asked "
+                    f"({type(error).__name__}: {error}); correct it, or take a split that has "
+                    "right answers"
+                ) from error
+        return built
+
     if source.task.startswith("streamline_harness_"):
-        built = [lm_eval_prompts.document(source.questions, row) for row in rows]
+        built = each(partial(lm_eval_prompts.document, source.questions))
     else:
         if tokenizer is None:
             raise ConfigError(
@@ -81,17 +103,19 @@ def documents(
                 f"command line it comes from model_args, or --metadata '{{\"tokenizer\": ...}}')."
             )
         if source.questions in generation_prompts.PROMPTS:
-            built = [
-                generation_prompts.document(source.questions, row, tokenizer, max_length)
-                for row in rows
-            ]
+            built = each(
+                lambda row: generation_prompts.document(
+                    source.questions, row, tokenizer, max_length
+                )
+            )
         else:
             template = TEMPLATES[source.questions]
             shots = load_shots(source)[: template.n_shots] if template.n_shots else []
-            built = [
-                _mean_nll_document(template, row, shots, source.subject, tokenizer, max_length)
-                for row in rows
-            ]
+            built = each(
+                lambda row: _mean_nll_document(
+                    template, row, shots, source.subject, tokenizer, max_length
+                )
+            )
             if truncate:
                 built = [_truncated(document, tokenizer, max_length) for document in built]
     keys = [{"question_key": _question_key(source, row)} for row in rows]

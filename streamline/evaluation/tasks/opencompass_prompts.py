@@ -186,7 +186,7 @@ TEMPLATES: dict[str, Template] = {
         labels=_CMNLI_LABELS,
         items=tuple(_CMNLI_QUESTION + word for word in ("矛盾", "蕴含", "无关")),
         fields=_same("sentence1", "sentence2"),
-        gold=lambda row: (2, 1, 0)[int(row["label"])],  # the hub says neutral, entailment, contra.
+        gold=lambda row: 2 - int(row["label"]),  # the hub says neutral, entailment, contradiction
     ),
     "hellaswag": Template(
         labels=("0", "1", "2", "3"),

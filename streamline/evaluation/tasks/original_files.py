@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError
+from streamline.evaluation.tasks.row_checks import check_rows
 
 __all__ = ["READERS", "Row", "read"]
 
@@ -35,10 +36,12 @@ def read(reader: str, path: Path) -> list[Row]:
         Rows in the file's order.
 
     Raises:
-        AssetError: If the file does not have the shape its authors gave it.
+        AssetError: If the file does not have the shape its authors gave it, or a question has a
+            null text, no right option, one option or an empty one, or is there twice.
     """
     try:
         rows = READERS[reader](path)
+        check_rows(reader, rows)
     except (KeyError, ValueError, TypeError, IndexError, FileNotFoundError) as error:
         raise AssetError(
             f"{path} is not in the form its authors publish ({type(error).__name__}: {error}); "
