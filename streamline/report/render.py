@@ -223,7 +223,7 @@ def csv_text(frame: pd.DataFrame) -> str:
     safe = frame.rename(columns=_no_formula)
     for name in safe.columns:
         safe[name] = safe[name].map(_no_formula)
-    return safe.to_csv(index=False, lineterminator="\n")
+    return str(safe.to_csv(index=False, lineterminator="\n"))
 
 
 def _no_formula(value: Any) -> Any:
