@@ -97,7 +97,7 @@ class Watch:
     def _put_back(self) -> list[str]:
         """Undo what was changed; in words what that was."""
         changes = self._state.changes()
-        if not changes and not self._state.traces():
+        if not changes and not self._state.traces() and self._state.random.same():
             return []
         self._state.restore()
         written = self._state.written()

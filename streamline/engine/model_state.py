@@ -152,6 +152,9 @@ class ModelState:
 
     Args:
         decoder: The model.
+
+    Attributes:
+        random: The global random states.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -162,7 +165,7 @@ class ModelState:
         self._configs = [(name, config, _comparable(config)) for name, config in _configs(decoder)]
         self._hooks = [(table, dict(table)) for table in _global_hooks()]
         self._settings = [read() for _, read, _ in _GLOBAL]
-        self._random = RandomStates.now()
+        self.random = RandomStates.now()
 
     def changes(self) -> list[str]:
         """What is not as it was and must be, in words; empty if all is."""
@@ -184,17 +187,17 @@ class ModelState:
         return found + [name for (name, read, _), value in settings if read() != value]
 
     def traces(self) -> list[str]:
-        """What is not as it was and need not be, but could reach others.
+        """Attributes of modules that are not as they were and that :meth:`changes` leaves out.
 
-        A model's own forward may keep tables for longer positions in attributes, and drawing a
-        number is no fault where nothing else depends on it; :meth:`restore` puts both back.
+        A model's own forward may keep something there, such as tables for longer positions;
+        :meth:`restore` puts them back.
         """
-        found = [
+        return [
             f"the attribute {name} of {module.name}"
             for module in self._modules
             for name in module.changed()
+            if name not in _NAMED and "_hook" not in name
         ]
-        return found if self._random.same() else [*found, "a global random state"]
 
     def written(self) -> set[str]:
         """Names of tensors that have their memory, but perhaps not their values, as before."""
@@ -222,7 +225,7 @@ class ModelState:
             table.update(entries)
         for (_, _, write), value in zip(_GLOBAL, self._settings, strict=True):
             write(value)
-        self._random.restore()
+        self.random.restore()
 
     @torch.no_grad()
     def refill(self, name: str, values: Tensor) -> bool:

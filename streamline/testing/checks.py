@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamline.calibration import Calibration
 from streamline.checkpoints import checkpoint
 from streamline.engine.assemble import assemble
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
+from streamline.engine.model_state import ModelState
 from streamline.engine.paths import dense_path
 from streamline.errors import StreamlineError
-from streamline.method import DepthMethod, Method
+from streamline.method import DepthMethod, Method, Unmade
 from streamline.testing.models import tiny_config, tiny_tokenizer
 from streamline.testing.snapshot import differences, snapshot
 from streamline.testing.subject import SPARSITY, Subject
@@ -47,6 +49,8 @@ class Violation(StreamlineError):
 def check_declaration(method: Method) -> None:
     """A frozen dataclass of defaults, with the class attributes of the contract."""
     cls = type(method)
+    if isinstance(method, Unmade):
+        raise Violation(f"{method.spec} cannot be made: {method.reason}")
     parameters = getattr(cls, "__dataclass_params__", None)
     _require(
         parameters is not None and parameters.frozen, f"{cls.__name__} is not a frozen dataclass"
@@ -57,16 +61,33 @@ def check_declaration(method: Method) -> None:
             isinstance(value, kind) and value not in ("", ()),
             f"the class attribute {name} must be a {kind.__name__} and not empty, got {value!r}",
         )
-    _require(dataclasses.replace(method) == method, "two methods of equal fields are not equal")
+    again = dataclasses.replace(method)
+    _require(again == method, "two methods of equal fields are not equal")
+    _require(
+        repr(again) == repr(method),
+        f"two methods of equal fields are shown as {method!r} and {again!r}",
+    )
+    key = method.calibration_key()
+    _require(
+        isinstance(key, str) and key == again.calibration_key(),
+        f"calibration_key() must be a text that the fields decide, got {key!r}",
+    )
+    own = cls.calibrate is not Method.calibrate
+    _require(
+        not own or key != "shared",
+        f"calibrate is {cls.__name__}'s own, so what it measures must not go under "
+        "'shared', the key of those that do not measure for themselves",
+    )
 
 
-def check_refusal(subject: Subject) -> None:
-    """``unsupported`` returns None or a reason in words."""
+def check_refusal(subject: Subject) -> str | None:
+    """``unsupported`` returns None or a reason in words, which is given back."""
     reason = subject.method.unsupported(subject.decoder)
     _require(
         reason is None or (isinstance(reason, str) and len(reason.split()) >= 3),
         f"unsupported() must return None or a reason in words, got {reason!r}",
     )
+    return reason
 
 
 def _check_calibrate_is_clean(subject: Subject) -> None:
@@ -75,11 +96,28 @@ def _check_calibrate_is_clean(subject: Subject) -> None:
         subject.method.calibrate(subject.decoder, subject.batches)
 
 
+def _check_same_calibration(subject: Subject) -> None:
+    """Calibrating again measures the same, whatever the global random state."""
+    first = subject.calibration
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        again = subject.method.calibrate(subject.decoder, subject.batches)
+    named = _statistics(first), _statistics(again)
+    _require(list(named[0]) == list(named[1]), "calibrating twice gave other statistics")
+    for name, value in named[0].items():
+        same = torch.allclose(value, named[1][name], rtol=0.0, atol=_TOLERANCE, equal_nan=True)
+        _require(same, f"calibrating twice gave two values of {name}")
+
+
 def _check_prune_is_clean(subject: Subject) -> None:
     """Pruning leaves the dense model and the random state as they were."""
     calibration = subject.calibration
+    before = {name: value.clone() for name, value in _statistics(calibration).items()}
     with _unchanged(subject, "prune"):
         subject.method.prune(subject.decoder, calibration, SPARSITY, subject.batches, 0)
+    for name, value in _statistics(calibration).items():
+        same = name in before and torch.equal(before[name].nan_to_num(), value.nan_to_num())
+        _require(same, f"prune changed {name} of the calibration, which other methods share")
 
 
 def _check_identity(subject: Subject) -> None:
@@ -197,6 +235,7 @@ def _check_checkpoint(subject: Subject) -> None:
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "calibrate is clean": _check_calibrate_is_clean,
+    "same calibration": _check_same_calibration,
     "prune is clean": _check_prune_is_clean,
     "zero is identity": _check_identity,
     "exact count": _check_count,
@@ -237,10 +276,21 @@ def _close(found: Tensor, expected: Tensor, message: str) -> None:
 
 @contextmanager
 def _unchanged(subject: Subject, doing: str) -> Iterator[None]:
+    state, tokens = ModelState(subject.decoder), subject.batches.clone()
     before = snapshot(subject.model)
     yield
-    changed = differences(before, snapshot(subject.model))
+    found = (*state.changes(), *differences(before, snapshot(subject.model)), *state.traces())
+    changed = list(dict.fromkeys(found))
     _require(not changed, f"{doing} changed {', '.join(changed[:3])}")
+    _require(
+        torch.equal(tokens, subject.batches),
+        f"{doing} wrote into the calibration tokens, which other methods share",
+    )
+
+
+def _statistics(calibration: Calibration) -> dict[str, Tensor]:
+    """All that a calibration holds, by name."""
+    return {"cosine": calibration.cosine, "angle": calibration.angle, **calibration.extras}
 
 
 def _require(kept: bool, message: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from streamline.method import Method
+from streamline.engine.model_state import ModelState
+from streamline.errors import reason
+from streamline.method import Method, Unmade
 from streamline.testing.checks import CHECKS, Violation, check_declaration, check_refusal
 from streamline.testing.subject import Subject
 
@@ -43,27 +45,32 @@ def check_method(
         families: Families of :data:`streamline.testing.models.FAMILIES`.
 
     Yields:
-        One outcome for each family and check; one alone for an unsupported family.
+        One outcome for each family and check; one alone for an unsupported family, and for a
+        method that its own code cannot make.
     """
     yield _attempt("-", "declaration", partial(check_declaration, method))
+    if isinstance(method, Unmade):
+        return
     for family in families:
         subject = Subject(method, family)
+        state = ModelState(subject.decoder)
         outcome = _attempt(family, "refusal", partial(check_refusal, subject))
-        reason = method.unsupported(subject.decoder) if outcome.status == "passed" else None
-        if reason is not None:
-            yield Outcome(family, "refusal", "refused", reason)
+        state.restore()
+        if outcome.status == "passed" and outcome.detail:
+            yield replace(outcome, status="refused")
             continue
         yield outcome
         for name, check in CHECKS.items():
             yield _attempt(family, name, partial(check, subject))
+            state.restore()  # hooks and settings that were left must not fail the next check
 
 
-def _attempt(family: str, name: str, check: Callable[[], None]) -> Outcome:
+def _attempt(family: str, name: str, check: Callable[[], str | None]) -> Outcome:
     """Run a check; whatever a plugin raises is its failure and not the end of the run."""
     try:
-        check()
+        detail = check() or ""
     except Violation as error:
         return Outcome(family, name, "failed", str(error))
-    except Exception as error:
-        return Outcome(family, name, "failed", f"{type(error).__name__}: {error}")
-    return Outcome(family, name, "passed")
+    except (Exception, SystemExit) as error:
+        return Outcome(family, name, "failed", reason(error))
+    return Outcome(family, name, "passed", detail)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from misbehaving import FAULTS
 from torch import Tensor, nn
 
 from streamline.calibration import Calibration
+from streamline.cli.main import main
 from streamline.engine.decoder import Decoder
 from streamline.method import DepthMethod, Method, Pruned, Size
 from streamline.plan import Plan, Span
@@ -170,6 +173,49 @@ def test_a_broken_promise_is_found(method: Method, check: str, detail: str) -> N
     failures = _failures(method)
     assert check in failures, failures
     assert detail in failures[check]
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "detail"),
+    [
+        ("Mutates", "prune is clean", FAULTS["Mutates"]),
+        ("WritesData", "prune is clean", "the weight model.layers.2.mlp.up_proj.weight"),
+        ("SwapsLayer", "prune is clean", FAULTS["SwapsLayer"]),
+        ("SwapsModule", "prune is clean", FAULTS["SwapsModule"]),
+        ("HooksAll", "prune is clean", FAULTS["HooksAll"]),
+        ("Configures", "prune is clean", FAULTS["Configures"]),
+        ("Halves", "prune is clean", FAULTS["Halves"]),
+        ("WritesTokens", "prune is clean", "prune wrote into the calibration tokens"),
+        ("WritesTokensEarly", "calibrate is clean", "calibrate wrote into the calibration tokens"),
+        ("WritesStatistics", "prune is clean", "prune changed cosine of the calibration"),
+        ("Poisons", "declaration", "must not go under 'shared'"),
+        ("Poisons", "same calibration", "calibrating twice gave two values of cosine"),
+        ("Seeds", "prune is clean", "prune changed torch's random state"),
+        ("SizeExits", "exact count", "it called sys.exit(3)"),
+        ("UnsupportedRaises", "refusal", "no idea"),
+        ("KeyRaises", "declaration", "cannot be made: RuntimeError: no key"),
+        ("PostInitExits", "declaration", "cannot be made: it called sys.exit(0)"),
+        ("ReprRaises", "declaration", "cannot be made: TypeError: no name"),
+        ("CalibrateExits", "calibrate is clean", "it called sys.exit('enough')"),
+        ("GivesNothing", "exact count", "NoneType"),
+    ],
+)
+def test_validate_names_what_would_harm_others(
+    name: str, check: str, detail: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["validate", f"misbehaving:{name}", "--families", "llama", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 1
+    rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows[check]["status"], detail in rows[check]["detail"]) == ("failed", True), rows
+
+
+def test_validate_refuses_an_abstract_class(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "misbehaving:Abstract"])
+    assert ended.value.code == 2
+    assert "'misbehaving:Abstract' is abstract: it does not define prune" in capsys.readouterr().err
 
 
 def test_a_method_that_keeps_all_promises_passes() -> None:
