@@ -30,6 +30,7 @@ Examples:
     "--dtype",
     "--data-dir",
     "--data",
+    "--skip-missing",
     "--include-path",
     "--num-fewshot",
     "--apply-chat-template",
@@ -80,6 +81,8 @@ def command(
     if record.status == "failed":
         show_failure(model, record.reason)
         raise typer.Exit(1)
-    if not rows:
-        show_failure(model, "no question of any of the tasks is here; see what was left out above")
+    missing = record.notes.get("missing", {})
+    for name, why in missing.items():
+        show_failure(model, f"{name} is missing: {why}")
+    if missing:
         raise typer.Exit(1)

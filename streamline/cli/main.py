@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
 import signal
 import sys
@@ -180,12 +181,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = _all_redone([argument for argument in arguments if argument != "--debug"])
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, between our own
     with lasting_streams():
         try:
             silent = redirect_stdout(io.StringIO()) if follows() else nullcontext()
-            with silent, commanded(arguments), _endable():
+            with silent, commanded(arguments), _endable(), _logged(debug):
                 app(args=arguments, prog_name="streamline-bench")
         except _Ended:
             show_error(f"told to end; {_KEPT}")
@@ -198,6 +199,33 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise
             show_error(error if isinstance(error, StreamlineError) else _explain(error, arguments))
             sys.exit(2)
+
+
+def _all_redone(arguments: Sequence[str]) -> list[str]:
+    """``--redo`` without a cell means all of them: an empty selector."""
+    found = list(arguments)
+    for index, argument in enumerate(found):
+        rest = found[index + 1 : index + 2]
+        if argument == "--redo" and (not rest or rest[0].startswith("--")):
+            found[index] = "--redo="
+    return found
+
+
+@contextmanager
+def _logged(debug: bool) -> Iterator[None]:
+    """With ``--debug`` the log of this package on standard error, tracebacks of cells included."""
+    if not debug:
+        yield
+        return
+    log, handler = logging.getLogger("streamline"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _explain(error: OSError, arguments: Sequence[str]) -> str:

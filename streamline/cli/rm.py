@@ -35,23 +35,16 @@ def command(
 ) -> None:
     """Remove cells of a run: their records, samples, plans, losses and cached answers."""
     from streamline.errors import ConfigError
-    from streamline.registry import unknown_name
     from streamline.results.record_file import load
-    from streamline.results.select import cell_name, matching, read_selector
-    from streamline.run.folder import cell_files, remove_cells
+    from streamline.results.select import cell_name, read_selector
+    from streamline.run.folder import cell_files, named_cells, remove_cells
 
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; give the folder that a run wrote with --out")
-    records = load(folder)
-    chosen = []
     for cell in cells:
-        selector = read_selector(cell, cell)
-        if not selector:
+        if not read_selector(cell, cell):
             raise ConfigError(f"{cell!r} names no cell; write METHOD@SPARSITY,KEY=VALUE")
-        fitting = matching(records, selector, finished=False)
-        if not fitting:
-            raise unknown_name(f"cell of {folder}", cell, [cell_name(r, records) for r in records])
-        chosen += [record for record in fitting if record not in chosen]
+    records, chosen = load(folder), named_cells(folder, cells)
     files = {cell_name(record, records): cell_files(folder, record) for record in chosen}
     if not dry_run:
         _renew_report(folder, remove_cells(folder, chosen))

@@ -37,6 +37,14 @@ def command(
         typer.Option("--print-config", help="Print the run as YAML, a suite again, and stop."),
     ] = False,
     plan: Plans = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--redo",
+            metavar="[CELL]",
+            help="Compute cells anew, named as `rm` takes them; without a name all of the run.",
+        ),
+    ] = None,
 ) -> None:
     """Run models x methods x sparsities x seeds, each cell a record in results.json."""
     from streamline.run.config import build_config
@@ -64,13 +72,17 @@ def command(
     from streamline.run import pipeline
 
     with progress_display(_title(config)) as display:
-        records = pipeline.run(config, progress=display)
+        records = pipeline.run(config, progress=display, redo=redo)
     show_results(records)
     print(f"report: {config.out / 'report.html'}")
     failed: dict[str | None, list[str]] = {}
     for record in records:
         if record.status == "failed":
             failed.setdefault(record.reason, []).append(f"{record.model} {label(record)}")
+        for name, why in record.notes.get("missing", {}).items():
+            failed.setdefault(f"{name} is missing: {why}", []).append(
+                f"{record.model} {label(record)}"
+            )
     for reason, names in failed.items():
         show_failure(", ".join(names), reason)
     if failed:

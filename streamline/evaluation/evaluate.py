@@ -14,7 +14,7 @@ Example::
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,7 +34,9 @@ from streamline.evaluation.task_results import combine, finish
 from streamline.progress import Progress, Silent, portions
 from streamline.results.assess import CellResult
 
-__all__ = ["evaluate", "stored"]
+__all__ = ["batch_facts", "evaluate", "stored"]
+
+_BATCHES = "batch_tokens"
 
 
 def evaluate(
@@ -46,6 +48,7 @@ def evaluate(
     batch_tokens: TokenBudget | None = None,
     compiled: bool = False,
     progress: Progress | None = None,
+    kept: Callable[[str, Sequence[str]], None] | None = None,
 ) -> dict[str, CellResult | NotFiniteError]:
     """Answer everything for every path that has no answer yet.
 
@@ -57,6 +60,7 @@ def evaluate(
         batch_tokens: Most tokens of a batch; None suits the device.
         compiled: Whether layers are compiled for scoring.
         progress: Where to report what is being done.
+        kept: Told the name of each set whose answers were kept, and for which keys.
 
     Returns:
         Each path's results, with their seconds: its part of the shared time. Of a path whose
@@ -79,12 +83,21 @@ def evaluate(
         own = {key: paths[key] for key in keys if key not in failed}
         with next(places):
             failed |= _score(
-                own, parts, texts, store, budget=budget, compiled=compiled, progress=progress
+                own,
+                parts,
+                texts,
+                store,
+                budget=budget,
+                compiled=compiled,
+                progress=progress,
+                kept=kept,
             )
     for keys, part in generated:
         own = {key: paths[key] for key in keys if key not in failed}
         with next(places):
             failed |= _generate(own, part, tokenizer, store, budget, progress)
+        if kept is not None:
+            kept(part.name, list(own))
     return {key: failed.get(key) or stored(key, questions, store) for key in paths}
 
 
@@ -100,7 +113,7 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
     for entry in questions.entries:
         names = [part.name for part in questions.parts if part.entry.name == entry.name]
         if names:
-            row = combine(entry, [blocks[name][0] for name in names])
+            row = combine(entry, [_figures(blocks[name][0]) for name in names])
             shots = next(part.shots for part in questions.parts if part.entry.name == entry.name)
             facts: dict[str, Any] = {"protocol": entry.protocol, "shots": shots}
             if questions.prompting.words and entry.protocol == "lm-eval":
@@ -110,9 +123,21 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
     return CellResult(
         tasks,
         pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
-        {name: block for name, (block, _) in texts.items()},
+        {name: _figures(block) for name, (block, _) in texts.items()},
         sum(seconds for _, seconds in (*blocks.values(), *texts.values())),
     )
+
+
+def _figures(block: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name != _BATCHES}
+
+
+def batch_facts(key: str, questions: Questions, store: AnswerStore) -> dict[str, int]:
+    """Tokens of the batches that a path's answers come from, by how they were chosen."""
+    found: dict[str, int] = {}
+    for place in questions.places:
+        found |= store.read(key, place)[0].get(_BATCHES, {})
+    return found
 
 
 def _missing(
@@ -164,7 +189,7 @@ def _generate(
         batch_tokens=budget.given,
         progress=progress.step,
     )
-    return _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store)
+    return _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store, {})
 
 
 def _score(
@@ -176,6 +201,7 @@ def _score(
     budget: TokenBudget,
     compiled: bool,
     progress: Progress,
+    kept: Callable[[str, Sequence[str]], None] | None,
 ) -> dict[str, NotFiniteError]:
     """Score tasks and texts in one run of the engine, each kept as soon as it is done.
 
@@ -207,15 +233,19 @@ def _score(
     if next(iter(paths.values())).decoder.layer_order is not None:
         answers = list(answers)  # all come at the end of the one pass, whose time they share
         even = (time.perf_counter() - start) / len(answers) / len(paths)
+    names = [*(part.name for part in parts), *(text.name for text in texts)]
     failed: dict[str, NotFiniteError] = {}
     for number, found in answers:
         now = time.perf_counter()
         seconds, start = (now - start) / len(paths) if even is None else even, now
         if number < len(parts):
-            failed = _keep(parts[number], paths, found, seconds, store) | failed
+            part = parts[number]
+            failed = _keep(part, paths, found, seconds, store, budget.used()) | failed
         else:
             text = texts[number - len(parts)]
-            failed = _keep_perplexity(text, paths, found, seconds, store) | failed
+            failed = _keep_perplexity(text, paths, found, seconds, store, budget.used()) | failed
+        if kept is not None:
+            kept(names[number], list(paths))
         if len(failed) == len(paths):
             break
     return failed
@@ -227,6 +257,7 @@ def _keep(
     answers: Iterable[Any],
     seconds: float,
     store: AnswerStore,
+    batch_tokens: Mapping[str, int],
 ) -> dict[str, NotFiniteError]:
     """Write every path's answers to a task; the errors of those that are not finite."""
     failed: dict[str, NotFiniteError] = {}
@@ -240,7 +271,7 @@ def _keep(
             failed[key] = error
             continue
         block, rows = finish(part, answer)
-        store.write(key, part.place, block, seconds, rows)
+        store.write(key, part.place, block | {_BATCHES: dict(batch_tokens)}, seconds, rows)
     return failed
 
 
@@ -250,6 +281,7 @@ def _keep_perplexity(
     found: Iterable[Perplexity],
     seconds: float,
     store: AnswerStore,
+    batch_tokens: Mapping[str, int],
 ) -> dict[str, NotFiniteError]:
     """Write every path's perplexity of a text; the errors of those that are not finite."""
     failed: dict[str, NotFiniteError] = {}
@@ -264,6 +296,7 @@ def _keep_perplexity(
             "mean_nll": result.mean_nll,
             "n_tokens": result.n_tokens,
             "window": text.windows.shape[1],
+            _BATCHES: dict(batch_tokens),
         }
         store.write(key, text.place, block, seconds)
     return failed

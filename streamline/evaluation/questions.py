@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from streamline.errors import AssetError, StreamlineError
+from streamline.errors import AssetError, reason
 from streamline.evaluation.building import build
 from streamline.evaluation.origins import Origins, find_origins
 from streamline.evaluation.part import Part
@@ -29,7 +29,7 @@ from streamline.hashing import content_key
 from streamline.progress import Progress, Silent
 from streamline.sources.batches import TokenBatches, batches_fingerprint
 
-__all__ = ["Questions", "Text", "heldout_text", "prepare", "reason"]
+__all__ = ["Questions", "Text", "heldout_text", "prepare"]
 
 _STREAMED = "generates text, which a model whose layers are streamed cannot do in one pass"
 
@@ -65,6 +65,7 @@ class Questions:
         unavailable: What was wanted and left out: name to reason.
         sources: Where the questions of each part came from.
         prompting: What is put around each question of lm-eval's tasks.
+        absent: Rows of the report that were left out.
     """
 
     entries: tuple[TaskEntry, ...]
@@ -73,6 +74,7 @@ class Questions:
     unavailable: dict[str, str]
     sources: dict[str, Any]
     prompting: Prompting = Prompting()
+    absent: tuple[TaskEntry, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -139,6 +141,7 @@ def prepare(
     include_path: Path | None = None,
     origins: Origins | None = None,
     heldout: Text | None = None,
+    missing: Mapping[str, str] | None = None,
     generates: bool = True,
     prompting: Prompting | None = None,
     skip_missing: bool = False,
@@ -157,6 +160,7 @@ def prepare(
         include_path: Folder with lm-eval YAML of tasks, or None.
         origins: Where each task's questions come from; None to decide it by the settings above.
         heldout: A text to measure perplexity on beside those among the tasks, or None.
+        missing: What is known already that it cannot be had: name to reason.
         generates: Whether the model can generate text; if not, such tasks cannot be asked.
         prompting: What is put around each question of lm-eval's tasks; None for their own prompts.
         skip_missing: Leave out what cannot be had, and name it.
@@ -177,12 +181,15 @@ def prepare(
         origins = find_origins(wanted, source=source, data_dir=data_dir)
         for remark in origins.remarks:
             progress.say(remark)
-    missing = dict(origins.missing)
+    gone = [entry.name for entry in wanted if entry.name in origins.missing]
+    lacking = dict(missing or {}) | {name: origins.missing[name] for name in gone}
+    if lacking and not skip_missing:
+        _refuse(lacking, (), skip_missing, progress)
 
     def leave_out(name: str, why: str | Exception) -> None:
-        missing.setdefault(name, reason(why) if isinstance(why, Exception) else why)
+        lacking.setdefault(name, reason(why) if isinstance(why, Exception) else why)
 
-    entries = [entry for entry in wanted if entry.name not in missing]
+    entries = [entry for entry in wanted if entry.name not in lacking]
     progress.stage("questions")
     parts = build(
         entries,
@@ -215,31 +222,23 @@ def prepare(
                 continue
             texts[entry.name] = Text(entry.name, windows, running.to_json())
     names = [*texts, *(entry.name for entry in entries)]
-    _refuse(missing, sorted(set(names) - set(missing)), skip_missing, progress)
-    parts = [_keyed(part, origins) for part in parts if part.entry.name not in missing]
+    _refuse(lacking, sorted(set(names) - set(lacking)), skip_missing, progress)
+    parts = [_keyed(part, origins) for part in parts if part.entry.name not in lacking]
     sources = {
         part.name: {"task": part.name, "source": part.entry.folder}
         if part.entry.brings_data
         else origins.found[part.name].to_json()
         for part in parts
     }
-    entries = [entry for entry in entries if entry.name not in missing]
     return Questions(
-        tuple(entries),
-        tuple(parts),
-        tuple(texts.values()),
-        missing,
-        sources,
-        prompting or Prompting(),
+        entries=tuple(entry for entry in entries if entry.name not in lacking),
+        parts=tuple(parts),
+        texts=tuple(texts.values()),
+        unavailable=lacking,
+        sources=sources,
+        prompting=prompting or Prompting(),
+        absent=tuple(entry for entry in wanted if entry.name in lacking),
     )
-
-
-def reason(error: Exception) -> str:
-    """What ended something, in one line: the message if it is ours, else with its kind."""
-    text = str(error).strip()
-    if isinstance(error, StreamlineError):
-        return text
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _refuse(

@@ -165,6 +165,8 @@ def _state_notes(records: Sequence[Record]) -> list[str]:
         name = f"{method_label(record.method, record.recovery)} at {record.sparsity:g}"
         name += f", seed {record.seed}" if record.seed else ""
         flag = record.notes.get("flag")
+        for task, why in record.notes.get("missing", {}).items():
+            notes.setdefault(f"{task} is missing: {why}", []).append(name)
         if record.status != "ok":
             text = f"{record.status}: {record.reason or 'no reason recorded'}"
         elif flag:

@@ -49,38 +49,34 @@ def load(directory: str | Path) -> list[Record]:
     return _records(path)
 
 
-def upsert(directory: str | Path, record: Record | Mapping[str, Any]) -> Record:
-    """Put one record into the folder; it replaces an earlier one of the same cell.
+def upsert(directory: str | Path, *records: Record | Mapping[str, Any]) -> Record:
+    """Put records into the folder; each replaces an earlier one of the same cell.
 
     Safe against other processes doing the same, and against being killed: the file is whole at
     any moment.
 
     Args:
         directory: The run's folder; made if missing.
-        record: The record, or its keys.
+        records: Records, or their keys; at least one.
 
     Returns:
-        The record as written.
+        The last one as written.
 
     Raises:
-        ConfigError: If the record or the file that is there already is malformed.
+        ConfigError: If a record or the file that is there already is malformed.
         filelock.Timeout: If another process holds the folder's lock for a minute.
     """
     from filelock import FileLock
 
-    values = record.model_dump() if isinstance(record, Record) else record
-    checked = Record.build(values)
+    checked = [
+        Record.build(one.model_dump() if isinstance(one, Record) else one) for one in records
+    ]
     path = _results_path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / _LOCK_NAME, timeout=_LOCK_SECONDS):
-        records = _records(path) if path.is_file() else []
-        indices = {old.identity: index for index, old in enumerate(records)}
-        if checked.identity in indices:
-            records[indices[checked.identity]] = checked
-        else:
-            records.append(checked)
-        _write(path, records)
-    return checked
+        there = {old.identity: old for old in (_records(path) if path.is_file() else [])}
+        _write(path, list((there | {new.identity: new for new in checked}).values()))
+    return checked[-1]
 
 
 def remove(directory: str | Path, records: Sequence[Record]) -> list[Record]:

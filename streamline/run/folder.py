@@ -20,9 +20,11 @@ from typing import Any
 
 from streamline.errors import ConfigError, StreamlineError
 from streamline.files import sweep
+from streamline.registry import unknown_name
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, remove
 from streamline.results.samples import samples_path, seal_of
+from streamline.results.select import cell_name, matching, read_selector
 from streamline.run.cell import Cell, CellJob, expand
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
@@ -135,14 +137,14 @@ def refuse_mixture(config: RunConfig, sources: Sources) -> None:
 
 
 def is_done(folder: Path, job: CellJob, record: Record) -> bool:
-    """Whether a cell needs no run: its record has its key and is no failure, its rows are whole.
+    """Whether a cell needs no run: its record has its key, nothing is missing, its rows are whole.
 
     Args:
         folder: The run's folder.
         job: The cell.
         record: Its record.
     """
-    if record.key != job.key or record.status == "failed":
+    if record.key != job.key or record.status == "failed" or record.notes.get("missing"):
         return False
     return not record.tasks or seal_of(samples_path(folder, record)) is not None
 
@@ -188,9 +190,37 @@ def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
     """
     with claimed(folder):
         note_command(folder)
-        remaining = remove(folder, records)
-        for path in [path for record in records for path in cell_files(folder, record)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return forget_cells(folder, records)
+
+
+def named_cells(folder: Path, names: Sequence[str]) -> list[Record]:
+    """The records of the cells that some names fit, each once.
+
+    Args:
+        folder: The run's folder.
+        names: ``METHOD@SPARSITY,KEY=VALUE``; an empty one fits all.
+
+    Raises:
+        UnknownNameError: If one fits no cell.
+        ConfigError: If one is malformed, or there are no records.
+    """
+    records = load(folder) if names else []
+    chosen: list[Record] = []
+    for name in names:
+        fitting = matching(records, read_selector(name, name), finished=False)
+        if not fitting:
+            raise unknown_name(f"cell of {folder}", name, [cell_name(r, records) for r in records])
+        chosen += [record for record in fitting if record not in chosen]
+    return chosen
+
+
+def forget_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
+    """Remove cells from a folder that is claimed: records, and every file that is theirs alone."""
+    if not records:
+        return []
+    remaining = remove(folder, records)
+    for path in [path for record in records for path in cell_files(folder, record)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return remaining
 
 

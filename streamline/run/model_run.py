@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.pruning import prune
 from streamline.api.training import fine_tune, train
@@ -24,9 +22,9 @@ from streamline.engine.memory import free_memory
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import NotFiniteError, StreamlineError
 from streamline.evaluation.answer_store import AnswerStore
-from streamline.evaluation.evaluate import evaluate, stored
+from streamline.evaluation.evaluate import batch_facts, evaluate, stored
 from streamline.evaluation.harness import max_length
-from streamline.evaluation.questions import Questions, heldout_text, prepare
+from streamline.evaluation.questions import Questions
 from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
@@ -36,14 +34,13 @@ from streamline.results.assess import assess
 from streamline.results.record import Record
 from streamline.results.record_file import FILE_NAME, find, load
 from streamline.results.samples import write_samples
-from streamline.run.cell import CellJob, cell_job, expand, stage_weights
+from streamline.run.cell import CellJob, stage_weights
 from streamline.run.config import RunConfig
-from streamline.run.folder import is_done, kept_sources
-from streamline.run.inputs import Sources, settle, shared_inputs
+from streamline.run.folder import kept_sources
+from streamline.run.inputs import Sources, changes, settle
+from streamline.run.preparation import calibration_tokens, cell_batches, preparation, todo
 from streamline.run.recorder import Recorder
-from streamline.run.stage_config import CalibrationConfig
 from streamline.sources.batches import TokenBatches
-from streamline.sources.models import model_fingerprint
 
 __all__ = ["loading", "run_model"]
 
@@ -92,16 +89,11 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
     if len(config.models) > 1:
         progress = Prefixed(progress, name)
     config = config.for_model(name)
-    fingerprint = model_fingerprint(name)
     sources = settle(config, kept_sources(config))
-    shared = shared_inputs(config, fingerprint, sources)
-    jobs = [cell_job(cell, shared) for cell in expand(config, name)]
-    missing = [
-        job
-        for job, record in zip(jobs, _records(config, jobs), strict=True)
-        if record is None or not is_done(config.out, job, record)
-    ]
+    fingerprint, jobs, missing = todo(config, name, sources)
     if missing:
+        for remark in _replaced(missing, _records(config, missing)):
+            progress.say(remark)
         _run(config, name, fingerprint, sources, jobs, missing, progress)
     else:
         progress.say(f"all {len(jobs)} cells are done already")
@@ -114,11 +106,25 @@ def loading(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _calibration_tokens(batches: TokenBatches, wanted: CalibrationConfig, seed: int) -> Tensor:
-    """Calibration tokens of a seed, [N, T], int64."""
-    return batches.tokens(
-        wanted.source, n_samples=wanted.n_samples, length=wanted.length, seed=seed
-    )
+def _replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[str]:
+    """What has changed since cells were recorded, and which are done again for it."""
+    found: dict[str, list[str]] = {}
+    for job, record in zip(jobs, records, strict=True):
+        before = None if record is None else record.extra("inputs")
+        if record is None or record.status == "failed" or record.key == job.key:
+            continue
+        known = changes(before, job.inputs.to_json()) if isinstance(before, dict) else []
+        found.setdefault("; ".join(known) or "other settings", []).append(job.cell.label)
+    return [f"changed: {what}: done again: {', '.join(cells)}" for what, cells in found.items()]
+
+
+def _unrecorded(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[CellJob]:
+    """The cells without a record that still holds."""
+    return [
+        job
+        for job, record in zip(jobs, records, strict=True)
+        if record is None or record.status == "failed" or record.key != job.key
+    ]
 
 
 def _records(config: RunConfig, jobs: Sequence[CellJob]) -> list[Record | None]:
@@ -137,42 +143,29 @@ def _run(
     progress: Progress,
 ) -> None:
     """Run the cells that are missing."""
-    cache, text = config.out / "cache", config.perplexity
+    cache = config.out / "cache"
     dense = load_dense(name, fingerprint, progress, **loading(config))
-    batches = TokenBatches(dense.tokenizer, sources.revisions)
-    recorder = Recorder(config, name, fingerprint, progress)
-    try:
-        heldout = heldout_text(batches, text.texts, text.n_tokens, text.length)
-    except Exception as error:  # no cell of this model can be measured; other models' can
-        log.debug("no held-out text", exc_info=True)
-        for job in missing:
-            recorder.failed(job, error, {})
-        return
+    ready = preparation(
+        config,
+        name,
+        dense.tokenizer,
+        max_length(dense.decoder.config, dense.tokenizer),
+        sources,
+        progress,
+    )
     model = _Model(
         config=config,
         dense=dense,
-        batches=batches,
-        questions=prepare(
-            config.tasks,
-            dense.tokenizer,
-            max_length=max_length(dense.decoder.config, dense.tokenizer),
-            limit=config.limit,
-            include_path=config.include_path,
-            origins=sources.origins,
-            heldout=heldout,
-            generates=not config.stream,
-            prompting=config.prompting,
-            skip_missing=config.skip_missing,
-            unsafe_code=config.confirm_run_unsafe_code,
-            progress=progress,
-        ),
+        batches=ready.batches,
+        questions=ready.questions,
         store=AnswerStore(cache / "answers"),
         budget=TokenBudget(config.batch_tokens, cache / "batch_tokens"),
-        recorder=recorder,
+        recorder=Recorder(config, name, fingerprint, progress),
         jobs={job.target.label: job for job in jobs},
         reference=jobs[0],
         progress=progress,
     )
+    model.recorder.begin(_unrecorded(missing, _records(config, missing)))
     shared = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     pruning, training, jointly, alone = portions(
@@ -210,7 +203,7 @@ def _pruned(model: _Model, jobs: Sequence[CellJob]) -> list[Variant]:
     made = prune(
         [job.target for job in jobs],
         model.dense,
-        partial(_calibration_tokens, model.batches, model.config.calibration),
+        partial(calibration_tokens, model.config, model.batches),
         model.config.out / "cache",
         model.progress,
     )
@@ -221,6 +214,7 @@ def _pruned(model: _Model, jobs: Sequence[CellJob]) -> list[Variant]:
             notes = {"cell": cell.record(), "method": repr(variant.target.method), **pruned.notes}
             file = model.config.out / "plans" / f"{cell.slug}.json"
             write_json_atomic(file, pruned.plan.to_json() | {"notes": notes})
+    model.recorder.reached([model.job(v) for v in variants if v.target.sparsity], "pruned")
     return variants
 
 
@@ -321,6 +315,9 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
             batch_tokens=model.budget,
             compiled=model.config.compile,
             progress=model.progress,
+            kept=lambda name, keys: model.recorder.reached(
+                [job for job in jobs if job.model_key in keys], f"{name} answered"
+            ),
         )
     dense = model.answered(model.reference)
     reference = stored(model.reference.model_key, model.questions, model.store) if dense else None
@@ -341,10 +338,15 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
         else:
             file.unlink(missing_ok=True)  # of other tasks
         costs = {**variant.costs, "eval_s": result.seconds, "peak_memory_bytes": peak}
-        model.recorder.done(job, variant, path, costs, assessment, _facts(model))
+        facts = _facts(model, job, variant)
+        model.recorder.done(job, variant, path, costs, assessment, facts, model.questions.absent)
 
 
-def _facts(model: _Model) -> dict[str, Any]:
-    """Content hashes of the questions and texts, and how they were scored, for a record."""
-    scoring = {"batch_tokens": model.budget.facts(), "compiled": model.config.compile}
-    return {**model.questions.facts(), "batches": model.batches.facts(), "scoring": scoring}
+def _facts(model: _Model, job: CellJob, variant: Variant) -> dict[str, Any]:
+    """Content hashes of a cell's questions and texts, and how they were scored, for its record."""
+    used = batch_facts(job.model_key, model.questions, model.store)
+    return {
+        **model.questions.facts(),
+        "batches": cell_batches(model.config, variant, model.batches),
+        "scoring": {"batch_tokens": used, "compiled": model.config.compile},
+    }

@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,18 @@ from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.estimate import require_fit
 from streamline.run.executors import executor
-from streamline.run.folder import SETTINGS, claimed, kept_sources, refuse_foreign, refuse_mixture
+from streamline.run.folder import (
+    SETTINGS,
+    claimed,
+    forget_cells,
+    kept_sources,
+    named_cells,
+    refuse_foreign,
+    refuse_mixture,
+)
 from streamline.run.inputs import settle
 from streamline.run.model_run import loading, run_model
+from streamline.run.preparation import prepared
 from streamline.run.reporting import report_run
 from streamline.sources.models import model_fingerprint
 
@@ -37,7 +47,9 @@ from streamline.sources.models import model_fingerprint
 _OWN = ".streamline-prune"
 
 
-def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
+def run(
+    config: RunConfig, progress: Progress | None = None, redo: Sequence[str] | None = None
+) -> list[Record]:
     """Work all cells of a run and write its report.
 
     What is finished stays finished: cells whose record is there for the same inputs are left
@@ -46,6 +58,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
     Args:
         config: The run.
         progress: Where to report what is being done.
+        redo: Cells to compute anew, as :mod:`streamline.results.select` writes them; an empty text
+            means all.
 
     Returns:
         One record for each cell, failed and skipped ones included.
@@ -55,14 +69,15 @@ def run(config: RunConfig, progress: Progress | None = None) -> list[Record]:
             run is using its folder, or results of other settings would stay there.
         StreamlineError: If a model, a text or a set of questions cannot be had at all.
     """
-    return with_leader(lambda: _run(config, progress or Silent()))
+    return with_leader(lambda: _run(config, progress or Silent(), redo or ()))
 
 
-def _run(config: RunConfig, progress: Progress) -> list[Record]:
+def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Record]:
     refuse_foreign(config.out)
     for remark in require_fit(config).remarks:
         progress.say(remark)
     with claimed(config.out):
+        again = named_cells(config.out, redo)
         sources = settle(config, kept_sources(config))
         refuse_mixture(config, sources)
         settings = config.model_dump(
@@ -70,7 +85,11 @@ def _run(config: RunConfig, progress: Progress) -> list[Record]:
         )
         write_json_atomic(config.out / SETTINGS, settings | {"sources": sources.to_json()})
         note_command(config.out)
-        records = executor(config.executor).run(config, progress)
+        for remark in sources.origins.remarks:
+            progress.say(remark)
+        with prepared(config, sources, progress, again):
+            forget_cells(config.out, again)
+            records = executor(config.executor).run(config, progress)
         report_run(config.out)
     return records
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
 from streamline.environment import versions
 from streamline.errors import UnsupportedModelError, reason
+from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.progress import Progress
 from streamline.results.assess import Assessment
 from streamline.results.record_file import upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.sources.models import planned_model
+
+log = logging.getLogger(__name__)
 
 _COSTS = ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens")
 
@@ -39,6 +43,7 @@ class Recorder:
         self.name = name
         self.fingerprint = fingerprint
         self.progress = progress
+        self._open: dict[str, tuple[CellJob, list[str]]] = {}
 
     def done(
         self,
@@ -48,6 +53,7 @@ class Recorder:
         costs: Mapping[str, float | None],
         assessment: Assessment,
         facts: dict[str, Any],
+        absent: Sequence[TaskEntry] = (),
     ) -> None:
         """Record a cell with its figures.
 
@@ -58,6 +64,7 @@ class Recorder:
             costs: What it cost.
             assessment: Its figures.
             facts: Where the questions and texts came from.
+            absent: Rows of the report that could not be asked; they are null.
         """
         dense, pruned = self._dense.n_parameters(), path.n_parameters()
         achieved = removed_fraction(dense, pruned)
@@ -72,6 +79,14 @@ class Recorder:
             notes["trial"] = "--quick: too few questions and tokens for its numbers to count"
         if variant.training:
             notes["training"] = dict(variant.training)
+        tasks, summary = dict(assessment.tasks), dict(assessment.summary)
+        if facts["unavailable"]:
+            notes["missing"] = dict(facts["unavailable"])
+        for row in absent:
+            if row.protocol == "perplexity":
+                summary["perplexity"] = {**summary["perplexity"], row.name: None}
+            else:
+                tasks[row.name] = {"metric": row.metric, "value": None, "protocol": row.protocol}
         plan = variant.pruned.plan
         self._write(
             job,
@@ -83,8 +98,8 @@ class Recorder:
                 "replacement": plan.replacement,
             },
             parameters={"dense": dense, "pruned": pruned, "removed_fraction": achieved},
-            tasks=assessment.tasks,
-            summary=assessment.summary,
+            tasks=tasks,
+            summary=summary,
             notes=notes | {"data": facts},
         )
 
@@ -106,16 +121,42 @@ class Recorder:
             self.skipped(job, why)
             return
         frames = traceback.extract_tb(error.__traceback__)
+        where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None
+        log.info("failed: %s", job.cell.label, exc_info=error)
         self.progress.say(f"failed: {job.cell.label}: {why}")
+        text = "".join(traceback.format_exception(error))
         self._write(
             job,
             status="failed",
             costs=costs,
             reason=why,
-            notes={"where": f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"}
-            if frames
-            else {},
+            notes={"where": where, "traceback": text} if where else {"traceback": text},
         )
+
+    def begin(self, jobs: Sequence[CellJob]) -> None:
+        """Record cells as not finished, so that a folder shows what is missing if the run ends.
+
+        Args:
+            jobs: Cells that are about to be run and have no record that holds.
+        """
+        self._open = {job.cell.slug: (job, []) for job in jobs}
+        self._show(list(self._open))
+
+    def reached(self, jobs: Iterable[CellJob], what: str) -> None:
+        """Record how far cells have come; those that are recorded already stay as they are."""
+        names = [job.cell.slug for job in jobs if job.cell.slug in self._open]
+        for name in names:
+            self._open[name][1].append(what)
+        self._show(names)
+
+    def _show(self, names: Sequence[str]) -> None:
+        records = []
+        for job, reached in map(self._open.__getitem__, names):
+            state = f"done so far: {', '.join(reached)}" if reached else "nothing of it is done"
+            why = f"not finished: {state}. The same command goes on with it"
+            records.append(self._values(job, status="failed", reason=why))
+        if records:
+            upsert(self.config.out, *records)
 
     @cached_property
     def _dense(self) -> Decoder:
@@ -123,24 +164,26 @@ class Recorder:
         trusted = self.config.trust_remote_code
         return Decoder(planned_model(self.name, trust_remote_code=trusted))
 
-    def _write(
+    def _write(self, job: CellJob, **values: Any) -> None:
+        self._open.pop(job.cell.slug, None)
+        upsert(self.config.out, self._values(job, **values))
+
+    def _values(
         self,
         job: CellJob,
         *,
         status: str,
         costs: Mapping[str, float | None] | None = None,
         **values: Any,
-    ) -> None:
-        upsert(
-            self.config.out,
-            job.cell.record(
-                status=status,
-                key=job.key,
-                answers_key=job.model_key,
-                inputs=job.inputs.to_json(),
-                method_repr=repr(job.target.method),
-                cost={name: (costs or {}).get(name) for name in _COSTS},
-                versions=versions(self.config.device) | {"model_sha256": self.fingerprint},
-                **values,
-            ),
+    ) -> dict[str, Any]:
+        """The keys of a record."""
+        return job.cell.record(
+            status=status,
+            key=job.key,
+            answers_key=job.model_key,
+            inputs=job.inputs.to_json(),
+            method_repr=repr(job.target.method),
+            cost={name: (costs or {}).get(name) for name in _COSTS},
+            versions=versions(self.config.device) | {"model_sha256": self.fingerprint},
+            **values,
         )

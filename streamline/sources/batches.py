@@ -102,6 +102,8 @@ class TokenBatches:
     def __init__(self, tokenizer: Any, revisions: Mapping[str, str | None] | None = None) -> None:
         self.tokenizer = tokenizer
         self.revisions = revisions
+        self._prints: dict[tuple[Any, ...], str] = {}
+        self._used: dict[tuple[Any, ...], None] = {}
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def tokens(
@@ -147,6 +149,7 @@ class TokenBatches:
                 length=length,
                 seed=seed,
             )
+        self._used[key] = None
         found: Tensor = self._made[key]
         return found
 
@@ -185,17 +188,24 @@ class TokenBatches:
                 seed=seed,
                 revisions=self.revisions,
             )
+        self._used[key] = None
         examples, held_out = self._made[key]
         return examples, held_out or None
 
+    def view(self) -> TokenBatches:
+        """The same batches, with facts of what is asked of it alone."""
+        own = TokenBatches(self.tokenizer, self.revisions)
+        own._made, own._prints = self._made, self._prints
+        return own
+
     def facts(self) -> dict[str, str]:
-        """Content hashes of what was made so far, for the records."""
-        return {
-            "/".join(map(str, key)): batches_fingerprint(made)
-            if isinstance(made, Tensor)
-            else content_key(made)
-            for key, made in self._made.items()
-        }
+        """Content hashes of what was asked for so far, for the records."""
+        for key in self._used:
+            if key not in self._prints:
+                made = self._made[key]
+                tokens = isinstance(made, Tensor)
+                self._prints[key] = batches_fingerprint(made) if tokens else content_key(made)
+        return {"/".join(map(str, key)): self._prints[key] for key in self._used}
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,12 @@ def test_a_fault_in_the_common_evaluation_stays_with_its_cell(tmp_path, monkeypa
 def test_tasks_without_questions_are_left_out_and_named(tmp_path, config):
     settings = config(tmp_path, methods="dense", tasks="piqa,streamline_xsum,wikitext2")
     [dense] = run(settings.model_copy(update={"data": "packaged", "skip_missing": True}))
-    assert list(dense.tasks) == ["piqa"]
+    assert {name: row.value is None for name, row in dense.tasks.items()} == {
+        "piqa": False,
+        "streamline_xsum": True,
+    }
+    assert dense.summary.perplexity["wikitext2"] is None
+    assert set(dense.notes["missing"]) == {"streamline_xsum", "wikitext2"}
     assert set(dense.notes["data"]["unavailable"]) == {"streamline_xsum", "wikitext2"}
 
 

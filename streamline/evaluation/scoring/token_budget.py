@@ -70,6 +70,7 @@ class TokenBudget:
         self.given = given
         self.folder = folder
         self._found: dict[str, dict[str, Any]] = {}
+        self._last: str | None = None
 
     def tokens(
         self,
@@ -138,7 +139,13 @@ class TokenBudget:
         """What was used so far, for the record: how it was found, and the tokens."""
         return {_source(known): int(known["batch_tokens"]) for known in self._found.values()}
 
+    def used(self) -> dict[str, int]:
+        """What the last run used, as :meth:`facts` has it; nothing before the first."""
+        known = None if self._last is None else self._found[self._last]
+        return {} if known is None else {_source(known): int(known["batch_tokens"])}
+
     def _remember(self, key: str, known: dict[str, Any]) -> int:
+        self._last = key
         self._found[key] = known
         return int(known["batch_tokens"])
 

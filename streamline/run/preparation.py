@@ -1,0 +1,242 @@
+"""What is made ready before anything is pruned: the questions and texts of every model of a run.
+
+A set of questions that cannot be had is found out here and ends the run, not hours later. What is
+made for the first model is handed on to its run.
+
+Example::
+
+    with prepared(config, sources, progress):
+        records = executor.run(config, progress)        # run_model calls `preparation`
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from streamline.api.variants import Variant
+from streamline.errors import AssetError, StreamlineError, reason
+from streamline.evaluation.harness import max_length
+from streamline.evaluation.questions import Questions, Text, heldout_text, prepare
+from streamline.evaluation.tasks.catalogue import resolve
+from streamline.progress import Prefixed, Progress
+from streamline.results.record import Record
+from streamline.results.record_file import FILE_NAME, find, load
+from streamline.run.cell import CellJob, cell_job, expand
+from streamline.run.config import RunConfig
+from streamline.run.folder import is_done
+from streamline.run.inputs import Sources, shared_inputs
+from streamline.sources.batches import TokenBatches
+from streamline.sources.models import load_config, load_tokenizer, model_fingerprint
+
+__all__ = ["Preparation", "calibration_tokens", "cell_batches", "preparation", "prepared", "todo"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the cells of a model are made with and asked.
+
+    Attributes:
+        batches: The model's token batches.
+        longest: Positions of the model.
+        questions: The questions and texts.
+    """
+
+    batches: TokenBatches
+    longest: int
+    questions: Questions
+
+
+_READY: ContextVar[dict[str, Preparation] | None] = ContextVar("ready", default=None)
+
+
+def todo(
+    config: RunConfig, name: str, sources: Sources
+) -> tuple[str, list[CellJob], list[CellJob]]:
+    """A model's fingerprint, its cells, and those of them that are not done.
+
+    Args:
+        config: The run, as the model has it.
+        name: The model.
+        sources: What the names in its settings mean.
+
+    Raises:
+        StreamlineError: If the model, a method or a text is not there.
+    """
+    fingerprint = model_fingerprint(name)
+    shared = shared_inputs(config, fingerprint, sources)
+    jobs = [cell_job(cell, shared) for cell in expand(config, name)]
+    records = load(config.out) if (config.out / FILE_NAME).is_file() else []
+    found = [(job, find(records, *job.cell.identity)) for job in jobs]
+    undone = [job for job, one in found if one is None or not is_done(config.out, job, one)]
+    return fingerprint, jobs, undone
+
+
+@contextmanager
+def prepared(
+    config: RunConfig, sources: Sources, progress: Progress, again: Sequence[Record] = ()
+) -> Iterator[None]:
+    """Within it, every model of a run that has something to do can be asked all questions.
+
+    The questions of the first one are built and handed on; of the others, whose questions come
+    from the same sources, the texts are tried. A model that cannot be read is left to its own run.
+
+    Args:
+        config: The run.
+        sources: What the names in its settings mean.
+        progress: Where to report what is left out.
+        again: Records of cells that are done again.
+
+    Raises:
+        AssetError: If a set of questions or a text cannot be had and is not to be left out.
+    """
+    if sources.origins.missing and not config.skip_missing:
+        prepare(config.tasks, None, max_length=1, origins=sources.origins)  # refuses
+    ready: dict[str, Preparation] = {}
+    for name in config.models:
+        own = config.for_model(name)
+        try:
+            undone = todo(own, name, sources)[2]
+            tokenizer = load_tokenizer(name, trust_remote_code=own.trust_remote_code)
+            known = load_config(name, trust_remote_code=own.trust_remote_code)
+            longest = max_length(known, tokenizer)
+        except Exception:  # of this model: its cells fail with it, and the others go on
+            log.debug("%s cannot be prepared", name, exc_info=True)
+            continue
+        if not undone and all(record.model != name for record in again):
+            continue
+        several = len(config.models) > 1
+        try:
+            made = _made(
+                own,
+                tokenizer,
+                longest,
+                sources,
+                Prefixed(progress, name) if several else progress,
+                texts_only=bool(ready),
+            )
+        except StreamlineError as error:
+            raise AssetError(f"{name}: {error}" if several else str(error)) from error
+        if not ready:
+            ready[name] = made
+    token = _READY.set(ready)
+    try:
+        yield
+    finally:
+        _READY.reset(token)
+
+
+def preparation(
+    config: RunConfig,
+    name: str,
+    tokenizer: Any,
+    longest: int,
+    sources: Sources,
+    progress: Progress,
+) -> Preparation:
+    """What a model's cells are made with and asked, as :func:`prepared` made it or made now.
+
+    Args:
+        config: The run, as the model has it.
+        name: The model.
+        tokenizer: Its tokenizer.
+        longest: Its positions.
+        sources: What the names in its settings mean.
+        progress: Where to report what is left out.
+
+    Raises:
+        AssetError: If a set of questions or a text cannot be had and is not to be left out.
+    """
+    ready = (_READY.get() or {}).pop(name, None)
+    if ready is not None and ready.longest == longest:
+        return ready
+    return _made(config, tokenizer, longest, sources, progress)
+
+
+def _made(
+    config: RunConfig,
+    tokenizer: Any,
+    longest: int,
+    sources: Sources,
+    progress: Progress,
+    *,
+    texts_only: bool = False,
+) -> Preparation:
+    text, missing = config.perplexity, dict[str, str]()
+    batches = TokenBatches(tokenizer, sources.revisions)
+    heldout: Text | None = None
+    try:
+        heldout = heldout_text(batches, text.texts, text.n_tokens, text.length)
+    except Exception as error:  # readers of texts and tokenizers raise anything
+        log.debug("no held-out text", exc_info=True)
+        missing["held-out text"] = reason(error)
+    tasks: Sequence[str] = config.tasks
+    if texts_only:
+        rows = resolve(tasks, config.include_path)
+        tasks = [row.name for row in rows if row.protocol == "perplexity"]
+    questions = prepare(
+        tasks,
+        tokenizer,
+        max_length=longest,
+        limit=config.limit,
+        include_path=config.include_path,
+        origins=sources.origins,
+        heldout=heldout,
+        missing=missing,
+        generates=not config.stream,
+        prompting=config.prompting,
+        skip_missing=config.skip_missing,
+        progress=progress,
+    )
+    return Preparation(batches, longest, questions)
+
+
+def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> Tensor:
+    """Calibration tokens of a seed, [N, T], int64."""
+    wanted = config.calibration
+    return batches.tokens(
+        wanted.source, n_samples=wanted.n_samples, length=wanted.length, seed=seed
+    )
+
+
+def cell_batches(config: RunConfig, variant: Variant, batches: TokenBatches) -> dict[str, str]:
+    """Content hashes of the token batches that a cell depends on.
+
+    They are those of the cell, whatever the process that records it happened to make.
+
+    Args:
+        config: The run, as the model has it.
+        variant: What the stages made of the cell.
+        batches: The model's.
+    """
+    own, seed, texts = batches.view(), variant.target.seed, config.calibration.texts
+    text, recipe, lora = config.perplexity, config.training, config.lora
+    heldout_text(own, text.texts, text.n_tokens, text.length)
+    if variant.target.sparsity:
+        calibration_tokens(config, own, seed)
+    if set(variant.training) - {"lora"}:
+        for stage in recipe.stages():
+            own.training(
+                stage.texts or texts,
+                n_tokens=stage.n_tokens,
+                validation_tokens=stage.validation_tokens,
+                length=stage.length,
+                seed=seed,
+            )
+    if "lora" in variant.training:
+        own.fine_tuning(
+            lora.texts or recipe.texts or texts,
+            n_tokens=lora.n_tokens or recipe.n_tokens,
+            validation_tokens=lora.validation_tokens,
+            length=recipe.length,
+            seed=seed,
+        )
+    return own.facts()
