@@ -37,8 +37,14 @@ from streamline.results.samples import write_samples
 from streamline.run.cell import CellJob, stage_weights
 from streamline.run.config import RunConfig
 from streamline.run.folder import kept_sources
-from streamline.run.inputs import Sources, changes, settle
-from streamline.run.preparation import calibration_tokens, cell_batches, preparation, todo
+from streamline.run.inputs import Sources, settle
+from streamline.run.preparation import (
+    calibration_tokens,
+    cell_batches,
+    preparation,
+    replaced,
+    todo,
+)
 from streamline.run.recorder import Recorder
 from streamline.sources.batches import TokenBatches
 
@@ -92,7 +98,7 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
     sources = settle(config, kept_sources(config))
     fingerprint, jobs, missing = todo(config, name, sources)
     if missing:
-        for remark in _replaced(missing, _records(config, missing)):
+        for remark in replaced(missing, _records(config, missing)):
             progress.say(remark)
         _run(config, name, fingerprint, sources, jobs, missing, progress)
     else:
@@ -104,18 +110,6 @@ def loading(config: RunConfig) -> dict[str, Any]:
     """How a run loads its models: what :func:`streamline.api.variants.load_dense` takes."""
     names = ("device", "dtype", "device_map", "stream", "trust_remote_code")
     return {name: getattr(config, name) for name in names}
-
-
-def _replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[str]:
-    """What has changed since cells were recorded, and which are done again for it."""
-    found: dict[str, list[str]] = {}
-    for job, record in zip(jobs, records, strict=True):
-        before = None if record is None else record.extra("inputs")
-        if record is None or record.status == "failed" or record.key == job.key:
-            continue
-        known = changes(before, job.inputs.to_json()) if isinstance(before, dict) else []
-        found.setdefault("; ".join(known) or "other settings", []).append(job.cell.label)
-    return [f"changed: {what}: done again: {', '.join(cells)}" for what, cells in found.items()]
 
 
 def _unrecorded(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[CellJob]:

@@ -31,11 +31,19 @@ from streamline.results.record_file import FILE_NAME, find, load
 from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import is_done
-from streamline.run.inputs import Sources, shared_inputs
+from streamline.run.inputs import Sources, changes, shared_inputs
 from streamline.sources.batches import TokenBatches
 from streamline.sources.models import load_config, load_tokenizer, model_fingerprint
 
-__all__ = ["Preparation", "calibration_tokens", "cell_batches", "preparation", "prepared", "todo"]
+__all__ = [
+    "Preparation",
+    "calibration_tokens",
+    "cell_batches",
+    "preparation",
+    "prepared",
+    "replaced",
+    "todo",
+]
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +86,18 @@ def todo(
     found = [(job, find(records, *job.cell.identity)) for job in jobs]
     undone = [job for job, one in found if one is None or not is_done(config.out, job, one)]
     return fingerprint, jobs, undone
+
+
+def replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[str]:
+    """What has changed since cells were recorded, and which are done again for it."""
+    found: dict[str, list[str]] = {}
+    for job, record in zip(jobs, records, strict=True):
+        before = None if record is None else record.extra("inputs")
+        if record is None or record.status == "failed" or record.key == job.key:
+            continue
+        known = changes(before, job.inputs.to_json()) if isinstance(before, dict) else []
+        found.setdefault("; ".join(known) or "other settings", []).append(job.cell.label)
+    return [f"changed: {what}: done again: {', '.join(cells)}" for what, cells in found.items()]
 
 
 @contextmanager
