@@ -214,6 +214,7 @@ def _made(
         generates=not config.stream,
         prompting=config.prompting,
         skip_missing=config.skip_missing,
+        unsafe_code=config.confirm_run_unsafe_code,
         progress=progress,
     )
     return Preparation(batches, longest, questions)

@@ -357,20 +357,26 @@ def test_calibration_is_measured_once_for_all_methods(tmp_path, monkeypatch, con
     assert len(calls) == 1
 
 
-def test_a_text_that_is_too_short_fails_one_model_and_no_other(place, tmp_path, config, numbers):
+def test_a_text_that_is_too_short_is_found_before_any_model_is_pruned(
+    place, tmp_path, monkeypatch, config
+):
     again = place.parent / "again"
     shutil.copytree(place / "model", again, dirs_exist_ok=True)
     much = {"texts": str(place / "text.jsonl"), "n_tokens": 10**6, "length": 16}
-    records = run(
-        config(
-            tmp_path,
-            models=[str(place / "model"), str(again)],
-            methods="shortgpt",
-            per_model={str(place / "model"): {"perplexity": much}},
-        )
-    )
-    assert [record.status for record in records] == ["failed", "failed", "ok", "ok"]
-    assert (
-        "tokens are needed and the text has" in (records[0].reason or "")
-        and (tmp_path / "report.html").is_file()
-    )
+    asked = {
+        "models": [str(again), str(place / "model")],
+        "methods": "shortgpt",
+        "per_model": {str(place / "model"): {"perplexity": much}},
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(model_run, "load_dense", lambda *_, **__: pytest.fail("too late"))
+        with pytest.raises(AssetError, match=r"model: 1 of the .* tokens are needed and the text"):
+            run(config(tmp_path, **asked))
+    records = run(config(tmp_path, **asked, skip_missing=True))
+    assert [record.status for record in records] == ["ok"] * 4
+    assert [list(record.notes.get("missing", {})) for record in records] == [
+        [],
+        [],
+        ["held-out text"],
+        ["held-out text"],
+    ]
