@@ -15,13 +15,14 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "cache_dir",
+    "ordinary_modes",
     "sweep",
     "sweep_of",
     "temporary_of",
@@ -49,12 +50,18 @@ def temporary_of(target: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder and below it.
+    """Remove files that writers which were killed have left in a folder and below it.
+
+    Folders that are being made, and what is in them, are left to their makers.
 
     Args:
         folder: Nobody else may be writing there.
     """
-    _remove(path for path in folder.rglob(".*.tmp") if _TEMPORARY.fullmatch(path.name))
+    for path in list(folder.rglob(".*.tmp")):
+        *parents, name = path.relative_to(folder).parts
+        in_one = any(map(_TEMPORARY.fullmatch, parents))
+        if _TEMPORARY.fullmatch(name) and not in_one and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def sweep_of(target: Path) -> None:
@@ -66,12 +73,22 @@ def sweep_of(target: Path) -> None:
     for path in target.parent.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
         if found and found.group(1) == target.name:
-            _remove([path])
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
-def _remove(paths: Iterable[Path]) -> None:
-    for path in list(paths):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+def ordinary_modes(folder: Path) -> None:
+    """Give all in a folder the modes that ``open`` and ``mkdir`` give, whatever wrote it.
+
+    Args:
+        folder: Made by ``mkdir``, so that its own mode is the ordinary one.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:

@@ -65,7 +65,10 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     for path in (*mine, *others):
         path.parent.mkdir(exist_ok=True)
         path.write_text("a part")
-    (tmp_path / "b" / f".d.{hexadecimal}.tmp").mkdir()
+    made = tmp_path / f".d.{hexadecimal}.tmp"
+    made.mkdir()
+    others += [made, made / f".e.{hexadecimal}.tmp"]
+    others[-1].touch()
     sweep_of(tmp_path / "a.json")
     assert [path.exists() for path in mine] == [False, True]
     sweep(tmp_path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from streamline.errors import ConfigError
+from streamline.files import ordinary_modes
 
 __all__ = ["appearing", "require_free", "target_folder"]
 
@@ -81,6 +82,7 @@ def appearing(target: Path) -> Iterator[Path]:
         with claim:
             yield temporary
             require_free(target)
+            ordinary_modes(temporary)
             temporary.replace(final)
             (final / CLAIM).unlink(missing_ok=True)
     except BaseException:

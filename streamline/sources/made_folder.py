@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamline.errors import AssetError
-from streamline.files import cache_dir, sweep_of, temporary_of
+from streamline.files import cache_dir, ordinary_modes, sweep_of, temporary_of
 from streamline.kept import folder_damage, set_aside, write_list
 
 __all__ = ["atomic_folder", "cache_lock", "made_folder"]
@@ -93,9 +93,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        mode = temporary.stat().st_mode
-        for path in temporary.rglob("*"):
-            path.chmod(mode if path.is_dir() else mode & 0o666)
+        ordinary_modes(temporary)
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

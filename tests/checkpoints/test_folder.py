@@ -81,3 +81,11 @@ def test_the_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert target_folder("~/out/m") == tmp_path / "out" / "m"
     with pytest.raises(ConfigError, match="'~nobody-of-that-name/m' cannot be a checkpoint's"):
         target_folder("~nobody-of-that-name/m")
+
+
+def test_files_of_a_checkpoint_have_the_ordinary_mode(tmp_path: Path) -> None:
+    decoder = Decoder(tiny_model("llama", n_layers=3))
+    save(Pruned(Plan.drop(3, [1])), decoder, None, tmp_path / "m", {}, verify=False)
+    (tmp_path / "plain").touch()
+    files = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "plain").stat().st_mode}
