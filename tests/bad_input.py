@@ -38,10 +38,12 @@ class Shown:
         """Check that this is one message with these words, and neither a traceback nor a repr."""
         assert (self.code, message) == (code, message if message in self.words else self.words)
         assert not _RAW.search(self.err + self.out), self.err
-        # A log has each failed cell as it comes; at the end all are named once with their reason.
-        last = "error: " if code == 2 else "failed: model "
-        ends = [line for line in self.err.splitlines() if line.startswith(last)]
-        assert len(ends) + self.err.count("╭") == 1, self.err
+        lines = self.err.splitlines()
+        if code == 1:  # a log has each failed cell as it comes; at the end all are named
+            assert lines[-1].startswith("failed: ") and message in lines[-1], self.err
+        else:
+            errors = sum(line.startswith("error: ") for line in lines)
+            assert errors + self.err.count("╭") == 1, self.err
         assert len(self.err) < 6_000
 
 
