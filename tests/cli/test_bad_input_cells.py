@@ -50,7 +50,6 @@ _QUESTIONS: list[tuple[str | bytes, str, str]] = [
     (_ROW * 2, "-1\n1\n", "piqa"),
     (_ROW * 2, "a\nb\n", "piqa/dev.jsonl"),
     ('{"goal": null, "sol1": "a", "sol2": "b"}\n', "0\n", "piqa"),
-    ('{"goal": "g", "sol1": "a", "sol2": "a"}\n', "0\n", "piqa"),
     (_ROW, "9" * 5_000, "piqa/dev.jsonl"),
     ('{"goal": "g", "sol1": "a"}\n', "0\n", "piqa/dev.jsonl"),
     ("{bad\n", "0\n", "piqa/dev.jsonl"),
