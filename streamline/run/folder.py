@@ -15,11 +15,14 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from streamline.errors import ConfigError, StreamlineError
 from streamline.files import sweep
+from streamline.hashing import file_hashes
+from streamline.kept import kept_json, write_json
 from streamline.registry import unknown_name
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, remove
@@ -137,7 +140,7 @@ def refuse_mixture(config: RunConfig, sources: Sources) -> None:
 
 
 def is_done(folder: Path, job: CellJob, record: Record) -> bool:
-    """Whether a cell needs no run: its record has its key, nothing is missing, its rows are whole.
+    """Whether a cell needs no run: its record has its key, nothing is missing, its files are whole.
 
     Args:
         folder: The run's folder.
@@ -146,7 +149,27 @@ def is_done(folder: Path, job: CellJob, record: Record) -> bool:
     """
     if record.key != job.key or record.status == "failed" or record.notes.get("missing"):
         return False
-    return not record.tasks or seal_of(samples_path(folder, record)) is not None
+    if record.tasks and seal_of(samples_path(folder, record)) is None:
+        return False
+    sealed = kept_json(_seal(folder, job.cell))
+    return sealed is None or sealed == _beside(folder, job.cell)
+
+
+def seal(folder: Path, cell: Cell) -> None:
+    """Keep the checksums of what a finished cell has written beside its rows: plan and losses."""
+    write_json(_seal(folder, cell), _beside(folder, cell))
+
+
+def _seal(folder: Path, cell: Cell) -> Path:
+    return folder / "cache" / "seals" / f"{cell.slug}.json"
+
+
+def _beside(folder: Path, cell: Cell) -> dict[str, str]:
+    """The checksums of a cell's plan and losses, by name."""
+    losses = sorted((folder / "losses").glob(f"{escape(cell.slug)}*.jsonl"))
+    files = [folder / "plans" / f"{cell.slug}.json", *losses]
+    hashes = file_hashes(file for file in files if file.is_file())
+    return {file.relative_to(folder).as_posix(): found for file, found in hashes.items()}
 
 
 def cell_files(folder: Path, record: Record) -> list[Path]:
