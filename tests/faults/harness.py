@@ -30,7 +30,7 @@ from safetensors import safe_open
 __all__ = ["Outcome", "Running", "Verb", "differences"]
 
 _FORKS = multiprocessing.get_context("forkserver")
-_TIMES = {"seconds", "calibrate_s", "train_s", "eval_s", "peak_memory_bytes"}
+_TIMES = {"checksum", "seconds", "calibrate_s", "train_s", "eval_s", "peak_memory_bytes"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Verb:
 
 
 def differences(found: Verb, wanted: Verb) -> list[str]:
-    """In what the results of a command differ from another's; times do not count."""
+    """In what a command's results differ from another's; times and their checksums are left out."""
     return _unequal(found.results(), wanted.results(), "")
 
 
