@@ -44,12 +44,9 @@ FIGURE = re.compile(rb'"(?:value|train_loss|text-heldout)": \d+\.\d|"removed_lay
 MADE = re.compile(r"(tables|figures)/|report\.(md|html)|\.(run|results)\.lock$")
 DAMAGES = ("empty", "truncated", "zeroed", "flipped", "garbage", "missing")
 FEW = {
-    ("results.json", "flipped"), ("samples/*.parquet", "missing"),
-    ("cache/answers/*/piqa.*.json", "flipped"), ("cache/answers/*/piqa.*.parquet", "garbage"),
-    ("cache/calibration/*/*.safetensors", "flipped"),
-    ("cache/training/students/*.safetensors", "truncated"),
-    ("cache/training/state/*.safetensors", "zeroed"),
-    ("cache/activations/*/*.states", "empty"),
+    ("results.json", "flipped"), ("samples/*.parquet", "missing"), ("plans/*.json", "truncated"),
+    ("cache/answers/*/piqa.*.json", "flipped"), ("cache/calibration/*/*.safetensors", "flipped"),
+    ("cache/training/state/*.safetensors", "zeroed"), ("cache/activations/*/*.states", "empty"),
 }  # fmt: skip
 
 
@@ -98,6 +95,7 @@ def damage(file: Path, how: str) -> None:
     file.write_bytes(changed[how])
 
 
+@pytest.mark.faults
 def test_each_kept_file_is_of_a_kind_of_the_matrix(left: Callable[[str], Verb]) -> None:
     for state in dict.fromkeys(KINDS.values()):
         out = left(state).out

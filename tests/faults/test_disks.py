@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faults.harness import Verb, differences
 
-FEW = (("run", 9), ("run", 15))
+FEW = (("run", 12),)
 PLACES = {"run": 20, "prune": 4, "evaluate": 4}
 MEGABYTES = 24
 
