@@ -20,6 +20,7 @@ import torch
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.variants import Dense, Failure, Variant
 from streamline.engine.assemble import assemble
+from streamline.errors import NotFiniteError
 from streamline.method import Pruned
 from streamline.progress import Progress
 from streamline.sources.batches import TokenBatches
@@ -76,12 +77,12 @@ def train(
             progress.say(few)
         try:
             require_intact(dense)
-            trained = [variants[i] for i in members]
-            names = " or ".join(variant.target.name for variant in trained)
+            going = {i: variants[i] for i in members}
+            names = " or ".join(variant.target.name for variant in going.values())
             for stage, suffix in zip(wanted.stages(), ("", _POST), strict=False):
                 with no_exit(f"a student of {names}"):
-                    trained = _train_together(
-                        trained,
+                    made = _train_together(
+                        list(going.values()),
                         dense,
                         batches,
                         stage,
@@ -92,10 +93,12 @@ def train(
                         losses,
                         progress,
                     )
-            found |= dict(zip(members, trained, strict=True))
+                found |= dict(zip(going, made, strict=True))
+                going = {i: one for i in going if isinstance(one := found[i], Variant)}
         except Exception as error:  # one training for all of them: they fail together
             log.debug("training failed", exc_info=True)
-            found |= {i: Failure(variants[i].target, error, variants[i].costs) for i in members}
+            going = {i: variants[i] for i in members if not isinstance(found[i], Failure)}
+            found |= {i: Failure(v.target, error, v.costs) for i, v in going.items()}
     return [found[index] for index in range(len(variants))]
 
 
@@ -110,8 +113,10 @@ def _train_together(
     folder: Path,
     losses: Path | None,
     progress: Progress,
-) -> list[Variant]:
+) -> list[Variant | Failure]:
     """Train all replacements of some variants by one recipe and objective."""
+    if not variants:
+        return []
     owners = [(v, student) for v in variants for student in v.pruned.students]
     noun = "replacement" if len(owners) == 1 else "replacements"
     progress.stage(f"{'post-train' if suffix else 'train'} {len(owners)} {noun}")
@@ -145,9 +150,15 @@ def _train_together(
         cache=ActivationCache(folder / "activations", cache) if cache else None,
         paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
     )
-    out = []
+    out: list[Variant | Failure] = []
     for variant in variants:
         own = [r for (v, _), r in zip(owners, results, strict=True) if v is variant]
+        try:
+            for result in own:
+                result.require_finite(variant.target.name)
+        except NotFiniteError as error:
+            out.append(Failure(variant.target, error, variant.costs))
+            continue
         by_label = {result.label: result for result in own}  # students of one path have one result
         out.append(
             _trained(

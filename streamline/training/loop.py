@@ -72,14 +72,20 @@ def fingerprint(decoder: Decoder) -> str:
 
 
 def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str], None]) -> None:
-    """Train groups of one batch_schedule, each from where it stands, to the end."""
+    """Train groups of one batch_schedule, each from where it stands, to the end.
+
+    One whose validation loss is not finite ends there, and leaves no weights behind.
+    """
     for group in groups:
         group.state.resume()
     waiting = [group for group in groups if not group.state.done]
     if waiting:
         _steps(args, waiting, show)
     for group in groups:
-        group.state.finish()
+        if group.state.failed_step is None:
+            group.state.finish()
+        else:
+            group.state.write_rows()
 
 
 def _steps(
@@ -108,7 +114,13 @@ def _steps(
     seen = batch_schedule.sequences_before(first) * length
     for step, indices in batch_schedule.batches(args.seed, first):
         started = time.monotonic()
-        active = [group for group in groups if group.state.step == step - 1]
+        active = [
+            group
+            for group in groups
+            if group.state.step == step - 1 and group.state.failed_step is None
+        ]
+        if not active:
+            continue
         sums = {id(group): 0.0 for group in active}
         terms = len(indices) * objective.n_terms(length)
 

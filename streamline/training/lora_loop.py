@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from streamline.engine.decoder import Decoder
 from streamline.engine.head import summed_loss
 from streamline.engine.seed import seeded
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, NotFiniteError
 from streamline.sources.batches import Sequences
 from streamline.training.lora_recipe import LoraRecipe
 from streamline.training.objectives import mixed
@@ -79,7 +79,11 @@ class LoraLoop:
         progress: Callable[[int, int, str], None] | None,
         save_seconds: float,
     ) -> None:
-        """Make the steps that are left."""
+        """Make the steps that are left.
+
+        Raises:
+            NotFiniteError: If a validation loss is not finite, or no step had a finite gradient.
+        """
         saved = time.monotonic()
         total = sum(int(self.sequences.lengths[indices].sum()) for indices in self.batches)
         n_steps = len(self.batches)
@@ -87,6 +91,7 @@ class LoraLoop:
         if self.held_out is not None and not state.rows:
             state.validated(self._loss(self.held_out))
             state.spent(time.monotonic() - started)
+            self._require_finite(state)
         for step in range(state.step + 1, n_steps + 1):
             started = time.monotonic()
             indices = self.batches[step - 1]
@@ -96,12 +101,24 @@ class LoraLoop:
             if self.held_out is not None and (due or step == n_steps):
                 state.validated(self._loss(self.held_out))
             state.spent(time.monotonic() - started)
+            self._require_finite(state)
             if progress is not None:
                 text = f"step {step}/{n_steps}, loss {loss:.4f}"
                 progress(state.n_tokens, total, text)
             if step < n_steps and time.monotonic() - saved >= save_seconds:
                 state.save()
                 saved = time.monotonic()
+
+    def _require_finite(self, state: TrainingState) -> None:
+        """Refuse to go on where there is nothing to learn from."""
+        if state.failed_step is None and not 0 < len(self.batches) == state.skipped_steps:
+            return
+        at = f"the validation loss at step {state.failed_step}"
+        what = at if state.failed_step is not None else "the gradient of every step"
+        raise NotFiniteError(
+            f"LoRA fine-tuning: {what} is not finite: the model's states or the training overflow; "
+            "take bfloat16 for a float16 model, or a lower learning rate"
+        )
 
     def _gradients(self, indices: Tensor, step: int) -> float:
         """Add the gradients of one optimiser batch; its mean loss per scored token."""

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from streamline.errors import NotFiniteError
+
 __all__ = ["Losses", "finite"]
 
 
@@ -27,6 +29,7 @@ class Losses:
         seconds: Time spent, with its part of passes that others use too.
         skipped_steps: Steps left out because their gradient was not finite.
         rows: One entry per optimiser step, as in the JSON lines file.
+        failed_step: The step at which the validation loss was not finite and the training ended.
     """
 
     label: str
@@ -42,16 +45,31 @@ class Losses:
     seconds: float
     skipped_steps: int
     rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    failed_step: int | None = None
 
     @property
     def relative(self) -> float | None:
         """Best validation loss over that of leaving the span out; below 1 is a gain."""
         return None if not self.dropping else self.best / self.dropping
 
+    def require_finite(self, what: str) -> None:
+        """Refuse a training that ended at a loss that is not finite.
+
+        Raises:
+            NotFiniteError: With the layers and the step.
+        """
+        if self.failed_step is not None:
+            spans = ", ".join(f"{start} to {stop - 1}" for start, stop in self.spans)
+            raise NotFiniteError(
+                f"train {what}: the validation loss at step {self.failed_step} of what replaces "
+                f"the layers {spans} is not finite: the model's states or the training overflow; "
+                "take bfloat16 for a float16 model, or a lower learning rate"
+            )
+
     def summary(self) -> dict[str, Any]:
         """Everything but the rows, as a JSON object."""
         data = asdict(self) | {"relative": self.relative}
-        del data["rows"]
+        del data["rows"], data["failed_step"]
         return {k: finite(v) for k, v in data.items()}
 
 

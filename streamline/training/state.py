@@ -80,6 +80,7 @@ class TrainingState:
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_step = math.inf, 0
+        self.failed_step: int | None = None
         self._finished = False  # whether its weights lie on disk
 
     @property
@@ -115,7 +116,12 @@ class TrainingState:
         self._row(train_loss, rate)
 
     def validated(self, loss: float) -> None:
-        """Note the validation loss at the present step and keep the weights if it is the best."""
+        """Note the validation loss at the present step and keep the weights if it is the best.
+
+        One that is not finite is noted as the step that failed; the caller says what goes on.
+        """
+        if not math.isfinite(loss) and self.failed_step is None:
+            self.failed_step = self.step
         if not self.rows:
             self._row(None, None)
         self.rows[-1]["validation_loss"] = finite(loss)
@@ -235,7 +241,7 @@ class TrainingState:
         self.step, self.n_tokens, self.seconds = other.step, other.n_tokens, 0.0
         self.skipped_steps, self.dropping = other.skipped_steps, other.dropping
         self.best_loss, self.best_step = other.best_loss, other.best_step
-        self.rows = [dict(row) for row in other.rows]
+        self.rows, self.failed_step = [dict(row) for row in other.rows], other.failed_step
 
     def losses(self, objective: str, spans: list[list[int]]) -> Losses:
         """The summary of a finished training."""
@@ -253,6 +259,7 @@ class TrainingState:
             seconds=self.seconds,
             skipped_steps=self.skipped_steps,
             rows=self.rows,
+            failed_step=self.failed_step,
         )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
-from streamline.errors import ConfigError, UnknownNameError
+from streamline.errors import ConfigError, NotFiniteError, UnknownNameError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
@@ -69,6 +69,22 @@ def test_loss_falls_and_only_the_layers_change(
     assert [json.loads(line) for line in lines] == result.losses
     assert result.losses[-1]["lr"] == 0.0
     json.dumps(result.summary(), allow_nan=False)
+
+
+@pytest.mark.parametrize("where", ["model.layers.1.mlp.up_proj.weight", None])
+def test_a_loss_or_gradients_that_are_not_finite_end_the_fine_tuning(
+    tiny_llama: Callable[..., nn.Module], where: str | None
+) -> None:
+    model = tiny_llama(n_layers=3)
+    if where is None:  # only on the way back
+        model.model.norm.register_full_backward_hook(lambda m, i, o: (i[0] * float("nan"),))
+        words = "the gradient of every step"
+    else:
+        with torch.no_grad():
+            model.get_parameter(where)[0, 0] = float("nan")
+        words = "the validation loss at step 0"
+    with pytest.raises(NotFiniteError, match=f"LoRA fine-tuning: {words} is not finite"):
+        fine_tune(model, DATA, preset=RECIPE, validation=DATA)
 
 
 def test_merged_model_equals_the_model_with_adapters(tiny_llama: Callable[..., nn.Module]) -> None:
