@@ -132,9 +132,7 @@ def save(
         attention = str(model.config._attn_implementation)
         write_self_test(recorded, temporary / SELF_TEST, attention=attention)
         if verify:
-            # The code in the folder was copied there a moment ago.
-            (report,) = fresh_reports(temporary, trust_remote_code=not plain)
-            _require_same(report, target)
+            _require_same(temporary, target, plain)
         write_json_atomic(temporary / PLAN, pruned.plan.to_json())
         found = _provenance(model, provenance | {"verified": verify}, plain)
         write_json_atomic(temporary / PROVENANCE, found)
@@ -296,13 +294,15 @@ def _write(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
     return streamed_self_test(path, list(submodule(model, decoder.family.layers).children()))
 
 
-def _require_same(report: dict[str, Any], target: Path) -> None:
-    """Judge what a fresh process found in a folder that is to become ``target``.
+def _require_same(folder: Path, target: Path, plain: bool) -> None:
+    """Let a fresh process read a folder that is to become ``target``.
 
     Raises:
-        AssetError: If it is not the model in memory.
+        AssetError: If it does not find the model in memory there.
     """
     try:
+        # What code there is in the folder was copied there a moment ago.
+        (report,) = fresh_reports(folder, trust_remote_code=not plain)
         check_report(report | {"folder": f"what was written for {target}"})
     except AssetError as error:
         raise AssetError(

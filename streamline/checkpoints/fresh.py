@@ -95,6 +95,7 @@ def compare(folder: str, trust: bool, own: str, scratch: str) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "class": type(model).__name__,
         "without_package": "streamline" not in sys.modules,
+        "bytes_in_memory": sum(p.nbytes for p in model.parameters() if not p.is_meta),
         "finite": all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()),
     }
     outputs: dict[int, Tensor] = {}

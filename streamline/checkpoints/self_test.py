@@ -156,18 +156,38 @@ def fresh_reports(*folders: str | Path, trust_remote_code: bool = False) -> list
             raise AssetError(f"{name} has no {SELF_TEST}; only saved checkpoints can be verified")
     own = str(Path(modeling_state.__file__).parent)
     with tempfile.TemporaryDirectory() as modules:
-        alone = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules, "CUDA_VISIBLE_DEVICES": ""}
         child = subprocess.run(
-            [sys.executable, "-I", fresh.__file__, own, str(int(trust_remote_code)), *names],
+            [sys.executable, "-P", fresh.__file__, own, str(int(trust_remote_code)), *names],
             capture_output=True,
             text=True,
-            env={**os.environ, **alone},
+            env=_environment(modules),
         )
     lines = child.stdout.strip().splitlines()[-len(names) :]
     if child.returncode or len(lines) < len(names):
         last = child.stderr.strip().splitlines()[-1:] or ["no message"]
         raise AssetError(f"a fresh process cannot load {', '.join(names)}: {last[0]}")
     return [json.loads(line) for line in lines]
+
+
+def _environment(modules: str) -> dict[str, str]:
+    """A process's environment: offline, on the CPU, alone, with the packages of this process.
+
+    Args:
+        modules: Where the code of folders is put.
+    """
+    launched = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "MASTER_")
+    ranks = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(launched) and name not in ranks
+    }
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": modules,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
 
 
 def check_report(report: dict[str, Any]) -> dict[str, Any]:

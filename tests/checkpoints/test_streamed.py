@@ -100,6 +100,7 @@ def test_what_was_streamed_is_found_again(tmp_path: Path, compared_here: Any) ->
     for report in compared_here(*folders):
         assert report["same_continuation"] and report["max_logit_difference"] < 1e-4
         assert [depth for depth, _ in report["layers"]] == [1, 2, 3]
+        assert report["bytes_in_memory"] == 0  # each weight comes when it is used
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path) -> None:
