@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from streamline.errors import ConfigError
-from streamline.files import ordinary_modes
+from streamline.files import ordinary_modes, temporary_of
 
 __all__ = ["appearing", "require_free", "target_folder"]
 
@@ -60,7 +59,8 @@ def require_free(folder: Path) -> None:
 def appearing(target: Path) -> Iterator[Path]:
     """A new folder beside ``target``, which takes its name when the block ends without an error.
 
-    What killed saves of the same target left is removed first.
+    What killed saves of the same target left is removed first. All in it gets the modes that
+    ``open`` and ``mkdir`` give, whatever wrote it.
 
     Args:
         target: Must not exist or be an empty folder.
@@ -75,7 +75,7 @@ def appearing(target: Path) -> Iterator[Path]:
     final = target.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_of(final)
     temporary.mkdir()
     claim = FileLock(temporary / CLAIM)
     try:
