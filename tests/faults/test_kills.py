@@ -39,7 +39,10 @@ def test_a_killed_command_given_again_ends_equal(
     wanted, struck = undisturbed(name), verb(name)
     if name == "report":
         shutil.copytree(undisturbed("run").out, struck.out)
-    places = list(dict.fromkeys(wanted.events()))[chain::chains]
+    events = list(dict.fromkeys(wanted.events()))
+    if name == "prune":  # once the folder is there, the same command is refused
+        events = events[: events.index("rename out") + 1]
+    places = events[chain::chains]
     kills = 0
     for place in [*places, None]:
         outcome = struck.carry_out(at=place)
