@@ -23,7 +23,7 @@ from streamline.errors import AssetError
 from streamline.sources.weights import WeightSource, is_harmless
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["OLD_NAMES", "account", "check_range", "check_report"]
 
@@ -114,6 +114,20 @@ def check_report(folder: Any, report: Mapping[str, Any]) -> None:
     }
     if any(faults.values()):
         raise AssetError(_text(folder, faults))
+
+
+def check_layers(config: PretrainedConfig, source: WeightSource) -> None:
+    """Refuse a config of more layers than there are tensors, before a model of it is made.
+
+    Raises:
+        AssetError: If its layers cannot be in the source.
+    """
+    layers, tensors = getattr(config, "num_hidden_layers", 0), len(list(source))
+    if isinstance(layers, int) and layers > tensors:
+        raise AssetError(
+            f"The weights in {source.folder} are not those of its config: num_hidden_layers is "
+            f"{layers}, and there are {tensors} tensors. Take config and weights of one model"
+        )
 
 
 def check_range(model: PreTrainedModel, source: WeightSource) -> None:

@@ -44,10 +44,12 @@ def check_files(folder: Path) -> None:
 
     Raises:
         AssetError: If its ``config.json`` is not a JSON object with a model type, or contradicts
-            itself or the files that are read.
+            itself or the files that are read, or its generation settings are no JSON object.
         UnsupportedModelError: If it is an adapter.
     """
     refuse_adapter(folder)
+    if (folder / "generation_config.json").is_file():  # transformers would go on without it
+        read_json_object(folder / "generation_config.json")
     path = folder / "config.json"
     config = read_json_object(path)
     if not config.get("model_type") and not config.get("auto_map"):

@@ -151,6 +151,8 @@ def _explanation(error: Exception, given: str, location: str, hub: bool) -> str:
             "take --dtype bfloat16, a device with more memory, or --device-map auto."
         )
     reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
+    if isinstance(error, (AssertionError, AttributeError, LookupError)):
+        reason = f"{type(error).__name__}: {reason}"  # the text of these says too little
     if any("trust_remote_code" in str(e) for e in chain):
         return (
             f"Model {shown} brings Python code of its own (auto_map in its config.json), which is "

@@ -270,13 +270,14 @@ def _read_config(source: ModelSource, place: dict[str, Any], trust: bool) -> Pre
 
 def _accounted(source: ModelSource, folder: Path, trust: bool) -> PreTrainedModel:
     """A folder's model without weights, after its weights were held against its config."""
-    from streamline.sources.accounting import account
+    from streamline.sources.accounting import account, check_layers
     from streamline.sources.weights import WeightSource
 
     check_files(folder)
     place = {"pretrained_model_name_or_path": str(folder)}
     config = _read_config(source, place, trust)
     with WeightSource(folder) as weights:
+        check_layers(config, weights)
         model = _without_weights(source, config, trust)
         account(model, weights)
     return model

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from streamline.errors import UnsupportedModelError
 from streamline.files import cache_dir
 from streamline.method import DepthMethod, Method
+from streamline.sources.accounting import check_layers
 from streamline.sources.folders import check_kind, check_tokenizer
 from streamline.sources.hub import explained
 from streamline.sources.models import load_config, load_tokenizer, weights_folder
@@ -105,6 +106,7 @@ def open_streamed(
     check_kind(config, repr(str(folder)))
     source = WeightSource(folder)
     try:
+        check_layers(config, source)
         if dtype == "auto":
             dtype = getattr(config, "dtype", None) or _stored_dtype(source)
         if isinstance(dtype, str):
