@@ -51,14 +51,6 @@ def test_what_a_killed_save_left_is_removed_and_what_another_writes_is_not(tmp_p
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["file"]
 
 
-def test_files_have_the_mode_of_other_new_files(tmp_path: Path) -> None:
-    decoder = Decoder(tiny_model("llama", n_layers=3))
-    folder = save(Pruned(Plan.drop(3, [1])), decoder, None, tmp_path / "m", {}, verify=False)
-    (tmp_path / "new").touch()
-    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
-    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode}, modes
-
-
 def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match="exists and is not empty"),
