@@ -18,6 +18,7 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Natural
 from streamline.method import Method, Pruned, Size
+from streamline.methods.layers import odd_layer
 from streamline.methods.loss import loss_sample
 from streamline.plan import Plan, Step
 from streamline.progress import part
@@ -66,6 +67,13 @@ class LaCo(Method):
     length: Count = 20
     rule: Rule = "paper"
     choose: Literal["similar", "wanted"] = "similar"
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        """Models whose layers cannot be added to each other."""
+        odd = odd_layer(decoder, alike=True)
+        if odd is not None:
+            return f"{self.name} adds up the projections of neighbouring layers, and {odd}"
+        return super().unsupported(decoder)
 
     def prune(
         self,

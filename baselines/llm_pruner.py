@@ -23,6 +23,7 @@ from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.fields import Count, Fraction, Length, Natural
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
+from streamline.methods.layers import odd_layer
 from streamline.methods.loss import loss_sample
 from streamline.plan import Plan
 
@@ -84,7 +85,9 @@ class LLMPruner(Method):
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Families whose heads cannot be separated."""
-        return reason_against(decoder.family) or super().unsupported(decoder)
+        reason = reason_against(decoder.family) or super().unsupported(decoder)
+        odd = odd_layer(decoder, alike=True) if reason is None else None
+        return reason if odd is None else f"{self.name} removes heads and channels, and {odd}"
 
     def calibration_key(self) -> str:
         """One pass per criterion and sample; the range of layers is applied afterwards."""

@@ -20,6 +20,7 @@ from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, NonNegative, Positive
 from streamline.method import Method, Pruned, Size
+from streamline.methods.layers import odd_layer
 from streamline.methods.linear_algebra import solve
 from streamline.plan import Plan, Span, Step
 
@@ -80,6 +81,9 @@ class ReplaceMe(Method):
                 f"{self.name} needs the residual stream before the norm, and {decoder.name} "
                 "normalises after the addition"
             )
+        odd = odd_layer(decoder)
+        if odd is not None:
+            return f"{self.name} folds a map into the MLP of the layer before the run, and {odd}"
         return super().unsupported(decoder)
 
     def span(self, calibration: Calibration, n_remove: int) -> Span:

@@ -20,6 +20,7 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Positive
 from streamline.method import Method, Pruned, Size
+from streamline.methods.layers import odd_layer
 from streamline.plan import Plan
 
 from ._sliced_shapes import sliced_parameters
@@ -88,6 +89,9 @@ class SliceGPT(Method):
                 f"{self.name} lets the last layer write in full width, and {decoder.family.name} "
                 "gives its output the width of the embeddings"
             )
+        odd = odd_layer(decoder)
+        if odd is not None:
+            return f"{self.name} slices the projections of every layer, and {odd}"
         return super().unsupported(decoder)
 
     def prune(

@@ -18,6 +18,7 @@ from streamline.engine.decoder import Decoder
 from streamline.environment import pick_device
 from streamline.errors import StreamlineError
 from streamline.method import Method, Pruned
+from streamline.modeling.modeling_narrow import SlicedLayer
 from streamline.progress import Progress
 from streamline.sources.models import load_model
 from streamline.streaming.decoder import StreamedDecoder
@@ -175,7 +176,9 @@ def unsupported_reason(
         recovery: What is to follow.
         streamed: Whether the model's layers will be read one at a time.
     """
-    reason = method.unsupported(decoder)
+    reason = _unfit(decoder) if sparsity else None
+    if reason is None:
+        reason = method.unsupported(decoder)
     if reason is None and (streamed or isinstance(decoder, StreamedDecoder)):
         reason = refusal(method, recovery)
     if reason is None and sparsity:
@@ -184,3 +187,22 @@ def unsupported_reason(
         except StreamlineError as error:
             return str(error)
     return reason
+
+
+def _unfit(decoder: Decoder) -> str | None:
+    """Why no layer of a model can be pruned, as it is with some checkpoints of pruned ones."""
+    owners: dict[int, int] = {}
+    for index, layer in enumerate(decoder.layers):
+        if isinstance(layer, SlicedLayer):
+            return (
+                f"the layers of {decoder.name} pass on states of several widths (it is a sliced "
+                "model); prune the model that it was made of"
+            )
+        for parameter in layer.parameters():
+            other = owners.setdefault(id(parameter), index)
+            if other != index:
+                return (
+                    f"layers {other} and {index} of {decoder.name} share their weights, so that "
+                    "taking one of them out removes nothing; prune the model that it was made of"
+                )
+    return None
