@@ -11,6 +11,7 @@ calls::
 In a run of this package the first process leads: it alone reads and writes files, prunes and
 trains, and gives the others their shards (:mod:`streamline.engine.following`); they wait
 meanwhile. The transport is gloo, whatever the devices, so a GPU's tensors pass through memory.
+PyTorch's store listens on all addresses and calls travel as pickle: the network must be trusted.
 
 A function given to :func:`scatter` is given its :class:`Shard`. Parts are put together in the order
 of one process; no batch is cut for their number, so the results are those of one process; generated

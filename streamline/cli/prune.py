@@ -59,10 +59,11 @@ def command(
 
     if (method is None) == (not plan) or len(plan or ()) > 1:
         raise ConfigError("prune needs one method: give --method NAME, or --plan with one plan")
-    method = method or given_layers(plan or ())[0]
+    method = given_layers(plan or ())[0] if method is None else method
     if sparsity is None and not plan:
         raise ConfigError("prune needs --sparsity, the fraction of all parameters to remove")
-    sparsity = sparsity or _removed(model, method, bool(given.get("trust_remote_code")))
+    if sparsity is None:
+        sparsity = _removed(model, method, bool(given.get("trust_remote_code")))
     cell = {"models": [model], "methods": [method], "sparsities": sparsity, "seeds": seed}
     folder = target_folder(out)
     suite = given.pop("suite", None)

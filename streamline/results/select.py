@@ -138,7 +138,7 @@ def split(text: str) -> tuple[Path, dict[str, str]]:
         ConfigError: If the selector is malformed.
     """
     if not text.strip():
-        raise ConfigError(f"{text!r} names no file or folder; give where the predictions lie")
+        raise ConfigError(f"{text!r} names no file or folder; give one that is there")
     if Path(text).exists() or (":" not in text and "," not in text):
         return Path(text), {}
     cuts = [text.index(mark) for mark in ":," if mark in text]

@@ -33,7 +33,6 @@ _FLAGS = [
     (f"{_RUN} --batch-tokens -5", "batch_tokens: input should be greater than or equal to 1"),
     (f"{_RUN} --dtype int8", "dtype: input should be 'float32', 'bfloat16' or 'float16'"),
     (f"{_RUN} --device ''", "device: use auto, cpu, mps, cuda, or cuda:N"),
-    (f"{_RUN} --device cuda:77", "device 'cuda:77' is not on this machine"),
     (f"{_RUN} --device-map spread", "device_map: input should be 'auto', 'balanced'"),
     (f"{_RUN} --executor slurm", "executor: input should be 'local' or 'ray'"),
     (f"{_RUN} --recovery kd", "recovery: input should be 'none' or 'lora'"),
@@ -59,6 +58,15 @@ _FLAGS = [
     (f"{_RUN} --out data", "data is not empty and no run's folder"),
     (f"{_RUN} --out data --dry-run", "data is not empty and no run's folder"),
     (f"{_RUN} --out {'x' * 300}", "out: the name is too long"),
+    # what a run takes up, leaves out and asks
+    (f"{_RUN} --plan nothing", "nothing holds no plan"),
+    (f"{_RUN} --plan ''", "'' names no file or folder"),
+    (f"{_RUN} --plan s.yaml", "s.yaml is not JSON, so no plan can be read"),
+    (f"{_RUN} --redo nothing --out OUT", "No results.json in"),
+    (f"{_RUN} --num-fewshot -1", "prompting.num_fewshot: input should be greater"),
+    (f"{_RUN} --num-fewshot {10**30}", "prompting.num_fewshot: input should be less"),
+    (f"{_RUN} --num-fewshot true", "prompting.num_fewshot: input should be a valid integer"),
+    (f"{_RUN} --system-instruction ''", "prompting.system_instruction: string should have"),
     # texts
     (f"{_RUN} --calibration :heldout", "A text's name is empty"),
     (f"{_RUN} --calibration ''", "A text's name is empty"),
@@ -158,6 +166,10 @@ _SUITES: list[tuple[str | bytes | dict[str, Any], str]] = [
     ({"training": {"n_tokens": 10**30}}, "training.n_tokens: input should be"),
     ({"perplexity": {"n_tokens": False}}, "perplexity.n_tokens: input should be a number, not"),
     ({"lora": {"n_tokens": True}}, "lora.n_tokens: input should be a number, not true or false"),
+    ({"prompting": {"num_fewshot": True}}, "prompting.num_fewshot: input should be a number, not"),
+    ({"skip_missing": 7}, "skip_missing: input should be a valid boolean"),
+    ({"title": "\ud800"}, "characters that no text has"),
+    ({"models": "a\0b"}, "characters that no text has"),
     ({"lora": {"preset": "best"}}, "unknown LoRA preset 'best'"),
     ({"calibration": {"proportions": "both"}}, "calibration.proportions: input should be"),
     ({"calibration": {"length": 1}}, "calibration.length: input should be greater than or equal"),
@@ -213,4 +225,4 @@ def test_a_bad_suite_is_refused(
     began = time.monotonic()
     out = "" if isinstance(content, dict) and "out" in content else "--out OUT"
     bench(f"--suite {path} {out}").refuses(message)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # an explosion takes hours
