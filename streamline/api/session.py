@@ -167,6 +167,7 @@ class Session:
         provenance = {
             "cell": {**cell, "seed": seed, "recovery": recovery},
             "method": repr(made),
+            "dense_parameters": decoder.n_parameters(),
             "notes": variant.pruned.notes,
             "training": dict(variant.training),
             "versions": versions(decoder.device),

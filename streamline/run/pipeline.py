@@ -17,12 +17,14 @@ from typing import Any
 
 from streamline.api.session import Session
 from streamline.api.variants import load_dense
+from streamline.checkpoints.checkpoint import PLAN, read_info
 from streamline.checkpoints.folder import require_free, target_folder
+from streamline.engine.budget import removed_fraction
 from streamline.engine.following import with_leader
-from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.errors import ConfigError, StreamlineError, UnsupportedModelError
 from streamline.files import sweep_of, write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress, Silent
-from streamline.results.record import Record
+from streamline.results.record import Parameters, Record
 from streamline.results.samples import samples_path
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
@@ -192,7 +194,8 @@ def evaluate_model(
         progress: Where to report what is being done.
 
     Returns:
-        The record; its ``method`` is ``dense`` because the model itself is what was evaluated. Its
+        The record; its ``method`` is ``dense`` because the model itself is what was evaluated; of a
+        checkpoint, plan and parameters say what was removed and ``notes["checkpoint"]`` how. Its
         per-question rows lie beside it, in a file of the same name ending in ``.parquet``.
 
     Raises:
@@ -208,7 +211,7 @@ def evaluate_model(
         folder = out.parent / f".{out.stem}-run"
         alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
         with claimed(folder):
-            record = run_model(alone, model, progress or Silent())[0]
+            record = _as_pruned(run_model(alone, model, progress or Silent())[0], model)
             rows, target = samples_path(folder, record), out.with_suffix(".parquet")
             sweep_of(out)
             sweep_of(target)
@@ -220,3 +223,34 @@ def evaluate_model(
         return record
 
     return with_leader(work)
+
+
+def _as_pruned(record: Record, model: str) -> Record:
+    """The record of a checkpoint with what was removed of the dense model; any other as it is."""
+    folder = Path(model).expanduser()
+    if record.status != "ok" or not (folder / PLAN).is_file():
+        return record
+    try:
+        info = read_info(folder)
+    except (StreamlineError, ValueError, KeyError) as error:  # the model itself was measured
+        notes = {**record.notes, "checkpoint": f"{folder / PLAN} cannot be read: {error}"}
+        return record.model_copy(update={"notes": notes, "plan": None, "parameters": Parameters()})
+    dense, left = info.provenance.get("dense_parameters"), record.parameters.pruned
+    known = isinstance(dense, int) and left is not None
+    plan, cell = info.plan, info.provenance.get("cell")
+    return Record.build(
+        record.to_json()
+        | {
+            "plan": {
+                "removed_layers": plan.removed_layers,
+                "kept_layers": plan.kept_layers,
+                "replacement": plan.replacement,
+            },
+            "parameters": {
+                "dense": dense,
+                "pruned": left,
+                "removed_fraction": removed_fraction(dense, left) if known else None,
+            },
+            "notes": {**record.notes, "checkpoint": cell},
+        }
+    )

@@ -1,0 +1,36 @@
+"""The record of an evaluated checkpoint says what was removed of which model."""
+
+from __future__ import annotations
+
+import json
+
+from streamline.results.record_file import load
+from streamline.run.pipeline import evaluate_model, prune_to_checkpoint
+
+
+def test_a_checkpoint_says_what_was_removed_and_a_model_nothing(tmp_path, config, place):
+    folder = tmp_path / "short"
+    settings = config(folder, methods="shortgpt")
+    prune_to_checkpoint(
+        str(place / "model"),
+        method="shortgpt",
+        sparsity=0.3,
+        out=folder,
+        config=settings,
+        verify=False,
+    )
+    asked = settings.model_copy(update={"methods": ("dense",)})
+    record = evaluate_model(str(folder), out=tmp_path / "short.json", config=asked)
+    dense = evaluate_model(str(place / "model"), out=tmp_path / "dense.json", config=asked)
+    removed = json.loads((folder / "plan.json").read_text())["removed_layers"]
+    assert record.plan.removed_layers == removed and removed
+    assert record.plan.kept_layers == [i for i in range(6) if i not in removed]
+    assert record.parameters.dense == dense.parameters.dense
+    assert record.parameters.pruned < record.parameters.dense
+    lost = 1 - record.parameters.pruned / record.parameters.dense
+    assert record.parameters.removed_fraction == lost
+    assert record.notes["checkpoint"]["method"] == "shortgpt"
+    assert record.notes["checkpoint"]["model"] == str(place / "model")
+    assert load(tmp_path / "short.json")[0].to_json() == record.to_json()
+    assert dense.plan.removed_layers == [] and "checkpoint" not in dense.notes
+    assert dense.parameters.removed_fraction == 0.0
