@@ -236,7 +236,9 @@ def _as_pruned(record: Record, model: str) -> Record:
         notes = {**record.notes, "checkpoint": f"{folder / PLAN} cannot be read: {error}"}
         return record.model_copy(update={"notes": notes, "plan": None, "parameters": Parameters()})
     dense, left = info.provenance.get("dense_parameters"), record.parameters.pruned
-    known = isinstance(dense, int) and left is not None
+    lost = None
+    if isinstance(dense, int) and left is not None:
+        lost = removed_fraction(dense, left)
     plan, cell = info.plan, info.provenance.get("cell")
     return Record.build(
         record.to_json()
@@ -249,7 +251,7 @@ def _as_pruned(record: Record, model: str) -> Record:
             "parameters": {
                 "dense": dense,
                 "pruned": left,
-                "removed_fraction": removed_fraction(dense, left) if known else None,
+                "removed_fraction": lost,
             },
             "notes": {**record.notes, "checkpoint": cell},
         }
