@@ -7,6 +7,7 @@ Example:
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -85,8 +86,10 @@ def appearing(target: Path) -> Iterator[Path]:
             ordinary_modes(temporary)
             temporary.replace(final)
             (final / CLAIM).unlink(missing_ok=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = str(final)  # not the source of a copy, or nothing
         raise
 
 

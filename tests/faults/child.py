@@ -72,6 +72,7 @@ def run(
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     import torch
 
     torch.set_num_threads(1)
