@@ -92,9 +92,14 @@ class Sources:
     origins: Origins
     revisions: dict[str, str | None]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for ``run.json``."""
-        return {"tasks": self.origins.to_json(), "texts": self.revisions}
+    def to_json(self, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Plain values, for ``run.json``.
+
+        Args:
+            kept: What it holds already; what cannot be had now stays in it.
+        """
+        tasks = (kept or {}).get("tasks") or {}
+        return {"tasks": {**tasks, **self.origins.to_json()}, "texts": self.revisions}
 
 
 def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:

@@ -39,11 +39,13 @@ from streamline.run.config import RunConfig
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.preparation import (
+    Preparation,
     calibration_tokens,
     cell_batches,
     preparation,
     replaced,
     todo,
+    unrecorded,
 )
 from streamline.run.recorder import Recorder
 from streamline.sources.batches import TokenBatches
@@ -59,14 +61,23 @@ class _Model:
 
     config: RunConfig
     dense: Dense
-    batches: TokenBatches
-    questions: Questions
+    ready: Preparation
     store: AnswerStore
     budget: TokenBudget
     recorder: Recorder
     jobs: dict[str, CellJob]
     reference: CellJob
     progress: Progress
+
+    @property
+    def batches(self) -> TokenBatches:
+        """The model's token batches."""
+        return self.ready.batches
+
+    @property
+    def questions(self) -> Questions:
+        """What every cell is asked."""
+        return self.ready.questions
 
     def job(self, variant: Variant | Failure) -> CellJob:
         """The cell that a variant belongs to."""
@@ -112,15 +123,6 @@ def loading(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _unrecorded(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[CellJob]:
-    """The cells without a record that still holds."""
-    return [
-        job
-        for job, record in zip(jobs, records, strict=True)
-        if record is None or record.status == "failed" or record.key != job.key
-    ]
-
-
 def _records(config: RunConfig, jobs: Sequence[CellJob]) -> list[Record | None]:
     """The cells' records as they lie in the folder, read once; None where there is none."""
     records = load(config.out) if (config.out / FILE_NAME).is_file() else []
@@ -150,8 +152,7 @@ def _run(
     model = _Model(
         config=config,
         dense=dense,
-        batches=ready.batches,
-        questions=ready.questions,
+        ready=ready,
         store=AnswerStore(cache / "answers"),
         budget=TokenBudget(config.batch_tokens, cache / "batch_tokens"),
         recorder=Recorder(config, name, fingerprint, progress),
@@ -159,7 +160,7 @@ def _run(
         reference=jobs[0],
         progress=progress,
     )
-    model.recorder.begin(_unrecorded(missing, _records(config, missing)))
+    model.recorder.begin(unrecorded(missing, _records(config, missing)))
     shared = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     pruning, training, jointly, alone = portions(
@@ -341,6 +342,6 @@ def _facts(model: _Model, job: CellJob, variant: Variant) -> dict[str, Any]:
     used = batch_facts(job.model_key, model.questions, model.store)
     return {
         **model.questions.facts(),
-        "batches": cell_batches(model.config, variant, model.batches),
+        "batches": cell_batches(model.config, variant, model.ready),
         "scoring": {"batch_tokens": used, "compiled": model.config.compile},
     }

@@ -80,16 +80,19 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
         progress.say(remark)
     with claimed(config.out):
         again = named_cells(config.out, redo)
-        sources = settle(config, kept_sources(config))
+        kept = kept_sources(config)
+        sources = settle(config, kept)
         refuse_mixture(config, sources)
         settings = config.model_dump(
             mode="json", exclude={"dry_run", "executor", "device", "device_map", "skip_missing"}
         )
-        write_json_atomic(config.out / SETTINGS, settings | {"sources": sources.to_json()})
-        note_command(config.out)
         for remark in sources.origins.remarks:
             progress.say(remark)
         with prepared(config, sources, progress, again):
+            # Only now: a run that is refused leaves the sources that the folder keeps to.
+            settings["sources"] = sources.to_json(kept)
+            write_json_atomic(config.out / SETTINGS, settings)
+            note_command(config.out)
             forget_cells(config.out, again)
             records = executor(config.executor).run(config, progress)
         report_run(config.out)

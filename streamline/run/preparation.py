@@ -43,9 +43,12 @@ __all__ = [
     "prepared",
     "replaced",
     "todo",
+    "unrecorded",
 ]
 
 log = logging.getLogger(__name__)
+
+_HELDOUT = "held-out text"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,15 @@ def replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[
     return [f"changed: {what}: done again: {', '.join(cells)}" for what, cells in found.items()]
 
 
+def unrecorded(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[CellJob]:
+    """The cells without a record that still holds."""
+    return [
+        job
+        for job, record in zip(jobs, records, strict=True)
+        if record is None or record.status == "failed" or record.key != job.key
+    ]
+
+
 @contextmanager
 def prepared(
     config: RunConfig, sources: Sources, progress: Progress, again: Sequence[Record] = ()
@@ -133,6 +145,8 @@ def prepared(
             continue
         if not undone and all(record.model != name for record in again):
             continue
+        if ready and own.skip_missing:
+            continue  # what it cannot be asked is left out in its own run
         several = len(config.models) > 1
         try:
             made = _made(
@@ -197,7 +211,7 @@ def _made(
         heldout = heldout_text(batches, text.texts, text.n_tokens, text.length)
     except Exception as error:  # readers of texts and tokenizers raise anything
         log.debug("no held-out text", exc_info=True)
-        missing["held-out text"] = reason(error)
+        missing[_HELDOUT] = reason(error)
     tasks: Sequence[str] = config.tasks
     if texts_only:
         rows = resolve(tasks, config.include_path)
@@ -228,7 +242,7 @@ def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> T
     )
 
 
-def cell_batches(config: RunConfig, variant: Variant, batches: TokenBatches) -> dict[str, str]:
+def cell_batches(config: RunConfig, variant: Variant, ready: Preparation) -> dict[str, str]:
     """Content hashes of the token batches that a cell depends on.
 
     They are those of the cell, whatever the process that records it happened to make.
@@ -236,11 +250,12 @@ def cell_batches(config: RunConfig, variant: Variant, batches: TokenBatches) -> 
     Args:
         config: The run, as the model has it.
         variant: What the stages made of the cell.
-        batches: The model's.
+        ready: What the model's cells are made with.
     """
-    own, seed, texts = batches.view(), variant.target.seed, config.calibration.texts
+    own, seed, texts = ready.batches.view(), variant.target.seed, config.calibration.texts
     text, recipe, lora = config.perplexity, config.training, config.lora
-    heldout_text(own, text.texts, text.n_tokens, text.length)
+    if _HELDOUT not in ready.questions.unavailable:
+        heldout_text(own, text.texts, text.n_tokens, text.length)
     if variant.target.sparsity:
         calibration_tokens(config, own, seed)
     if set(variant.training) - {"lora"}:
