@@ -30,6 +30,7 @@ KINDS = {
     "cache/answers/*/*xsum.*.parquet": "without records",
     "cache/answers/*/text-heldout.*.json": "without records",
     "cache/calibration/*/*.safetensors": "without answers",
+    "cache/prunings/*.safetensors": "without answers",
     "cache/training/students/*.safetensors": "without answers",
     "cache/lora/*/students/*.safetensors": "without answers",
     "cache/lora/*/losses/*.jsonl": "without answers",
