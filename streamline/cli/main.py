@@ -51,12 +51,12 @@ _VERBS = {
     "run": run,
     "ls": ls,
     "prune": prune,
+    "verify": verify,
     "evaluate": evaluate,
     "stability": stability,
     "compare": compare,
     "report": report,
     "validate": validate,
-    "verify": verify,
     "new-method": new_method,
     "rm": rm,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -222,7 +221,5 @@ def test_a_bad_suite_is_refused(
     suite: Callable[..., str],
 ) -> None:
     path = suite(**content) if isinstance(content, dict) else suite(content)
-    began = time.monotonic()
     out = "" if isinstance(content, dict) and "out" in content else "--out OUT"
     bench(f"--suite {path} {out}").refuses(message)
-    assert time.monotonic() - began < 30  # an explosion takes hours

@@ -73,7 +73,6 @@ def test_a_model_of_one_layer(odd: Any, bench: Callable[..., Shown], tmp_path: P
 def test_a_tokenizer_of_sentencepiece_alone(
     odd: Any, bench: Callable[..., Shown], tmp_path: Path
 ) -> None:
-    pytest.importorskip("google.protobuf", reason="a dependency that this environment lacks")
     import sentencepiece
 
     from streamline.sources.models import load_tokenizer

@@ -30,6 +30,7 @@ from streamline.testing.models import tiny_config
 _VERBS = {
     "run": "run --suite s.yaml --models {} --methods shortgpt --out OUT",
     "dry": "run --suite s.yaml --models {} --methods shortgpt --out OUT --dry-run",
+    "stream": "run --suite s.yaml --models {} --methods shortgpt --out OUT --stream",
     "evaluate": "evaluate {} --tasks piqa --data-dir data --limit 2 --out OUT/record.json",
     "prune": "prune {} --suite s.yaml --method shortgpt --sparsity 0.3 --out OUT/pruned",
 }
@@ -84,6 +85,11 @@ def pickled(folder: Path, content: bytes | None) -> None:
 
 def quantised(**how: Any) -> Callable[[Path], None]:
     return lambda folder: configured(folder, quantization_config=how)
+
+
+def emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def adapter(folder: Path) -> None:
@@ -175,6 +181,9 @@ _BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config: no JSON": (text("config.json", "{bad"), "config.json is not JSON"),
     "config: empty": (text("config.json", ""), "config.json is not JSON"),
     "config: a list": (text("config.json", "[]"), "config.json holds no JSON object"),
+    "config: deep": (text("config.json", "[" * 100_000), "config.json is not JSON"),
+    "empty": (emptied, "holds no config.json"),
+    "config: none": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     "config: binary": (
         lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"),
         "config.json is not JSON",
@@ -239,10 +248,26 @@ def model(inputs: Path, change: Callable[[Path], Any]) -> str:
     return folder.name
 
 
-@pytest.mark.parametrize("case", _BAD)
-def test_a_bad_model(case: str, inputs: Path, bench: Callable[..., Shown]) -> None:
+# Each case with one verb, in turn; with the others it is slow.
+_ROWS = [
+    pytest.param(case, verb, marks=[] if n % len(_VERBS) == m else [pytest.mark.slow])
+    for n, case in enumerate(_BAD)
+    for m, verb in enumerate(_VERBS)
+]
+
+
+@pytest.mark.parametrize(("case", "verb"), _ROWS)
+def test_a_bad_model(case: str, verb: str, inputs: Path, bench: Callable[..., Shown]) -> None:
     change, message = _BAD[case]
-    name = model(inputs, change)
-    for line in _VERBS.values():
-        bench(line.format(name)).refuses(message)
+    bench(_VERBS[verb].format(model(inputs, change))).refuses(message)
     assert not (inputs / "made by evil").exists()
+
+
+@pytest.mark.parametrize("models", ["odd,model", "model,odd"])
+def test_a_bad_model_costs_the_others_nothing(
+    models: str, inputs: Path, bench: Callable[..., Shown]
+) -> None:
+    model(inputs, cut)
+    shown = bench(f"run --suite s.yaml --out OUT --models {models}")
+    shown.refuses("odd", code=1)
+    assert "shortgpt" in shown.out

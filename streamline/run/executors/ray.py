@@ -46,9 +46,8 @@ class RayExecutor:
             model = waiting.pop(done[0])
             try:
                 finished[model] = [Record.build(values) for values in ray.get(done[0])]
-            except (
-                Exception
-            ) as error:  # of the task, with what it raised as its cause, or its death
+            except Exception as error:
+                # Of the task, with what it raised as its cause, or its death.
                 cause = getattr(error, "cause", None)
                 error = cause if isinstance(cause, Exception) else error
                 finished[model] = lost_model(config, model, error, progress)
