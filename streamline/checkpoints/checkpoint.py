@@ -15,7 +15,6 @@ Example:
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,13 +52,14 @@ from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.families import Family
 from streamline.engine.paths import Path as LayerPath
-from streamline.errors import AssetError, PlanError
+from streamline.errors import AssetError, PlanError, reason
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.modeling import modeling_streamline as modeling
 from streamline.modeling.modeling_layers import Spec, spec_of
 from streamline.modeling.modeling_state import difference
 from streamline.plan import Plan
+from streamline.reading import read_json
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import empty_model
 
@@ -175,7 +175,7 @@ def read_info(folder: str | Path) -> CheckpointInfo:
     """What is written in a checkpoint about itself, without its weights.
 
     Raises:
-        AssetError: If the folder is no checkpoint.
+        AssetError: If the folder is no checkpoint, or what is written is damaged.
     """
     path = Path(folder)
     missing = [n for n in ("config.json", PLAN, PROVENANCE) if not (path / n).is_file()]
@@ -184,9 +184,12 @@ def read_info(folder: str | Path) -> CheckpointInfo:
             f"{path} is no checkpoint of this package: {', '.join(missing)} missing; "
             "make one with 'streamline-bench prune'"
         )
-    provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
-    plan = Plan.from_json(json.loads((path / PLAN).read_text(encoding="utf-8")))
-    return CheckpointInfo(plan, provenance, provenance["plain"])
+    try:
+        plan, provenance = (read_json(path / name) for name in (PLAN, PROVENANCE))
+        return CheckpointInfo(Plan.from_json(plan), provenance, provenance["plain"])
+    except (ValueError, TypeError, LookupError) as error:
+        why = reason(error).rstrip(".")
+        raise AssetError(f"checkpoint {path} is damaged: {why}; make it again") from error
 
 
 @contextmanager

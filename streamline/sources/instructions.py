@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.hub import hub_errors
+from streamline.sources.hub_data import load_rows
 
 __all__ = ["HUB_EXAMPLES", "Example", "is_instructions", "load_examples", "prompt_text"]
 
@@ -106,20 +106,9 @@ def load_examples(
 
 
 def _hub(name: str, revisions: Mapping[str, str | None] | None) -> list[Example]:
-    from datasets import load_dataset
-
     repository = HUB_EXAMPLES[name]
-    commit = (revisions or {}).get(repository)
-    try:
-        rows = load_dataset(repository, split="train", revision=commit)
-        return [_example(row, name) for row in rows]
-    except hub_errors() as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AssetError(
-            f"Examples {name!r} ({repository}) could not be read from the hub: {reason} Check the "
-            "network (and HF_HUB_OFFLINE), or use a local .jsonl file with 'instruction' and "
-            "'output'."
-        ) from error
+    rows = load_rows(repository, split="train", revision=(revisions or {}).get(repository))
+    return [_example(row, name) for row in rows]
 
 
 def _local(path: Path) -> list[Example]:

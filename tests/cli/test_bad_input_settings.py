@@ -60,7 +60,7 @@ _FLAGS = [
     # what a run takes up, leaves out and asks
     (f"{_RUN} --plan nothing", "nothing holds no plan"),
     (f"{_RUN} --plan ''", "'' names no file or folder"),
-    (f"{_RUN} --plan s.yaml", "s.yaml is not JSON, so no plan can be read"),
+    (f"{_RUN} --plan s.yaml", "s.yaml is not JSON ("),
     (f"{_RUN} --redo nothing --out OUT", "No results.json in"),
     (f"{_RUN} --num-fewshot -1", "prompting.num_fewshot: input should be greater"),
     (f"{_RUN} --num-fewshot {10**30}", "prompting.num_fewshot: input should be less"),

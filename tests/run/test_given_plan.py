@@ -59,16 +59,22 @@ def test_a_checkpoint_gives_its_plan_on(done: Path, place: Path, tmp_path: Path)
     assert read_plan(str(out)) == read_plan(str(files[0])) == read_plan(f"{done}:shortgpt@0.3")
 
 
-@pytest.mark.parametrize("what", ["none", "two", "text", "nothing", "no-plan", "replaced"])
+@pytest.mark.parametrize(
+    "what", ["none", "two", "text", "latin", "deep", "nothing", "no-plan", "replaced"]
+)
 def test_what_is_no_plan_is_refused(
     done: Path, place: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.json").write_text("{", encoding="utf-8")
+    (tmp_path / "latin.json").write_bytes(b'{"steps": "\xe9"}')
+    (tmp_path / "deep.json").write_bytes(b"[" * 100_000)
     (tmp_path / "nothing.json").write_text(json.dumps(Plan.dense(6).to_json()), encoding="utf-8")
     given, words = {
         "none": ([], "prune needs one method"),
         "two": (["--plan", done, "--plan", done], "one plan"),
         "text": (["--plan", tmp_path / "text.json"], "is not JSON"),
+        "latin": (["--plan", tmp_path / "latin.json"], "is not UTF-8 text"),
+        "deep": (["--plan", tmp_path / "deep.json"], "nested too deeply"),
         "nothing": (["--plan", tmp_path / "nothing.json"], "removes no layer"),
         "no-plan": (["--plan", place / "model"], "holds no plan"),
         "replaced": (["--plan", f"{done}:llm-streamline-ffn@0.3"], "run the method that made it"),

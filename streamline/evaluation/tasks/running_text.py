@@ -23,6 +23,7 @@ from typing import Any
 from streamline.errors import AssetError, ConfigError, UnknownNameError
 from streamline.evaluation.tasks.hub_commits import dataset_commit, hub_problem
 from streamline.evaluation.tasks.sources import SOURCES, QuestionSource
+from streamline.sources.hub_data import load_rows
 from streamline.sources.texts import load_texts
 
 __all__ = ["C4_DOCUMENTS", "RunningText", "read_text", "running_text", "text_source"]
@@ -196,14 +197,10 @@ def _read(name: str, path: Path) -> tuple[str, ...]:
 
 
 def _from_hub(name: str, revision: str) -> tuple[str, ...]:
-    import datasets
-
     repository, config, split = _HUB[name]
-    chosen: dict[str, Any] = {"data_files": {"train": config}} if name == "c4" else {"name": config}
-    try:
-        rows = datasets.load_dataset(repository, split=split, revision=revision, **chosen)
-    except (OSError, ValueError) as error:
-        raise AssetError(
-            f"{repository} ({split}, revision {revision}) cannot be loaded from the hub: {error}"
-        ) from error
+    if name == "c4":
+        files = {"train": config}
+        rows = load_rows(repository, split=split, revision=revision, data_files=files)
+    else:
+        rows = load_rows(repository, config, split=split, revision=revision)
     return tuple(rows["text"])
