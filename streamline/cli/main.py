@@ -120,6 +120,9 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 for _name, _module in _VERBS.items():
     app.command(_name, epilog=_module.EPILOG)(_interruptible(_module.command))
+for _command in cache.app.registered_commands:
+    assert _command.callback is not None
+    _command.callback = _interruptible(_command.callback)
 app.add_typer(
     cache.app, name="cache", help="List or clear what is kept to save time.", epilog=cache.EPILOG
 )
@@ -230,9 +233,9 @@ def _logged(debug: bool) -> Iterator[None]:
 
 def _explain(error: OSError, arguments: Sequence[str]) -> str:
     """The system's message and the file; for a verb that works long what happens to the work."""
-    verb = next((argument for argument in arguments if not argument.startswith("-")), "run")
+    verb = next(iter(arguments), "run")
     where = "--debug shows where it happened"
-    if verb in _VERBS and verb not in ("run", "prune", "evaluate"):
+    if not verb.startswith("-") and verb not in ("run", "prune", "evaluate"):
         return f"{reason(error)} ({where})"
     return (
         f"{reason(error)}. What is finished is kept: mend this and give the same command again "

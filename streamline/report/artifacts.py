@@ -40,9 +40,10 @@ def run_settings(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / "run.json"
     if not path.is_file():
         return {}
-    settings = read_json(path, "Run again to write it anew.")
+    advice = "Restore it, or remove it and run again: it is written anew, its sources chosen anew."
+    settings = read_json(path, advice)
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds no object of settings; run again to write it anew.")
+        raise ConfigError(f"{path} holds no object of settings. {advice}")
     return settings
 
 

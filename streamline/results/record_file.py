@@ -21,7 +21,7 @@ from streamline.hashing import content_key
 from streamline.reading import read_json
 from streamline.results.record import SCHEMA_VERSION, Record
 
-__all__ = ["FILE_NAME", "find", "load", "remove", "upsert"]
+__all__ = ["FILE_NAME", "find", "load", "recorded", "remove", "upsert"]
 
 FILE_NAME = "results.json"
 _LOCK_NAME = ".results.lock"
@@ -47,6 +47,11 @@ def load(directory: str | Path) -> list[Record]:
             f"No {FILE_NAME} in {path.parent}. Give the folder that a run wrote with --out."
         )
     return _records(path)
+
+
+def recorded(folder: Path) -> list[Record]:
+    """The records of a run's folder as :func:`load` reads them; none if no cell was finished."""
+    return load(folder) if (folder / FILE_NAME).is_file() else []
 
 
 def upsert(directory: str | Path, *records: Record | Mapping[str, Any]) -> Record:

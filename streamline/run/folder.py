@@ -11,7 +11,6 @@ Example::
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,9 @@ from streamline.files import sweep
 from streamline.hashing import file_hashes
 from streamline.kept import kept_json, write_json
 from streamline.registry import unknown_name
+from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
-from streamline.results.record_file import FILE_NAME, load, remove
+from streamline.results.record_file import FILE_NAME, load, recorded, remove
 from streamline.results.samples import samples_path, seal_of
 from streamline.results.select import cell_name, matching, read_selector
 from streamline.run.cell import Cell, CellJob, expand
@@ -91,8 +91,11 @@ def kept_sources(config: RunConfig) -> dict[str, Any] | None:
     Args:
         config: The run; with another ``data``, or a data folder where there was none, the sources
             are decided anew.
+
+    Raises:
+        ConfigError: If ``run.json`` is damaged.
     """
-    before = _settings(config.out)
+    before = run_settings(config.out)
     same = before.get("data") == config.data
     same = same and (before.get("data_dir") is None) == (config.data_dir is None)
     sources = before.get("sources")
@@ -114,7 +117,7 @@ def refuse_mixture(config: RunConfig, sources: Sources) -> None:
     """
     stale: list[str] = []
     why: dict[str, None] = {}
-    records = load(config.out) if (config.out / FILE_NAME).is_file() else []
+    records = recorded(config.out)
     for model in dict.fromkeys(r.model for r in records if r.model in config.models):
         own = config.for_model(model)
         try:
@@ -245,12 +248,3 @@ def forget_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
     for path in [path for record in records for path in cell_files(folder, record)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return remaining
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """The settings of the folder's last run; empty if it kept none."""
-    try:
-        before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return before if isinstance(before, dict) else {}

@@ -32,7 +32,7 @@ from streamline.plan import Plan
 from streamline.progress import Prefixed, Progress, portions
 from streamline.results.assess import assess
 from streamline.results.record import Record
-from streamline.results.record_file import FILE_NAME, find, load
+from streamline.results.record_file import find, recorded
 from streamline.results.samples import write_samples
 from streamline.run.cell import CellJob, stage_weights
 from streamline.run.config import RunConfig
@@ -125,7 +125,7 @@ def loading(config: RunConfig) -> dict[str, Any]:
 
 def _records(config: RunConfig, jobs: Sequence[CellJob]) -> list[Record | None]:
     """The cells' records as they lie in the folder, read once; None where there is none."""
-    records = load(config.out) if (config.out / FILE_NAME).is_file() else []
+    records = recorded(config.out)
     return [find(records, *job.cell.identity) for job in jobs]
 
 

@@ -27,7 +27,7 @@ from streamline.evaluation.questions import Questions, Text, heldout_text, prepa
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.progress import Prefixed, Progress
 from streamline.results.record import Record
-from streamline.results.record_file import FILE_NAME, find, load
+from streamline.results.record_file import find, recorded
 from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import is_done
@@ -85,7 +85,7 @@ def todo(
     fingerprint = model_fingerprint(name)
     shared = shared_inputs(config, fingerprint, sources)
     jobs = [cell_job(cell, shared) for cell in expand(config, name)]
-    records = load(config.out) if (config.out / FILE_NAME).is_file() else []
+    records = recorded(config.out)
     found = [(job, find(records, *job.cell.identity)) for job in jobs]
     undone = [job for job, one in found if one is None or not is_done(config.out, job, one)]
     return fingerprint, jobs, undone

@@ -35,7 +35,7 @@ class Recorder:
     Args:
         config: The run.
         name: The model.
-        fingerprint: Content hash of the model.
+        fingerprint: Content hash of the model; empty if it cannot be read.
         progress: Where to report that a cell was skipped or failed.
     """
 
@@ -179,6 +179,7 @@ class Recorder:
         **values: Any,
     ) -> dict[str, Any]:
         """The keys of a record."""
+        model = {"model_sha256": self.fingerprint} if self.fingerprint else {}
         return job.cell.record(
             status=status,
             key=job.key,
@@ -186,6 +187,6 @@ class Recorder:
             inputs=job.inputs.to_json(),
             method_repr=repr(job.target.method),
             cost={name: (costs or {}).get(name) for name in _COSTS},
-            versions=versions(self.config.device) | {"model_sha256": self.fingerprint},
+            versions=versions(self.config.device) | model,
             **values,
         )

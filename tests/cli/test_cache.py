@@ -100,3 +100,27 @@ def test_a_runs_cache_is_cleared_and_its_results_stay(
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _cache("ls", "--run", tmp_path) == 2
     assert "is no run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; what is finished is kept"),
+        (PermissionError(13, "Permission denied", "texts"), 2, "Permission denied: texts (--debug"),
+    ],
+)
+def test_what_stops_it_is_one_line(
+    error: BaseException,
+    code: int,
+    said: str,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("shutil.rmtree", fail)
+    assert _cache("clear", "texts", "--yes") == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {said}") and printed.count("\n") == 1

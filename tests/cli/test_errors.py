@@ -98,7 +98,7 @@ def test_bad_input_is_one_message(
 def test_a_full_disk_is_one_message_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: RunConfig, progress: object) -> list[Record]:
+    def fail(config: RunConfig, progress: object, redo: object) -> list[Record]:
         raise OSError(errno.ENOSPC, "No space left on device", "out/run/results.json")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -112,7 +112,7 @@ def test_a_full_disk_is_one_message_that_says_what_to_do(
 def test_an_interrupt_ends_with_130_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: RunConfig, progress: Any) -> list[Record]:
+    def fail(config: RunConfig, progress: Any, redo: object) -> list[Record]:
         progress.stage("train", 2)
         raise KeyboardInterrupt
 

@@ -99,6 +99,7 @@ def test_a_broken_model_fails_alone_in_either_order(
         (bad, "shortgpt"): "failed",
     }
     assert all(Path(bad).name in (r.reason or "") for r in records if r.model == bad)
+    assert all(("model_sha256" in r.versions) == (r.model == good) for r in records)
     assert (tmp_path / "report.html").is_file()
 
 

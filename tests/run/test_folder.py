@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from streamline.errors import ConfigError
 from streamline.files import write_json_atomic
 from streamline.results.record_file import upsert
-from streamline.run import folder
+from streamline.run import folder, pipeline
 from streamline.run.cell import Cell, cell_job
 from streamline.run.config import RunConfig
 from streamline.run.folder import SETTINGS, claimed, kept_sources, refuse_mixture
@@ -67,3 +68,15 @@ def test_results_of_other_settings_are_not_added_to(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_no_matter(tmp_path: Path) -> None:
     _refuse(_config(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("data", [b"", b'{"data": 1', b'{"data": "\xe9"}', b"[" * 100_000, b"[]"])
+def test_damaged_settings_do_not_decide_the_sources_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.setattr(pipeline, "require_fit", lambda config: SimpleNamespace(remarks=()))
+    _finish(_config(tmp_path), "dense")
+    (tmp_path / SETTINGS).write_bytes(data)
+    with pytest.raises(ConfigError, match=r"run\.json .*Restore it, or remove it and run again"):
+        pipeline.run(_config(tmp_path))
+    assert (tmp_path / SETTINGS).read_bytes() == data

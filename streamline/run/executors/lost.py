@@ -7,7 +7,7 @@ import logging
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.progress import Progress
 from streamline.results.record import Record
-from streamline.results.record_file import FILE_NAME, find, load
+from streamline.results.record_file import find, load, recorded
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import kept_sources
@@ -43,7 +43,7 @@ def lost_model(config: RunConfig, model: str, error: Exception, progress: Progre
     recorder = Recorder(own, model, "", progress)
     cells = expand(own, model)
     shared = shared_inputs(own, "", settle(own, kept_sources(own)))
-    there = load(own.out) if (own.out / FILE_NAME).is_file() else []
+    there = recorded(own.out)
     for cell in cells:
         record = find(there, *cell.identity)
         if record is None or record.status == "failed":
