@@ -41,7 +41,7 @@ def test_an_old_checkpoint_gives_the_logits_that_it_was_saved_with(name: str) ->
     assert torch.equal(again, tokens)
 
 
-@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("trust", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_old_checkpoints_verify_in_a_fresh_process(trust: bool) -> None:
     reports = verify(*(FOLDER / name for name in PLANS), trust_remote_code=trust)
     assert [report["without_package"] for report in reports] == [True] * len(PLANS)

@@ -75,7 +75,13 @@ def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return _figures(folder)
 
 
-@pytest.mark.parametrize("name", _BAD)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("exits", "zeroes_a_layer") else [pytest.mark.slow])
+        for name in _BAD
+    ],
+)
 def test_a_bad_plugin_fails_alone(
     name: str,
     plugin: Callable[[str, str], str],
@@ -163,6 +169,7 @@ def test_a_report_runs_no_code_of_the_run_it_reads(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home(
     bench: Callable[..., Shown],
     suite: Callable[..., str],

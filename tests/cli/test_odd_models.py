@@ -41,8 +41,21 @@ def odd(inputs: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Cal
     return write
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{_RUN} --dry-run",
+        _RUN,
+        pytest.param(f"{_RUN} --stream", marks=pytest.mark.slow),
+        "evaluate {} --tasks piqa --data-dir data --limit 2 --out OUT/e.json",
+        pytest.param(
+            "prune {} --suite s.yaml --method shortgpt --sparsity 0.3 --out OUT/p",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_a_model_with_code_of_its_own_runs_by_the_flag_alone(
-    odd: Any, bench: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
+    line: str, odd: Any, bench: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = odd()
     path = folder / "config.json"
@@ -51,14 +64,7 @@ def test_a_model_with_code_of_its_own_runs_by_the_flag_alone(
     path.write_text(json.dumps(config))
     (folder / "own.py").write_text(_CODE)
     monkeypatch.setattr(sys, "stdin", None)  # nothing may be asked
-    for more in ("--dry-run", "", "--out OUT/streamed --stream"):
-        found = bench(f"{_RUN.format(folder)} --trust-remote-code {more}")
-        assert found.code == 0, found.err
-    found = bench(f"evaluate {folder} --tasks piqa --data-dir data --limit 2 --out OUT/e.json "
-                  "--trust-remote-code")  # fmt: skip
-    assert found.code == 0, found.err
-    found = bench(f"prune {folder} --suite s.yaml --method shortgpt --sparsity 0.3 --out OUT/p "
-                  "--trust-remote-code")  # fmt: skip
+    found = bench(f"{line.format(folder)} --trust-remote-code")
     assert found.code == 0, found.err
 
 

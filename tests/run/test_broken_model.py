@@ -72,9 +72,16 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> _Ray:
     return found
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
 @pytest.mark.parametrize(
-    ("what", "first"), [("weights", True), ("weights", False), ("config", True)]
+    ("what", "first", "executor"),
+    [
+        ("weights", True, "local"),
+        ("weights", False, "ray"),
+        ("config", True, "local"),
+        pytest.param("weights", False, "local", marks=pytest.mark.slow),
+        pytest.param("weights", True, "ray", marks=pytest.mark.slow),
+        pytest.param("config", True, "ray", marks=pytest.mark.slow),
+    ],
 )
 def test_a_broken_model_fails_alone_in_either_order(
     what: str,

@@ -55,6 +55,7 @@ def test_the_other_cells_are_what_they_are_alone(
     assert numbers([records[record.method] for record in alone]) == numbers(alone)
 
 
+@pytest.mark.slow
 def test_a_module_that_computes_into_its_input_harms_no_path_beside_it(
     tmp_path: Path,
     config: Callable[..., RunConfig],
