@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from streamline.api.named import named_content
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.engine.model_state import ModelState
@@ -153,7 +154,9 @@ def calibration_key(method: Method) -> str:
     cls = type(method)
     if cls.calibrate is Method.calibrate:
         return key
-    return content_key([f"{cls.__module__}.{cls.__qualname__}", source_key(method), key])
+    return content_key(
+        [f"{cls.__module__}.{cls.__qualname__}", source_key(method), named_content(method), key]
+    )
 
 
 def own_copy(calibration: Calibration) -> Calibration:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from streamline import __version__
 from streamline.api.guards import calibration_key
+from streamline.api.named import named_content
 from streamline.api.variants import Dense, Target
 from streamline.engine.assemble import shared_copy
 from streamline.engine.decoder import Decoder
@@ -58,16 +59,17 @@ def pruning_file(target: Target, dense: Dense, tokens: Tensor, folder: Path) -> 
             calibration_key(target.method),
             source_key(target.method),
             repr(target.method),
+            named_content(target.method),
             target.sparsity,
             target.seed,
         ]
     )
-    return folder / "prunings" / f"{key[:32]}.safetensors"
+    return folder / "prunings" / f"{target.label}--{key[:32]}.safetensors"
 
 
 def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, seconds: float) -> None:
     """Keep a pruning and the seconds it took, unless it cannot be made again from a file."""
-    if pruned.model is not None or pruned.students:
+    if pruned.model is not None or pruned.students or _shares(pruned, decoder):
         return
     tensors: dict[str, Tensor] = {}
     specs: dict[int, Spec] = {}
@@ -92,6 +94,19 @@ def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, seconds: float) 
         write_tensors(file, tensors, {"facts": json.dumps(facts)})
     except OSError as error:  # the run can do without
         log.warning("the pruning is not kept: %s", error)
+
+
+def _shares(pruned: Pruned, decoder: Decoder) -> bool:
+    """Whether modules share tensors with each other, or with dense layers at other steps."""
+    dense = {id(t) for layer in decoder.layers for _, t in _tensors(layer)}
+    seen: set[int] = set()
+    for index, module in pruned.modules.items():
+        here = {id(t) for _, t in _tensors(decoder.layers[pruned.plan.steps[index].layer])}
+        own = {id(t) for _, t in _tensors(module)} - here
+        if own & (seen | dense):
+            return True
+        seen |= own
+    return False
 
 
 def read_pruning(file: Path, decoder: Decoder) -> tuple[Pruned, float] | None:

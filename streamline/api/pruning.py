@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,7 @@ def _group(
             calibration = calibrate(targets[0].method, dense, batches, folder)
     except Exception as error:  # all that need this calibration, and no other
         log.debug("calibration for %s failed", names, exc_info=True)
+        traceback.clear_frames(error.__traceback__)  # their tensors are not needed any more
         return [Failure(target, error) for target in targets]
     seconds = time.perf_counter() - start
     if seconds >= _WORTH_SAYING:
@@ -184,6 +186,7 @@ def _group(
                 variant = _pruned(target, dense, watch, calibration, batches, folder)
         except Exception as error:  # an error of one method loses no other variant
             log.debug("%s failed", target.name, exc_info=True)
+            traceback.clear_frames(error.__traceback__)
             found.append(Failure(target, error))
             continue
         progress.say(_summary(variant, dense.decoder, calibration))

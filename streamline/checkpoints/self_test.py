@@ -26,6 +26,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.hub import HF_MODULES_CACHE
 
 from streamline.checkpoints import fresh
 from streamline.engine.decoder import submodule
@@ -186,7 +187,8 @@ def _environment(modules: str) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": modules,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        # Without where this process keeps the code of folders: it would come first.
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p and p != HF_MODULES_CACHE),
     }
 
 

@@ -22,7 +22,7 @@ from streamline.run.checks.merge import merge
 from streamline.run.config import RunConfig
 from streamline.run.settings import Setting, settings
 
-__all__ = ["AsJson", "Method", "Model", "Plans", "given_layers", "takes"]
+__all__ = ["AsJson", "Method", "MethodOrNone", "Model", "Plans", "given_layers", "takes"]
 
 Model = Annotated[
     str,
@@ -36,6 +36,7 @@ Method = Annotated[
         help="A name, NAME+FIELD=VALUE, or `pkg.module:Class`.", autocompletion=complete.methods
     ),
 ]
+MethodOrNone = Annotated[str | None, *Method.__metadata__]
 Plans = Annotated[
     list[str] | None,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.options import Method, Model, Plans, given_layers, takes
+from streamline.cli.options import MethodOrNone, Model, Plans, given_layers, takes
 
 __all__ = ["EPILOG", "command"]
 
@@ -35,7 +35,7 @@ def command(
     given: dict[str, Any],
     model: Model,
     out: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
-    method: Method | None = None,
+    method: MethodOrNone = None,
     plan: Plans = None,
     sparsity: Annotated[
         str | None,

@@ -83,7 +83,7 @@ class _Tensor:
         """Whether its memory was written to, as far as this can be seen."""
         if self.version >= 0 and self.alias._version != self.version:
             return True
-        return not torch.equal(_some_values(self.alias), self.values)
+        return not _equal(_some_values(self.alias), self.values)
 
 
 @dataclass
@@ -240,7 +240,7 @@ class ModelState:
         """
         then = self._tensors[name]
         values = values.to(then.alias)
-        differed = not torch.equal(then.alias, values)
+        differed = not _equal(then.alias, values)
         if differed:
             then.alias.copy_(values)
         then.version = -1 if then.version < 0 else then.alias._version
@@ -296,6 +296,14 @@ def _same(old: Any, new: Any) -> bool:
 def _same_items(old: Any, new: Any) -> bool:
     """Whether two collections hold the same objects in the same order."""
     return [id(value) for value in old] == [id(value) for value in new]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values; what is no number equals what is none."""
+    if torch.equal(one, other):
+        return True
+    floating = one.is_floating_point()
+    return floating and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _some_values(tensor: Tensor) -> Tensor:

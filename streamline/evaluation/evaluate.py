@@ -97,7 +97,7 @@ def evaluate(
         with next(places):
             failed |= _generate(own, part, tokenizer, store, budget, progress)
         if kept is not None:
-            kept(part.name, list(own))
+            kept(part.name, [key for key in own if key not in failed])
     return {key: failed.get(key) or stored(key, questions, store) for key in paths}
 
 
@@ -245,7 +245,7 @@ def _score(
             text = texts[number - len(parts)]
             failed = _keep_perplexity(text, paths, found, seconds, store, budget.used()) | failed
         if kept is not None:
-            kept(names[number], list(paths))
+            kept(names[number], [key for key in paths if key not in failed])
         if len(failed) == len(paths):
             break
     return failed

@@ -22,7 +22,7 @@ from streamline.evaluation.tasks.hub_commits import dataset_commit, hub_problem
 from streamline.evaluation.tasks.overrides import without_shots
 from streamline.evaluation.tasks.running_text import text_source
 from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
-from streamline.hashing import file_hashes, folder_key
+from streamline.hashing import content_key, file_hashes, folder_key
 
 __all__ = ["Origins", "find_origins"]
 
@@ -50,9 +50,10 @@ class Origins:
         """What decides the questions of a row, their prompts and their metrics: JSON, for keys.
 
         Args:
-            entry: A row; None for one that is missing.
+            entry: A row; None for one that is missing. What answered before and cannot be had now
+                is known by what it was, so that finished cells stay.
         """
-        if entry.name in self.missing:
+        if any(name not in self.found for name in entry.tasks or (entry.name,)):
             return None
         if entry.protocol == "perplexity":
             return [entry.window, self.found[entry.name].content()]
@@ -88,6 +89,8 @@ def find_origins(
             }
         except AssetError as error:
             origins.missing[entry.name] = str(error)
+            before = {name: _read((kept or {}).get(name)) for name in names}
+            origins.found.update({name: one for name, one in before.items() if one is not None})
             continue
         origins.found.update(found)
         first = found[names[0]]
@@ -221,11 +224,18 @@ def _elsewhere(name: str, kind: str, location: str, revision: str | None) -> Que
     )
 
 
+def _code_key(folder: Path) -> str:
+    """The content of the YAML and Python below a folder, which may hold much else."""
+    files = [path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml", ".py")]
+    hashes = file_hashes(sorted(path for path in files if path.is_file()))
+    return content_key({path.relative_to(folder).as_posix(): h for path, h in hashes.items()})
+
+
 def _definition(entry: TaskEntry, source: QuestionSource) -> Any:
     """The content of the YAML, with its Python, that defines a row's prompts and metrics."""
     if entry.brings_data:
         folder = Path(source.location)
-        return [folder_key(folder), sorted(file_hashes(named_files(folder)).values())]
+        return [_code_key(folder), sorted(file_hashes(named_files(folder)).values())]
     if entry.folder is not None:
         return folder_key(lm_eval_tasks() / entry.folder)
     if entry.name.startswith("streamline_"):

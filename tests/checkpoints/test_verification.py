@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from streamline.baselines._slicing import principal, slice_model
-from streamline.checkpoints import checkpoint, fresh
+from streamline.checkpoints import checkpoint, fresh, self_test
 from streamline.checkpoints.checkpoint import save, verify
 from streamline.checkpoints.self_test import check_report
 from streamline.engine.decoder import Decoder
@@ -152,3 +152,17 @@ def test_one_damaged_folder_leaves_the_others_their_reports(
     with pytest.raises(AssetError, match=r"/a cannot be loaded by a fresh process: \w+Error: "):
         check_report(broken)
     assert check_report(whole)["same_continuation"]
+
+
+def test_code_of_other_folders_in_this_process_is_not_in_the_way(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has run the code of a folder has that code's place among its paths."""
+    place = tmp_path / "modules"
+    (place / "transformers_modules").mkdir(parents=True)
+    (place / "transformers_modules" / "__init__.py").touch()
+    monkeypatch.setattr(self_test, "HF_MODULES_CACHE", str(place))
+    monkeypatch.syspath_prepend(str(place))
+    decoder = Decoder(tiny_model("llama", n_layers=4))
+    folder = save(ffn(decoder), decoder, tokenizer, tmp_path / "saved", {})
+    assert json.loads((folder / "provenance.json").read_text())["verified"] is True

@@ -36,7 +36,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that reached the pipeline, which answers with one good record."""
     configs: list[RunConfig] = []
 
-    def run(config: RunConfig, progress: object = None) -> list[Record]:
+    def run(config: RunConfig, progress: object = None, **_: object) -> list[Record]:
         configs.append(config)
         return [_record()]
 
@@ -85,7 +85,7 @@ def test_a_failed_cell_is_named_and_exits_with_1(
         _record(status="failed", reason="RuntimeError: no memory", sparsity=sparsity)
         for sparsity in (0.25, 0.5)
     ]
-    monkeypatch.setattr(pipeline, "run", lambda config, progress: [_record(), *failed])
+    monkeypatch.setattr(pipeline, "run", lambda config, **_: [_record(), *failed])
     assert _exit("--models a --methods dense") == 1
     error = capsys.readouterr().err
     assert error == "failed: m shortgpt@0.25, m shortgpt@0.5: RuntimeError: no memory\n"
@@ -94,7 +94,7 @@ def test_a_failed_cell_is_named_and_exits_with_1(
 def test_an_error_of_ours_is_one_message_and_exits_with_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: RunConfig, progress: object) -> list[Record]:
+    def fail(config: RunConfig, **_: object) -> list[Record]:
         raise AssetError("the model [a] is gated; ask for it")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -106,7 +106,7 @@ def test_an_error_of_ours_is_one_message_and_exits_with_2(
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(config: RunConfig, progress: object) -> list[Record]:
+    def fail(config: RunConfig, **_: object) -> list[Record]:
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(pipeline, "run", fail)

@@ -27,7 +27,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that reached the pipeline."""
     configs: list[RunConfig] = []
 
-    def run(config: RunConfig, progress: object = None) -> list[Record]:
+    def run(config: RunConfig, progress: object = None, **_: object) -> list[Record]:
         configs.append(config)
         return []
 
