@@ -45,6 +45,7 @@ class GivenLayers(Method):
     name: ClassVar[str] = "given-layers"
     paper: ClassVar[str] = "control: the layers of a given list"
     supports_streaming: ClassVar[bool] = True
+    in_all: ClassVar[bool] = False
 
     remove: int | str | tuple[int | str, ...] = ()
 

@@ -128,6 +128,8 @@ class Method(ABC):
         returns_model: Whether ``prune`` returns a model of its own (:attr:`Pruned.model`); a run
             makes and evaluates these one at a time, so that memory holds one beside the dense
             model.
+        in_all: Whether ``--methods all`` means it too; written as False, in the class itself, by a
+            method that can do nothing before a field is set.
     """
 
     name: ClassVar[str]
@@ -136,6 +138,7 @@ class Method(ABC):
     families: ClassVar[tuple[str, ...]] = ("all",)
     supports_streaming: ClassVar[bool] = False
     returns_model: ClassVar[bool] = False
+    in_all: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that sets an attribute under its old name, which nothing reads.

@@ -158,7 +158,8 @@ def method_names(names: Iterable[str]) -> tuple[str, ...]:
             (:func:`build_method`), or ``all`` alone.
 
     Returns:
-        The names in the order given; for ``all``, every registered one in alphabetical order.
+        The names in the order given; for ``all``, every registered one in alphabetical order but
+        those that need a field first (``in_all``).
 
     Raises:
         UnknownNameError: If a name is not registered.
@@ -167,7 +168,7 @@ def method_names(names: Iterable[str]) -> tuple[str, ...]:
     given = tuple(names)
     points = available(METHODS)
     if given == ("all",):
-        return tuple(points)
+        return tuple(name for name, point in points.items() if _in_all(point))
     if "all" in given:
         raise ConfigError(f"'all' already means every method, got {', '.join(given)}")
     for name in map(base_name, given):
@@ -287,7 +288,27 @@ def method_summary(name: str) -> str | None:
     Returns:
         The line without its markup, or None if the file does not hold it.
     """
-    point = available(METHODS)[name]
+    node = _class_node(available(METHODS)[name])
+    if node is None:
+        return None
+    return (ast.get_docstring(node) or "").partition("\n")[0].replace("``", "")
+
+
+def _in_all(point: EntryPoint) -> bool:
+    """Whether ``all`` means a method too: unless its class sets ``in_all`` to False."""
+    node = _class_node(point)
+    return node is None or not any(
+        isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and line.target.id == "in_all"
+        and isinstance(line.value, ast.Constant)
+        and line.value.value is False
+        for line in node.body
+    )
+
+
+def _class_node(point: EntryPoint) -> ast.ClassDef | None:
+    """A class as its file writes it, not imported; None if the file does not hold it."""
     try:
         spec = importlib.util.find_spec(point.module)
         if spec is None or spec.origin is None:
@@ -295,10 +316,8 @@ def method_summary(name: str) -> str | None:
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     except (ImportError, OSError, SyntaxError, ValueError):
         return None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == point.attr:
-            return (ast.get_docstring(node) or "").partition("\n")[0].replace("``", "")
-    return None
+    found = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    return next((node for node in found if node.name == point.attr), None)
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> UnknownNameError:
