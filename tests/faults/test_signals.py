@@ -10,7 +10,14 @@ from faults.harness import Verb, differences
 
 SAID = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("told to end", 143)}
 FEW = (signal.SIGTERM, "kept step")
-PLACES = ("kept calibration", "kept step", "step lora", "kept answers", "kept text", "rename rep")
+PLACES = (
+    "kept calibration",
+    "kept step",
+    "step lora",
+    "kept answers",
+    "kept text",
+    "rename out/rep",
+)
 
 
 @pytest.mark.parametrize(
