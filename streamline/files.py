@@ -17,14 +17,18 @@ import re
 import shutil
 import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "cache_dir",
     "ordinary_modes",
+    "remains_of",
     "sweep",
     "sweep_of",
+    "temporary_folder",
     "temporary_of",
     "write_bytes_atomic",
     "write_json_atomic",
@@ -64,19 +68,38 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A new folder of a name as :func:`temporary_of` gives, gone when the block ends.
+
+    Args:
+        target: What is to come of it; if it is moved there, it stays.
+    """
+    temporary = temporary_of(target)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remains_of(target: Path) -> list[Path]:
+    """What writers of one file or folder, working or killed, have beside it."""
+    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in target.parent.glob(".*.tmp"))
+    return [path for path, match in found if match and match.group(1) == target.name]
+
+
 def sweep_of(target: Path) -> None:
     """Remove what writers of one file or folder that were killed have left beside it.
 
     Args:
         target: Its final name; nobody else may be writing it.
     """
-    for path in target.parent.glob(".*.tmp"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found and found.group(1) == target.name:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in remains_of(target):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def ordinary_modes(folder: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_inputs import write_inputs
 
 from streamline.cli.main import main
-from streamline.testing.models import tiny_model, tiny_tokenizer
 
 # What a message must not be: a traceback, or an exception as Python prints it.
 _RAW = re.compile(r"Traceback|\b[A-Z]\w*(Error|Exception|Exit)\(")
@@ -53,19 +53,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ``model`` is a Llama of 6 layers, ``s.yaml`` runs it as dense and by shortgpt on two questions.
     """
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    words = "the quick brown fox jumps over a lazy dog while nobody looks".split()  # noqa: SIM905
-    lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
-    questions = folder / "data" / "piqa"
-    questions.mkdir(parents=True)
-    rows = [
-        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
-        for i in range(4)
-    ]
-    (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"), n_questions=4)
     (folder / "s.yaml").write_text(yaml.safe_dump(base_suite()))
     return folder
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from streamline.run.estimate import plan_run
 from streamline.sources.models import load_model
 from streamline.streaming.opening import load_streamed
 
-__all__ = ["agreed", "logits"]
+__all__ = ["agreed", "logits", "refused"]
 
 IDS = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -73,3 +74,10 @@ def agreed(folder: Path) -> tuple[Tensor, int] | str:
     torch.testing.assert_close(stream[0], memory[0], rtol=0, atol=1e-5)
     assert memory[1] == stream[1] == count
     return memory  # type: ignore[no-any-return]
+
+
+def refused(found: Any, message: str) -> None:
+    """Check that all three refused, with these words."""
+    assert isinstance(found, str), found
+    with pytest.raises(StreamlineError, match=message):
+        raise StreamlineError(found)

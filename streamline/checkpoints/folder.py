@@ -8,7 +8,6 @@ Example:
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from streamline.errors import ConfigError
-from streamline.files import ordinary_modes, temporary_of
+from streamline.files import ordinary_modes, remains_of, temporary_folder
 
 __all__ = ["appearing", "require_free", "target_folder"]
 
@@ -76,29 +75,22 @@ def appearing(target: Path) -> Iterator[Path]:
     final = target.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
-    temporary = temporary_of(final)
-    temporary.mkdir()
-    claim = FileLock(temporary / CLAIM)
     try:
-        with claim:
+        with temporary_folder(final) as temporary, FileLock(temporary / CLAIM):
             yield temporary
             require_free(target)
             ordinary_modes(temporary)
             temporary.replace(final)
             (final / CLAIM).unlink(missing_ok=True)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             error.filename = str(final)  # not the source of a copy, or nothing
         raise
 
 
 def _sweep(target: Path) -> None:
     """Remove the remains of killed saves of a target, known by name, claim and a lock let go."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}\.tmp")
-    for path in target.parent.iterdir():
-        if not name.fullmatch(path.name):
-            continue
+    for path in remains_of(target):
         if not (path / CLAIM).is_file():
             with suppress(OSError):
                 path.rmdir()  # made, and nothing more

@@ -29,7 +29,7 @@ from streamline.hashing import content_key
 from streamline.progress import Progress, Silent
 from streamline.sources.batches import TokenBatches, batches_fingerprint
 
-__all__ = ["Questions", "Text", "heldout_text", "prepare"]
+__all__ = ["Questions", "Text", "heldout_text", "lacking_error", "prepare"]
 
 _STREAMED = "generates text, which a model whose layers are streamed cannot do in one pass"
 
@@ -184,7 +184,7 @@ def prepare(
     gone = [entry.name for entry in wanted if entry.name in origins.missing]
     lacking = dict(missing or {}) | {name: origins.missing[name] for name in gone}
     if lacking and not skip_missing:
-        _refuse(lacking, (), skip_missing, progress)
+        raise lacking_error(lacking)
 
     def leave_out(name: str, why: str | Exception) -> None:
         lacking.setdefault(name, reason(why) if isinstance(why, Exception) else why)
@@ -222,8 +222,13 @@ def prepare(
                 continue
             texts[entry.name] = Text(entry.name, windows, running.to_json())
     names = [*texts, *(entry.name for entry in entries)]
-    _refuse(lacking, sorted(set(names) - set(lacking)), skip_missing, progress)
-    parts = [_keyed(part, origins) for part in parts if part.entry.name not in lacking]
+    if lacking and not skip_missing:
+        raise lacking_error(lacking)
+    for name, why in lacking.items():
+        progress.say(f"left out: {name}: {why}")
+    if lacking and not set(names) - set(lacking):
+        raise AssetError(f"none of the tasks has questions here: {_reasons(lacking)}")
+    parts = _keyed([part for part in parts if part.entry.name not in lacking], origins)
     sources = {
         part.name: {"task": part.name, "source": part.entry.folder}
         if part.entry.brings_data
@@ -241,29 +246,30 @@ def prepare(
     )
 
 
-def _refuse(
-    missing: Mapping[str, str], left: Sequence[str], skip_missing: bool, progress: Progress
-) -> None:
-    """Refuse to ask less than is wanted, unless that is wished.
+def lacking_error(missing: Mapping[str, str]) -> AssetError:
+    """The error for asking less than is wanted, where that is not wished.
 
-    Raises:
-        AssetError: If something is missing and not to be left out, or nothing is left.
+    Args:
+        missing: What cannot be had: name to reason.
     """
-    shown = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in missing.items()) + "."
-    if missing and not skip_missing:
-        raise AssetError(
-            f"{len(missing)} of the question sets and texts cannot be had: {shown} Nothing was "
-            "computed. Mend this, name other tasks, or leave them out with --skip-missing."
-        )
-    for name, why in missing.items():
-        progress.say(f"left out: {name}: {why}")
-    if not left and missing:
-        raise AssetError(f"none of the tasks has questions here: {shown}")
+    return AssetError(
+        f"{len(missing)} of the question sets and texts cannot be had: {_reasons(missing)} Nothing "
+        "was computed. Mend this, name other tasks, or leave them out with --skip-missing."
+    )
 
 
-def _keyed(part: Part, origins: Origins) -> Part:
-    """A part with the key that its answers are kept under."""
-    return replace(part, key=content_key([origins.content(part.entry), part.name, part.digest()]))
+def _reasons(missing: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why.rstrip('.')}" for name, why in missing.items()) + "."
+
+
+def _keyed(parts: Sequence[Part], origins: Origins) -> list[Part]:
+    """Parts with the keys that their answers are kept under."""
+    entries = {part.entry.name: part.entry for part in parts}
+    known = {name: origins.content(entry) for name, entry in entries.items()}
+    return [
+        replace(part, key=content_key([known[part.entry.name], part.name, part.digest()]))
+        for part in parts
+    ]
 
 
 def _fits(name: str, window: int, max_length: int, leave_out: Callable[[str, str], None]) -> bool:

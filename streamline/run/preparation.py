@@ -23,7 +23,7 @@ from torch import Tensor
 from streamline.api.variants import Variant
 from streamline.errors import AssetError, StreamlineError, reason
 from streamline.evaluation.harness import max_length
-from streamline.evaluation.questions import Questions, Text, heldout_text, prepare
+from streamline.evaluation.questions import Questions, Text, heldout_text, lacking_error, prepare
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.progress import Prefixed, Progress
 from streamline.results.record import Record
@@ -131,7 +131,7 @@ def prepared(
         AssetError: If a set of questions or a text cannot be had and is not to be left out.
     """
     if sources.origins.missing and not config.skip_missing:
-        prepare(config.tasks, None, max_length=1, origins=sources.origins)  # refuses
+        raise lacking_error(sources.origins.missing)
     ready: dict[str, Preparation] = {}
     for name in config.models:
         own = config.for_model(name)

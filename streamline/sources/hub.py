@@ -19,6 +19,7 @@ from streamline.sources.names import accepted_names
 
 __all__ = [
     "cached_folder",
+    "causes",
     "explained",
     "fetch_weights",
     "hub_errors",
@@ -128,7 +129,7 @@ def explained(given: str, location: str, *, hub: bool) -> Iterator[None]:
 def _explanation(error: Exception, given: str, location: str, hub: bool) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    chain = list(_causes(error))
+    chain = list(causes(error))
     shown = repr(given) if given == location else f"{given!r} ({location})"
     if any(isinstance(e, GatedRepoError) for e in chain):
         return (
@@ -179,7 +180,7 @@ def _unreachable(error: BaseException) -> bool:
     return isinstance(error, kinds)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """An error and what led to it."""
     seen: set[int] = set()
     current: BaseException | None = error

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from streamline.errors import AssetError
-from streamline.sources.hub import hub_errors
+from streamline.sources.hub import causes, hub_errors
 
 __all__ = ["data_explained", "explain_data", "load_rows", "patiently", "worth_another_try"]
 
@@ -123,7 +123,7 @@ def worth_another_try(error: BaseException) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
 
     *_, library = hub_errors()
-    chain = list(_causes(error))
+    chain = list(causes(error))
     if _is_offline(chain):
         return False
     answered = [one for one in chain if isinstance(one, HfHubHTTPError)]
@@ -150,7 +150,7 @@ def explain_data(error: BaseException, place: str, split: str, revision: str | N
         RevisionNotFoundError,
     )
 
-    chain = list(_causes(error))
+    chain = list(causes(error))
     unknown = [str(one) for one in chain if isinstance(one, DatasetNotFoundError)]
     name = place.partition(" ")[0]
     at = f" at revision {revision}" if revision not in (None, "main") else ""
@@ -200,13 +200,3 @@ def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = lines[0].rstrip(". ") if lines else type(error).__name__
     return f"{text}."
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__

@@ -7,13 +7,12 @@ Example::
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from streamline.errors import AssetError
-from streamline.files import cache_dir, ordinary_modes, sweep_of, temporary_of
+from streamline.files import cache_dir, ordinary_modes, sweep_of, temporary_folder
 from streamline.kept import folder_damage, set_aside, write_list
 
 __all__ = ["atomic_folder", "cache_lock", "made_folder"]
@@ -89,11 +88,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Yields:
         The folder to fill. If the block raises, it is removed and ``target`` never appears.
     """
-    temporary = temporary_of(target)
-    temporary.mkdir(parents=True)
-    try:
+    with temporary_folder(target) as temporary:
         yield temporary
         ordinary_modes(temporary)
         temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,6 @@ Example::
 from __future__ import annotations
 
 import difflib
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamline.errors import AssetError, UnknownNameError
-from streamline.files import cache_dir, sweep_of, temporary_of
+from streamline.files import cache_dir, sweep_of, temporary_folder
 from streamline.hashing import file_sha256
 from streamline.kept import read_list, set_aside
 from streamline.sources.made_folder import cache_lock, made_folder
@@ -94,9 +93,7 @@ def fetch_wheel(wheel: Wheel) -> Path:
                 return target
             set_aside(target, f"its SHA-256 is not {wheel.sha256}")
         sweep_of(target)
-        folder = temporary_of(target)
-        folder.mkdir(parents=True)
-        try:
+        with temporary_folder(target) as folder:
             downloaded = download(wheel, folder)
             found = file_sha256(downloaded)
             if found != wheel.sha256:
@@ -106,8 +103,6 @@ def fetch_wheel(wheel: Wheel) -> Path:
                     f"which package index pip uses, or put the right file at {target} by hand."
                 )
             downloaded.replace(target)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     return target
 
 

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_inputs import write_inputs
 
 from streamline.results.record import Record
 from streamline.run.config import RunConfig, build_config
-from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a text and questions in their original form."""
-    folder = tmp_path_factory.mktemp("place")
-    tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    words = "the quick brown fox jumps over a lazy dog while nobody looks".split()  # noqa: SIM905
-    lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
-    questions = folder / "data" / "piqa"
-    questions.mkdir(parents=True)
-    rows = [
-        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
-        for i in range(8)
-    ]
-    (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("place"), n_questions=8)
 
 
 @pytest.fixture(scope="module")

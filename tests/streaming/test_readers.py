@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from readers import agreed, logits
+from readers import agreed, logits, refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -230,12 +230,6 @@ def test_layouts_that_are_none(layout: str, store: Any) -> None:
 def same(found: Any, wanted: Any) -> None:
     assert not isinstance(found, str), found
     assert torch.equal(found[0], wanted[0]) and found[1] == wanted[1]
-
-
-def refused(found: Any, message: str) -> None:
-    assert isinstance(found, str), found
-    with pytest.raises(StreamlineError, match=message):
-        raise StreamlineError(found)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from readers import agreed, logits
+from readers import agreed, logits, refused
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from streamline.checkpoints.checkpoint import save
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
-from streamline.errors import StreamlineError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.methods.sublayers import remove_sublayer
@@ -84,9 +83,3 @@ def test_a_checkpoint_is_accounted_for_too(kind: str, saved: Any) -> None:
     del tensors[name]
     save_file(tensors, weights, {"format": "pt"})
     refused(agreed(folder), rf"missing: '{name}'")
-
-
-def refused(found: Any, message: str) -> None:
-    assert isinstance(found, str), found
-    with pytest.raises(StreamlineError, match=message):
-        raise StreamlineError(found)

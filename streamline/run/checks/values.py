@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from streamline.run.checks.errors import given, model_in
 
 __all__ = [
-    "at_home", "device_name", "distinct", "folder_of_its_own", "one_folder_each", "wrong_values",
+    "at_home", "device_name", "distinct", "folder_of_its_own", "is_text", "one_folder_each",
+    "wrong_values",
 ]  # fmt: skip
 
 _LONGEST_NAME = 255  # bytes of a file's name on the usual systems
@@ -54,7 +55,7 @@ def wrong_values(values: Mapping[str, Any], model: type[BaseModel], within: str 
         for item in _leaves(value):
             if isinstance(item, bool) and bool not in types and {int, float} & types:
                 reason = "input should be a number, not true or false"
-            elif isinstance(item, (str, Path)) and not _is_text(str(item)):
+            elif isinstance(item, (str, Path)) and not is_text(str(item)):
                 reason = "input should be text in UTF-8"
             else:
                 continue
@@ -135,8 +136,8 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _is_text(value: str) -> bool:
-    """Whether a text can be written to a file and name one."""
+def is_text(value: str) -> bool:
+    """Whether a text can be written to a file and name one: no half of a surrogate pair, no NUL."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

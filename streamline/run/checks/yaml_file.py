@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.errors import ConfigError
+from streamline.run.checks.values import is_text
 
 if TYPE_CHECKING:
     import yaml
@@ -71,7 +72,7 @@ def _n_values(node: yaml.Node, path: Path, known: dict[int, int]) -> int:
         parts = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
-    elif not _is_text(node.value):
+    elif not is_text(node.value):
         raise ConfigError(
             f"the suite {path}: {node.value!r} holds characters that no text has{_line(node)}"
         )
@@ -96,15 +97,6 @@ def _refuse_twice(node: yaml.MappingNode, path: Path) -> None:
         if (key.tag, key.value) in seen:
             raise ConfigError(f"the suite {path}: {key.value!r} is given twice{_line(key)}")
         seen.add((key.tag, key.value))
-
-
-def _is_text(value: str) -> bool:
-    """Whether a text can be written: no half of a surrogate pair, no NUL."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in value
 
 
 def _line(node: yaml.Node) -> str:

@@ -1,0 +1,35 @@
+"""A tiny model on disk, with a text and questions in their original form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from streamline.testing.models import tiny_model, tiny_tokenizer
+
+__all__ = ["write_inputs"]
+
+
+def write_inputs(folder: Path, *, n_questions: int) -> Path:
+    """Write ``model`` (a Llama of 6 layers), ``text.jsonl`` and ``data/piqa/dev.jsonl``.
+
+    Args:
+        folder: Where.
+        n_questions: Questions of PIQA.
+
+    Returns:
+        The folder.
+    """
+    tiny_model("llama", n_layers=6).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    words = "the quick brown fox jumps over a lazy dog while nobody looks".split()  # noqa: SIM905
+    lines = [" ".join(words[i % 12 :] + words[: i % 7]) for i in range(400)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    questions = folder / "data" / "piqa"
+    questions.mkdir(parents=True)
+    rows = [
+        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
+        for i in range(n_questions)
+    ]
+    (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
