@@ -18,7 +18,6 @@ Example::
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import socket
@@ -27,120 +26,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-_LARGE = (".safetensors", ".bin", ".parquet", ".zip", ".gz", ".model")
+from hub.exchange import Asked, Fault
+from hub.repository import LARGE, Refused, Revision
+
 _DAY = "2026-01-01T00:00:00.000Z"
 _BLOCK = 1 << 16
 _ENDS = ("cut", "reset")
-
-Kind = Literal["status", "cut", "reset", "slow", "damage"]
-
-
-class Refused(Exception):
-    """An answer that is an error, in the hub's form."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the requests that match.
-
-    Attributes:
-        match: Regular expression searched in ``METHOD /path``.
-        kind: ``status`` answers with ``status``; ``cut`` and ``reset`` end the connection after
-            ``after`` bytes of the body, in good order or not; ``slow`` waits ``seconds`` first;
-            ``damage`` flips one bit.
-        times: How often it happens; None for always.
-    """
-
-    match: str
-    kind: Kind = "status"
-    status: int = 500
-    code: str = ""
-    after: int = 0
-    seconds: float = 0.0
-    times: int | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request that was answered."""
-
-    method: str
-    path: str
-    status: int
-    sent: int
-
-
-@cache
-def _digests(path: Path, size: int, changed: int) -> tuple[str, str]:
-    """SHA-256 of a file in one state, and its id as a git blob."""
-    data = path.read_bytes()
-    git = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)
-    return hashlib.sha256(data).hexdigest(), git.hexdigest()
-
-
-@dataclass(frozen=True)
-class Revision:
-    """One revision of one repository."""
-
-    kind: str
-    name: str
-    folder: Path
-
-    @cached_property
-    def files(self) -> dict[str, Path]:
-        """Name in the repository -> file."""
-        found = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): path for path in found}
-
-    @cached_property
-    def commit(self) -> str:
-        """Its commit: a hash of all names and contents."""
-        rows = [[name, self.digests(name)] for name in self.files]
-        text = json.dumps([self.kind, self.name, rows])
-        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    def digests(self, name: str) -> tuple[str, str]:
-        """SHA-256 and git blob id of a file."""
-        path = self.files[name]
-        now = path.stat()
-        return _digests(path, now.st_size, now.st_mtime_ns)
-
-    def entry(self, name: str) -> dict[str, Any]:
-        """A file in a listing."""
-        sha256, blob = self.digests(name)
-        size = self.files[name].stat().st_size
-        found: dict[str, Any] = {"type": "file", "path": name, "size": size, "oid": blob}
-        if name.endswith(_LARGE):
-            found["lfs"] = {"oid": sha256, "size": size, "pointerSize": 130}
-        return found
-
-    def listing(self, below: str, recursive: bool) -> list[dict[str, Any]]:
-        """Files and folders below a folder."""
-        prefix = f"{below}/" if below else ""
-        found: dict[str, dict[str, Any]] = {}
-        for name in self.files:
-            if not name.startswith(prefix):
-                continue
-            *folders, _ = name[len(prefix) :].split("/")
-            for depth in range(len(folders) if recursive else min(1, len(folders))):
-                path = prefix + "/".join(folders[: depth + 1])
-                found[path] = {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
-            if recursive or not folders:
-                found[name] = self.entry(name)
-        if not found:
-            raise Refused(404, "EntryNotFound", f"{below} does not exist")
-        return list(found.values())
 
 
 @dataclass
@@ -368,7 +264,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 self._refuse(Refused(404, "EntryNotFound", "Entry not found"), facts)
                 return
             sha256, blob = revision.digests(file)
-            if not file.endswith(_LARGE):
+            if not file.endswith(LARGE):
                 self._content(revision.files[file], f'"{blob}"', facts)
                 return
             place = f"/content/{kind}/{name}/{revision.commit}/{quote(file)}"

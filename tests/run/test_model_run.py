@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,19 +14,17 @@ from torch import Tensor
 from streamline.api import variants
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
-from streamline.errors import AssetError, ConfigError, UnsupportedModelError
+from streamline.errors import AssetError, UnsupportedModelError
 from streamline.evaluation import evaluate as evaluation
 from streamline.method import DepthMethod
 from streamline.plan import Plan
-from streamline.progress import Silent
 from streamline.results.record import Record
 from streamline.results.samples import read_samples
 from streamline.run import model_run
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
-from streamline.run.estimate import plan_run
 from streamline.run.inputs import settle, shared_inputs
-from streamline.run.pipeline import evaluate_model, prune_to_checkpoint, run
+from streamline.run.pipeline import run
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 METHODS = "random-layers,shortgpt,llm-streamline-layer,llm-streamline-ffn"
@@ -260,62 +257,6 @@ def test_a_failed_training_fails_its_cells_only(tmp_path, monkeypatch, config):
     _, shortgpt, layer = run(config(tmp_path, methods="shortgpt,llm-streamline-layer"))
     assert shortgpt.status == "ok"
     assert (layer.status, layer.reason) == ("failed", "RuntimeError: diverged")
-
-
-@pytest.mark.parametrize("recovery", ["none", "lora"])
-def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, config):
-    folder = tmp_path / "pruned"
-    settings = config(folder, methods="llm-streamline-layer", recovery=recovery)
-    facts = prune_to_checkpoint(
-        str(place / "model"),
-        method="llm-streamline-layer",
-        sparsity=0.3,
-        out=folder,
-        config=settings,
-        verify=False,
-        progress=Silent(),
-    )
-    assert facts["cell"]["method"] == "llm-streamline-layer"
-    assert ("lora" in facts["training"]) == (recovery == "lora")
-    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
-    with pytest.raises(ConfigError, match="exists and is not empty"):
-        prune_to_checkpoint("x", method="dense", sparsity=0.3, out=folder, config=settings)
-    record = evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
-    assert record.status == "ok"
-    written = json.loads((tmp_path / "record.json").read_text())
-    assert len(read_samples(tmp_path / "record.parquet")) == 16
-    assert written["tasks"]["piqa"]["value"] == record.tasks["piqa"].value
-    samples = read_samples(tmp_path / "record.parquet")
-    evaluate_model(str(place / "model"), out=tmp_path / "record.json", config=settings)
-    other = read_samples(tmp_path / "record.parquet")
-    assert len(other) == 16 and not other["loglikelihood"].equals(samples["loglikelihood"])
-    evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
-    assert read_samples(tmp_path / "record.parquet").equals(samples)
-
-
-@pytest.mark.parametrize(
-    ("method", "sparsity", "message"),
-    [
-        ("random-layers", 0.99, "0.99 cannot be reached by removing layers"),
-        ("slicegpt", 0.3, "layers"),
-    ],
-)
-def test_pruning_refuses_before_any_work_what_a_dry_run_refuses(
-    method, sparsity, message, place, tmp_path, monkeypatch, config
-):
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a refused cell must not load a model")
-
-    monkeypatch.setattr(variants, "load_model", never)
-    out = tmp_path / "out"
-    settings = config(out, methods=method, sparsities=sparsity, stream=method == "slicegpt")
-    reasons = [row.reason for row in plan_run(settings).rows if row.cell.method == method]
-    with pytest.raises(UnsupportedModelError, match=message) as refused:
-        prune_to_checkpoint(
-            str(place / "model"), method=method, sparsity=sparsity, out=out, config=settings
-        )
-    assert [str(refused.value)] == reasons
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_seeds_are_cells_of_their_own(tmp_path, config):
