@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -99,13 +99,14 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
         return dict(zip(wanted, pool.map(file_sha256, wanted), strict=True))
 
 
-def folder_key(folder: Path) -> str:
+def folder_key(folder: Path, suffixes: Collection[str] = ()) -> str:
     """A name for what lies in a folder: its files' relative names and their content.
 
     What Python compiles and what begins with a dot is left out.
 
     Args:
         folder: An existing folder.
+        suffixes: Only files that end so; all if none is named.
 
     Returns:
         64 hexadecimal digits.
@@ -114,7 +115,8 @@ def folder_key(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
-        if path.is_file() and not hidden:
+        wanted = not suffixes or path.suffix in suffixes
+        if wanted and not hidden and path.is_file():
             found[path] = name.as_posix()
     hashes = file_hashes(found)
     return content_key({name: hashes[path] for path, name in found.items()})

@@ -111,3 +111,14 @@ def test_a_file_that_was_changed_just_now_is_not_remembered(
     monkeypatch.setattr(hashing, "_SETTLED", -(10**9))
     file_sha256(path)
     assert len(hashing._known) == 1
+
+
+def test_a_folder_may_be_known_by_some_of_its_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("1", encoding="utf-8")
+    before = folder_key(tmp_path, (".yaml", ".py"))
+    for name in ("results.json", ".venv/lib/a.py", "out/run.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("2", encoding="utf-8")
+    assert folder_key(tmp_path, (".yaml", ".py")) == before
+    (tmp_path / "deep.py").write_text("2", encoding="utf-8")
+    assert folder_key(tmp_path, (".yaml", ".py")) != before

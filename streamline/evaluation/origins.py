@@ -22,9 +22,11 @@ from streamline.evaluation.tasks.hub_commits import dataset_commit, hub_problem
 from streamline.evaluation.tasks.overrides import without_shots
 from streamline.evaluation.tasks.running_text import text_source
 from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
-from streamline.hashing import content_key, file_hashes, folder_key
+from streamline.hashing import file_hashes, folder_key
 
 __all__ = ["Origins", "find_origins"]
+
+_CODE = (".yaml", ".yml", ".py")  # of a folder of tasks, which may hold much else
 
 
 @dataclass(frozen=True)
@@ -224,18 +226,11 @@ def _elsewhere(name: str, kind: str, location: str, revision: str | None) -> Que
     )
 
 
-def _code_key(folder: Path) -> str:
-    """The content of the YAML and Python below a folder, which may hold much else."""
-    files = [path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml", ".py")]
-    hashes = file_hashes(sorted(path for path in files if path.is_file()))
-    return content_key({path.relative_to(folder).as_posix(): h for path, h in hashes.items()})
-
-
 def _definition(entry: TaskEntry, source: QuestionSource) -> Any:
     """The content of the YAML, with its Python, that defines a row's prompts and metrics."""
     if entry.brings_data:
         folder = Path(source.location)
-        return [_code_key(folder), sorted(file_hashes(named_files(folder)).values())]
+        return [folder_key(folder, _CODE), sorted(file_hashes(named_files(folder)).values())]
     if entry.folder is not None:
         return folder_key(lm_eval_tasks() / entry.folder)
     if entry.name.startswith("streamline_"):
