@@ -107,6 +107,63 @@ def _cell(directory: Path, base: dict, rows: list[dict], dense, ppl: float) -> R
     return record
 
 
+def _around(median: float) -> dict[str, float]:
+    return {"median": median, "lower": 0.97 * median, "upper": 1.04 * median}
+
+
+def _speeds(dense: dict[int, float], ratio: float, length: int, tokens: int) -> list[dict]:
+    return [
+        {
+            "batch": batch,
+            "length": length,
+            "tokens": tokens,
+            "n": 7,
+            "tokens_per_second": _around(ratio * speed),
+            "dense_tokens_per_second": _around(speed),
+            "ratio": _around(ratio),
+        }
+        for batch, speed in dense.items()
+    ]
+
+
+def made_efficiency(removed: float = 0.0, **changes: object) -> dict:
+    """What a record says of a model that has lost a fraction of its parameters.
+
+    Args:
+        removed: The fraction; 0 for the dense model.
+        changes: Keys that are to hold other values.
+    """
+
+    def counts(left: float) -> dict[str, int]:
+        return {
+            "parameters": round(left * TOTAL),
+            "checkpoint_bytes": round(4 * left * TOTAL) + 40_000,
+            "flops_per_token": round(2 * left * TOTAL),
+            "kv_cache_bytes_per_token": 1536 * round(left * LAYERS),
+        }
+
+    left, faster = 1 - removed, 1 / (1 - 0.9 * removed)
+    return {
+        "level": "quick",
+        "way": "cache",
+        "device": "Made CPU x 2 threads",
+        "dtype": "float32",
+        "threads": 2,
+        "context": 128,
+        **counts(left),
+        "dense": counts(1.0),
+        "prefill": _speeds({1: 400.0, 8: 620.0}, 1.02 * faster if removed else 1.0, 128, 128),
+        "decode": _speeds({1: 24.0, 8: 130.0}, faster, 128, 16),
+        "time_to_first_token_seconds": _around(0.32 / faster),
+        "dense_time_to_first_token_seconds": _around(0.32),
+        "peak_memory_bytes": round(4.4 * left * TOTAL),
+        "dense_peak_memory_bytes": round(4.4 * TOTAL),
+        "peak_memory_way": "tensors",
+        "seconds": 3.5,
+        **changes,
+    }
+
+
 def make_run(directory: Path, n: int = 40, models=("smollm2-135m-instruct",)) -> Path:
     """Write a run's folder with failed, skipped, flagged and repeated cells."""
     for model in models:
@@ -125,6 +182,7 @@ def make_run(directory: Path, n: int = 40, models=("smollm2-135m-instruct",)) ->
             "plan": {"removed_layers": [], "kept_layers": list(range(LAYERS))},
             "parameters": {"dense": TOTAL, "pruned": TOTAL, "removed_fraction": 0.0},
             "cost": {"eval_s": 30.5, "peak_memory_bytes": 1_200_000_000},
+            "efficiency": made_efficiency(),
         }
         _cell(directory, dense_base, rows, None, 29.0)
         import pandas as pd
@@ -151,11 +209,25 @@ def make_run(directory: Path, n: int = 40, models=("smollm2-135m-instruct",)) ->
                     },
                     "cost": {
                         "calibrate_s": 8.25,
+                        "calibrate_tokens": 16384,
+                        "calibrate_flops": 2.0 * 16384 * TOTAL,
+                        "calibrate_with": len(METHODS),
                         "train_s": 61.0 if replacement else None,
+                        "train_steps": 100 if replacement else None,
+                        "train_flops": 8.0e4 * TOTAL * sparsity if replacement else None,
+                        "train_with": 2 if replacement else None,
                         "eval_s": 30.5 * (1 - sparsity),
                         "peak_memory_bytes": 1_100_000_000,
                         "train_tokens": 100_000 if replacement else None,
                     },
+                    "efficiency": made_efficiency(
+                        1 - pruned / TOTAL,
+                        **(
+                            {"measured_on": f"shortgpt@{sparsity:g}", "seconds": None}
+                            if method == "llm-streamline-none"
+                            else {}
+                        ),
+                    ),
                     "notes": {"flag": "one layer is 2.6 %"} if method == "random-layers" else {},
                 }
                 for seed in (0, 1) if method == "random-layers" else (0,):

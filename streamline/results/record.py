@@ -18,9 +18,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from streamline.errors import ConfigError
+from streamline.results.blocks.base import Block
+from streamline.results.blocks.efficiency import Efficiency
 from streamline.results.metrics import METRICS
 
 __all__ = [
@@ -43,17 +45,7 @@ Fraction = Annotated[float, Field(ge=-1e-9, le=1 + 1e-9)]
 Identity = tuple[str, str, float, int, str]
 
 
-class _Block(BaseModel):
-    """A block of a record: known keys are typed, further keys are kept as they are."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-
-    def extra(self, name: str) -> Any:
-        """The value of a further key, or None if the block does not have it."""
-        return (self.model_extra or {}).get(name)
-
-
-class PlanSummary(_Block):
+class PlanSummary(Block):
     """What was removed from the model: original, 0-based layer indices."""
 
     removed_layers: list[int] = Field(default_factory=list)
@@ -61,7 +53,7 @@ class PlanSummary(_Block):
     replacement: str | None = None
 
 
-class Parameters(_Block):
+class Parameters(Block):
     """Exact counts, tied weights once, replacements included."""
 
     dense: int | None = Field(None, ge=0)
@@ -69,7 +61,7 @@ class Parameters(_Block):
     removed_fraction: float | None = Field(None, le=1)
 
 
-class TaskResult(_Block):
+class TaskResult(Block):
     """One task's value under its own metric. Accuracies and stabilities lie in [0, 1].
 
     Further keys in use: ``agreement``, ``stability_stderr``, ``counts`` (``both_right``, ``lost``,
@@ -92,7 +84,7 @@ class TaskResult(_Block):
         return self
 
 
-class Summary(_Block):
+class Summary(Block):
     """The averages over the tasks; perplexity by text."""
 
     accuracy: Fraction | None = None
@@ -101,22 +93,38 @@ class Summary(_Block):
     perplexity: dict[str, Annotated[float, Field(ge=0)] | None] = Field(default_factory=dict)
 
 
-class Cost(_Block):
-    """What the cell cost: seconds, bytes, training tokens."""
+class Cost(Block):
+    """What the cell cost: seconds, bytes, tokens, FLOPs (a multiplication and an addition are two).
+
+    ``calibrate_with`` and ``train_with`` are the numbers of cells whose work was done together: 1
+    means that the seconds and the peak of memory are the cell's own, more that the seconds are an
+    equal share and the peak is that of all. Tokens, steps and FLOPs are what the cell needs by
+    itself, whoever it shared them with; tokens are those that layers were run on, so text that is
+    read again counts again.
+    """
 
     calibrate_s: float | None = Field(None, ge=0)
+    calibrate_tokens: int | None = Field(None, ge=0)
+    calibrate_flops: float | None = Field(None, ge=0)
+    calibrate_peak_memory_bytes: int | None = Field(None, ge=0)
+    calibrate_with: int | None = Field(None, ge=1)
     train_s: float | None = Field(None, ge=0)
+    train_tokens: int | None = Field(None, ge=0)
+    train_steps: int | None = Field(None, ge=0)
+    train_flops: float | None = Field(None, ge=0)
+    train_peak_memory_bytes: int | None = Field(None, ge=0)
+    train_with: int | None = Field(None, ge=1)
     eval_s: float | None = Field(None, ge=0)
     peak_memory_bytes: int | None = Field(None, ge=0)
-    train_tokens: int | None = Field(None, ge=0)
 
 
-class Record(_Block):
+class Record(Block):
     """One cell of a run.
 
     ``sparsity`` is the target, ``parameters.removed_fraction`` what came out. ``key`` is
     the content key of everything that the cell depends on; ``method_repr`` holds the method's
-    hyper-parameters; ``notes`` whatever the method reports. ``notes["flag"]`` marks a cell
+    hyper-parameters; ``efficiency`` how fast and how large its model is, null where that was not
+    asked for; ``notes`` whatever the method reports. ``notes["flag"]`` marks a cell
     whose achieved sparsity lies far from the target.
     """
 
@@ -132,6 +140,7 @@ class Record(_Block):
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
     summary: Summary = Field(default_factory=Summary)
     cost: Cost = Field(default_factory=Cost)
+    efficiency: Efficiency | None = None
     versions: dict[str, Any] = Field(default_factory=dict)
     key: str | None = None
     method_repr: str | None = None

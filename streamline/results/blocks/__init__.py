@@ -1,0 +1,1 @@
+"""Blocks of a record that are files of their own."""
