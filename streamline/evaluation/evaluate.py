@@ -294,6 +294,7 @@ def _keep_perplexity(
         block = {
             "value": result.value,
             "mean_nll": result.mean_nll,
+            "mean_nll_stderr": result.stderr,
             "n_tokens": result.n_tokens,
             "window": text.windows.shape[1],
             _BATCHES: dict(batch_tokens),

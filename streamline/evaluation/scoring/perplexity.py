@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamline.distributed import broadcast
@@ -42,10 +43,28 @@ class Perplexity:
     Attributes:
         nll: Summed negative log-likelihood of the scored tokens, in nats.
         n_tokens: Scored tokens.
+        stderr: Standard error of ``mean_nll``, in nats, the windows taken as independent; None
+            for one window.
     """
 
     nll: float
     n_tokens: int
+    stderr: float | None = None
+
+    @classmethod
+    def of_sums(cls, sums: NDArray[np.float64], shape: Sequence[int]) -> Perplexity:
+        """The loss that sums over windows make.
+
+        Args:
+            sums: Of a window's summed NLL and of its square, [2].
+            shape: Of the windows, (N, T).
+        """
+        (nll, squares), (n, length) = sums.tolist(), shape
+        stderr = None
+        if n > 1:
+            variance = max(0.0, squares - nll * nll / n) / (n - 1)
+            stderr = math.sqrt(variance / n) / (length - 1)
+        return cls(nll, n * (length - 1), stderr)
 
     @property
     def mean_nll(self) -> float:
@@ -111,28 +130,33 @@ def perplexity(
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
     n, length = windows.shape
     limit = BatchLimit()
-    totals = np.zeros(len(paths))
+    totals = np.zeros((len(paths), 2))
     jobs = window_jobs(paths, windows, budget)
-    for _, nlls in run(paths, jobs, limit=limit, progress=progress):
-        totals += nlls
+    for _, sums in run(paths, jobs, limit=limit, progress=progress):
+        totals += sums
     budget.shrink(paths, length, limit.tokens)
-    return [Perplexity(float(total), n * (length - 1)) for total in totals]
+    return [Perplexity.of_sums(sums, (n, length)) for sums in totals]
 
 
 @dataclass(frozen=True)
 class Windows(TokenJob):
-    """Some windows of a text, [B, T]: for each path the summed NLL of all tokens but the first."""
+    """Some windows of a text, [B, T]: for each path the NLL of all tokens but the first, summed.
+
+    The second number is the sum of the squares of each window's sum.
+    """
 
     def keep(self, hidden: Tensor) -> Tensor:
         """The states of all tokens but the last of each window, [B * (T - 1), D]."""
         return hidden[:, :-1].reshape(-1, hidden.shape[-1])
 
-    def answer(self, decoder: Decoder, kept: Tensor) -> float:
-        """Summed negative log-likelihood, in nats, added in float64."""
+    def answer(self, decoder: Decoder, kept: Tensor) -> NDArray[np.float64]:
+        """Summed NLL, in nats, and the windows' squared sums, added in float64, [2]."""
         where = torch.arange(len(kept))
         targets = self.tokens[:, 1:].reshape(-1)
         values, _ = token_logprobs(decoder, kept, where, where, targets, greedy=False)
-        return -float(values.astype(np.float64).sum())
+        losses = -values.astype(np.float64)
+        each = losses.reshape(len(self.tokens), -1).sum(axis=1)
+        return np.array([losses.sum(), np.square(each).sum()])
 
     def split(self) -> Sequence[Windows]:
         """Half of the windows each, or nothing for one."""

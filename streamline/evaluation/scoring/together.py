@@ -186,33 +186,31 @@ class _Text(_Set):
     def __init__(self, windows: Tensor, n_paths: int) -> None:
         self.windows = windows
         self.n_paths = n_paths
-        self.sums: list[tuple[int, NDArray[np.float64]]] = []  # windows and NLL, [paths]
+        self.sums: list[tuple[int, NDArray[np.float64]]] = []  # windows, and their [paths, 2]
         self.missing, self.width = windows.shape
 
     def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
         return window_jobs(paths, self.windows, budget, compiled=compiled)
 
-    def keep(self, part: Windows, found: list[float]) -> None:
-        self.sums.append((len(part.tokens), np.array(found)))
+    def keep(self, part: Windows, found: list[NDArray[np.float64]]) -> None:
+        self.sums.append((len(part.tokens), np.stack(found)))
         self.missing -= len(part.tokens)
 
     def so_far(self) -> list[Results]:
         items = np.array([n for n, _ in self.sums])
-        nlls = np.stack([nll for _, nll in self.sums], 1)  # [paths, batches]
-        return [(items, path[:, None]) for path in nlls]
+        return [(items, path) for path in np.stack([sums for _, sums in self.sums], 1)]
 
     def resume(self, jobs: Sequence[Windows], found: list[Results]) -> Sequence[Job]:
         first, _ = found[0]
         ends = np.cumsum([0, *first]).tolist()
         starts = np.cumsum([0, *(len(job.tokens) for job in jobs)]).tolist()
-        same = all(np.array_equal(items, first) for items, _ in found)
+        same = all(np.array_equal(items, first) and v.shape[1] == 2 for items, v in found)
         done = max(n for n in ends if n in starts) if same else 0
         for index in range(ends.index(done)):
-            self.sums.append((int(first[index]), np.array([v[index, 0] for _, v in found])))
+            self.sums.append((int(first[index]), np.stack([v[index] for _, v in found])))
         self.missing -= done
         return jobs[starts.index(done) :]
 
     def results(self) -> list[Any]:
-        n, length = self.windows.shape
-        totals = sum((nlls for _, nlls in self.sums), start=np.zeros(self.n_paths))
-        return [Perplexity(float(nll), n * (length - 1)) for nll in totals]
+        totals = sum((sums for _, sums in self.sums), start=np.zeros((self.n_paths, 2)))
+        return [Perplexity.of_sums(sums, self.windows.shape) for sums in totals]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -34,6 +35,17 @@ def test_perplexity_is_the_models_own_loss(family: str) -> None:
     assert result.n_tokens == 5 * 23
     assert result.mean_nll == pytest.approx(reference(model, windows), rel=1e-5)
     assert result.value == pytest.approx(math.exp(result.mean_nll))
+
+
+def test_the_error_of_the_mean_loss_is_that_of_the_windows_means() -> None:
+    model = tiny_model("llama", n_layers=2)
+    windows = windows_of()
+    losses = [reference(model, window[None]) for window in windows]
+    for batch_tokens in (24, 50, 400):
+        (result,) = perplexity([dense_path(Decoder(model))], windows, batch_tokens=batch_tokens)
+        assert result.stderr == pytest.approx(statistics.stdev(losses) / math.sqrt(5), rel=1e-4)
+    (alone,) = perplexity([dense_path(Decoder(model))], windows[:1])
+    assert alone.stderr is None
 
 
 def test_all_paths_in_one_run(tiny_llama: Callable[..., PreTrainedModel]) -> None:
