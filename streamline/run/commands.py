@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from typing import Any
 from streamline import __version__
 from streamline.files import write_json_atomic
 
-__all__ = ["COMMANDS", "commanded", "commands_of", "note_command"]
+__all__ = ["COMMANDS", "commanded", "commands_of", "made_with", "note_command"]
 
 COMMANDS = "commands.json"
 _COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
@@ -40,14 +41,14 @@ def note_command(folder: Path) -> None:
     """Add the command to the list of those that made a folder; nothing where there is none.
 
     Args:
-        folder: The run's folder; its ``commands.json`` is a list of ``time`` (UTC), ``argv`` and
-            ``version``, the oldest first.
+        folder: The run's folder; its ``commands.json`` is a list of ``time`` (UTC), ``argv``,
+            ``version`` and ``commit`` (null where no checkout is run), the oldest first.
     """
     arguments = _COMMAND.get()
     if arguments is None:
         return
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"time": now, "argv": list(arguments), "version": __version__}
+    entry = {"time": now, "argv": list(arguments), "version": __version__, "commit": _commit()}
     write_json_atomic(folder / COMMANDS, [*_entries(folder), entry])
 
 
@@ -55,6 +56,29 @@ def commands_of(folder: Path) -> list[str]:
     """The command lines that made a folder, each once, the oldest first; empty if not kept."""
     lines = [shlex.join(["streamline-bench", *entry["argv"]]) for entry in _entries(folder)]
     return list(dict.fromkeys(lines))
+
+
+def made_with(folder: Path) -> dict[str, str]:
+    """When a folder's commands were given, and the code that carried them out, where kept."""
+    entries = _entries(folder)
+    times = [str(entry["time"]) for entry in entries if entry.get("time")]
+    commits = [str(entry["commit"]) for entry in entries if entry.get("commit")]
+    found = {"first command": times[:1], "last command": times[1:][-1:], "commit": commits}
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items() if values}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that is run, marked where files differ from it."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(
+            words, check=True, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or not its owner
+        return None
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
