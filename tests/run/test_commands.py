@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from streamline import __version__
-from streamline.run.commands import COMMANDS, commanded, commands_of, note_command
+from streamline.run.commands import COMMANDS, commanded, commands_of, made_with, note_command
 
 
 def test_a_folder_lists_the_commands_that_made_it(tmp_path: Path) -> None:
@@ -24,3 +24,18 @@ def test_a_folder_lists_the_commands_that_made_it(tmp_path: Path) -> None:
         "streamline-bench rm out dense",
     ]
     assert all(entry["time"].endswith("+00:00") for entry in listed)
+
+
+def test_when_and_with_what_code_a_folder_was_made(tmp_path: Path) -> None:
+    assert made_with(tmp_path) == {}
+    entries = [
+        {"time": "2026-01-02T10:00:00+00:00", "argv": [], "commit": "abc"},
+        {"time": "2026-01-03T10:00:00+00:00", "argv": [], "commit": "abc"},
+        {"time": "2026-01-04T10:00:00+00:00", "argv": []},
+    ]
+    (tmp_path / COMMANDS).write_text(json.dumps(entries), encoding="utf-8")
+    assert made_with(tmp_path) == {
+        "first command": "2026-01-02T10:00:00+00:00",
+        "last command": "2026-01-04T10:00:00+00:00",
+        "commit": "abc",
+    }
