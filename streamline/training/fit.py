@@ -93,7 +93,7 @@ def fit(
         save_seconds: How often the state is written.
 
     Returns:
-        One summary per student, in order; ``failed_step`` of those that came to nothing.
+        One summary per student, in order; ``not_finite`` says why one came to nothing.
 
     Raises:
         ConfigError: If tokens, spans, labels or paths do not fit, or autocast is neither None nor
@@ -143,7 +143,7 @@ def fit(
                 group.state.resume()
                 if not group.state.done:
                     group.state.adopt(first[group.state.key].state)
-                if group.state.failed_step is None:
+                if group.state.not_finite is None:
                     group.state.finish()
     results: dict[int, Losses] = {}
     for members, group in zip(together, groups, strict=True):

@@ -74,7 +74,8 @@ def fingerprint(decoder: Decoder) -> str:
 def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str], None]) -> None:
     """Train groups of one batch_schedule, each from where it stands, to the end.
 
-    One whose validation loss is not finite ends there, and leaves no weights behind.
+    One whose validation loss is not finite ends there. It leaves no weights behind, and neither
+    does one that had no finite gradient at any step.
     """
     for group in groups:
         group.state.resume()
@@ -82,7 +83,7 @@ def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str
     if waiting:
         _steps(args, waiting, show)
     for group in groups:
-        if group.state.failed_step is None:
+        if group.state.not_finite is None:
             group.state.finish()
         else:
             group.state.write_rows()

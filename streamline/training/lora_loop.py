@@ -111,13 +111,11 @@ class LoraLoop:
 
     def _require_finite(self, state: TrainingState) -> None:
         """Refuse to go on where there is nothing to learn from."""
-        if state.failed_step is None and not 0 < len(self.batches) == state.skipped_steps:
+        if state.not_finite is None or (state.failed_step is None and not state.done):
             return
-        at = f"the validation loss at step {state.failed_step}"
-        what = at if state.failed_step is not None else "the gradient of every step"
         raise NotFiniteError(
-            f"LoRA fine-tuning: {what} is not finite: the model's states or the training overflow; "
-            "take bfloat16 for a float16 model, or a lower learning rate"
+            f"LoRA fine-tuning: {state.not_finite} is not finite: the model's states or the "
+            "training overflow; take bfloat16 for a float16 model, or a lower learning rate"
         )
 
     def _gradients(self, indices: Tensor, step: int) -> float:

@@ -29,7 +29,8 @@ class Losses:
         seconds: Time spent, with its part of passes that others use too.
         skipped_steps: Steps left out because their gradient was not finite.
         rows: One entry per optimiser step, as in the JSON lines file.
-        failed_step: The step at which the validation loss was not finite and the training ended.
+        not_finite: What was not finite, if the training came to nothing: the validation loss at a
+            step, at which it ended, or the gradient of every step.
     """
 
     label: str
@@ -45,7 +46,7 @@ class Losses:
     seconds: float
     skipped_steps: int
     rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    failed_step: int | None = None
+    not_finite: str | None = None
 
     @property
     def relative(self) -> float | None:
@@ -53,23 +54,23 @@ class Losses:
         return None if not self.dropping else self.best / self.dropping
 
     def require_finite(self, what: str) -> None:
-        """Refuse a training that ended at a loss that is not finite.
+        """Refuse a training that came to nothing.
 
         Raises:
-            NotFiniteError: With the layers and the step.
+            NotFiniteError: With the layers and what was not finite.
         """
-        if self.failed_step is not None:
+        if self.not_finite is not None:
             spans = ", ".join(f"{start} to {stop - 1}" for start, stop in self.spans)
             raise NotFiniteError(
-                f"train {what}: the validation loss at step {self.failed_step} of what replaces "
-                f"the layers {spans} is not finite: the model's states or the training overflow; "
-                "take bfloat16 for a float16 model, or a lower learning rate"
+                f"train {what}: {self.not_finite} of what replaces the layers {spans} is not "
+                "finite: the model's states or the training overflow; take bfloat16 for "
+                "a float16 model, or a lower learning rate"
             )
 
     def summary(self) -> dict[str, Any]:
         """Everything but the rows, as a JSON object."""
         data = asdict(self) | {"relative": self.relative}
-        del data["rows"], data["failed_step"]
+        del data["rows"], data["not_finite"]
         return {k: finite(v) for k, v in data.items()}
 
 

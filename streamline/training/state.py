@@ -93,6 +93,13 @@ class TrainingState:
         """Whether the last step has been made."""
         return self.step >= self.schedule.n_steps
 
+    @property
+    def not_finite(self) -> str | None:
+        """What of the training so far is not finite, so that it came to nothing; else None."""
+        if self.failed_step is not None:
+            return f"the validation loss at step {self.failed_step}"
+        return "the gradient of every step" if 0 < self.step == self.skipped_steps else None
+
     def update(self, train_loss: float, n_tokens: int) -> None:
         """Make one optimiser step with the gradients that are there, and clear them.
 
@@ -259,7 +266,7 @@ class TrainingState:
             seconds=self.seconds,
             skipped_steps=self.skipped_steps,
             rows=self.rows,
-            failed_step=self.failed_step,
+            not_finite=self.not_finite,
         )
 
 

@@ -177,6 +177,7 @@ def test_steps_without_a_finite_gradient_are_left_out(
     start = weights(one)
     (losses,) = fit(decoder, [one], train, validation)
     assert losses.skipped_steps == 6
+    assert losses.not_finite == "the gradient of every step"
     assert losses.rows[1]["train_loss"] is None
     assert_equal(weights(one), start)
 
