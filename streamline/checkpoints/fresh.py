@@ -105,7 +105,8 @@ def compare(folder: str, trust: bool, own: str, scratch: str) -> dict[str, Any]:
         state_of = modeling(own, "modeling_state").state_of
         report["states"] = same_version and differing(layers, json.loads(meta["states"]), state_of)
         outputs_at(layers, outputs)
-    found = model(ids).logits[:, -1].float()
+    answer = model(ids, use_cache=True)
+    found = answer.logits[:, -1].float()
     wanted = {
         int(name.removeprefix("layers.")): output
         for name, output in tensors.items()
@@ -114,20 +115,15 @@ def compare(folder: str, trust: bool, own: str, scratch: str) -> dict[str, Any]:
     report["layers"] = [
         [depth, relative(outputs.get(depth), wanted[depth])] for depth in sorted(wanted)
     ]
-    likely, expected = found.log_softmax(-1), logits.log_softmax(-1)
+    steps = continuation(model, answer, ids, tokens)
+    choices = tensors.get("choices", tokens[0, ids.shape[1] :])
+    differences = [(found.log_softmax(-1) - logits.log_softmax(-1)).flatten()]
+    if "log_probabilities" in tensors:
+        differences.append(at(steps.log_softmax(-1), choices) - tensors["log_probabilities"])
     report["max_logit_difference"] = float((found - logits).abs().max())
-    report["max_log_probability_difference"] = float((likely - expected).abs().max())
+    report["max_log_probability_difference"] = float(torch.cat(differences).abs().max())
     report["largest_logit"] = float(logits.abs().max())
-    again = model.generate(
-        ids[:1],
-        max_new_tokens=tokens.shape[1] - ids.shape[1],
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    report["continuation_gap"] = gap(again.sequences, again.logits, tokens)
+    report["continuation_gap"] = float((steps.amax(-1) - at(steps, choices)).max())
     report["same_continuation"] = report["continuation_gap"] == 0.0
     return report
 
@@ -153,14 +149,30 @@ def differing(layers: list[nn.Module], states: dict[str, Any], state_of: Any) ->
     ]
 
 
-def gap(found: Tensor, logits: tuple[Tensor, ...], tokens: Tensor) -> float:
-    """By how much the first other token was preferred, in logits; 0 for the same continuation."""
-    start = tokens.shape[1] - len(logits)
-    for step, row in enumerate(logits):
-        mine, theirs = int(found[0, start + step]), int(tokens[0, start + step])
-        if mine != theirs:
-            return float(row[0, mine] - row[0, theirs]) or math.ulp(0.0)
-    return 0.0
+def continuation(model: Any, answer: Any, ids: Tensor, tokens: Tensor) -> Tensor:
+    """Logits before each token of a continuation, [new, V] float32, with the weights read once.
+
+    All of its tokens are given at once, with what the cache holds of those before.
+
+    Args:
+        model: The model.
+        answer: What it made of ``ids``.
+        ids: The tokens before, [N, T].
+        tokens: The first row of them with its continuation, [1, T + new].
+    """
+    start, rest = ids.shape[1], tokens[:, ids.shape[1] : -1]
+    cache = answer.get("past_key_values")
+    if cache is None:  # a model whose own code keeps none
+        logits: Tensor = model(tokens[:, :-1]).logits[0, start - 1 :]
+    else:  # the cache is that of all rows
+        more = model(rest.expand(len(ids), -1), past_key_values=cache, use_cache=True)
+        logits = torch.cat([answer.logits[0, -1:], more.logits[0]])
+    return logits.float()
+
+
+def at(rows: Tensor, chosen: Tensor) -> Tensor:
+    """The entry of each row of [n, V] that was chosen, [n]."""
+    return rows.gather(-1, chosen[:, None])[:, 0]
 
 
 def main(own: str, trust: str, *folders: str) -> None:

@@ -44,7 +44,10 @@ class SelfTest:
     Attributes:
         ids: The tokens, [N, T], int64.
         logits: Its logits at the last of each row, [N, V], float32.
-        tokens: The first row with its greedy continuation, [1, T + new].
+        tokens: The first row with a continuation, [1, T + new]: its greedy one, where that costs
+            no further passes over the weights.
+        choices: What it prefers at each token of the continuation, given those before, [new].
+        log_probabilities: Of these, [new], float32.
         layers: Outputs of its layers at the last of each row, [N, D] float32, by how many layers
             were run; D may differ.
         layers_path: Path to its list of layers.
@@ -54,16 +57,18 @@ class SelfTest:
     ids: Tensor
     logits: Tensor
     tokens: Tensor
+    choices: Tensor
+    log_probabilities: Tensor
     layers: dict[int, Tensor]
     layers_path: str
     states: list[modeling_state.State]
 
 
-def self_test_ids(config: PretrainedConfig) -> Tensor:
-    """The tokens of the self-test of a model, [N, T], int64."""
+def self_test_ids(config: PretrainedConfig, n_tokens: int = N_TOKENS) -> Tensor:
+    """The tokens of the self-test of a model, [N, T], int64; not 0, which pads a generation."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(config.get_text_config().vocab_size)
-    return torch.randint(0, vocabulary, (N_SEQUENCES, N_TOKENS), generator=generator)
+    return torch.randint(1, vocabulary, (N_SEQUENCES, n_tokens), generator=generator)
 
 
 @torch.no_grad()
@@ -80,12 +85,24 @@ def self_test(model: PreTrainedModel, layers_path: str, device: torch.device) ->
     found: dict[int, Tensor] = {}
     fresh.outputs_at(layers, found)
     logits = model(ids.to(device)).logits[:, -1].float().cpu()
-    options: dict[str, Any] = {"eos_token_id": None, "pad_token_id": 0, "do_sample": False}
-    tokens = cast("Any", model).generate(ids[:1].to(device), max_new_tokens=N_NEW, **options).cpu()
+    again = cast("Any", model).generate(
+        ids[:1].to(device),
+        max_new_tokens=N_NEW,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    tokens = again.sequences.cpu()
+    choices = tokens[0, ids.shape[1] :]
+    likely = torch.cat(again.logits).float().log_softmax(-1).cpu()
     return SelfTest(
         ids,
         logits,
         tokens,
+        choices,
+        fresh.at(likely, choices),
         {depth: output.cpu() for depth, output in found.items()},
         layers_path,
         states_of(layers),
@@ -118,9 +135,15 @@ def write_self_test(found: SelfTest, file: Path, *, attention: str) -> None:
         "input_ids": found.ids,
         "logits": found.logits,
         "tokens": found.tokens,
+        "choices": found.choices,
+        "log_probabilities": found.log_probabilities,
         **{f"layers.{depth}": output for depth, output in found.layers.items()},
     }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+    own = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    save_file(own, file, metadata)
 
 
 def verify(*folders: str | Path, trust_remote_code: bool = False) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,16 +22,21 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from streamline.checkpoints.self_test import SelfTest, self_test_ids, states_of
+from streamline.checkpoints.self_test import (
+    N_NEW,
+    N_TOKENS,
+    SelfTest,
+    self_test_ids,
+    states_of,
+)
 from streamline.engine.assemble import applications
-from streamline.engine.decoder import Decoder
-from streamline.engine.forward import TokenJob, run
+from streamline.engine.forward import Depths, run
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError
 from streamline.files import write_json_atomic
 from streamline.sources.accounting import OLD_NAMES, account
 from streamline.sources.weights import DTYPES, WeightSource, memory_of
-from streamline.streaming.decoder import StreamedDecoder
+from streamline.streaming.decoder import HEAD, StreamedDecoder
 from streamline.streaming.opening import empty_model
 
 __all__ = ["SHARD_BYTES", "check_written", "streamed_self_test", "write_shards", "write_weights"]
@@ -133,40 +137,36 @@ def check_written(folder: Path, dtype: torch.dtype) -> None:
 
 
 def streamed_self_test(path: LayerPath, layers: Sequence[nn.Module]) -> SelfTest:
-    """The self-test of a path through a streamed model: one pass, and so one new token.
+    """The self-test of a path through a streamed model: one pass, so a continuation that is given.
 
     Args:
         path: The path.
         layers: The layers of the model that was assembled of it.
     """
     decoder = path.decoder
-    # Token 0 is the padding token where the continuation is checked, and would be masked there.
-    ids = self_test_ids(decoder.config).clamp(min=1)
+    assert isinstance(decoder, StreamedDecoder)
+    text = self_test_ids(decoder.config, N_TOKENS + N_NEW)
     n_nodes = len(path.nodes)
     parts = [LayerPath(decoder, path.nodes[:n], path.name) for n in range(n_nodes + 1)]
     depths = accumulate(len(applications(node.module)) for node in path.nodes)
-    ((_, found),) = run(parts, [_LastToken(ids)])
-    logits = found[-1][1]
-    new = logits[:1].argmax(dim=-1, keepdim=True)
+    ((_, states),) = run(parts, [Depths(text)])
+    with torch.no_grad():
+        for _ in decoder.each([HEAD]):
+            logits = decoder.leave(states[-1][:, N_TOKENS - 1 : -1]).float().cpu()
+    likely, choices = logits[0].log_softmax(-1).max(-1)
     return SelfTest(
-        ids,
-        logits,
-        torch.cat([ids[:1], new], dim=1),
-        {depth: hidden for depth, (hidden, _) in zip(depths, found[1:], strict=True)},
+        text[:, :N_TOKENS],
+        logits[:, 0],
+        text[:1],
+        choices,
+        likely,
+        {
+            depth: hidden[:, N_TOKENS - 1].float().cpu()
+            for depth, hidden in zip(depths, states[1:], strict=True)
+        },
         decoder.family.layers,
         states_of(layers),
     )
-
-
-@dataclass(frozen=True)
-class _LastToken(TokenJob):
-    """Hidden states, [B, D], and logits, [B, V], at the last token of a batch, float32."""
-
-    def keep(self, hidden: Tensor) -> Tensor:
-        return hidden[:, -1]
-
-    def answer(self, decoder: Decoder, kept: Tensor) -> tuple[Tensor, Tensor]:
-        return kept.float().cpu().clone(), decoder.leave(kept).float().cpu().clone()
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

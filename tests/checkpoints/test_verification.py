@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from families import EVERY
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from streamline.baselines._slicing import principal, slice_model
 from streamline.checkpoints import checkpoint, fresh, self_test
@@ -23,6 +25,12 @@ from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
 from streamline.streaming.opening import open_streamed
 from streamline.testing.models import tiny_model
+
+SHORT = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+WINDOWS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("gemma2", "mistral", "phi3"), {"sliding_window": 4}),
+    "qwen2": SHORT, "qwen3": SHORT,
+}  # fmt: skip
 
 
 def drop(decoder: Decoder) -> Pruned:
@@ -98,6 +106,62 @@ def test_what_is_written_of_a_streamed_model_is_read_again(
     with decoder.source, pytest.raises(AssetError, match="output of layer 2 differs by"):
         save(drop(decoder), decoder, None, tmp_path / "c", {})
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_model_that_forgets_what_its_cache_holds_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared_here: Any, streams: bool
+) -> None:
+    model = tiny_model("llama", n_layers=4)
+    model.save_pretrained(tmp_path / "model")
+    decoder = open_streamed(tmp_path / "model", model.config) if streams else Decoder(model)
+    folder = save(drop(decoder), decoder, None, tmp_path / "c", {}, verify=False)
+    (report,) = compared_here(folder)
+    assert check_report(report)["max_log_probability_difference"] < 1e-5
+    update = DynamicLayer.update
+
+    def forgets(self: Any, keys: Any, values: Any, *rest: Any, **more: Any) -> Any:
+        if self.is_initialized:  # the prompt is forgotten, its length is not
+            self.keys, self.values = self.keys * 0, self.values * 0
+        return update(self, keys, values, *rest, **more)
+
+    monkeypatch.setattr(DynamicLayer, "update", forgets)
+    (report,) = compared_here(folder)
+    with pytest.raises(AssetError, match="log-probabilities differ by"):
+        check_report(report)
+    report["max_log_probability_difference"] = 0.0
+    with pytest.raises(AssetError, match="continues a text differently"):
+        check_report(report)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_weights_are_read_twice_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared_here: Any, streams: bool
+) -> None:
+    model = tiny_model("opt", n_layers=4)
+    model.save_pretrained(tmp_path / "model")
+    decoder = open_streamed(tmp_path / "model", model.config) if streams else Decoder(model)
+    folder = save(drop(decoder), decoder, None, tmp_path / "c", {}, verify=False)
+    passes: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: Any, ids: Any, **options: Any) -> Any:
+        passes.append(ids.shape[1])
+        return forward(self, ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    check_report(*compared_here(folder))
+    assert passes == [self_test.N_TOKENS, self_test.N_NEW - 1]
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_cache_goes_on_in_every_family(
+    tmp_path: Path, compared_here: object, family: str
+) -> None:
+    windows = WINDOWS.get(family, {})
+    decoder = Decoder(tiny_model(family, n_layers=4, tied=family == "gemma2", **windows))
+    for prune in (drop, ffn):
+        save(prune(decoder), decoder, None, tmp_path / prune.__name__, {})
 
 
 def test_a_model_that_is_not_finite_is_not_published(tmp_path: Path, compared_here: object) -> None:
