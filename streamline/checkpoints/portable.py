@@ -19,7 +19,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from streamline.files import write_json_atomic
-from streamline.sources.hub import hub_errors
+from streamline.sources.hub.failures import hub_errors
 
 __all__ = ["TOKENIZER_FILES", "add_older_keys", "has_tokenizer", "write_tokenizer"]
 

@@ -18,11 +18,12 @@ from streamline import registry
 from streamline.errors import AssetError
 from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.evaluation.tasks.declared import Declared, declared, lm_eval_tasks, named_files
-from streamline.evaluation.tasks.hub_commits import dataset_commit, hub_problem
 from streamline.evaluation.tasks.overrides import without_shots
 from streamline.evaluation.tasks.running_text import text_source
 from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
 from streamline.hashing import file_hashes, folder_key
+from streamline.sources.hub.commits import dataset_commit
+from streamline.sources.hub.failures import hub_problem
 
 __all__ = ["Origins", "find_origins"]
 

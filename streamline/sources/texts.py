@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.hub_data import data_explained, load_rows
+from streamline.sources.hub.rows import data_explained, load_rows
 from streamline.sources.mixing import Document, check_limits, first_documents, mix, text_fingerprint
 from streamline.sources.packaged import PROPORTIONS, is_heldout, packaged_passages
 

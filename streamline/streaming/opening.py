@@ -22,8 +22,9 @@ from streamline.files import cache_dir
 from streamline.method import DepthMethod, Method
 from streamline.sources.accounting import check_layers
 from streamline.sources.folders import check_kind, check_tokenizer
-from streamline.sources.hub import explained
+from streamline.sources.hub.model_files import model_explained
 from streamline.sources.models import load_config, load_tokenizer, weights_folder
+from streamline.sources.names import ModelSource
 from streamline.sources.weights import WeightSource
 from streamline.streaming.decoder import STATE_BYTES, StreamedDecoder
 
@@ -112,7 +113,7 @@ def open_streamed(
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype)
         assert isinstance(dtype, torch.dtype)
-        with explained(str(folder), str(folder), hub=False):
+        with model_explained(ModelSource(name=str(folder), kind="folder", location=str(folder))):
             model = empty_model(config, dtype, trust_remote_code=trust_remote_code)
         return StreamedDecoder(
             model,

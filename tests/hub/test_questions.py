@@ -83,8 +83,11 @@ def test_what_will_not_pass_is_said_with_its_reason(full: LoopbackHub, child: Ch
     )  # fmt: skip
     for task, words in (
         ("streamline_gsm8k", ("openai/gsm8k", "is gated", "hf auth login")),
-        ("streamline_strategyqa", ("tasksource/strategy-qa", "no such set")),
-        ("streamline_xsum", ("EdinburghNLP/xsum", "no such set", "--data-dir")),
+        (
+            "streamline_strategyqa",
+            ("no data set 'tasksource/strategy-qa' that",),
+        ),
+        ("streamline_xsum", ("no data set 'EdinburghNLP/xsum' that", "--data-dir")),
         ("streamline_race_high", ("ehovy/race", "could not be read")),
     ):
         message = found[task]

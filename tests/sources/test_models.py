@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from streamline.errors import AssetError
-from streamline.sources import hub
+from streamline.sources.hub.commits import forget_commits
 from streamline.sources.models import (
     MODELS,
     load_config,
@@ -145,7 +145,7 @@ def test_fingerprint_of_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatc
     )
     first, same = (model_fingerprint("some-org/some-model") for _ in range(2))
     assert first == same, "the commit of a model is resolved once in a process"
-    hub.revision.cache_clear()
+    forget_commits()
     assert model_fingerprint("some-org/some-model") != first
 
 
@@ -179,7 +179,7 @@ def test_every_load_of_a_hub_model_is_at_one_commit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(AutoConfig, "from_pretrained", noted)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", noted)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", noted)
-    hub.revision.cache_clear()
+    forget_commits()
     for load in (load_config, load_tokenizer, weights_folder):
         with pytest.raises(AssetError):
             load("some-org/moving")

@@ -21,7 +21,7 @@ from streamline.evaluation.tasks import original_files
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, QuestionSet
 from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.sources import wheels
-from streamline.sources.hub_data import load_rows
+from streamline.sources.hub.rows import load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

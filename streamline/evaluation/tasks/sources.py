@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
-from streamline.evaluation.tasks.hub_commits import dataset_commit, hub_problem
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, QuestionSet
 from streamline.hashing import file_hashes, folder_key
 from streamline.sources import wheels
+from streamline.sources.hub.commits import dataset_commit
+from streamline.sources.hub.failures import hub_problem
 
 __all__ = [
     "SOURCES",

@@ -11,7 +11,7 @@ import pytest
 from streamline.errors import AssetError
 from streamline.evaluation.tasks.running_text import read_text
 from streamline.evaluation.tasks.sources import QuestionSource
-from streamline.sources import hub_data
+from streamline.sources.hub import failures
 from streamline.sources.instructions import load_examples
 from streamline.sources.texts import load_texts
 from streamline.testing.models import tiny_tokenizer
@@ -56,7 +56,7 @@ class _Hub:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_data, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(failures, "WAITS", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("reader", READERS)
