@@ -53,7 +53,7 @@ _MAY_IMPORT = {
     "methods": "method streaming",
     "results": "ground",
     "report": "results",
-    "checkpoints": "methods streaming registry results",
+    "checkpoints": "methods streaming registry report",
     "evaluation": "methods streaming registry results",
     "testing": "checkpoints evaluation",
     "api": "checkpoints evaluation report",

@@ -22,7 +22,9 @@ from streamline.engine.assemble import assemble
 from streamline.engine.budget import removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
+from streamline.environment import versions
 from streamline.plan import Plan
+from streamline.results.record import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +47,35 @@ class PrunedModel:
     variant: Variant
     provenance: dict[str, Any]
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def of(
+        cls, dense: Dense, variant: Variant, method: str, texts: dict[str, str], **known: Any
+    ) -> PrunedModel:
+        """What the stages handed over, with how it came about.
+
+        Args:
+            dense: The model that it was made of.
+            variant: What the stages handed over.
+            method: The method as it was given.
+            texts: Content hashes of the token batches that were used.
+            **known: What else is to stand in the provenance; JSON.
+        """
+        target = variant.target
+        cell = {"model": dense.name, "method": method, "sparsity": target.sparsity}
+        provenance = {
+            "cell": {**cell, "seed": target.seed, "recovery": target.recovery},
+            "method": repr(target.method),
+            "paper": target.method.paper,
+            "dense_parameters": dense.decoder.n_parameters(),
+            "notes": variant.pruned.notes,
+            "training": dict(variant.training),
+            "versions": versions(dense.decoder.device),
+            "model_sha256": dense.fingerprint,
+            "texts": texts,
+            **known,
+        }
+        return cls(dense=dense, variant=variant, provenance=provenance)
 
     @property
     def name(self) -> str:
@@ -97,13 +128,16 @@ class PrunedModel:
         """
         return self.variant.pruned.path(decoder or self.dense.decoder, name or self.name)
 
-    def save(self, folder: str | Path, *, verify: bool = True) -> Path:
+    def save(
+        self, folder: str | Path, *, verify: bool = True, record: Record | None = None
+    ) -> Path:
         """Write a checkpoint that appears whole or not at all.
 
         Args:
             folder: Must not exist or be empty; ``~`` is expanded.
             verify: Whether a fresh process reads the folder layer by layer on the CPU, before it
                 appears, and compares it with the model in memory.
+            record: What was measured of it, for its card.
 
         Returns:
             The folder. ``AutoModelForCausalLM`` loads it; where layers were replaced, after
@@ -120,6 +154,7 @@ class PrunedModel:
             folder,
             self.provenance,
             verify=verify,
+            record=record,
         )
 
     def __repr__(self) -> str:

@@ -29,7 +29,6 @@ from streamline.api.variants import Dense, Failure, Target, Variant, unsupported
 from streamline.engine.decoder import Decoder, eval_mode
 from streamline.engine.paths import Path as LayerPath
 from streamline.engine.paths import dense_path
-from streamline.environment import versions
 from streamline.errors import NotFiniteError, UnsupportedModelError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate
@@ -163,18 +162,7 @@ class Session:
                     folder=self.folder,
                     progress=self.progress,
                 )
-        cell = {"model": self.dense.name, "method": spec, "sparsity": sparsity}
-        provenance = {
-            "cell": {**cell, "seed": seed, "recovery": recovery},
-            "method": repr(made),
-            "dense_parameters": decoder.n_parameters(),
-            "notes": variant.pruned.notes,
-            "training": dict(variant.training),
-            "versions": versions(decoder.device),
-            "model_sha256": self.dense.fingerprint,
-            "texts": self.batches.facts(),
-        }
-        return PrunedModel(dense=self.dense, variant=variant, provenance=provenance)
+        return PrunedModel.of(self.dense, variant, spec, self.batches.facts())
 
     def evaluate(
         self,

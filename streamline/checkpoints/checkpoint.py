@@ -3,8 +3,8 @@
 A model whose layers are all plain layers of its family becomes an ordinary Hugging Face folder. Any
 other folder carries a copy of the files that its layers need and loads with this package, or
 without it through ``trust_remote_code``. Beside the weights lie the source's tokenizer files,
-``plan.json``, ``provenance.json`` and ``self_test.safetensors``: a few tokens with what the layers
-of the model in memory made of them, its logits and its continuation.
+``README.md`` (its card), ``plan.json``, ``provenance.json`` and ``self_test.safetensors``: a few
+tokens with what the layers of the model in memory made of them, its logits and its continuation.
 
 Example:
     save(pruned, decoder, tokenizer, "out/checkpoint", {"method": repr(method)})
@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from streamline import __version__
+from streamline.checkpoints.card import write_card
 from streamline.checkpoints.folder import appearing, require_free, target_folder
+from streamline.checkpoints.info import PLAN, PROVENANCE, CheckpointInfo, read_info
 from streamline.checkpoints.portable import (
     add_older_keys,
     has_tokenizer,
@@ -47,40 +48,27 @@ from streamline.checkpoints.self_test import (
     verify,
     write_self_test,
 )
-from streamline.checkpoints.streamed import check_written, streamed_self_test, write_weights
+from streamline.checkpoints.streamed import (
+    SHARD_BYTES,
+    check_written,
+    streamed_self_test,
+    write_weights,
+)
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.families import Family
 from streamline.engine.paths import Path as LayerPath
-from streamline.errors import AssetError, PlanError, reason
+from streamline.errors import AssetError, PlanError
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.modeling import modeling_streamline as modeling
 from streamline.modeling.modeling_layers import Spec, spec_of
 from streamline.modeling.modeling_state import difference
-from streamline.plan import Plan
-from streamline.reading import read_json
+from streamline.results.record import Record
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import empty_model
 
-__all__ = ["CheckpointInfo", "layer_specs", "load", "save", "verify"]
-
-PLAN, PROVENANCE = "plan.json", "provenance.json"
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What is written in a checkpoint about itself.
-
-    Attributes:
-        plan: Which layers of the dense model stayed, went, or were replaced.
-        provenance: How the model was made.
-        plain: Whether transformers alone loads the folder, without this package's code.
-    """
-
-    plan: Plan
-    provenance: dict[str, Any]
-    plain: bool
+__all__ = ["layer_specs", "load", "save", "verify"]
 
 
 def save(
@@ -91,6 +79,7 @@ def save(
     provenance: dict[str, Any],
     *,
     verify: bool = True,
+    record: Record | None = None,
 ) -> Path:
     """Write a pruned model as a folder that appears whole or not at all.
 
@@ -104,6 +93,7 @@ def save(
         folder: Must not exist or be empty; ``~`` is expanded.
         provenance: How the model was made; JSON. Versions are added to it.
         verify: Whether a fresh process compares; the provenance says so.
+        record: What was measured of the model, for its card; None if nothing was.
 
     Returns:
         The folder.
@@ -136,6 +126,7 @@ def save(
         write_json_atomic(temporary / PLAN, pruned.plan.to_json())
         found = _provenance(model, provenance | {"verified": verify}, plain)
         write_json_atomic(temporary / PROVENANCE, found)
+        write_card(temporary, pruned.plan, found, record=record)
     return target
 
 
@@ -169,27 +160,6 @@ def load(
     if has_tokenizer(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
     return model.eval(), tokenizer, info
-
-
-def read_info(folder: str | Path) -> CheckpointInfo:
-    """What is written in a checkpoint about itself, without its weights.
-
-    Raises:
-        AssetError: If the folder is no checkpoint, or what is written is damaged.
-    """
-    path = Path(folder)
-    missing = [n for n in ("config.json", PLAN, PROVENANCE) if not (path / n).is_file()]
-    if missing:
-        raise AssetError(
-            f"{path} is no checkpoint of this package: {', '.join(missing)} missing; "
-            "make one with 'streamline-bench prune'"
-        )
-    try:
-        plan, provenance = (read_json(path / name) for name in (PLAN, PROVENANCE))
-        return CheckpointInfo(Plan.from_json(plan), provenance, provenance["plain"])
-    except (ValueError, TypeError, LookupError) as error:
-        why = reason(error).rstrip(".")
-        raise AssetError(f"checkpoint {path} is damaged: {why}; make it again") from error
 
 
 @contextmanager
@@ -291,7 +261,7 @@ def _write(model: PreTrainedModel, path: LayerPath, folder: Path) -> SelfTest:
     """Write config and weights; returns the model's answer to the tokens of the self-test."""
     decoder = path.decoder
     if not isinstance(decoder, StreamedDecoder):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
         return self_test(model, decoder.family.layers, decoder.device)
     write_weights(model, decoder, folder)
     return streamed_self_test(path, list(submodule(model, decoder.family.layers).children()))

@@ -30,14 +30,13 @@ from streamline.cli import (
     evaluate,
     ls,
     new_method,
-    prune,
     report,
     rm,
     run,
     stability,
     validate,
-    verify,
 )
+from streamline.cli.checkpoints import export, prune, verify
 from streamline.cli.screen.show import show_error
 from streamline.cli.screen.streams import lasting_streams
 from streamline.distributed import LostProcess, follows
@@ -51,6 +50,7 @@ _VERBS = {
     "run": run,
     "ls": ls,
     "prune": prune,
+    "export": export,
     "verify": verify,
     "evaluate": evaluate,
     "stability": stability,

@@ -29,7 +29,7 @@ from streamline.hashing import content_key
 from streamline.progress import Progress, Silent
 from streamline.sources.batches import TokenBatches, batches_fingerprint
 
-__all__ = ["Questions", "Text", "heldout_text", "lacking_error", "prepare"]
+__all__ = ["Questions", "Text", "heldout_name", "heldout_text", "lacking_error", "prepare"]
 
 _STREAMED = "generates text, which a model whose layers are streamed cannot do in one pass"
 
@@ -111,6 +111,13 @@ def _read(part: Part) -> int:
     return sum(contexts.values()) + answers + 1_000 * part.n_docs * part.generates
 
 
+def heldout_name(texts: str) -> str:
+    """The name in records of a held-out text."""
+    if texts.startswith("packaged"):
+        return "heldout"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(texts).stem) + "-heldout"
+
+
 def heldout_text(batches: TokenBatches, texts: str, n_tokens: int, length: int) -> Text | None:
     """A held-out text whose perplexity is measured beside the tasks, the same for every seed.
 
@@ -122,9 +129,7 @@ def heldout_text(batches: TokenBatches, texts: str, n_tokens: int, length: int) 
     """
     if not n_tokens:
         return None
-    name = "heldout"
-    if not texts.startswith("packaged"):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(texts).stem) + "-heldout"
+    name = heldout_name(texts)
     n_samples = max(1, n_tokens // length)
     windows = batches.tokens(texts, n_samples=n_samples, length=length, seed=0, split="heldout")
     return Text(name, windows, {"window": windows.shape[1]})

@@ -135,6 +135,9 @@ class RunConfig(Strict):
     executor: Literal["local", "ray"] = setting(
         "local", "Where cells run: local, ray.", flag="--executor"
     )
+    save: Literal["best", "all"] | None = setting(
+        None, "Save checkpoints: all, or best (perplexity) of each sparsity.", flag="--save"
+    )
     dry_run: bool = setting(
         False, "Print cells, sizes and costs from configs alone.", flag="--dry-run"
     )
@@ -242,12 +245,14 @@ class RunConfig(Strict):
         return values
 
     @model_validator(mode="after")
-    def _check_stream(self) -> RunConfig:
+    def _check_together(self) -> RunConfig:
         if self.stream and self.device_map is not None:
             raise ValueError(
                 "stream reads one layer at a time onto one device, and device_map spreads the "
                 "whole model over many; give one of the two"
             )
+        if self.save == "best" and not self.perplexity.n_tokens:
+            raise ValueError("save=best goes by held-out perplexity, and none is to be measured")
         return self
 
     @model_validator(mode="after")

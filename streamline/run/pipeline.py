@@ -17,8 +17,8 @@ from typing import Any
 
 from streamline.api.session import Session
 from streamline.api.variants import load_dense
-from streamline.checkpoints.checkpoint import PLAN, read_info
 from streamline.checkpoints.folder import require_free, target_folder
+from streamline.checkpoints.info import PLAN, read_info
 from streamline.engine.budget import removed_fraction
 from streamline.engine.following import with_leader
 from streamline.errors import ConfigError, StreamlineError, UnsupportedModelError
@@ -43,6 +43,7 @@ from streamline.run.inputs import settle
 from streamline.run.model_run import loading, run_model
 from streamline.run.preparation import prepared
 from streamline.run.reporting import report_run
+from streamline.run.saving.save import save_cells
 from streamline.sources.models import model_fingerprint
 
 #: Lies in the folder that is removed when a checkpoint is done.
@@ -96,6 +97,8 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
             forget_cells(config.out, again)
             records = executor(config.executor).run(config, progress)
         report_run(config.out)
+        if config.save:
+            save_cells(config, sources, progress)
     return records
 
 

@@ -20,19 +20,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamline.errors import ConfigError
 from streamline.files import write_text_atomic
 from streamline.kept import kept_tensors, write_tensors
 from streamline.training.losses import Losses, finite
 from streamline.training.schedule import Schedule
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "nothing_trained"]
+
+_LOADED_ONLY: ContextVar[bool] = ContextVar("loaded_only", default=False)
+
+
+@contextmanager
+def nothing_trained() -> Iterator[None]:
+    """Within it, what was trained is loaded, and what is not there any more is an error."""
+    token = _LOADED_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _LOADED_ONLY.reset(token)
 
 
 class TrainingState:
@@ -174,7 +189,11 @@ class TrainingState:
         write_tensors(self._file("state"), tensors, self._facts())
 
     def resume(self) -> None:
-        """Take up what an earlier run left: its state, or all of it when that run finished."""
+        """Take up what an earlier run left: its state, or all of it when that run finished.
+
+        Raises:
+            ConfigError: Within :func:`nothing_trained`, if it was not finished, or is not there.
+        """
         if self.directory is None:
             return
         for folder in ("students", "state"):
@@ -182,7 +201,13 @@ class TrainingState:
             if found is not None and found[1]["key"] == self.key:
                 self._take(found[0], json.loads(found[1]["facts"]))
                 self._finished = folder == "students"
-                return
+                break
+        if _LOADED_ONLY.get() and not self._finished:
+            raise ConfigError(
+                f"the trained network {self._file('students')} is not there as this machine would "
+                "make it: it was removed, or made on another kind of device; give --device as the "
+                "run had it, or the run's command again with `--redo` and the cell"
+            )
 
     def _take(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Become what was written."""

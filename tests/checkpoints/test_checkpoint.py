@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from streamline import register
 from streamline.checkpoints import checkpoint
-from streamline.checkpoints.checkpoint import load, read_info, save
+from streamline.checkpoints.checkpoint import load, save
+from streamline.checkpoints.info import read_info
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, ConfigError, PlanError

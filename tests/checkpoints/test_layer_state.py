@@ -12,7 +12,8 @@ from families import EVERY
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from streamline.checkpoints.checkpoint import read_info, read_model, save
+from streamline.checkpoints.checkpoint import read_model, save
+from streamline.checkpoints.info import read_info
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.method import Pruned

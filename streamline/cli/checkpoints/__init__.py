@@ -1,0 +1,1 @@
+"""The verbs that write, compare and hand on checkpoints, one a file."""

@@ -1,0 +1,45 @@
+"""``streamline-bench export``: a finished cell of a run as a checkpoint, or in another format."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from streamline.cli.options import takes
+
+__all__ = ["EPILOG", "command"]
+
+EPILOG = """
+The network that the run has trained and measured is taken from its folder; nothing is trained. A
+CELL is written as `compare` takes it. Examples:
+
+    streamline-bench export out/run:llm-streamline-ffn@0.25 out/ffn
+
+    streamline-bench export out/run:shortgpt@0.25,seed=1 out/short
+"""
+
+
+@takes("--device", "--device-map", "--trust-remote-code")
+def command(
+    given: dict[str, Any],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="RUN:CELL, such as out/run:shortgpt@0.25.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write; new or empty.")],
+    no_verify: Annotated[
+        bool,
+        typer.Option(
+            "--no-verify", help="Do not compare the folder with the model in a fresh process."
+        ),
+    ] = False,
+) -> None:
+    """Save the model of a finished cell as a checkpoint."""
+    from streamline.checkpoints.folder import target_folder
+    from streamline.cli.screen.bar import progress_display
+    from streamline.run.saving.save import export_cell
+
+    folder = target_folder(out)
+    with progress_display(f"export {source}") as display:
+        export_cell(source, folder, verify=not no_verify, progress=display, **given)
+    print(str(folder))

@@ -1,0 +1,1 @@
+"""The models of finished cells as checkpoints, from what the run has kept."""

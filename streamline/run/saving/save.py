@@ -1,0 +1,173 @@
+"""Checkpoints of a run's cells: those that ``--save`` means, and any that is named later.
+
+They lie in ``DIR/checkpoints``, one folder a cell; what is there for the same key stays.
+
+Example::
+
+    save_cells(config, sources, progress)                     # after the run, if it has `save`
+    export_cell("out/run:shortgpt@0.25", "out/short")         # any time later
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from streamline.api.variants import load_dense
+from streamline.checkpoints.folder import require_free, target_folder
+from streamline.checkpoints.info import read_info
+from streamline.engine.following import with_leader
+from streamline.errors import ConfigError, StreamlineError
+from streamline.evaluation.questions import heldout_name
+from streamline.progress import Prefixed, Progress, Silent
+from streamline.report.artifacts import run_settings
+from streamline.results.record import Record, label
+from streamline.results.record_file import recorded
+from streamline.results.select import run_records, select, split
+from streamline.run.cell import Cell, expand
+from streamline.run.config import RunConfig
+from streamline.run.folder import claimed, kept_sources
+from streamline.run.inputs import Sources, settle
+from streamline.run.model_run import loading
+from streamline.run.saving.remade import Remaking, job_of
+from streamline.sources.models import model_fingerprint
+
+__all__ = ["best_cells", "export_cell", "save_cells"]
+
+FOLDER = "checkpoints"
+
+
+def save_cells(config: RunConfig, sources: Sources, progress: Progress) -> list[Path]:
+    """Save the checkpoints that a finished run was asked for.
+
+    Args:
+        config: The run; of cells that failed there is none.
+        sources: What the names in its settings mean.
+        progress: Where to report what is being done.
+
+    Returns:
+        Their folders, those that were there already included.
+
+    Raises:
+        ConfigError: If a cell would be another model today.
+        AssetError: If a fresh process finds another model in a folder than the one in memory.
+    """
+    folders: list[Path] = []
+    for name in config.models:
+        own = config.for_model(name)
+        shown = Prefixed(progress, name) if len(config.models) > 1 else progress
+        cells = {cell.identity for cell in expand(own, name)}
+        done = [r for r in recorded(config.out) if r.identity in cells and r.status == "ok"]
+        wanted = [record for record in done if record.sparsity]
+        if own.save == "best":
+            wanted = best_cells(wanted, heldout_name(own.perplexity.texts))
+        places = {_place(config.out, record): record for record in wanted}
+        missing = {at: record for at, record in places.items() if not _is_there(at, record)}
+        if missing:
+            fingerprint = model_fingerprint(name)
+            dense = load_dense(name, fingerprint, shown, **loading(own))
+            remaking = Remaking(own, sources, dense, shown)
+            for at, record in missing.items():
+                shown.stage(f"save {label(record)}")
+                shutil.rmtree(at, ignore_errors=True)
+                remaking.model(record).save(at, record=record)
+                shown.say(f"saved {label(record)}: {at}")
+        folders += places
+    return folders
+
+
+def best_cells(records: Sequence[Record], text: str) -> list[Record]:
+    """The cell of lowest perplexity at each sparsity.
+
+    Args:
+        records: Finished cells of one model.
+        text: The held-out text's name; what the model is asked decides nothing.
+    """
+    best: dict[float, Record] = {}
+    for record in records:
+        found = record.summary.perplexity.get(text)
+        there = best.get(record.sparsity)
+        least = math.inf if there is None else there.summary.perplexity[text] or math.inf
+        if found is not None and found < least:
+            best[record.sparsity] = record
+    return list(best.values())
+
+
+def export_cell(
+    source: str,
+    out: str | Path,
+    *,
+    verify: bool = True,
+    progress: Progress | None = None,
+    **machine: Any,
+) -> dict[str, Any]:
+    """Save the checkpoint of a finished cell of a run.
+
+    Args:
+        source: ``RUN:METHOD@SPARSITY,KEY=VALUE``.
+        out: Folder of the checkpoint; must not exist or be empty.
+        verify: Whether a fresh process compares the folder with the model, before it appears.
+        progress: Where to report what is being done.
+        **machine: ``device``, ``device_map`` and ``trust_remote_code``; a run's folder decides
+            none of them.
+
+    Returns:
+        The provenance as saved beside the weights.
+
+    Raises:
+        ConfigError: If there is no such cell, it would be another model today, or its training is
+            not kept any more; known before any work where the record says so.
+    """
+
+    def work() -> dict[str, Any]:
+        target, shown = target_folder(out), progress or Silent()
+        require_free(target)
+        record, config = _cell(source, machine)
+        own = config.for_model(record.model)
+        with claimed(config.out):
+            sources = settle(own, kept_sources(config))
+            fingerprint = model_fingerprint(record.model)
+            job_of(record, own, sources, fingerprint)
+            dense = load_dense(record.model, fingerprint, shown, **loading(own))
+            made = Remaking(own, sources, dense, shown).model(record)
+            shown.stage("save")
+            made.save(target, verify=verify, record=record)
+        return made.provenance
+
+    return with_leader(work)
+
+
+def _cell(source: str, machine: dict[str, Any]) -> tuple[Record, RunConfig]:
+    """The record that a source names, and the run it belongs to."""
+    path, selector = split(source)
+    found = run_records(path)
+    settings = run_settings(path) if path.is_dir() else {}
+    if found is None or not settings:
+        raise ConfigError(
+            f"{source} is no cell of a run's folder; give RUN:METHOD@SPARSITY,KEY=VALUE, such as "
+            "out/run:shortgpt@0.25, with the folder that a run wrote with --out"
+        )
+    record = select(found[0], selector, source)
+    if not record.sparsity:
+        raise ConfigError(
+            f"{source} is the dense model, of which there is a checkpoint already: "
+            f"{record.model}; name a pruned cell, such as {path}:shortgpt@0.25"
+        )
+    fields = {name: settings[name] for name in RunConfig.model_fields if name in settings}
+    fields |= {"trust_remote_code": False, "out": path} | machine
+    return record, RunConfig.model_validate(fields)
+
+
+def _place(out: Path, record: Record) -> Path:
+    return out / FOLDER / Cell(*record.identity).slug
+
+
+def _is_there(folder: Path, record: Record) -> bool:
+    """Whether a folder holds the checkpoint of a cell as it was measured."""
+    try:
+        return read_info(folder).provenance.get("key") == record.key
+    except StreamlineError:
+        return False
