@@ -108,7 +108,7 @@ def fine_tune(
             that every method gets the same; the data is repeated or cut to it.
         trained_parameters: Solve the rank so that about as many parameters are trained.
         validation: Held-out data; with it the weights of the lowest loss are kept.
-        evaluations: How often its loss is measured, beside before.
+        evaluations: How often its loss is measured, beside before, if the recipe does not say.
         seed: Seed of the data order, the adapters' start and their dropout.
         directory: For state and losses; a killed training resumes, a finished one is loaded.
         progress: Called with tokens done, tokens in all, and a line.
@@ -171,12 +171,13 @@ def fine_tune(
             parameters=parameters,
             schedule=schedule,
             weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
             clip=recipe.clip,
             directory=directory,
         )
         state.resume()
         loop = LoraLoop(
-            decoder, sequences, held_out, batches, dropouts, seed, autocast, micro_batch
+            decoder, sequences, held_out, batches, dropouts, recipe, seed, autocast, micro_batch
         )
         loop.train(state, evaluations, progress, save_seconds)
         state.finish()
@@ -186,7 +187,7 @@ def fine_tune(
         recipe=recipe,
         trained_parameters=state.n_parameters,
         tokens=state.n_tokens,
-        n_steps=len(batches),
+        n_steps=state.step,
         seconds=state.seconds,
         peak_memory_bytes=peak_memory_bytes(decoder.device),
         losses=state.rows,

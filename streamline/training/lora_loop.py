@@ -2,7 +2,7 @@
 
 Example::
 
-    loop = LoraLoop(decoder, sequences, None, batches, dropouts, seed=0, autocast=None)
+    loop = LoraLoop(decoder, sequences, None, batches, dropouts, recipe, seed=0, autocast=None)
     loop.train(state, evaluations=4, progress=None, save_seconds=30.0)
 """
 
@@ -68,6 +68,7 @@ class LoraLoop:
     held_out: Sequences | None
     batches: list[Tensor]
     dropouts: list[nn.Module]
+    recipe: LoraRecipe
     seed: int
     autocast: torch.dtype | None
     micro_batch: int = 4096
@@ -79,7 +80,7 @@ class LoraLoop:
         progress: Callable[[int, int, str], None] | None,
         save_seconds: float,
     ) -> None:
-        """Make the steps that are left.
+        """Make the steps that are left, until the last one or the recipe's patience ends.
 
         Raises:
             NotFiniteError: If a validation loss is not finite, or no step had a finite gradient.
@@ -91,14 +92,15 @@ class LoraLoop:
         if self.held_out is not None and not state.rows:
             state.validated(self._loss(self.held_out))
             state.spent(time.monotonic() - started)
-            self._require_finite(state)
+        self._require_finite(state)
         for step in range(state.step + 1, n_steps + 1):
+            if self._settled(state):
+                break
             started = time.monotonic()
             indices = self.batches[step - 1]
             loss = self._gradients(indices, step)
             state.update(loss, int(self.sequences.lengths[indices].sum()))
-            due = step * evaluations // n_steps > (step - 1) * evaluations // n_steps
-            if self.held_out is not None and (due or step == n_steps):
+            if self.held_out is not None and self._due(step, n_steps, evaluations):
                 state.validated(self._loss(self.held_out))
             state.spent(time.monotonic() - started)
             self._require_finite(state)
@@ -109,9 +111,24 @@ class LoraLoop:
                 state.save()
                 saved = time.monotonic()
 
+    def _due(self, step: int, n_steps: int, evaluations: int) -> bool:
+        """Whether the validation loss is to be measured after a step."""
+        if self.recipe.evaluation_steps is not None:
+            due = step % self.recipe.evaluation_steps == 0
+        else:
+            due = step * evaluations // n_steps > (step - 1) * evaluations // n_steps
+        return due or step == n_steps
+
+    def _settled(self, state: TrainingState) -> bool:
+        """Whether the validation loss has not fallen for as long as the recipe waits."""
+        since = [r for r in state.rows if r["step"] > state.best_step]
+        measured = sum(row["validation_loss"] is not None for row in since)
+        return self.recipe.patience is not None and measured >= self.recipe.patience
+
     def _require_finite(self, state: TrainingState) -> None:
         """Refuse to go on where there is nothing to learn from."""
-        if state.not_finite is None or (state.failed_step is None and not state.done):
+        ended = state.done or self._settled(state)
+        if state.not_finite is None or (state.failed_step is None and not ended):
             return
         raise NotFiniteError(
             f"LoRA fine-tuning: {state.not_finite} is not finite: the model's states or the "

@@ -40,7 +40,11 @@ class LoraRecipe:
         epochs: Passes over the data.
         max_steps: Largest number of optimiser steps.
         weight_decay: AdamW's weight decay.
+        betas: AdamW's betas.
         clip: Largest gradient norm.
+        evaluation_steps: Steps between two validations; None for a few at equal distances.
+        patience: Validations in a row without a lower loss after which it ends; None never ends it.
+            Both need validation data.
     """
 
     rank: int = 8
@@ -56,7 +60,10 @@ class LoraRecipe:
     epochs: int = 1
     max_steps: int | None = None
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
+    evaluation_steps: int | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -64,9 +71,10 @@ class LoraRecipe:
             raise ConfigError(
                 f"LoRA targets must be 'all', 'attention' or 'mlp', got {self.targets!r}"
             )
-        for name in ("rank", "batch", "length", "epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"LoRA {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("rank", "batch", "length", "epochs", "evaluation_steps", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"LoRA {name} must be at least 1, got {value}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"LoRA dropout must be in [0, 1), got {self.dropout}")
 
@@ -93,19 +101,30 @@ class LoraSettings(BaseModel):
     validation_tokens: Annotated[int, Field(ge=0)] = Field(
         0,
         description="Tokens of the same text kept apart, whose lowest loss decides which weights "
-        "are kept; 0 keeps the last.",
+        "are kept, and when a preset with patience (slicegpt) ends; 0 keeps the last.",
     )
 
 
 #: Recipes of the papers by name, ``default`` for a small budget, ``matched`` for the rank that
-#: trains a given number of parameters.
+#: trains a given number of parameters. Where their numbers come from: ``baselines/README.md``.
 PRESETS: dict[str, LoraRecipe] = {
     "default": LoraRecipe(),
-    "llm-pruner": LoraRecipe(learning_rate=1e-4, shape="linear", batch=64, length=256, epochs=2),
+    "llm-pruner": LoraRecipe(
+        learning_rate=1e-4, shape="linear", batch=64, length=256, epochs=2, evaluation_steps=100
+    ),
     "matched": LoraRecipe(dropout=0.0),
     "slicegpt": LoraRecipe(
-        rank=32, alpha=10, shape="linear", warmup_steps=400, batch=3, length=1024
-    ),
+        rank=32,
+        alpha=10,
+        shape="linear",
+        warmup_steps=400,
+        batch=3,
+        length=1024,
+        weight_decay=1e-2,
+        betas=(0.9, 0.95),
+        evaluation_steps=16,
+        patience=5,
+    ),  # fmt: skip
     "uidl": LoraRecipe(
         rank=64, alpha=64, targets="mlp", learning_rate=3e-4, batch=16, length=2048, max_steps=5000
     ),

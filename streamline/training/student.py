@@ -26,6 +26,7 @@ Objective = Literal["mse", "lm"]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Peak = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
 _LARGE = 1_000_000_000  # parameters of a model that a trial's training does not suit
 _ENOUGH = 10_000_000  # training tokens
@@ -34,8 +35,8 @@ _ENOUGH = 10_000_000  # training tokens
 class PostTraining(BaseModel):
     """A second training of the replacements, on the next-token loss of the whole pruned model.
 
-    It resumes from what the first training made, on the first of the same tokens; every other
-    number is the first training's.
+    It resumes from what the first training made, on the first of the same tokens; what is not given
+    here is the first training's.
 
     Reference:
         LLM-Streamline, arXiv:2403.19135, first version: the inserted network of OPT-1.3B and
@@ -53,6 +54,14 @@ class PostTraining(BaseModel):
     )
     learning_rate: _Peak = Field(1e-4, description="Peak learning rate.")
     final_learning_rate: _Rate = Field(1e-5, description="Learning rate at the last step.")
+    weight_decay: _Rate | None = Field(
+        None, description="AdamW's weight decay; none for the training's."
+    )
+    betas: _Betas | None = Field(
+        None,
+        description="AdamW's betas (the paper's released code: 0.9, 0.95); else the training's.",
+    )
+    clip: _Peak | None = Field(None, description="Largest gradient norm; none for the training's.")
 
 
 class Recipe(BaseModel):
@@ -92,7 +101,9 @@ class Recipe(BaseModel):
         0.05, description="Share of all steps for the linear warm-up."
     )
     weight_decay: _Rate = Field(1e-3, description="AdamW's weight decay.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    betas: _Betas = Field(
+        (0.9, 0.999), description="AdamW's betas; the released code's lm objective has 0.9, 0.95."
+    )
     clip: _Peak = Field(5.0, description="Largest gradient norm of a student.")
     validation_tokens: Positive = Field(
         8_192, description="Tokens kept apart for the validation loss."
