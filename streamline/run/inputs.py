@@ -45,7 +45,7 @@ __all__ = [
     "shared_inputs",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Raised by a change of this project that changes numbers."""
 
 _ASKED = ("limit", "tasks", "prompting", "perplexity")  # of a model; all else makes the model

@@ -26,6 +26,14 @@ Example = dict[str, str]
 HUB_EXAMPLES = {"alpaca": "yahma/alpaca-cleaned"}
 """Short name -> repository on the hub with a train split of such rows."""
 
+_ALONE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request."
+)
 _FIELDS = ("instruction", "input", "output")
 
 
@@ -46,18 +54,24 @@ def is_instructions(spec: str) -> bool:
 
 
 def prompt_text(example: Mapping[str, str]) -> str:
-    """The text before the answer of one example.
+    """The text before the answer of one example: Stanford Alpaca's prompt.
+
+    LLM-Pruner, Shortened LLaMA and SliceGPT train on Alpaca in this form.
 
     Raises:
         ConfigError: If it has no instruction or no output.
+
+    Reference:
+        Stanford Alpaca, github.com/tatsu-lab/stanford_alpaca, "Data Release".
     """
     if not example.get("instruction") or "output" not in example:
         raise ConfigError(
             f"an example needs 'instruction' and 'output' (and may have 'input'), got the fields "
             f"{sorted(example)}"
         )
-    given = f"Input:\n{example['input']}\n\n" if example.get("input") else ""
-    return f"Instruction:\n{example['instruction']}\n\n{given}Answer:\n"
+    given = f"### Input:\n{example['input']}\n\n" if example.get("input") else ""
+    opening = _WITH_INPUT if given else _ALONE
+    return f"{opening}\n\n### Instruction:\n{example['instruction']}\n\n{given}### Response:\n"
 
 
 def load_examples(

@@ -7,7 +7,7 @@ import pytest
 
 from streamline.errors import AssetError, ConfigError
 from streamline.sources.batches import as_sequences
-from streamline.sources.instructions import is_instructions, load_examples
+from streamline.sources.instructions import is_instructions, load_examples, prompt_text
 
 
 @pytest.fixture
@@ -29,16 +29,27 @@ def test_instructions_are_distinguished_from_running_text(examples, tmp_path):
 
 
 def test_no_example_is_in_two_parts_and_follow_the_seed(examples, tokenizer):
-    train, held_out = load_examples(examples, [400, 200], tokenizer=tokenizer, seed=3)
+    train, held_out = load_examples(examples, [2000, 1000], tokenizer=tokenizer, seed=3)
     assert {r["output"] for r in train}.isdisjoint(r["output"] for r in held_out)
-    length = len(tokenizer("Instruction:\nSay 12.\n\nAnswer:\n12").input_ids)
-    assert len(train) == pytest.approx(400 / length, abs=1.1)
-    assert len(held_out) == pytest.approx(200 / length, abs=1.1)
-    assert load_examples(examples, [400, 200], tokenizer=tokenizer, seed=3) == [train, held_out]
-    assert load_examples(examples, [400, 200], tokenizer=tokenizer, seed=4) != [train, held_out]
+    length = len(tokenizer(prompt_text({"instruction": "Say 12.", "output": ""}) + "12").input_ids)
+    assert len(train) == pytest.approx(2000 / length, abs=1.1)
+    assert len(held_out) == pytest.approx(1000 / length, abs=1.1)
+    assert load_examples(examples, [2000, 1000], tokenizer=tokenizer, seed=3) == [train, held_out]
+    assert load_examples(examples, [2000, 1000], tokenizer=tokenizer, seed=4) != [train, held_out]
     everything, none = load_examples(examples, [10**6, 0], tokenizer=tokenizer, seed=3)
     assert len(everything) == 40 and none == []
-    assert len(as_sequences(train, tokenizer, 64).ids) == len(train)
+    assert len(as_sequences(train, tokenizer, 256).ids) == len(train)
+
+
+def test_the_prompt_is_alpacas():
+    alone = {"instruction": "Add 2 and 3.", "output": "5"}
+    assert prompt_text(alone) == (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nAdd 2 and 3.\n\n### Response:\n"
+    )
+    given = prompt_text(alone | {"instruction": "Add.", "input": "2 3"})
+    assert given.startswith("Below is an instruction that describes a task, paired with an input ")
+    assert given.endswith("\n\n### Instruction:\nAdd.\n\n### Input:\n2 3\n\n### Response:\n")
 
 
 def test_too_few_examples_are_refused(examples, tokenizer):

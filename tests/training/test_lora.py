@@ -231,7 +231,7 @@ def test_random_state_and_micro_batches_do_not_matter(tiny_llama: Callable[..., 
 def test_only_answers_count(
     tiny_llama: Callable[..., nn.Module], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    data = as_sequences(EXAMPLES, tokenizer, length=100)
+    data = as_sequences(EXAMPLES, tokenizer, length=300)
     ids, scored = data.part(torch.tensor([0, 1, 2]))
     texts = [tokenizer.decode(ids[i][scored[i]]) for i in range(3)]
     assert texts == ["5</s>", "yes</s>", "no no</s>"]
@@ -242,7 +242,7 @@ def test_only_answers_count(
 def test_padding_changes_nothing(
     tiny_llama: Callable[..., nn.Module], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    recipe = replace(RECIPE, dropout=0.0, batch=3, epochs=1, length=100)
+    recipe = replace(RECIPE, dropout=0.0, batch=3, epochs=1, length=300)
     padded, alone = tiny_llama(n_layers=2), tiny_llama(n_layers=2)
     a = fine_tune(padded, EXAMPLES, tokenizer=tokenizer, preset=recipe)
     b = fine_tune(alone, EXAMPLES, tokenizer=tokenizer, preset=recipe, micro_batch=1)
