@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+DOCS_STAMP := $(VENV)/.docs-stamp
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: env bench test faults package-test slow lint speed gpu docs wheel clean
@@ -42,10 +43,13 @@ speed: env
 gpu: env
 	$(BIN)/python -m streamline.benchmarks.gpu --out reports/gpu
 
-# The public face, what plugins import, and the packages that explain the rest.
-docs: env
-	$(BIN)/python -m pdoc -d google -o out/docs streamline $(addprefix streamline., \
-	  api method plan calibration registry errors baselines engine training results)
+# The site, into out/docs; a link that leads nowhere fails it.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $(DOCS_STAMP)
 
 wheel: env
 	$(BIN)/python -m build --wheel --no-isolation --outdir out/dist

@@ -31,7 +31,9 @@ class GivenLayers(Method):
     """Remove the layers of a list, whatever the data say.
 
     The list decides how much is removed; the target sparsity does not (but at 0 nothing is
-    removed), and the record holds both. Layers are counted from 0.
+    removed), and the record holds both. Layers are counted from 0: ``given-layers+remove=21-29``,
+    ``remove=[24,25,27]``, ``remove=24.attention``. ``--plan`` reads the list from a cell, a
+    checkpoint or a file. It is no part of ``all``.
 
     Attributes:
         remove: What to remove: one item or a list of items, each a layer, layers written as

@@ -32,7 +32,11 @@ class LaCo(Method):
 
     For the wanted C and I, and for every smaller C with I = 1, the highest threshold is searched at
     which enough layers are removed. Of these models the one most similar to the dense model is used
-    (or, by ``choose``, the first that reaches the count); its C, I and T are in the notes.
+    (or, by ``choose``, the first that reaches the count); its C, I and T are in the notes. On
+    small models the sum of many differences can destroy the model, as with C = 4 on SmolLM2-135M.
+
+    A merge makes ``W_l + sum_k (W_{l+k} - W_l)`` of a layer's projections and those of the next
+    C - 1; the last one folds fewer layers if need be.
 
     Attributes:
         layers_per_merge: C, layers that become one.

@@ -48,13 +48,15 @@ class LinearPatch(Method):
         LinearPatch, arXiv:2505.24680, section 3; its distillation as released.
 
     Differs from the released code:
-        Hidden sizes for which no Hadamard matrix is built here are rotated by the orthonormal
-        cosine transform; see :func:`orthogonal_rotation`. The run is chosen by cosines of tokens;
-        the released script's ``cosine_similarity`` runs over its default dimension, the tokens of
-        a sequence, channel by channel, and leaves out runs that start at layer 0 or reach the last
-        layer. Ratios are computed in float64 instead of float16. Distillation sees the run's
-        calibration tokens (released: 5,000 sequences of 2048, prepared beforehand), and its
-        divergence is averaged over the tokens.
+        Hadamard matrices are built by Sylvester's and Paley's constructions; hidden sizes without
+        one are rotated by the orthonormal cosine transform, named in the notes. The run is chosen
+        by cosines of tokens; the released script's ``cosine_similarity`` runs over its default
+        dimension, the tokens of a sequence, channel by channel, and leaves out runs that start at
+        layer 0 or reach the last layer. Ratios are computed in float64 instead of float16.
+        Distillation sees the run's calibration tokens (released: 5,000 sequences of 2048, prepared
+        beforehand), and its divergence is averaged over the tokens, in float32 instead of mixed
+        precision. As released it is AdamW with weight decay 1e-4, its rate falling by a cosine to a
+        twentieth.
     """
 
     name: ClassVar[str] = "linearpatch"

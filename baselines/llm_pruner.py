@@ -58,7 +58,8 @@ class LLMPruner(Method):
         attend to it; the released folding of longer rows pairs head ``i`` with ``i`` modulo the
         number of key-value heads. At least one head and one channel of a layer stay. Sequences
         come from the run's calibration texts instead of BookCorpus. Its default fraction is 0.2
-        whatever that removes; here the target sparsity of all parameters decides. It cannot be
+        whatever that removes (0.25, as in its README, is 19.52 % of Llama-2-7B); here the target
+        sparsity of all parameters decides. Falcon and Bloom are unsupported. It cannot be
         wrapped: it is scripts with model classes of their own for Llama and a few more.
     """
 

@@ -56,7 +56,8 @@ class ReplaceMe(Method):
         read before the final norm. For the cosine it compares ``M T`` with ``h_stop - Y`` except
         in its accurate form, which is the one here, and keeps states in bfloat16 (here
         float32, three vectors for each calibration token). One run is replaced; replacing
-        several at once is left out.
+        several at once is left out. Families with a norm after the MLP (Gemma 2, OPT-350m) are
+        unsupported: nothing can be folded there.
     """
 
     name: ClassVar[str] = "replaceme"

@@ -2,8 +2,13 @@
 
 Five methods that differ in the network alone: an MLP d-2d-d or a decoder layer, once or applied
 once per removed layer with shared parameters, or one MLP for each removed layer. The sixth of the
-set, nothing with LoRA of as many trained parameters, is the LoRA stage crossed with
-``llm-streamline-none``.
+set, nothing with LoRA of as many trained parameters, is ``llm-streamline-none`` with
+``--recovery lora``.
+
+The first version trains on 20,000 samples of 2048 tokens (the length is not stated) in batches of
+2,048 (of what is not stated; read as tokens, since 2,048 samples would leave 49 steps) at 1e-3 for
+five epochs. A run trains all its replacements by its own settings, so that they are compared on the
+same tokens.
 """
 
 from __future__ import annotations

