@@ -131,8 +131,13 @@ def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
         if text is not None
     ]
     repositories = dict.fromkeys(found for text in named if (found := _on_hub(text)))
+    streamed = set(REPOSITORIES.values())
     return Sources(
-        origins, {name: texts.get(name) or dataset_commit(name) for name in repositories}
+        origins,
+        {
+            name: texts.get(name) or dataset_commit(name, kept=name in streamed)
+            for name in repositories
+        },
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.hub.rows import data_explained, load_rows
+from streamline.sources.hub.kept_rows import kept_rows
 from streamline.sources.mixing import Document, check_limits, first_documents, mix, text_fingerprint
 from streamline.sources.packaged import PROPORTIONS, is_heldout, packaged_passages
 
@@ -83,6 +83,7 @@ REPOSITORIES = {
     "c4": "allenai/c4",
 }
 """Name -> repository on the hub."""
+_HUB_COLUMNS = {"slimpajama": ("text", "meta")}
 TEXTS = ("packaged", *_SLIMPAJAMA, "wikitext2", "c4")
 """The names that are not paths."""
 
@@ -224,13 +225,15 @@ def _hub(
     hub_split = _HUB_SPLITS[name].get(split)
     if hub_split is None:
         raise ConfigError(f"{name!r} has no split {split!r}; use {name + ':heldout'!r} or train.")
-    repository = REPOSITORIES[name]
-    commit = (revisions or {}).get(repository)
-    rows = load_rows(repository, config, split=hub_split, revision=commit, streaming=True)
-    with data_explained(repository, config, hub_split, commit):
-        if seed is not None:
-            rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        yield from rows
+    return kept_rows(
+        REPOSITORIES[name],
+        config,
+        split=hub_split,
+        columns=_HUB_COLUMNS.get(name, ("text",)),
+        revision=(revisions or {}).get(REPOSITORIES[name]),
+        seed=seed,
+        buffer=_SHUFFLE_BUFFER,
+    )
 
 
 def _local(name: str) -> Iterator[Document]:

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from streamline.files import cache_dir
 from streamline.sources.hub.failures import hub_errors, hub_reachable, patiently
 
 __all__ = [
     "cached_commits",
     "dataset_commit",
     "forget_commits",
+    "kept_folder",
     "known_as",
     "known_commit",
     "model_commit",
@@ -111,7 +113,7 @@ def _looked_up(hub_id: str, revision: str | None) -> str:
 
 
 def dataset_commit(
-    repository: str, config: str | None = None, revision: str = "main"
+    repository: str, config: str | None = None, revision: str = "main", *, kept: bool = False
 ) -> str | None:
     """The commit that a branch of a data set is at: on the hub, or of the newest copy here.
 
@@ -119,6 +121,7 @@ def dataset_commit(
         repository: Its id.
         config: Its configuration, for the copies here.
         revision: Branch, tag or commit.
+        kept: Whether it is read as a stream, whose copies here are kept rows.
 
     Returns:
         40 hexadecimal digits, or None if neither the hub nor the cache has it.
@@ -127,6 +130,9 @@ def dataset_commit(
         found = _asked(repository, revision)
         if found is not None:
             return found
+    if kept:
+        rows = [path.name for path in _newest(kept_folder(repository).glob("*"))]
+        return revision if revision in rows else next(iter(rows), None)
     here = cached_commits(repository, config)
     if _COMMIT.fullmatch(revision):
         return revision if revision in here and _made_newest(repository, config, revision) else None
@@ -136,6 +142,11 @@ def dataset_commit(
 def cached_commits(repository: str, config: str | None) -> list[str]:
     """The commits of a data set that lie in the cache of ``datasets``, the newest copy first."""
     return [path.name for path in _copies(repository, config)]
+
+
+def kept_folder(repository: str) -> Path:
+    """Where rows that were read from a data set as a stream are kept, below their commits."""
+    return cache_dir() / "texts" / "hub" / repository.replace("/", "--")
 
 
 @lru_cache(maxsize=256)
@@ -161,7 +172,12 @@ def _copies(repository: str, config: str | None) -> list[Path]:
     root = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / folder
     # Single files of a repository are kept under a name that begins so.
     copies = [*root.glob(f"{config or 'default'}/*/*"), *root.glob("default-*/*/*")]
-    found = [path for path in copies if path.is_dir() and _COMMIT.fullmatch(path.name)]
+    return _newest(copies)
+
+
+def _newest(folders: Iterable[Path]) -> list[Path]:
+    """The folders that are named by a commit, the newest first."""
+    found = [path for path in folders if path.is_dir() and _COMMIT.fullmatch(path.name)]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
