@@ -149,7 +149,12 @@ class StreamlineReplacement(Method):
         check_start(self.kind, self.init, self.residual)
 
     def _added(self, decoder: Decoder, n_remove: int) -> int:
-        return added_parameters(self.kind, decoder, n_remove)
+        return added_parameters(self.kind, decoder, n_remove, norm=self._norm)
+
+    @property
+    def _norm(self) -> bool:
+        """Whether the network has a norm of its own."""
+        return False
 
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:
         """How many layers the network replaces at a sparsity."""
@@ -176,6 +181,7 @@ class StreamlineReplacement(Method):
             span,
             init=self.init,
             residual=self.residual,
+            norm=self._norm,
             seed=seed,
             linear=linear,
         )
@@ -217,12 +223,22 @@ class StreamlineSwiGLU(StreamlineReplacement):
 
     Its intermediate size is the model's own.
 
+    Attributes:
+        norm: Whether an RMS norm comes before it. With ``residual`` too it is a decoder block
+            without attention, which serving engines know; the released network has neither.
+
     Reference:
         arXiv:2403.19135 (later versions), "SwiGLU".
     """
 
     name: ClassVar[str] = "llm-streamline-swiglu"
     kind: ClassVar[str] = "swiglu"
+
+    norm: bool = False
+
+    @property
+    def _norm(self) -> bool:
+        return self.norm
 
 
 @dataclass(frozen=True, kw_only=True)

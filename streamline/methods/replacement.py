@@ -47,6 +47,7 @@ def make(
     *,
     init: str = "random",
     residual: bool = False,
+    norm: bool = False,
     seed: int = 0,
     linear: tuple[Tensor, Tensor] | None = None,
 ) -> nn.Module:
@@ -64,6 +65,7 @@ def make(
             given as ``linear``) and ``"identity"`` (computes its input).
         residual: Whether an ``ffn``, ``mlp`` or ``swiglu`` adds its input to its output. With
             ``init="random"`` its output projection then starts at zero.
+        norm: Whether a ``swiglu`` has an RMS norm before its projections, with the model's eps.
         seed: Seed of everything random; the global random state is restored.
         linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from
                 :func:`streamline.methods.linear_map.linear_maps`.
@@ -90,7 +92,7 @@ def make(
     if prefix == "multiple-":
         spans = [Span(i, i + 1) for i in span.layers]
     with seeded(seed):
-        parts = [_one(base, decoder, part, init, residual, linear) for part in spans]
+        parts = [_one(base, decoder, part, init, residual, norm, linear) for part in spans]
     module = parts[0]
     if prefix == "multiple-":
         module = Stack(parts)
@@ -131,13 +133,14 @@ def home(decoder: Decoder, layer: int) -> torch.device:
     return decoder.device if device.type == "meta" else device
 
 
-def added_parameters(kind: str, decoder: Decoder, n: int) -> int:
+def added_parameters(kind: str, decoder: Decoder, n: int, *, norm: bool = False) -> int:
     """Parameters that a replacement of ``n`` layers adds.
 
     Args:
         kind: As for :func:`make`.
         decoder: The dense model; its weights may lie on the meta device.
         n: Layers in the span; 0 needs no replacement and adds nothing.
+        norm: As for :func:`make`.
 
     Raises:
         UnknownNameError: If the kind does not exist.
@@ -149,7 +152,7 @@ def added_parameters(kind: str, decoder: Decoder, n: int) -> int:
         one = round(sum(map(decoder.layer_parameters, range(decoder.n_layers))) / decoder.n_layers)
     else:
         with torch.device("meta"):
-            one = sum(p.numel() for p in _network(base, decoder, False).parameters())
+            one = sum(p.numel() for p in _network(base, decoder, False, norm).parameters())
     return one * n if prefix == "multiple-" else one
 
 
@@ -169,14 +172,22 @@ def split_kind(kind: str) -> tuple[str, str]:
     return prefix, base
 
 
-def _network(kind: str, decoder: Decoder, residual: bool) -> FFN | SwiGLU | LinearMap:
+def _network(kind: str, decoder: Decoder, residual: bool, norm: bool) -> FFN | SwiGLU | LinearMap:
     d = decoder.hidden_size
     if kind == "linear":
         return LinearMap(d)
     if kind == "swiglu":
         out = submodule(decoder.layers[0], decoder.family.mlp_out)
-        return SwiGLU(d, out.weight.numel() // d, residual=residual)  # type: ignore[operator]
+        width: int = out.weight.numel() // d  # type: ignore[operator]
+        return SwiGLU(d, width, residual=residual, norm=_eps(decoder) if norm else None)
     return FFN(d, 4 * d if kind == "ffn" else 2 * d, residual=residual)
+
+
+def _eps(decoder: Decoder) -> float:
+    """The eps of a model's norms."""
+    names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+    found = (getattr(decoder.config, name, None) for name in names)
+    return next((float(eps) for eps in found if eps is not None), 1e-5)
 
 
 def _one(
@@ -185,11 +196,12 @@ def _one(
     span: Span,
     init: str,
     residual: bool,
+    norm: bool,
     linear: tuple[Tensor, Tensor] | None,
 ) -> nn.Module:
     if kind == "layer":
         return _layer(decoder, span, init)
-    module = _network(kind, decoder, residual)
+    module = _network(kind, decoder, residual, norm)
     if init == "random":
         if isinstance(module, (FFN, SwiGLU)) and residual:
             out = module.fc2 if isinstance(module, FFN) else module.down_proj

@@ -20,8 +20,14 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+
+try:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+except ImportError:  # before version 4.52, whose models checkpoint layers themselves
+    GradientCheckpointingLayer = nn.Module  # type: ignore[misc, assignment]
 
 Spec = dict[str, Any]
 #: Makes a layer from its spec, the model's config and a fresh standard layer of that position.
@@ -76,8 +82,11 @@ def spec_of(module: nn.Module) -> Spec:
     return dict(module.__dict__.get("streamline_spec", {"kind": "layer"}))
 
 
-class LayerModule(nn.Module):
+class LayerModule(GradientCheckpointingLayer):
     """A network called like a decoder layer: the hidden states first, the rest ignored.
+
+    Like a decoder layer it computes its activations again in the backward pass where a model's
+    `gradient_checkpointing_enable` asks for it.
 
     Attributes:
         tuple_output: Whether the base model's layers return tuples, so that this one must too.
@@ -145,38 +154,67 @@ class FFN(LayerModule):
         }
 
 
+class RMSNorm(nn.Module):
+    """``weight * x / sqrt(mean(x^2) + eps)``, rounded as Llama's.
+
+    Args:
+        d: Hidden size, D.
+        eps: Added to the mean.
+    """
+
+    def __init__(self, d: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Hidden states [B, T, D], in their dtype; the mean in float32."""
+        x = hidden_states.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x.to(hidden_states.dtype)
+
+
 class SwiGLU(LayerModule):
-    """``down(silu(gate(x)) * up(x))``, without norm.
+    """``down(silu(gate(x)) * up(x))``; with norm and residual an attention-free block of Llama.
 
     Args:
         d: Hidden size, D.
         intermediate: Hidden units.
         bias: Whether the projections have one.
         residual: Whether the input is added to the output.
+        norm: eps of an RMS norm before the projections; None for no norm.
     """
 
     def __init__(
-        self, d: int, intermediate: int, bias: bool = False, residual: bool = False
+        self,
+        d: int,
+        intermediate: int,
+        bias: bool = False,
+        residual: bool = False,
+        norm: float | None = None,
     ) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(d, intermediate, bias=bias)
         self.up_proj = nn.Linear(d, intermediate, bias=bias)
         self.down_proj = nn.Linear(intermediate, d, bias=bias)
         self.residual = residual
+        self.norm = None if norm is None else RMSNorm(d, norm)
 
     def transform(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The gated projections."""
-        gate = nn.functional.silu(self.gate_proj(hidden_states))
-        output: Tensor = self.down_proj(gate * self.up_proj(hidden_states))
+        """Norm, the gated projections and the addition."""
+        x = hidden_states if self.norm is None else self.norm(hidden_states)
+        gate = nn.functional.silu(self.gate_proj(x))
+        output: Tensor = self.down_proj(gate * self.up_proj(x))
         return hidden_states + output if self.residual else output
 
     def spec(self) -> Spec:
-        """Width, bias and residual."""
+        """Width, bias, residual and the norm's eps if there is one."""
         return {
             "kind": "swiglu",
             "intermediate": self.gate_proj.out_features,
             "bias": self.gate_proj.bias is not None,
             "residual": self.residual,
+            **({} if self.norm is None else {"norm": self.norm.eps}),
         }
 
 
@@ -208,6 +246,9 @@ class Stack(LayerModule):
     Args:
         modules: Decoder layers or modules called like one, in order.
     """
+
+    #: Its parts do that, each for itself.
+    gradient_checkpointing = property(lambda self: False, lambda self, value: None)
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -278,7 +319,13 @@ def _ffn(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
 
 @builder("swiglu")
 def _swiglu(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
-    return SwiGLU(config.hidden_size, spec["intermediate"], spec["bias"], spec["residual"])
+    return SwiGLU(
+        config.hidden_size,
+        spec["intermediate"],
+        spec["bias"],
+        spec["residual"],
+        spec.get("norm"),
+    )
 
 
 @builder("linear")

@@ -201,7 +201,7 @@ def build_shell(model: nn.Module, spec: Spec) -> None:
     Args:
         model: A model of the base class; the new weights are unset.
         spec: ``embeddings`` (path -> width), ``norm`` ([path, width, eps]) and ``head`` ([path,
-            inputs, has a bias]).
+            inputs, has a bias]), which a model without a head has not.
     """
     for path, width in spec["embeddings"].items():
         embedding: Any = model.get_submodule(path)
@@ -212,10 +212,13 @@ def build_shell(model: nn.Module, spec: Spec) -> None:
     path, width, eps = spec["norm"]
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, UnitNorm(width, eps))
-    path, n_in, bias = spec["head"]
-    parent, _, leaf = path.rpartition(".")
-    head: Any = model.get_submodule(path)
-    setattr(model.get_submodule(parent), leaf, empty_linear(head, head.out_features, n_in, bias))
+    if "head" in spec:
+        path, n_in, bias = spec["head"]
+        parent, _, leaf = path.rpartition(".")
+        head: Any = model.get_submodule(path)
+        setattr(
+            model.get_submodule(parent), leaf, empty_linear(head, head.out_features, n_in, bias)
+        )
     model.__dict__["streamline_shell"] = dict(spec)
 
 

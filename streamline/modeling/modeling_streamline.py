@@ -27,7 +27,9 @@ import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -54,6 +56,7 @@ FILES = (
 #: Which classes of these files transformers is to use.
 AUTO_MAP = {
     "AutoConfig": "modeling_streamline.StreamlineConfig",
+    "AutoModel": "modeling_streamline.StreamlineModel",
     "AutoModelForCausalLM": "modeling_streamline.StreamlineForCausalLM",
 }
 #: Classes of layers that stay on one device.
@@ -126,11 +129,12 @@ class _BaseModel:
         if BEFORE_5 and heads and "lm_head" not in heads:  # version 5 renamed GPT-NeoX's
             kwargs["key_mapping"] = {r"^lm_head\.": f"{heads[0]}."}
         model, info = super().from_pretrained(name, *args, **kwargs)  # type: ignore[misc]
-        wrong = {
-            key: sorted(map(str, value))
-            for key, value in info.items()
-            if key.endswith("_keys") and value
-        }
+        wrong = {key: sorted(map(str, info[key])) for key in info if key.endswith("_keys")}
+        if headless(model):
+            prefix = f"{model.base_model_prefix}."
+            spare = [key for key in wrong["unexpected_keys"] if key.startswith(prefix)]
+            wrong["unexpected_keys"] = spare  # the head's are not wanted
+        wrong = {key: names for key, names in wrong.items() if names}
         if wrong:
             raise ValueError(f"the tensors in {name} are not those of its config: {wrong}")
         return (model, info) if wanted else model
@@ -152,9 +156,19 @@ class _BaseModel:
             super()._adjust_bias(output_embeddings, input_embeddings)  # type: ignore[misc]
 
 
+def headless(model: Any) -> bool:
+    """Whether a model is the base model alone, without a head for language."""
+    return not hasattr(model, model.base_model_prefix)
+
+
+def own_path(model: Any, path: str) -> str:
+    """A path from a model with a head, as it is from this one."""
+    return path.removeprefix(f"{model.base_model_prefix}.") if headless(model) else path
+
+
 def layer_list(model: nn.Module, config: Any) -> nn.ModuleList:
     """The list of layers of a model, found by the path in its config."""
-    layers = model.get_submodule(config.streamline["layers_path"])
+    layers = model.get_submodule(own_path(model, config.streamline["layers_path"]))
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -189,7 +203,13 @@ def install(model: nn.Module, config: Any) -> None:
     for index, state in config.streamline.get("state", {}).items():
         set_state(layers[int(index)], state)
     if "shell" in config.streamline:
-        build_shell(model, config.streamline["shell"])
+        shell = dict(config.streamline["shell"])
+        shell["embeddings"] = {own_path(model, at): d for at, d in shell["embeddings"].items()}
+        at, *rest = shell["norm"]
+        shell["norm"] = [own_path(model, at), *rest]
+        if headless(model):
+            del shell["head"]
+        build_shell(model, shell)
 
 
 def returns_tuple(function: Any) -> bool:
@@ -214,7 +234,7 @@ def returns_tuple(function: Any) -> bool:
 def shared_keys(model: nn.Module) -> dict[str, str]:
     """For each tensor of a layer with another layer's weights, the name of the original."""
     config: Any = model.config
-    path = config.streamline["layers_path"]
+    path = own_path(model, config.streamline["layers_path"])
     pairs = {}
     for index, spec in enumerate(config.streamline["layers"]):
         if spec["kind"] == "shared":
@@ -247,14 +267,21 @@ def config_class(base_type: str) -> type[PretrainedConfig]:
     name = f"Streamline{base.__name__}"
     made = type(name, (_BaseConfig, base), {"__module__": __name__, "__doc__": base.__doc__})
     globals()[name] = made
+    AutoModel.register(made, StreamlineModel, exist_ok=True)
     AutoModelForCausalLM.register(made, StreamlineForCausalLM, exist_ok=True)
     return made
 
 
 @functools.cache
-def model_class(base_type: str) -> type[PreTrainedModel]:
-    """The model class for checkpoints on a base model type, made once."""
-    base: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[base_type]]
+def model_class(base_type: str, *, head: bool = True) -> type[PreTrainedModel]:
+    """The model class for checkpoints on a base model type, made once.
+
+    Args:
+        base_type: The type of the base model.
+        head: Whether it has the base model's head for language.
+    """
+    mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING if head else MODEL_MAPPING
+    base: Any = mapping[CONFIG_MAPPING[base_type]]
     name = f"Streamline{base.__name__}"
     fields = {
         "__module__": __name__,
@@ -270,22 +297,29 @@ def model_class(base_type: str) -> type[PreTrainedModel]:
 class StreamlineForCausalLM:
     """The entry for ``AutoModelForCausalLM``: it gives an object of the base model's class."""
 
+    head = True
+
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """Load a checkpoint; the arguments are those of ``PreTrainedModel.from_pretrained``."""
         if config is None:
             config = StreamlineConfig.from_pretrained(name)
-        return model_class(type(config).model_type).from_pretrained(
-            name, *args, config=config, **kwargs
-        )
+        made = model_class(type(config).model_type, head=cls.head)
+        return made.from_pretrained(name, *args, config=config, **kwargs)
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
-        return model_class(type(config).model_type)._from_config(config, **kwargs)
+        return model_class(type(config).model_type, head=cls.head)._from_config(config, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
         """Called by transformers when the class comes from a checkpoint; there is nothing to do."""
+
+
+class StreamlineModel(StreamlineForCausalLM):
+    """The entry for ``AutoModel``: the base model without its head."""
+
+    head = False
 
 
 def register() -> None:

@@ -168,5 +168,6 @@ def test_a_config_that_came_from_the_hub_names_the_files_beside_it() -> None:
     )
     assert config.to_dict()["auto_map"] == {
         "AutoConfig": "modeling_streamline.StreamlineConfig",
+        "AutoModel": "modeling_streamline.StreamlineModel",
         "AutoModelForCausalLM": "modeling_streamline.StreamlineForCausalLM",
     }

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig
 
 from streamline.calibration import Calibration, measure
+from streamline.checkpoints.checkpoint import load, save
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.methods.llm_streamline import (
@@ -15,7 +16,9 @@ from streamline.methods.llm_streamline import (
     StreamlineNone,
     StreamlineSwiGLU,
 )
+from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Span
+from streamline.registry import build_method
 from streamline.testing.models import tiny_model
 
 VARIANTS = [StreamlineNone, StreamlineFFN, StreamlineSwiGLU, StreamlineLayer]
@@ -101,3 +104,38 @@ def test_the_layer_starts_as_the_first_of_the_span():
     first = decoder.layers[student.span.start].state_dict()
     assert all(torch.equal(value, first[key]) for key, value in student.module.state_dict().items())
     assert student.module is pruned.modules[student.span.start]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_with_norm_and_residual_is_a_block_without_attention(dtype):
+    model = tiny_model("llama", n_layers=6)
+    model.model.layers[2].post_attention_layernorm.variance_epsilon = model.config.rms_norm_eps
+    decoder = Decoder(model.to(dtype))
+    method = build_method("llm-streamline-swiglu+norm=true+residual=true")
+    assert repr(method) != repr(StreamlineSwiGLU())
+    ids = torch.arange(16).reshape(2, 8)
+    pruned = method.prune(decoder, calibration(6, Span(2, 4)), 0.2, ids, seed=0)
+    assert method.size(decoder, 0.2).pruned == pruned.n_parameters(decoder)
+    (network,) = pruned.modules.values()
+    block = remove_sublayer(decoder, 2, "attention")
+    names = {"norm.": "post_attention_layernorm.", "": "mlp."}
+    weights = dict(block.named_parameters())
+    for name, parameter in network.to(dtype).named_parameters():
+        old, new = next(pair for pair in names.items() if name.startswith(pair[0]))
+        parameter.data.copy_(weights[new + name.removeprefix(old)])
+    hidden = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(network(hidden), block(hidden))
+
+
+def test_swiglu_with_norm_and_residual_starts_as_the_identity_and_travels(tmp_path):
+    decoder = Decoder(tiny_model("opt", n_layers=6))
+    method = build_method("llm-streamline-swiglu+norm=true+residual=true")
+    pruned = method.prune(decoder, calibration(6, Span(2, 4)), 0.2, torch.zeros(1, 4).long(), 0)
+    ((start, network),) = pruned.modules.items()
+    assert network.norm.eps == 1e-5
+    hidden = torch.randn(1, 4, 32)
+    assert torch.equal(network(hidden), hidden)
+    network.down_proj.weight.data.normal_()
+    folder = save(pruned, decoder, None, tmp_path / "c", {}, verify=False)
+    again, _, _ = load(folder)
+    assert torch.equal(again.model.decoder.layers[start](hidden), network(hidden))
