@@ -48,8 +48,9 @@ class BlockPruner(Method):
 
     Differs from the released code:
         Trials of a round are evaluated jointly, as one trie. Sequences come from the run's
-        calibration texts, by default as many tokens as Shortened LLaMA looks at instead of 128
-        Alpaca samples of up to 2048 tokens, because the search is quadratic in the number of units.
+        calibration texts, by default as many tokens as Shortened LLaMA looks at instead of the
+        paper's 256 Alpaca samples of up to 2048 tokens, because the search is quadratic in
+        the number of units.
     """
 
     name: ClassVar[str] = "blockpruner"

@@ -41,7 +41,8 @@ class LinearPatch(Method):
             give the dense model's next-token distribution; 0 for none.
         learning_rate: Of the distillation, at its start: the paper's and the released run
             scripts'; the released program's own default is a tenth of it.
-        top_k: How many of the dense model's likeliest tokens it compares.
+        top_k: How many of the dense model's likeliest tokens it compares: the paper's number; the
+            released program keeps 50.
         step_tokens: Tokens of an optimiser step of it.
 
     Reference:
@@ -65,7 +66,7 @@ class LinearPatch(Method):
     rotation: Literal["hadamard", "none"] = "hadamard"
     distill_epochs: Natural = 0
     learning_rate: Positive = 1e-4
-    top_k: Annotated[Count, Field(ge=2)] = 50
+    top_k: Annotated[Count, Field(ge=2)] = 100
     step_tokens: Count = 2048
 
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:

@@ -47,7 +47,7 @@ class LLMPruner(Method):
         stop: Layer after the last one pruned: an index, or a fraction (rounded down). The defaults
             are layers 4 to 29 of 32.
         n_samples: Calibration sequences, one batch.
-        length: Tokens of each.
+        length: Tokens of each: the paper's number; the released program cuts at 64.
 
     Reference:
         LLM-Pruner, arXiv:2305.11627, sections 3.1 and 3.2, equations 3 to 6.
@@ -57,9 +57,9 @@ class LLMPruner(Method):
         GPT-2 and GPT-NeoX. With grouped keys, a key-value head is scored with the query heads that
         attend to it; the released folding of longer rows pairs head ``i`` with ``i`` modulo the
         number of key-value heads. At least one head and one channel of a layer stay. Sequences
-        come from the run's calibration texts instead of BookCorpus. Its default fraction is 0.2
-        whatever that removes (0.25, as in its README, is 19.52 % of Llama-2-7B); here the target
-        sparsity of all parameters decides. Falcon and Bloom are unsupported. It cannot be
+        come from the run's calibration texts instead of BookCorpus. Its scripts and README remove
+        0.25 of the groups (19.52 % of Llama-2-7B); here the target sparsity of all parameters
+        decides. Falcon and Bloom are unsupported. It cannot be
         wrapped: it is scripts with model classes of their own for Llama and a few more.
     """
 
@@ -82,7 +82,7 @@ class LLMPruner(Method):
     start: Natural | Fraction = 0.125
     stop: Natural | Fraction = 0.9375
     n_samples: Count = 10
-    length: Length = 64
+    length: Length = 128
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Families whose heads cannot be separated."""

@@ -150,7 +150,7 @@ def test_distillation_brings_the_logits_nearer(family, tiny_llama, tiny_opt):
     facts = pruned.notes["distillation"]
     with torch.no_grad():
         dense = decoder.logits(TOKENS)
-        found = [float(top_divergence(dense, logits_of(p, decoder), 50)) for p in (plain, pruned)]
+        found = [float(top_divergence(dense, logits_of(p, decoder), 100)) for p in (plain, pruned)]
     assert facts["before"] == pytest.approx(found[0], rel=1e-4)
     assert facts["after"] == pytest.approx(found[1], rel=1e-4)
     assert facts["after"] < 0.9 * facts["before"]
