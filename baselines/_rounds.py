@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from streamline.methods.loss_search import Found
+from streamline.methods.unfinished import keep_unfinished, unfinished
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,26 @@ def notes(rounds: Sequence[Round], order: Sequence[Any]) -> dict[str, Any]:
         "layer_runs": sum(each.layer_runs for each in rounds),
         "naive_layer_runs": sum(each.naive_layer_runs for each in rounds),
     }
+
+
+def resumed(done: Sequence[Round], losses: Sequence[float] = ()) -> tuple[list[Round], list[float]]:
+    """Where a search goes on: at the end of another, or where a killed run of it stopped.
+
+    Args:
+        done: Rounds of a finished search that this one goes on from.
+        losses: What else that search left, a loss of each unit; minus infinity where unknown.
+
+    Returns:
+        The rounds and losses that are further.
+    """
+    kept = unfinished()
+    if kept is None or len(kept["rounds"]) <= len(done):
+        return list(done), list(losses)
+    rounds = [Round(*row) for row in kept["rounds"]]
+    return rounds, [-math.inf if loss is None else loss for loss in kept["losses"]]
+
+
+def keep_rounds(rounds: Sequence[Round], losses: Sequence[float] = ()) -> None:
+    """Keep what a search has found so far, for :func:`resumed`."""
+    known = [loss if math.isfinite(loss) else None for loss in losses]
+    keep_unfinished({"rounds": [astuple(each) for each in rounds], "losses": known})

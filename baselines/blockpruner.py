@@ -5,6 +5,7 @@ The unit is a sublayer. A layer that has lost both is gone from the path.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -25,7 +26,7 @@ from streamline.methods.sublayers import Sublayers, Unit
 from streamline.plan import Plan
 from streamline.progress import part
 
-from ._rounds import Round, from_extras, notes, to_extras
+from ._rounds import Round, from_extras, keep_rounds, notes, resumed, to_extras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,8 @@ class BlockPruner(Method):
             that). Without ``width`` only losses that could be the least of their round are
             measured.
         """
-        rounds = list(done)
-        untried = [float("-inf")] * len(sublayers.units)
-        last = untried if last_losses is None else list(last_losses)
+        untried = [-math.inf] * len(sublayers.units)
+        rounds, last = resumed(done, untried if last_losses is None else last_losses)
         if len(self.removed(sublayers, rounds, target)) < len(rounds):
             return rounds, last
         expected = target * len(sublayers.units) / sublayers.n_removed(sublayers.units)
@@ -120,6 +120,7 @@ class BlockPruner(Method):
             for i, loss in zip(tried, found.losses, strict=True):
                 last[i] = last[i] if loss is None else loss
             rounds.append(Round.of(tried[found.index], found))
+            keep_rounds(rounds, last)
             best = sublayers.units[rounds[-1].unit]
             if not sublayers.nearer(gone, best, target):
                 break

@@ -20,7 +20,7 @@ from streamline.methods.loss_search import LossSearch
 from streamline.plan import Plan
 from streamline.progress import part
 
-from ._rounds import Round, from_extras, notes, to_extras
+from ._rounds import Round, from_extras, keep_rounds, notes, resumed, to_extras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class SLEB(Method):
         Returns:
             ``n_remove`` rounds, those done first.
         """
-        rounds = list(done)[:n_remove]
+        rounds = resumed(done)[0][:n_remove]
         nodes = list(dense_path(decoder).nodes)
         for earlier in rounds:
             nodes = [node for node in nodes if node.layer != earlier.unit]
@@ -97,6 +97,7 @@ class SLEB(Method):
             with part(len(rounds), n_remove):
                 found = losses.least(paths)
             rounds.append(Round.of(nodes.pop(positions[found.index]).layer, found))
+            keep_rounds(rounds)
         return rounds
 
     def prune(

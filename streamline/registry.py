@@ -155,26 +155,36 @@ def method_names(names: Iterable[str]) -> tuple[str, ...]:
 
     Args:
         names: Registered names or ``pkg.module:Class``, with fields set or not
-            (:func:`build_method`), or ``all`` alone.
+            (:func:`build_method`), or ``all``, beside which names with fields may stand.
 
     Returns:
         The names in the order given; for ``all``, every registered one in alphabetical order but
-        those that need a field first (``in_all``).
+        those that need a field first (``in_all``). What stands beside it takes the place of the
+        method of its name, or is added.
 
     Raises:
         UnknownNameError: If a name is not registered.
-        ConfigError: If ``all`` is given beside other names, or a name is claimed twice.
+        ConfigError: If ``all`` is given beside a plain name that it means already, or a name is
+            claimed twice.
     """
     given = tuple(names)
     points = available(METHODS)
-    if given == ("all",):
-        return tuple(name for name, point in points.items() if _in_all(point))
-    if "all" in given:
-        raise ConfigError(f"'all' already means every method, got {', '.join(given)}")
     for name in map(base_name, given):
-        if ":" not in name and name not in points:
+        if ":" not in name and name not in points and name != "all":
             raise unknown_name("method", name, points)
-    return given
+    if "all" not in given:
+        return given
+    specs = tuple(name for name in given if name != "all")
+    every = [name for name, point in points.items() if _in_all(point)]
+    twice = sorted(set(specs) & set(every)) or ["all"] * (len(given) > len(specs) + 1)
+    if twice:
+        raise ConfigError(
+            f"'all' already means every method, got {', '.join(given)}: leave {twice[0]} out, or "
+            "set a field of it"
+        )
+    bases = {base_name(spec) for spec in specs}
+    kept = [name for name in every if name not in bases]
+    return tuple(sorted((*kept, *specs), key=base_name))
 
 
 def load_method(name: str) -> type[Method]:

@@ -111,6 +111,14 @@ def test_all_means_every_method_and_is_given_alone() -> None:
     assert set(registry.method_names(["all"])) == every - {"given-layers"}  # it needs its list
     with pytest.raises(ConfigError, match="'all' already means every method"):
         registry.method_names(["all", "dense"])
+    with pytest.raises(ConfigError, match="leave all out"):
+        registry.method_names(["all", "all"])
+    with pytest.raises(UnknownNameError, match="sheb"):
+        registry.method_names(["all", "sheb+n_samples=2"])
+    specs = ["all", "sleb+n_samples=2", "sleb+n_samples=4", "given-layers+remove=1"]
+    names = registry.method_names(specs)
+    assert set(names) == (every - {"given-layers", "sleb"}) | set(specs[1:])
+    assert [registry.base_name(name) for name in names] == sorted(map(registry.base_name, names))
 
 
 def test_fields_set_in_a_spec_do_not_hide_the_name() -> None:

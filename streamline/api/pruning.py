@@ -34,6 +34,7 @@ from streamline.engine.finite import bad_weight
 from streamline.errors import MethodError, NotFiniteError, UnsupportedModelError
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned
+from streamline.methods.unfinished import resuming
 from streamline.plan import Plan
 from streamline.progress import Progress, clock, portions, showing
 from streamline.sources.batches import batches_fingerprint
@@ -75,7 +76,8 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
         return _checked(kept, method)
     start = time.perf_counter()
     doing = f"{method.name}: calibrate"
-    with Watch(dense.decoder, dense).over(doing):
+    searching = resuming(folder / "calibration" / f"{key[:32]}.search.json")
+    with Watch(dense.decoder, dense).over(doing), searching:
         found = method.calibrate(dense.decoder, tokens.clone())
     if not isinstance(found, Calibration):
         raise MethodError(f"{doing} must return a Calibration, got {found!r:.200}")
@@ -205,8 +207,11 @@ def _pruned(
     """What one method decided, from disk or now."""
     file = pruning_file(target, dense, tokens, folder)
     kept = read_pruning(file, dense.decoder)
-    pruned, seconds = kept or _decided(target, dense.decoder, watch, calibration, tokens)
-    if kept is None:
+    if kept is not None:
+        pruned, seconds = kept
+    else:
+        with resuming(file.with_suffix(".search.json")):
+            pruned, seconds = _decided(target, dense.decoder, watch, calibration, tokens)
         write_pruning(file, pruned, dense.decoder, seconds)
     costs = {"calibrate_s": seconds + calibration.facts.get("seconds", 0.0)}
     return Variant(target=target, pruned=pruned, costs=costs)

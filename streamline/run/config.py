@@ -67,8 +67,9 @@ ThereFolder = Annotated[DirectoryPath, BeforeValidator(at_home)]
 class RunConfig(Strict):
     """A run: models x methods x sparsities x seeds x recovery, and how each cell is run.
 
-    Lists may be given as one text with commas. ``all`` as the only method means every
-    registered one; :func:`build_config` writes them out. Flags win over a suite's ``per_method``
+    Lists may be given as one text with commas. ``all`` among the methods means every registered
+    one, ``name+field=value`` beside it that one in another form; :func:`build_config` writes them
+    out. Flags win over a suite's ``per_method``
     and ``per_model``.
     """
 

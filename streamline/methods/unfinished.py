@@ -1,0 +1,62 @@
+"""What a long search has found so far, kept so that a killed run goes on there.
+
+Whoever runs a method's code says where its state may be kept; without that nothing is kept.
+
+Example::
+
+    with resuming(folder / "search.json"):      # around a method's code
+        state = unfinished() or {"round": 0}    # in the method
+        keep_unfinished(state)                  # after each round
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from streamline.distributed import team
+from streamline.kept import kept_json, write_json
+
+__all__ = ["keep_unfinished", "resuming", "unfinished"]
+
+_FILE: ContextVar[Path | None] = ContextVar("unfinished", default=None)
+
+
+@contextmanager
+def resuming(file: Path) -> Iterator[None]:
+    """Let code keep what it has found so far; what it kept goes once it has come to its end.
+
+    Args:
+        file: Where; its name holds everything that decides what the code finds.
+    """
+    token = _FILE.set(file)
+    try:
+        yield
+    finally:
+        _FILE.reset(token)
+    file.unlink(missing_ok=True)
+
+
+def unfinished() -> Any | None:
+    """What a run that was killed had kept here, or None; a damaged file is set aside."""
+    file = _FILE.get()
+    return None if file is None else kept_json(file)
+
+
+def keep_unfinished(state: Any) -> None:
+    """Keep what was found so far, in place of what was kept before.
+
+    Args:
+        state: Anything JSON can hold, without NaN or infinities. A disk that does not take it
+            costs the work of a later kill, no more.
+    """
+    file = _FILE.get()
+    if file is None or team().shard.rank != 0:
+        return
+    try:
+        write_json(file, state)
+    except OSError:
+        return
