@@ -37,9 +37,8 @@ from streamline.benchmarks.slicegpt_peer import perplexity
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, StreamlineError, UnsupportedModelError
 from streamline.files import write_json_atomic
-from streamline.sources.batches import token_batches
+from streamline.sources.batches import Part, TokenBatches
 from streamline.sources.models import load_model
-from streamline.sources.texts import load_texts
 
 _FAMILIES = ("llama", "opt")
 
@@ -164,11 +163,9 @@ def older_config(config: dict[str, Any]) -> dict[str, Any]:
     return older
 
 
-def _tokens(options: argparse.Namespace, tokenizer: Any, n: int, split: str) -> Tensor:
-    wanted = int(n * options.length * 1.02) + options.length
-    documents = load_texts(options.texts, seed=0, split=split, n_tokens=wanted, tokenizer=tokenizer)
-    texts = [document.text for document in documents]
-    return token_batches(texts, tokenizer, n_samples=n, length=options.length, seed=0)
+def _tokens(options: argparse.Namespace, tokenizer: Any, n: int, part: Part) -> Tensor:
+    batches = TokenBatches(tokenizer)
+    return batches.tokens(options.texts, n_samples=n, length=options.length, seed=0, part=part)
 
 
 def _hand_over(

@@ -103,7 +103,7 @@ def _made(cell: Cell, decoder: Decoder, config: RunConfig, tokens: TokenBatches)
     """One cell's path, its replacements trained by themselves."""
     method, wanted, recipe = build_method(cell.method), config.calibration, config.training
     batches = tokens.tokens(
-        wanted.source, n_samples=wanted.n_samples, length=wanted.length, seed=cell.seed
+        wanted.texts, n_samples=wanted.n_samples, length=wanted.length, seed=cell.seed
     )
     calibration = method.calibrate(decoder, batches)
     pruned = method.prune(decoder, calibration, cell.sparsity, batches, cell.seed)

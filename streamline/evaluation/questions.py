@@ -131,7 +131,7 @@ def heldout_text(batches: TokenBatches, texts: str, n_tokens: int, length: int) 
         return None
     name = heldout_name(texts)
     n_samples = max(1, n_tokens // length)
-    windows = batches.tokens(texts, n_samples=n_samples, length=length, seed=0, split="heldout")
+    windows = batches.tokens(texts, n_samples=n_samples, length=length, seed=0, part="heldout")
     return Text(name, windows, {"window": windows.shape[1]})
 
 

@@ -45,7 +45,7 @@ __all__ = [
     "shared_inputs",
 ]
 
-FORMAT = 2
+FORMAT = 3
 """Raised by a change of this project that changes numbers."""
 
 _ASKED = ("limit", "tasks", "prompting", "perplexity")  # of a model; all else makes the model
@@ -247,8 +247,6 @@ def _stage(
     """The settings of a stage, its text by content; that of calibration where it names none."""
     values = stage.model_dump(mode="json")
     texts = values["texts"] or config.calibration.texts
-    if stage is config.calibration:
-        texts = config.calibration.source
     values["texts"] = content_key(_text_content(texts, revisions))[:16]
     return values
 

@@ -152,7 +152,7 @@ def prune_to_checkpoint(
             with Session(
                 dense,
                 folder=cache,
-                texts=own.calibration.source,
+                texts=own.calibration.texts,
                 n_samples=own.calibration.n_samples,
                 length=own.calibration.length,
                 progress=shown,

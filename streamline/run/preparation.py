@@ -237,9 +237,7 @@ def _made(
 def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> Tensor:
     """Calibration tokens of a seed, [N, T], int64."""
     wanted = config.calibration
-    return batches.tokens(
-        wanted.source, n_samples=wanted.n_samples, length=wanted.length, seed=seed
-    )
+    return batches.tokens(wanted.texts, n_samples=wanted.n_samples, length=wanted.length, seed=seed)
 
 
 def cell_batches(config: RunConfig, variant: Variant, ready: Preparation) -> dict[str, str]:

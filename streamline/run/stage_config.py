@@ -64,21 +64,12 @@ class CalibrationConfig(Strict):
     """The text that methods look at before they decide."""
 
     texts: str = Field(
-        "packaged", description="Calibration text: packaged, slimpajama, wikitext2, or a file."
+        "packaged",
+        description="Calibration text: packaged, slimpajama, wikitext2, or a file; samples are "
+        "drawn at random from a large part of it.",
     )
     n_samples: Positive = Field(64, description="Samples of calibration text; else 64.")
     length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each sample.")
-    proportions: Literal["tokens", "rows"] = Field(
-        "tokens",
-        description="How a mixture's domains are weighed: by tokens (the paper) or by rows (its "
-        "released code).",
-    )
-
-    @property
-    def source(self) -> str:
-        """The name of the text with its proportions."""
-        rows = self.proportions == "rows" and self.texts == "slimpajama"
-        return "slimpajama:rows" if rows else self.texts
 
 
 class PerplexityConfig(Strict):

@@ -1,47 +1,50 @@
-"""Token batches for calibration and training: packed text, or padded examples.
+"""Token batches for calibration, training and perplexity: packed text, drawn at random.
 
-Both kinds of training data become padded sequences that name the first token whose loss counts, so
-one loss serves both: all tokens of running text, only the answer of an example.
+Text is packed into pieces, and the pieces are drawn at random from a pool of documents much larger
+than what is needed, as from the whole text: a batch is not the first documents of a stream.
 
 Example::
 
     token_batches(texts, tokenizer, n_samples=32, length=512, seed=0)           # [32, 512]
     batches = TokenBatches(tokenizer)                # made once for all that use them
     batches.tokens("packaged", n_samples=64, length=512, seed=0)                # [64, 512]
-    as_sequences([{"instruction": "Add 2 and 3.", "output": "5"}], tokenizer, length=256)
 
-Notation: N sequences, B sequences of one batch, T tokens.
+Notation: N sequences, T tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from streamline.errors import ConfigError
 from streamline.hashing import content_key
-from streamline.sources.instructions import is_instructions, load_examples, prompt_text
-from streamline.sources.texts import Split, load_texts
+from streamline.sources.drawing import Drawn, draw, encoded
+from streamline.sources.instructions import Example, is_instructions, load_examples
+from streamline.sources.mixing import Encoded, Exhausted, first, gather
+from streamline.sources.texts import Split, encoded_texts
 
 __all__ = [
-    "Sequences",
+    "Part",
     "TokenBatches",
-    "TrainingData",
-    "as_sequences",
     "batches_fingerprint",
     "token_batches",
 ]
 
-#: Token batches, [N, T], int64; or rows with ``instruction``, ``output`` and perhaps ``input``.
-TrainingData = Tensor | Sequence[Mapping[str, str]]
+#: Part of a text: what is set apart for validation is in no training, what is held out in neither.
+Part = Literal["train", "validation", "heldout"]
 
-#: Tokens loaded beyond those needed, since packing leaves remainders out.
-_SPARE = 1.02
+#: Times the tokens that are needed, of which a pool has at most so many: a validation loss needs
+#: fewer documents than a choice of layers, and what is set apart is only a tenth of a text.
+_TIMES: dict[Part, int] = {"train": 64, "validation": 8, "heldout": 64}
+_MOST = 2**23  # tokens of a pool, unless more are needed
+_KEPT = 2**22  # tokens of documents that are kept for further draws
+_LONGEST = 50  # a document of a mixture by tokens gives at most this part of its pool
 
 
 def token_batches(
@@ -67,19 +70,14 @@ def token_batches(
     Raises:
         ConfigError: If the texts hold too few tokens.
     """
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    stream: list[int] = []
-    for text in texts:
-        stream += [*tokenizer(text, truncation=False, verbose=False).input_ids, *end]
-    n_pieces = len(stream) // length
-    if n_pieces < n_samples:
+    found = [Encoded("text", encoded(tokenizer, text)) for text in texts]
+    n_tokens = sum(len(one.ids) for one in found)
+    if n_tokens // length < n_samples:
         raise ConfigError(
-            f"the text holds {len(stream)} tokens, too few for {n_samples} sequences of {length}: "
-            f"use at most {n_pieces} sequences, shorter ones, or give more text"
+            f"the text holds {n_tokens} tokens, too few for {n_samples} sequences of {length}: "
+            f"use at most {n_tokens // length} sequences, shorter ones, or give more text"
         )
-    pieces = torch.tensor(stream[: n_pieces * length], dtype=torch.int64).view(n_pieces, length)
-    generator = torch.Generator().manual_seed(seed)
-    return pieces[torch.randperm(n_pieces, generator=generator)[:n_samples]]
+    return draw(found, n_samples, length, seed)[0]
 
 
 def batches_fingerprint(batches: Tensor) -> str:
@@ -105,69 +103,132 @@ class TokenBatches:
         self._prints: dict[tuple[Any, ...], str] = {}
         self._used: dict[tuple[Any, ...], None] = {}
         self._made: dict[tuple[Any, ...], Any] = {}
+        self._drawn: dict[tuple[Any, ...], Drawn] = {}
+        self._ids: dict[str, array[int]] = {}
+        self._room = _KEPT
 
     def tokens(
         self,
         texts: str,
         *,
-        n_samples: int,
+        n_samples: int | None = None,
+        n_documents: int | None = None,
         length: int,
         seed: int,
-        split: Split | Literal["train"] = "train",
+        part: Part = "train",
     ) -> Tensor:
-        """Sequences of a text.
+        """Sequences of a text: drawn from a pool, or all of a number of documents.
 
         Args:
             texts: A known name, or a file or folder of texts.
             n_samples: Sequences, N.
+            n_documents: Documents whose every whole sequence is taken, in place of ``n_samples``.
             length: Tokens of each, T.
             seed: Seed of the draw.
-            split: Part of the text; no document is in ``"heldout"`` and in ``"train"``.
+            part: Part of the text; no document is in two of them.
 
         Returns:
-            Token ids, [N, T], int64.
+            Token ids, [N, T], int64, in random order.
 
         Raises:
             AssetError: If there is no such text.
-            ConfigError: If it holds too few tokens.
+            ConfigError: If it holds too few tokens or documents; the message says how many.
         """
-        key = (texts, split, n_samples, length, seed)
+        amount = n_samples if n_documents is None else f"{n_documents} documents"
+        key = (texts, part, amount, length, seed)
         if key not in self._made:
-            n_tokens = int(n_samples * length * _SPARE) + length
-            documents = load_texts(
-                texts,
-                seed=seed,
-                split=split,
-                n_tokens=n_tokens,
-                tokenizer=self.tokenizer,
-                revisions=self.revisions,
-            )
-            self._made[key] = token_batches(
-                [document.text for document in documents],
-                self.tokenizer,
-                n_samples=n_samples,
-                length=length,
-                seed=seed,
-            )
+            found = self._pool(texts, part, n_samples, n_documents, length, seed)
+            self._made[key], self._drawn[key] = draw(found, n_samples, length, seed)
         self._used[key] = None
-        found: Tensor = self._made[key]
-        return found
+        made: Tensor = self._made[key]
+        return made
+
+    def _pool(
+        self,
+        texts: str,
+        part: Part,
+        n_samples: int | None,
+        n_documents: int | None,
+        length: int,
+        seed: int,
+    ) -> list[Encoded]:
+        """The documents of one draw."""
+        least = (n_samples or 1) * length
+        most = max(least, min(_MOST, _TIMES[part] * least))
+        split: Split = "heldout" if part == "heldout" else "train"
+        stream = encoded_texts(
+            texts,
+            self._encode,
+            seed=seed,
+            split=split,
+            validation=None if part == "heldout" else part == "validation",
+            longest=None if n_documents else max(1, most // _LONGEST),
+            revisions=self.revisions,
+        )
+        try:
+            if n_documents is not None:
+                return first(stream, n_documents)
+            return gather(stream, least=least, most=most)
+        except Exhausted as error:
+            asked = f"{n_samples} sequences of {length} tokens" if n_samples else "that"
+            raise ConfigError(
+                f"the text {texts!r} ({part}) is too short for {asked}: {error}. Ask for less, or "
+                "give more text"
+            ) from error
+
+    def _encode(self, text: str) -> array[int]:
+        """A document's tokens; those of a text that is read often are made once."""
+        ids = self._ids.get(text)
+        if ids is None:
+            ids = encoded(self.tokenizer, text)
+            if len(ids) <= self._room:
+                self._ids[text] = ids
+                self._room -= len(ids)
+        return ids
 
     def training(
-        self, texts: str, *, n_tokens: int, validation_tokens: int, length: int, seed: int
+        self,
+        texts: str,
+        *,
+        n_tokens: int | None = None,
+        n_documents: int | None = None,
+        validation_tokens: int,
+        length: int,
+        seed: int,
     ) -> tuple[Tensor, Tensor]:
-        """Training and validation tokens of a text, [N, T] and [M, T]; no piece is in both.
+        """Training and validation tokens of a text, [N, T] and [M, T]; of different documents.
 
-        M is 0 without validation tokens, else at least 1.
+        Args:
+            texts: A known name, or a file or folder of texts.
+            n_tokens: Tokens of the training, of which the last piece is left out if it is no whole
+                one.
+            n_documents: Documents of the training, in place of ``n_tokens``.
+            validation_tokens: M is 0 without, else at least 1.
+            length: Tokens of each sequence, T.
+            seed: Seed of the draws.
         """
-        n_train = max(1, n_tokens // length)
-        n_validation = max(1, validation_tokens // length) if validation_tokens else 0
-        batches = self.tokens(texts, n_samples=n_train + n_validation, length=length, seed=seed)
-        return batches[:n_train], batches[n_train:]
+        n_train = max(1, n_tokens // length) if n_tokens else None
+        train = self.tokens(
+            texts, n_samples=n_train, n_documents=n_documents, length=length, seed=seed
+        )
+        if not validation_tokens:
+            return train, train[:0]
+        n_validation = max(1, validation_tokens // length)
+        validation = self.tokens(
+            texts, n_samples=n_validation, length=length, seed=seed, part="validation"
+        )
+        return train, validation
 
     def fine_tuning(
-        self, texts: str, *, n_tokens: int, validation_tokens: int, length: int, seed: int
-    ) -> tuple[TrainingData, TrainingData | None]:
+        self,
+        texts: str,
+        *,
+        n_tokens: int | None = None,
+        n_documents: int | None = None,
+        validation_tokens: int,
+        length: int,
+        seed: int,
+    ) -> tuple[Tensor | list[Example], Tensor | list[Example] | None]:
         """Training data of a whole model, and that of its validation loss.
 
         Both are tokens, [N, T], or instructions with their answers where ``texts`` names some.
@@ -176,14 +237,21 @@ class TokenBatches:
         if not is_instructions(texts):
             n_validation = -(-validation_tokens // length) * length
             train, validation = self.training(
-                texts, n_tokens=n_tokens, validation_tokens=n_validation, length=length, seed=seed
+                texts,
+                n_tokens=n_tokens,
+                n_documents=n_documents,
+                validation_tokens=n_validation,
+                length=length,
+                seed=seed,
             )
             return train, validation if len(validation) else None
-        key = (texts, "train", n_tokens, validation_tokens, seed)
+        amount = n_tokens if n_documents is None else f"{n_documents} documents"
+        key = (texts, "train", amount, validation_tokens, seed)
         if key not in self._made:
             self._made[key] = load_examples(
                 texts,
-                [n_tokens, validation_tokens],
+                [n_tokens or 0, validation_tokens],
+                n_examples=n_documents,
                 tokenizer=self.tokenizer,
                 seed=seed,
                 revisions=self.revisions,
@@ -195,7 +263,7 @@ class TokenBatches:
     def view(self) -> TokenBatches:
         """The same batches, with facts of what is asked of it alone."""
         own = TokenBatches(self.tokenizer, self.revisions)
-        own._made, own._prints = self._made, self._prints
+        own._made, own._prints, own._drawn = self._made, self._prints, self._drawn
         return own
 
     def facts(self) -> dict[str, str]:
@@ -207,71 +275,15 @@ class TokenBatches:
                 self._prints[key] = batches_fingerprint(made) if tokens else content_key(made)
         return {"/".join(map(str, key)): self._prints[key] for key in self._used}
 
+    def texts(self) -> list[dict[str, Any]]:
+        """What was asked for so far is made of, for the records."""
+        hashes = self.facts().values()
+        return [
+            {"name": key[0], "part": key[1], **self._made_of(key), "sha256": sha256}
+            for key, sha256 in zip(self._used, hashes, strict=True)
+        ]
 
-@dataclass(frozen=True)
-class Sequences:
-    """Right-padded token sequences.
-
-    Attributes:
-        ids: Tokens, [N, T], int64.
-        lengths: Tokens of each without padding, [N].
-        first: Index of the first token whose loss counts, [N].
-        packed: Whether they all have one length, as running text in batches has.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    first: Tensor
-    packed: bool
-
-    def part(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Some sequences, as wide as the longest: ids [B, T] and which tokens count, [B, T], bool.
-
-        Under a causal mask, padding on the right cannot reach a token that counts.
-        """
-        lengths = self.lengths[indices]
-        width = int(lengths.max())
-        places = torch.arange(width)
-        scored = (places >= self.first[indices, None]) & (places < lengths[:, None])
-        return self.ids[indices, :width], scored
-
-
-def as_sequences(data: TrainingData, tokenizer: Any, length: int) -> Sequences:
-    """Training data of either kind as padded sequences.
-
-    Args:
-        data: Token batches, which are used as they are, or examples.
-        tokenizer: A Hugging Face tokenizer, for examples.
-        length: Examples are truncated to this many tokens; one whose whole answer would be lost is
-            left out.
-
-    Raises:
-        ConfigError: If there is nothing to learn from, or a tokenizer is missing.
-    """
-    if isinstance(data, Tensor):
-        if data.dim() != 2 or data.dtype != torch.int64 or not len(data) or data.shape[1] < 2:
-            raise ConfigError(
-                "training needs token batches [N, T], int64, of at least 2 tokens each, got "
-                f"{data.dtype} {tuple(data.shape)}"
-            )
-        n, width = data.shape
-        return Sequences(data, torch.full((n,), width), torch.ones(n, dtype=torch.int64), True)
-    if tokenizer is None:
-        raise ConfigError("examples with instructions need tokenizer=, got None")
-    rows: list[tuple[list[int], int]] = []
-    for example in data:
-        prompt = list(tokenizer(prompt_text(example)).input_ids)
-        answer = list(tokenizer(example["output"], add_special_tokens=False).input_ids)
-        if tokenizer.eos_token_id is not None:
-            answer.append(tokenizer.eos_token_id)
-        if answer and 0 < len(prompt) < length:
-            rows.append(((prompt + answer)[:length], len(prompt)))
-    if not rows:
-        raise ConfigError(
-            f"none of {len(data)} examples has an answer within {length} tokens; raise the length"
-        )
-    lengths = torch.tensor([len(ids) for ids, _ in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for index, (row, _) in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-    return Sequences(ids, lengths, torch.tensor([first for _, first in rows]), False)
+    def _made_of(self, key: tuple[Any, ...]) -> dict[str, Any]:
+        if key in self._drawn:
+            return asdict(self._drawn[key])
+        return {"documents": sum(map(len, self._made[key]))}  # instructions

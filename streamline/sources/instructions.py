@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def load_examples(
     spec: str,
     n_tokens: Sequence[int],
     *,
+    n_examples: int | None = None,
     tokenizer: Any,
     seed: int,
     revisions: Mapping[str, str | None] | None = None,
@@ -88,6 +90,7 @@ def load_examples(
         spec: A source as in the module's docstring.
         n_tokens: Tokens wanted in each part, prompts and answers together. 0 gives an empty part.
             The first part may be smaller if there are no more examples.
+        n_examples: Examples of the first part, in place of its tokens.
         tokenizer: Counts the tokens.
         seed: Order of the examples.
         revisions: Commits of repositories on the hub; of others the main branch is read.
@@ -104,6 +107,14 @@ def load_examples(
     parts: list[list[Example]] = [[] for _ in n_tokens]
     remaining = iter(rows)
     for index in reversed(range(len(n_tokens))):  # held-out parts come first
+        if index == 0 and n_examples is not None:
+            parts[0] = list(islice(remaining, n_examples))
+            if len(parts[0]) < n_examples:
+                raise ConfigError(
+                    f"{n_examples} examples of {spec!r} are needed and it has {len(parts[0])} "
+                    "beside those kept apart: ask for fewer, or give more examples"
+                )
+            break
         count = 0
         while count < n_tokens[index]:
             row = next(remaining, None)

@@ -1,28 +1,81 @@
-"""Mixing documents by domain, by tokens or by rows, and the document itself.
+"""Documents in the order of a mixture, and how many of them a draw is made from.
+
+A mixture serves the domain that is furthest behind its fraction, so every beginning of it has the
+fractions, to within one document. A pool is such a beginning; where it ends must not depend on the
+documents (a pool that ends before a long one has too few of these), only on how many tokens there
+are.
 
 Example::
 
-    mixture = mix(documents, {"wiki": 0.3, "books": 0.7}, n_tokens=10_000, tokenizer=tokenizer)
+    stream = mixed(documents, {"wiki": 0.3, "books": 0.7}, "tokens", encode=encode)
+    pool = gather(stream, least=8_192, most=64 * 8_192)
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
+from array import array
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import islice
+from typing import Literal
 
 from streamline.errors import ConfigError
+from streamline.sources.packaged import PROPORTIONS
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+__all__ = [
+    "MIXTURES",
+    "Counted",
+    "Document",
+    "Encode",
+    "Encoded",
+    "Exhausted",
+    "first",
+    "gather",
+    "mixed",
+    "plain",
+]
 
-__all__ = ["Document", "first_documents", "mix", "text_fingerprint"]
+Counted = Literal["tokens", "rows"]
+
+SLIMPAJAMA_PROPORTIONS = {
+    "RedPajamaCommonCrawl": 0.361,
+    "RedPajamaGithub": 0.008,
+    "RedPajamaBook": 0.091,
+    "RedPajamaStackExchange": 0.010,
+    "RedPajamaWikipedia": 0.031,
+    "RedPajamaArXiv": 0.007,
+    "RedPajamaC4": 0.492,
+}
+"""LLM-Streamline, arXiv:2403.19135v1, table 7; fractions of tokens."""
+
+SLIMPAJAMA_ROWS_V1 = SLIMPAJAMA_PROPORTIONS
+"""The same fractions of documents: what the paper's own runs used, according to its authors."""
+
+SLIMPAJAMA_ROWS = SLIMPAJAMA_PROPORTIONS | {
+    "RedPajamaCommonCrawl": 0.361 / 3,
+    "RedPajamaArXiv": 0.007 / 20,
+    "RedPajamaBook": 0.091 / 200,
+}
+"""Fractions of documents in the released code since April 2025: long domains are divided down."""
+
+MIXTURES: dict[str, tuple[dict[str, float], Counted]] = {
+    "packaged": (PROPORTIONS, "tokens"),
+    "slimpajama": (SLIMPAJAMA_PROPORTIONS, "tokens"),
+    "slimpajama:rows": (SLIMPAJAMA_ROWS, "rows"),
+    "slimpajama:rows-v1": (SLIMPAJAMA_ROWS_V1, "rows"),
+}
+"""Name of a text -> the fraction of each domain, and what of it the fractions count."""
 
 _WAITING = 1000  # documents of one domain kept while another is looked for in a stream
+
+#: A text's tokens, with those that begin and end a document.
+Encode = Callable[[str], "array[int]"]
+
+
+class Exhausted(ConfigError):
+    """A text that ends before a mixture of it has what was asked."""
 
 
 @dataclass(frozen=True)
@@ -33,111 +86,112 @@ class Document:
     domain: str
 
 
-def mix(
+@dataclass(frozen=True)
+class Encoded:
+    """One document as tokens."""
+
+    domain: str
+    ids: array[int]
+
+
+def plain(documents: Iterable[Document], encode: Encode) -> Iterator[Encoded]:
+    """Documents as they come, as tokens."""
+    for document in documents:
+        yield Encoded(document.domain, encode(document.text))
+
+
+def mixed(
     documents: Iterable[Document],
     proportions: Mapping[str, float],
+    by: Counted,
     *,
-    n_tokens: int | None = None,
-    n_documents: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    encode: Encode,
+    longest: int | None = None,
     seed: int | None = 0,
-    by: Literal["tokens", "rows"] = "tokens",
-) -> list[Document]:
-    """Choose documents so that each domain has its fraction, spread evenly over the result.
-
-    By tokens, each domain ends at exactly its fraction of ``n_tokens`` (the last document is
-    truncated). By rows, documents are counted, whatever their length; ``n_tokens`` then only limits
-    the total.
+) -> Iterator[Encoded]:
+    """Documents in an order in which each domain has its fraction, for as long as there are any.
 
     Args:
         documents: The source; may be a stream, which is read only as far as needed.
         proportions: Domain -> fraction; scaled to sum to one. Other domains are left out.
-        n_tokens: Size of the result in tokens.
-        n_documents: Size of the result in documents, with ``by="rows"``.
-        tokenizer: Counts the tokens; needed with ``n_tokens``.
-        seed: Shuffles a sequence of documents first; None keeps the order. A stream is never
-            shuffled here.
-        by: What the fractions count.
-
-    Returns:
-        The mixture, in order.
+        by: What the fractions count: tokens, or documents whatever their length.
+        encode: Makes tokens of a text.
+        longest: With ``by="tokens"``, of a longer document so many tokens are taken, from a random
+            place: one book is not a domain. Documents that are counted stay whole.
+        seed: Seed of those places.
 
     Raises:
-        ConfigError: If the limits do not fit ``by``, a proportion is not positive, or a domain
-            runs out before its fraction is reached; the message names it.
+        ConfigError: If a proportion is not positive.
+        Exhausted: When a domain runs out; the message names it.
     """
-    if (n_tokens is None) == (n_documents is None) or (by == "tokens" and n_tokens is None):
-        raise ConfigError(
-            f"mix(by={by!r}) was given n_tokens={n_tokens} and n_documents={n_documents}; "
-            f'by="tokens" needs n_tokens, by="rows" needs one of the two.'
-        )
-    check_limits(n_tokens, n_documents, tokenizer)
     if not proportions or min(proportions.values()) <= 0:
         raise ConfigError(f"Proportions must be positive, got {dict(proportions)}.")
-    if seed is not None and isinstance(documents, Sequence):
-        documents = random.Random(seed).sample(documents, len(documents))
-    supply = _Supply(documents, proportions)
-    if by == "tokens":
-        assert n_tokens is not None and tokenizer is not None
-        return _by_tokens(supply, _apportion(proportions, n_tokens), tokenizer)
-    return _by_rows(supply, proportions, n_tokens, n_documents, tokenizer)
+    supply, place = _Supply(documents, proportions), random.Random(seed)
+    rows, tokens = dict.fromkeys(proportions, 0), dict.fromkeys(proportions, 0)
+    while True:
+        if by == "tokens":
+            domain = min(tokens, key=lambda d: tokens[d] / proportions[d])
+        else:  # Sainte-Lague: every beginning has each domain within one row of its fraction
+            domain = min(rows, key=lambda d: (rows[d] + 0.5) / proportions[d])
+        ids = encode(supply.next(domain, rows[domain]).text)
+        if by == "tokens" and longest is not None and len(ids) > longest:
+            start = place.randrange(len(ids) - longest + 1)
+            ids = ids[start : start + longest]
+        rows[domain] += 1
+        tokens[domain] += len(ids)
+        if ids:
+            yield Encoded(domain, ids)
 
 
-def first_documents(
-    documents: Iterable[Document],
-    *,
-    n_tokens: int | None = None,
-    n_documents: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> list[Document]:
-    """The first documents up to a limit, or all; the last one is truncated to fit ``n_tokens``.
-
-    Raises:
-        ConfigError: If there are too few, or both limits are given, or the tokenizer is missing.
-    """
-    check_limits(n_tokens, n_documents, tokenizer)
-    result: list[Document] = []
-    size = 0
-    limit = n_tokens if n_tokens is not None else n_documents
-    for document in documents:
-        cost = 1
-        if n_tokens is not None and tokenizer is not None:
-            document, cost = _truncated(document, n_tokens - size, tokenizer)
-        if cost:
-            result.append(document)
-            size += cost
-        if size == limit:
-            return result
-    if limit is not None:
-        unit = "tokens" if n_tokens is not None else "documents"
-        raise ConfigError(f"{limit} {unit} are needed and the text has {size}: choose fewer.")
-    return result
-
-
-def text_fingerprint(documents: Iterable[Document]) -> str:
-    """SHA-256 over domains and texts in order, for the record of a run."""
-    digest = hashlib.sha256()
-    for document in documents:
-        row = json.dumps([document.domain, document.text])
-        digest.update(row.encode("ascii") + b"\n")
-    return digest.hexdigest()
-
-
-def check_limits(
-    n_tokens: int | None, n_documents: int | None, tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    """Refuse limits that are contradictory, not positive, or cannot be counted.
+def first(stream: Iterable[Encoded], n_documents: int) -> list[Encoded]:
+    """So many documents of a stream.
 
     Raises:
-        ConfigError: If so.
+        Exhausted: If it has fewer.
     """
-    if n_tokens is not None and n_documents is not None:
-        raise ConfigError(f"Give n_tokens ({n_tokens}) or n_documents ({n_documents}), not both.")
-    for name, value in (("n_tokens", n_tokens), ("n_documents", n_documents)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}.")
-    if n_tokens is not None and tokenizer is None:
-        raise ConfigError(f"n_tokens={n_tokens} needs a tokenizer to count with; none was given.")
+    found: list[Encoded] = []
+    why = ""
+    try:
+        found += islice(stream, n_documents)
+    except Exhausted as error:
+        why = f" ({error})"
+    if len(found) < n_documents:
+        raise Exhausted(
+            f"{n_documents:,} documents are needed and the text has {len(found):,}{why}"
+        )
+    return found
+
+
+def gather(stream: Iterable[Encoded], *, least: int, most: int) -> list[Encoded]:
+    """The documents that a draw is made from.
+
+    Args:
+        stream: Documents in their order; read no further than needed.
+        least: Tokens that are needed.
+        most: Tokens that are enough.
+
+    Returns:
+        The first documents that hold ``most`` tokens, or all that there are.
+
+    Raises:
+        Exhausted: If they hold less than ``least``.
+    """
+    found: list[Encoded] = []
+    size, why = 0, ""
+    try:
+        for one in stream:
+            found.append(one)
+            size += len(one.ids)
+            if size >= most:
+                return found
+    except Exhausted as error:
+        why = f" ({error})"
+    if size < least:
+        raise Exhausted(
+            f"{least:,} tokens are needed and the text has {size:,} in {len(found):,} documents"
+            f"{why}"
+        )
+    return found
 
 
 class _Supply:
@@ -147,87 +201,16 @@ class _Supply:
         self._stream = iter(documents)
         self._waiting: dict[str, deque[Document]] = {domain: deque() for domain in domains}
 
-    def next(self, domain: str, done: str) -> Document:
-        """The next document of a domain; ``done`` is the progress that an error reports."""
+    def next(self, domain: str, taken: int) -> Document:
+        """The next document of a domain, after those taken before."""
         queue = self._waiting[domain]
         while not queue:
             document = next(self._stream, None)
             if document is None:
-                raise ConfigError(
-                    f"The text has too little of the domain {domain!r}: it ran out at {done}. "
-                    f"Choose fewer tokens or documents, or give that domain a smaller fraction."
+                raise Exhausted(
+                    f"of the domain {domain!r} it has {taken:,} documents, too few for its fraction"
                 )
             waiting = self._waiting.get(document.domain)
             if waiting is not None and len(waiting) < _WAITING:
                 waiting.append(document)
         return queue.popleft()
-
-
-def _by_tokens(
-    supply: _Supply, quota: dict[str, int], tokenizer: PreTrainedTokenizerBase
-) -> list[Document]:
-    counts = dict.fromkeys(quota, 0)
-    result: list[Document] = []
-    while open_domains := [d for d in quota if counts[d] < quota[d]]:
-        domain = min(open_domains, key=lambda d: counts[d] / quota[d])
-        done = f"{counts[domain]} of {quota[domain]} tokens"
-        missing = quota[domain] - counts[domain]
-        document, cost = _truncated(supply.next(domain, done), missing, tokenizer)
-        if cost:
-            result.append(document)
-            counts[domain] += cost
-    return result
-
-
-def _by_rows(
-    supply: _Supply,
-    proportions: Mapping[str, float],
-    n_tokens: int | None,
-    n_documents: int | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> list[Document]:
-    counts = dict.fromkeys(proportions, 0)
-    result: list[Document] = []
-    size = 0
-    while size < (n_tokens or n_documents or 0):
-        # Sainte-Lague: every prefix has each domain within one row of its fraction.
-        domain = min(counts, key=lambda d: (counts[d] + 0.5) / proportions[d])
-        document, cost = supply.next(domain, f"{counts[domain]} documents"), 1
-        if n_tokens is not None and tokenizer is not None:
-            document, cost = _truncated(document, n_tokens - size, tokenizer)
-        if cost:
-            result.append(document)
-            counts[domain] += 1
-            size += cost
-    return result
-
-
-def _apportion(proportions: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers in these proportions that sum to ``total`` (largest remainders)."""
-    scale = total / sum(proportions.values())
-    exact = {domain: fraction * scale for domain, fraction in proportions.items()}
-    whole = {domain: int(value) for domain, value in exact.items()}
-    order = sorted(exact, key=lambda d: whole[d] - exact[d])
-    for domain in order[: total - sum(whole.values())]:
-        whole[domain] += 1
-    return whole
-
-
-def _truncated(
-    document: Document, n_tokens: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Document, int]:
-    """The document, or its first ``n_tokens`` tokens, and how many tokens that is."""
-    encoded = tokenizer(
-        document.text,
-        add_special_tokens=False,
-        return_offsets_mapping=tokenizer.is_fast,
-        verbose=False,
-    )
-    ids = encoded["input_ids"]
-    if len(ids) <= n_tokens:
-        return document, len(ids)
-    if tokenizer.is_fast:
-        text = document.text[: encoded["offset_mapping"][n_tokens - 1][1]]
-    else:
-        text = str(tokenizer.decode(ids[:n_tokens]))
-    return Document(text, document.domain), n_tokens

@@ -2,76 +2,45 @@
 
 Names: "packaged" (`streamline.sources.packaged`), "slimpajama", "slimpajama:rows",
 "slimpajama:rows-v1", "wikitext2", "c4", or a local .jsonl or .txt file or a folder of them. A
-suffix ":train", ":heldout" or ":all" picks the split. `streamline.sources.batches` packs the
-documents into batches.
+suffix ":train", ":heldout" or ":all" picks the split. `streamline.sources.batches` draws token
+batches from them.
 
 Example::
 
-    train = load_texts("packaged", n_tokens=100_000, tokenizer=tokenizer, seed=0)
-    test = load_texts("packaged:heldout", n_tokens=20_000, tokenizer=tokenizer, seed=0)
+    for document in load_texts("packaged:heldout", seed=0): ...
+    stream = encoded_texts("packaged", encode, seed=0)          # in the order of its mixture
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from streamline.errors import AssetError, ConfigError
 from streamline.sources.hub.kept_rows import kept_rows
-from streamline.sources.mixing import Document, check_limits, first_documents, mix, text_fingerprint
-from streamline.sources.packaged import PROPORTIONS, is_heldout, packaged_passages
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from streamline.sources.mixing import MIXTURES, Document, Encode, Encoded, mixed, plain
+from streamline.sources.packaged import is_heldout, packaged_passages
 
 __all__ = [
     "REPOSITORIES",
-    "SLIMPAJAMA_PROPORTIONS",
-    "SLIMPAJAMA_ROWS",
-    "SLIMPAJAMA_ROWS_V1",
     "TEXTS",
     "Document",
     "Split",
     "check_text",
+    "encoded_texts",
     "load_texts",
-    "mix",
     "split_of",
     "text_files",
-    "text_fingerprint",
 ]
 
 Split = Literal["train", "heldout", "all"]
 
-SLIMPAJAMA_PROPORTIONS = {
-    "RedPajamaCommonCrawl": 0.361,
-    "RedPajamaGithub": 0.008,
-    "RedPajamaBook": 0.091,
-    "RedPajamaStackExchange": 0.010,
-    "RedPajamaWikipedia": 0.031,
-    "RedPajamaArXiv": 0.007,
-    "RedPajamaC4": 0.492,
-}
-"""LLM-Streamline, arXiv:2403.19135v1, table 7; fractions of tokens."""
-
-SLIMPAJAMA_ROWS_V1 = SLIMPAJAMA_PROPORTIONS
-"""The same fractions of documents: what the paper's own runs used, according to its authors."""
-
-SLIMPAJAMA_ROWS = SLIMPAJAMA_PROPORTIONS | {
-    "RedPajamaCommonCrawl": 0.361 / 3,
-    "RedPajamaArXiv": 0.007 / 20,
-    "RedPajamaBook": 0.091 / 200,
-}
-"""Fractions of documents in the released code since April 2025: long domains are divided down."""
-
-_SLIMPAJAMA: dict[str, tuple[dict[str, float], Literal["tokens", "rows"]]] = {
-    "slimpajama": (SLIMPAJAMA_PROPORTIONS, "tokens"),
-    "slimpajama:rows": (SLIMPAJAMA_ROWS, "rows"),
-    "slimpajama:rows-v1": (SLIMPAJAMA_ROWS_V1, "rows"),
-}
 _HUB_SPLITS: dict[str, dict[Split, str]] = {
     "slimpajama": {"train": "train", "heldout": "validation"},
     "wikitext2": {"train": "train", "heldout": "test"},
@@ -84,10 +53,11 @@ REPOSITORIES = {
 }
 """Name -> repository on the hub."""
 _HUB_COLUMNS = {"slimpajama": ("text", "meta")}
-TEXTS = ("packaged", *_SLIMPAJAMA, "wikitext2", "c4")
+TEXTS = (*MIXTURES, "wikitext2", "c4")
 """The names that are not paths."""
 
 _SHUFFLE_BUFFER = 10_000  # documents a stream is shuffled within
+_APART = 0.1  # of the documents, for validation
 _PLAIN_TEXT_CHARS = 2_000  # least length of a document from a plain text file
 _HEADING = re.compile(r" ?= [^=].* = ?")
 
@@ -97,16 +67,10 @@ def load_texts(
     *,
     seed: int | None = 0,
     split: Split = "train",
-    n_tokens: int | None = None,
     n_documents: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     revisions: Mapping[str, str | None] | None = None,
 ) -> list[Document]:
-    """Documents of a named text, in an order fixed by the seed.
-
-    With ``n_tokens``, "packaged" is mixed by `streamline.sources.packaged.PROPORTIONS`;
-    "slimpajama" is always mixed by its fractions. Other texts are read in order and the last
-    document is truncated.
+    """Documents of a named text as its source has them, in an order fixed by the seed.
 
     Args:
         spec: A name as in the module's docstring.
@@ -114,52 +78,58 @@ def load_texts(
         split: A suffix of ``spec`` overrides it. For hub texts "heldout" is their test
             (wikitext2) or validation split, and there is no "all"; for packaged and local texts
             it is about a tenth of the documents, chosen by hash.
-        n_tokens: Stop at this many tokens.
         n_documents: Stop at this many documents.
-        tokenizer: Counts the tokens; needed with ``n_tokens``.
         revisions: Commits of repositories on the hub; of others the main branch is read.
 
     Returns:
         The documents; never an empty list.
 
     Raises:
-        ConfigError: If both limits are given, a needed one or the tokenizer is missing, the split
-            does not exist, or the text has too little for the limit.
+        ConfigError: If the split does not exist or is empty, or the text is too large to be loaded
+            whole or has too few documents.
         AssetError: If the text does not exist or cannot be fetched or read.
     """
-    name, split = _parse(spec, split)
-    check_limits(n_tokens, n_documents, tokenizer)
-    family = name.split(":")[0]
-    if family in ("slimpajama", "c4") and n_tokens is None and n_documents is None:
-        raise ConfigError(f"{spec!r} is too large to load whole: give n_tokens or n_documents.")
-    if name in _SLIMPAJAMA:
-        proportions, by = _SLIMPAJAMA[name]
-        return mix(
-            _slimpajama(split, seed, revisions),
-            proportions,
-            n_tokens=n_tokens,
-            n_documents=n_documents,
-            tokenizer=tokenizer,
-            by=by,
-        )
-    if name == "c4":
-        stream = _hub("c4", "en", split, seed, revisions)
-        found: Iterable[Document] = (Document(row["text"], "c4") for row in stream)
-        return first_documents(
-            found, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer
-        )
-    documents = _whole(name, split, revisions)
-    if not documents:
+    if n_documents is None and split_of(spec)[0].split(":")[0] in ("slimpajama", "c4"):
+        raise ConfigError(f"{spec!r} is too large to load whole: give n_documents.")
+    found = list(islice(_documents(spec, split, seed, revisions, None), n_documents))
+    if n_documents is not None and len(found) < n_documents:
         raise ConfigError(
-            f"{spec!r} has no document in the split {split!r}; use {name + ':all'!r}."
+            f"{n_documents} documents of {spec!r} are needed and it has {len(found)}: choose fewer."
         )
-    if seed is not None:
-        random.Random(seed).shuffle(documents)
-    if name == "packaged" and n_tokens is not None:
-        return mix(documents, PROPORTIONS, n_tokens=n_tokens, tokenizer=tokenizer, seed=None)
-    return first_documents(
-        documents, n_tokens=n_tokens, n_documents=n_documents, tokenizer=tokenizer
-    )
+    return found
+
+
+def encoded_texts(
+    spec: str,
+    encode: Encode,
+    *,
+    seed: int | None = 0,
+    split: Split = "train",
+    validation: bool | None = None,
+    longest: int | None = None,
+    revisions: Mapping[str, str | None] | None = None,
+) -> Iterator[Encoded]:
+    """Documents of a named text as tokens, in the order of its mixture.
+
+    Args:
+        spec: As for :func:`load_texts`, as are ``seed``, ``split`` and ``revisions``.
+        encode: Makes tokens of a text.
+        validation: Only the tenth of the documents that is set apart for validation, chosen by
+            hash, or only the others; None for all.
+        longest: Tokens of a document, where a mixture counts tokens.
+        seed: Order of the documents.
+        split: Part of the text.
+        revisions: Commits of repositories on the hub.
+
+    Raises:
+        ConfigError: As there; or, when it is read, if a domain runs out.
+        AssetError: As there.
+    """
+    documents = _documents(spec, split, seed, revisions, validation)
+    mixture = MIXTURES.get(split_of(spec)[0])
+    if mixture is None:
+        return plain(documents, encode)
+    return mixed(documents, *mixture, encode=encode, longest=longest, seed=seed)
 
 
 def check_text(spec: str) -> None:
@@ -195,21 +165,62 @@ def _parse(spec: str, split: Split) -> tuple[str, Split]:
     return spec, split
 
 
-def _whole(name: str, split: Split, revisions: Mapping[str, str | None] | None) -> list[Document]:
-    """All documents of a text that fits into memory, in the source's order."""
+def _documents(
+    spec: str,
+    split: Split,
+    seed: int | None,
+    revisions: Mapping[str, str | None] | None,
+    validation: bool | None,
+) -> Iterator[Document]:
+    """A split's documents in seeded order, and of them those set apart for validation, or not."""
+    name, split = _parse(spec, split)
+    if name.split(":")[0] in ("slimpajama", "c4"):
+        for document in _streamed(name, split, seed, revisions):
+            if validation is None or (_lot(document.text) < _APART) == validation:
+                yield document
+        return
+    rows = _whole(name, split, revisions)
+    if not rows:
+        raise ConfigError(f"{spec!r} has no document in the split {split!r}; use '{name}:all'.")
+    if validation is not None:
+        lots = sorted({group for _, group in rows}, key=_lot)
+        apart = set(lots[: max(1, round(_APART * len(lots)))]) if len(lots) > 1 else set()
+        rows = [row for row in rows if (row[1] in apart) == validation]
+        if not rows:
+            raise ConfigError(f"{spec!r} is one document, and validation needs one of its own.")
+    if seed is not None:
+        random.Random(seed).shuffle(rows)
+    yield from (document for document, _ in rows)
+
+
+def _lot(group: str) -> float:
+    """A number below 1 drawn for a group of documents, the same on every machine."""
+    digest = hashlib.sha256(f"validation: {group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _whole(
+    name: str, split: Split, revisions: Mapping[str, str | None] | None
+) -> list[tuple[Document, str]]:
+    """All documents of a text that fits into memory, in the source's order, with their groups."""
     if name == "packaged":
         rows = [(Document(p.text, p.domain), p.group) for p in packaged_passages()]
     elif name == "wikitext2":
         stream = _hub("wikitext2", "wikitext-2-raw-v1", split, None, revisions)
-        return [Document(t, "wikitext2") for t in _articles(row["text"] for row in stream)]
+        return [(Document(t, "wikitext2"), t) for t in _articles(row["text"] for row in stream)]
     else:
         rows = [(document, document.text) for document in _local(name)]
-    return [d for d, group in rows if split == "all" or is_heldout(group) == (split == "heldout")]
+    return [row for row in rows if split == "all" or is_heldout(row[1]) == (split == "heldout")]
 
 
-def _slimpajama(
-    split: Split, seed: int | None, revisions: Mapping[str, str | None] | None
+def _streamed(
+    name: str, split: Split, seed: int | None, revisions: Mapping[str, str | None] | None
 ) -> Iterator[Document]:
+    """Documents of a text that does not fit into memory."""
+    if name == "c4":
+        for row in _hub("c4", "en", split, seed, revisions):
+            yield Document(row["text"], "c4")
+        return
     for row in _hub("slimpajama", None, split, seed, revisions):
         yield Document(row["text"], row["meta"]["redpajama_set_name"])
 

@@ -28,12 +28,12 @@ from streamline.engine.seed import seeded
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import ConfigError
 from streamline.hashing import content_key
-from streamline.sources.batches import Sequences, TrainingData, as_sequences
 from streamline.training.digest import digest
 from streamline.training.loop import fingerprint
 from streamline.training.lora_loop import LoraLoop, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
 from streamline.training.schedule import Schedule
+from streamline.training.sequences import Sequences, TrainingData, as_sequences
 from streamline.training.state import TrainingState
 
 __all__ = ["PRESETS", "FineTuned", "LoraRecipe", "fine_tune", "matched_rank", "target_modules"]

@@ -20,10 +20,10 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.head import summed_loss
 from streamline.engine.seed import seeded
 from streamline.errors import ConfigError, NotFiniteError
-from streamline.sources.batches import Sequences
 from streamline.training.lora_recipe import LoraRecipe
 from streamline.training.objectives import mixed
 from streamline.training.schedule import data_order
+from streamline.training.sequences import Sequences
 from streamline.training.state import TrainingState
 
 __all__ = ["LoraLoop", "plan_batches"]

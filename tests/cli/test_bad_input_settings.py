@@ -170,7 +170,7 @@ _SUITES: list[tuple[str | bytes | dict[str, Any], str]] = [
     ({"title": "\ud800"}, "characters that no text has"),
     ({"models": "a\0b"}, "characters that no text has"),
     ({"lora": {"preset": "best"}}, "unknown LoRA preset 'best'"),
-    ({"calibration": {"proportions": "both"}}, "calibration.proportions: input should be"),
+    ({"calibration": {"proportions": "rows"}}, "proportions"),
     ({"calibration": {"length": 1}}, "calibration.length: input should be greater than or equal"),
     ({"out": ["a"]}, "out: input is not a valid path"),
     ({"out": ""}, "out: give a folder that is the run's own"),

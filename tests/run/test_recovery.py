@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from streamline.run.pipeline import run
-from streamline.sources.batches import Sequences
 from streamline.testing.models import tiny_tokenizer
+from streamline.training.sequences import Sequences
 
 
 def test_lora_fine_tuning_is_a_cell_of_its_own(tmp_path, config):

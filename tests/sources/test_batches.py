@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from streamline.errors import ConfigError
 from streamline.sources.batches import TokenBatches, token_batches
+from streamline.sources.drawing import Drawn
 from streamline.testing.models import tiny_tokenizer
 
 
@@ -60,13 +62,23 @@ def test_equal_arguments_give_the_same_tensor_and_are_recorded_by_content(batche
     assert len(set(batches.facts().values())) == 2
 
 
-def test_no_sequence_is_in_training_and_validation(batches, text):
+def words(found: torch.Tensor) -> set[str]:
+    """The numbers of the documents that a draw is made from, but for those cut in two."""
+    tokenizer = tiny_tokenizer()
+    return set(re.findall(r"the (\d+) fox ran \1", "".join(tokenizer.batch_decode(found))))
+
+
+def test_no_document_is_in_training_and_validation(batches, text):
     train, validation = batches.training(
-        text, n_tokens=100, validation_tokens=40, length=16, seed=0
+        text, n_tokens=1600, validation_tokens=160, length=32, seed=0
     )
-    assert (train.shape, validation.shape) == ((6, 16), (2, 16))
-    whole = batches.tokens(text, n_samples=8, length=16, seed=0)
-    assert torch.equal(torch.cat([train, validation]), whole)
+    assert (train.shape, validation.shape) == ((50, 32), (5, 32))
+    every, apart = batches.training(text, n_documents=200, validation_tokens=160, length=32, seed=1)
+    assert words(train) and words(validation) and words(apart)
+    assert not (words(train) | words(every)) & (words(validation) | words(apart))
+    heldout = batches.tokens(text, n_samples=5, length=32, seed=0, part="heldout")
+    assert not (words(every) | words(apart)) & words(heldout)
+    assert torch.equal(train, batches.tokens(text, n_samples=50, length=32, seed=0))
 
 
 def test_validation_of_fine_tuning_is_rounded_up_or_left_out(batches, text):
@@ -74,3 +86,50 @@ def test_validation_of_fine_tuning_is_rounded_up_or_left_out(batches, text):
     train, validation = batches.fine_tuning(text, validation_tokens=17, **sizes)
     assert (len(train), len(validation)) == (4, 2)
     assert batches.fine_tuning(text, validation_tokens=0, **sizes)[1] is None
+
+
+def test_documents_are_counted_and_taken_whole(batches, text):
+    found = batches.tokens(text, n_documents=40, length=8, seed=0)
+    (facts,) = batches.texts()
+    assert facts["documents"] == facts["pool"] == 40
+    assert facts["tokens"] == found.numel()
+    assert 40 * 15 <= found.numel() <= 40 * 22
+    with pytest.raises(ConfigError, match="too short for that: 500 documents are needed and the"):
+        batches.tokens(text, n_documents=500, length=8, seed=0)
+
+
+def test_a_text_too_short_says_how_much_there_is(batches, text):
+    message = (
+        r"'.*text.jsonl' \(train\) is too short for 900 sequences of 16 tokens: 14,400 tokens "
+    )
+    with pytest.raises(
+        ConfigError, match=message + r"are needed and the text has 4,\d\d\d in 2\d\d"
+    ):
+        batches.tokens(text, n_samples=900, length=16, seed=0)
+    one = Path(text).with_name("one.txt")
+    one.write_text("only this")
+    with pytest.raises(ConfigError, match="is one document, and validation needs one of its own"):
+        batches.tokens(f"{one}:all", n_samples=1, length=4, seed=0, part="validation")
+
+
+def test_a_draw_is_counted_by_document_and_domain(tmp_path):
+    """Three documents of 300, 100 and 100 tokens, end tokens included, all of them drawn."""
+    file = tmp_path / "domains.jsonl"
+    rows = [("x" * 299, "long"), ("y" * 99, "short"), ("z" * 99, "short")]
+    file.write_text("\n".join(json.dumps({"text": t, "domain": d}) for t, d in rows))
+    batches = TokenBatches(tiny_tokenizer())
+    batches.tokens(f"{file}:all", n_documents=2, length=10, seed=0)
+    batches.tokens(f"{file}:all", n_samples=10, length=20, seed=0)
+    whole, some = batches.texts()
+    assert whole["documents"] == 2 and whole["tokens"] in (200, 400)
+    assert sum(whole["domains"].values()) == pytest.approx(1.0)
+    assert some["tokens"] == 200 and 0.1 < some["largest"] <= 1.0
+    assert some["name"] == f"{file}:all" and len(some["sha256"]) == 64
+
+
+def test_one_document_is_much_only_beyond_a_fifth_and_a_sample():
+    def drawn(largest: float, n: int) -> bool:
+        return Drawn(documents=5, largest=largest, domains={}, tokens=9, pool=9).lopsided(n)
+
+    assert drawn(0.21, 50) and not drawn(0.2, 50)
+    assert drawn(0.3, 4) and not drawn(0.25, 4)

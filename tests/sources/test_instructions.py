@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from streamline.errors import AssetError, ConfigError
-from streamline.sources.batches import as_sequences
 from streamline.sources.instructions import is_instructions, load_examples, prompt_text
+from streamline.training.sequences import as_sequences
 
 
 @pytest.fixture

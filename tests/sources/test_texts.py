@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,43 +73,9 @@ def test_packaged_order_follows_the_seed(packaged: list[Passage]):
     assert [d.text for d in everything] == [p.text for p in packaged]
 
 
-def test_packaged_tokens_are_mixed(packaged: list[Passage], tokenizer: Any):
-    found = load_texts("packaged", n_tokens=2000, tokenizer=tokenizer, seed=0)
-    counts: Counter[str] = Counter()
-    for document in found:
-        counts[document.domain] += len(tokenizer(document.text, add_special_tokens=False).input_ids)
-    assert counts == {domain: round(2000 * s) for domain, s in texts.PROPORTIONS.items()}
-
-
-def _pajama(n: int) -> Stream:
-    names = list(texts.SLIMPAJAMA_PROPORTIONS)
-    return Stream(
-        {"text": f"{i:05d}" * (1 + i % 5), "meta": {"redpajama_set_name": names[i % 7]}}
-        for i in range(n)
-    )
-
-
-def test_slimpajama_by_tokens(hub: dict[Any, Stream], tokenizer: Any):
-    hub["DKYoon/SlimPajama-6B", None, "train"] = _pajama(7000)
-    found = load_texts("slimpajama", n_tokens=10_000, tokenizer=tokenizer)
-    tokens: Counter[str] = Counter()
-    for document in found:
-        tokens[document.domain] += len(document.text)
-    assert tokens == {d: round(10_000 * s) for d, s in texts.SLIMPAJAMA_PROPORTIONS.items()}
-
-
-def test_slimpajama_by_rows_as_released(hub: dict[Any, Stream]):
-    hub["DKYoon/SlimPajama-6B", None, "train"] = _pajama(7000)
-    found = Counter(d.domain for d in load_texts("slimpajama:rows", n_documents=659))
-    assert found["RedPajamaC4"] == pytest.approx(659 * 0.492 / 0.66219, abs=1)
-    assert found["RedPajamaCommonCrawl"] == pytest.approx(659 * 0.361 / 3 / 0.66219, abs=1)
-    assert found["RedPajamaBook"] <= 1
-    earlier = Counter(d.domain for d in load_texts("slimpajama:rows-v1", n_documents=1000))
-    assert earlier["RedPajamaBook"] == 91
-
-
 def test_slimpajama_heldout_is_the_validation_split(hub: dict[Any, Stream]):
-    hub["DKYoon/SlimPajama-6B", None, "validation"] = _pajama(700)
+    rows = [{"text": f"{i}", "meta": {"redpajama_set_name": "RedPajamaC4"}} for i in range(60)]
+    hub["DKYoon/SlimPajama-6B", None, "validation"] = Stream(rows)
     assert len(load_texts("slimpajama:rows:heldout", n_documents=50)) == 50
 
 
@@ -130,7 +95,7 @@ def test_c4_is_streamed_in_seeded_order(hub: dict[Any, Stream]):
 
 @pytest.mark.parametrize("spec", ["c4", "slimpajama", "slimpajama:rows"])
 def test_huge_texts_need_a_limit(spec: str):
-    with pytest.raises(ConfigError, match="too large to load whole: give n_tokens or n_documents"):
+    with pytest.raises(ConfigError, match="too large to load whole: give n_documents"):
         load_texts(spec)
 
 

@@ -17,12 +17,12 @@ from streamline.errors import ConfigError, NotFiniteError, UnknownNameError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
-from streamline.sources.batches import as_sequences
 from streamline.sources.instructions import prompt_text
 from streamline.training.lora import PRESETS, LoraRecipe, fine_tune, matched_rank, target_modules
 from streamline.training.lora import _adapters as adapters
 from streamline.training.lora import _lora_layers as lora_layers
 from streamline.training.lora_loop import plan_batches
+from streamline.training.sequences import as_sequences
 
 RECIPE = LoraRecipe(rank=4, batch=4, length=16, epochs=2, learning_rate=1e-2, dropout=0.1)
 EXAMPLES = [
