@@ -48,7 +48,8 @@ class Block:
 
     def commands(self) -> list[list[str]]:
         """The commands of a shell block as arguments, comments left out."""
-        found = (shlex.split(line, comments=True) for line in self.code.splitlines())
+        lines = self.code.replace("\\\n", " ").splitlines()
+        found = (shlex.split(line, comments=True) for line in lines)
         return [words for words in found if words]
 
 

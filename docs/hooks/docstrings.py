@@ -1,37 +1,17 @@
-"""Docstrings as the site shows them: references become links, and headings of ours paragraphs."""
+"""The extension of the Python reference that shows docstrings as the other pages do."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import griffe
-
-_ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`~?\.?([\w.]+)`")
-_HEADING = re.compile(r"^(Example|Reference|Differs from the [\w ]+)(?:::|:)\s*(.*)$", re.MULTILINE)
+from rewriting import rewritten
 
 
 class Docstrings(griffe.Extension):
     """Rewrites every docstring before it is parsed."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Put links for roles, and bold words for sections that the parser does not know."""
+        """Put Markdown in the place of a docstring."""
         if obj.docstring is not None:
             obj.docstring.value = rewritten(obj.docstring.value)
-
-
-def rewritten(text: str) -> str:
-    """A docstring in Markdown."""
-    text = _ROLE.sub(lambda found: f"`{found[1]}`", text)
-    lines: list[str] = []
-    indented = code = False
-    for line in text.split("\n"):
-        if (found := _HEADING.match(line)) is not None:
-            code, indented = found[1] == "Example", True
-            lines += [f"**{found[1]}.** {found[2]}", ""] if not code else [f"**{found[1]}.**", ""]
-        elif indented and line.startswith("    ") and not code:
-            lines.append(line[4:])
-        else:
-            indented = indented and (not line or line.startswith("    "))
-            lines.append(line)
-    return "\n".join(lines)

@@ -11,10 +11,10 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from docstrings import rewritten
 from pydantic import BaseModel, TypeAdapter
+from rewriting import rewritten
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,19 +46,36 @@ def methods(section: str) -> str:
 def catalogue() -> dict[str, dict[str, dict[str, str]]]:
     """Section of ``baselines/README.md`` -> name of a method -> its row by column."""
     found: dict[str, dict[str, dict[str, str]]] = {}
+    for section, row in _rows():
+        if "name" in row:
+            found.setdefault(section, {})[row["name"].strip("`")] = row
+    return found
+
+
+def origins(name: str) -> dict[str, dict[str, str]]:
+    """Field of a method -> the row of ``baselines/README.md`` on where its default comes from."""
+    return {
+        field: row
+        for _, row in _rows()
+        if f"`{name}`" in row.get("method", "")
+        for field in re.findall(r"`(\w+)=", row["default"])
+    }
+
+
+def _rows() -> Iterable[tuple[str, dict[str, str]]]:
+    """The rows of all tables of ``baselines/README.md``, each with its section."""
     section, head = "", None
     for line in (ROOT / "baselines" / "README.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
-            section, head = line[3:].strip(), None
+            section = line[3:].strip()
         if not line.startswith("|"):
+            head = None
             continue
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if head is None:
             head = cells
         elif not set(line) <= set("|-: "):
-            row = dict(zip(head, cells, strict=True))
-            found.setdefault(section, {})[row["name"].strip("`")] = row
-    return found
+            yield section, dict(zip(head, cells, strict=True))
 
 
 def _method(name: str, cls: type, row: dict[str, str], *, with_module: bool) -> str:
@@ -78,9 +95,9 @@ def _method(name: str, cls: type, row: dict[str, str], *, with_module: bool) -> 
     facts += [f"families: {', '.join(cls.families)}"] if cls.families != ("all",) else []
     text = [f"## {name}", "", f"**{summary}**", "", f"*{'; '.join(facts)}*", ""]
     text += [part + "\n" for part in (intro, body, *(t for t in parts[""][1:])) if part]
-    fields = list(_fields(cls, attributes))
+    fields = list(_fields(name, cls, attributes))
     if fields:
-        text.append(table(("field", "default", "accepts", "what it is"), fields))
+        text.append(table(("field", "default", "from", "accepts", "what it is"), fields))
     for title, bodies in parts.items():
         if title.startswith(("Differs", "Reference")):
             bodies = bodies if title.startswith("Differs") else bodies[:1]
@@ -117,14 +134,19 @@ def _items(body: str) -> dict[str, str]:
     return found
 
 
-def _fields(cls: type, attributes: dict[str, str]) -> Iterable[tuple[str, str, str, str]]:
+def _fields(name: str, cls: type, attributes: dict[str, str]) -> Iterable[tuple[str, ...]]:
     hints = get_type_hints(cls, include_extras=True)
+    sources = origins(name)
     for field in dataclasses.fields(cls):
         if field.repr and field.init:
             default = field.default
             shown = "-" if default is dataclasses.MISSING else f"`{_plain(default)}`"
+            row = sources.get(field.name, {})
+            why = next((row[key] for key in row if key.startswith("what")), "")
             what = attributes.get(field.name, "")
-            yield f"`{field.name}`", shown, accepts(hints[field.name]), what
+            what += f" *{why[0].upper()}{why[1:]}.*" if why else ""
+            words = (shown, row.get("from", ""), accepts(hints[field.name]), what)
+            yield (f"`{field.name}`", *words)
 
 
 def _paper(text: str) -> str:
@@ -142,10 +164,11 @@ def configuration(block: str) -> str:
     rows = []
     for found in settings(RunConfig):
         *above, name = found.path
-        if ".".join(above) != block or name == "post_train":
+        if ".".join(above) != block:
             continue
-        is_block = isinstance(found.default, BaseModel)
-        default = "see its table" if is_block else _default(found.default, found.annotation)
+        is_block = any(map(_is_model, (found.annotation, *get_args(found.annotation))))
+        table_of_it = isinstance(found.default, BaseModel)
+        default = "its table" if table_of_it else _default(found.default, found.annotation)
         marks = [word for word, on in (("key", found.keyed), ("model", found.per_model)) if on]
         kinds = "" if is_block else accepts(found.annotation)
         flag = f"`{found.flag}`" if found.flag else ""
@@ -173,6 +196,10 @@ def block(path: str) -> str:
         for field, info in cls.model_fields.items()
     ]
     return table(("YAML", "default", "accepts", "what it is"), rows)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def quick(_: str) -> str:
