@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import packages_distributions, version
@@ -91,23 +91,29 @@ def _with_imports(file: Path) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found[path] = None
-            for name in _imported(path):
+            for name, relative in _imported(path):
                 beside = [path.with_name(f"{name}.py"), *path.parent.glob(f"{name}/**/*.py")]
-                waiting += [other for other in beside if other.is_file()]
+                files = [other for other in beside if other.is_file()]
+                if files and (relative or name not in _distributions()):
+                    waiting += files
     return sorted(found)
 
 
-def _imported(file: Path) -> Iterable[str]:
-    """First parts of the names that a file imports, as they could lie in its folder."""
+def _imported(file: Path) -> set[tuple[str, bool]]:
+    """First parts of the names that a file imports, as they could lie in its folder.
+
+    Returns:
+        Each with whether it is imported from that folder and no other.
+    """
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # compiled, or edited since it was imported
-        return []
-    names: set[str] = set()
+        return set()
+    names: set[tuple[str, bool]] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {(alias.name.partition(".")[0], False) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level <= 1:
             given = [node.module] if node.module else [alias.name for alias in node.names]
-            names |= {name.partition(".")[0] for name in given}
-    return sorted(names - {*sys.stdlib_module_names, *_distributions()})
+            names |= {(name.partition(".")[0], node.level == 1) for name in given}
+    return {(name, own) for name, own in names if own or name not in sys.stdlib_module_names}

@@ -89,6 +89,14 @@ def test_our_own_methods_are_known_by_version_and_source(monkeypatch: pytest.Mon
     assert "shortgpt.py" not in files
 
 
+def test_our_own_methods_are_known_without_a_look_at_every_installed_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method_source._class_source.cache_clear()
+    monkeypatch.setattr(method_source, "_distributions", lambda: pytest.fail("looked"))
+    assert len(source_key(build_method("slicegpt"))) == 64
+
+
 def test_the_distribution_that_a_package_came_in_is_named() -> None:
     assert method_source._versions("pytest") == [f"pytest {pytest.__version__}"]
 
