@@ -114,14 +114,14 @@ def ordinary_modes(folder: Path) -> None:
             path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
-def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+def write_bytes_atomic(path: str | Path, *parts: bytes | memoryview) -> None:
     """Write bytes so that a reader sees the old file or the whole new one.
 
     Parent folders are made. The file's mode is what ``open`` would have given it.
 
     Args:
         path: The final name.
-        data: The whole content.
+        *parts: The whole content, in order.
 
     Raises:
         OSError: If the folder cannot be made or written to.
@@ -131,7 +131,8 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     temporary = temporary_of(target)
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            for part in parts:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)

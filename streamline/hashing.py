@@ -24,7 +24,19 @@ from typing import Any
 
 from streamline.files import cache_dir, sweep_of, write_json_atomic
 
-__all__ = ["content_key", "file_hashes", "file_sha256", "folder_key"]
+__all__ = [
+    "NO_CHECKSUM",
+    "checksum_in",
+    "content_key",
+    "file_hashes",
+    "file_sha256",
+    "folder_key",
+    "with_checksum",
+]
+
+NO_CHECKSUM = "streamline-sha256:" + "0" * 64
+"""What stands in a file's metadata while its own checksum is made."""
+_CHECKSUM = re.compile(rb"streamline-sha256:([0-9a-f]{64})")
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WORTH_KEEPING = 1 << 24  # bytes; smaller files are read again by the next process
@@ -97,6 +109,35 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
     wanted = list(paths)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(wanted, pool.map(file_sha256, wanted), strict=True))
+
+
+def with_checksum(data: bytes, stop: int | None = None) -> tuple[bytes | memoryview, ...]:
+    """The parts of a file that carries its own checksum: of all its bytes, with zeros in its place.
+
+    Args:
+        data: The file, with :data:`NO_CHECKSUM` in it.
+        stop: Where what can hold that ends; the end of the file if None.
+    """
+    place = data.rindex(NO_CHECKSUM.encode("ascii"), 0, stop) + len(NO_CHECKSUM) - 64
+    digest = hashlib.sha256(data).hexdigest().encode("ascii")
+    return data[:place], digest, memoryview(data)[place + 64 :]
+
+
+def checksum_in(data: bytes, stop: int | None = None) -> str | None:
+    """The checksum that a file carries, 64 hexadecimal digits; None if it has no right one.
+
+    Args:
+        data: The file.
+        stop: As in :func:`with_checksum`.
+    """
+    *_, found = [None, *_CHECKSUM.finditer(data, 0, len(data) if stop is None else stop)]
+    if found is None:
+        return None
+    digest = hashlib.sha256(memoryview(data)[: found.start(1)])
+    digest.update(b"0" * 64)
+    digest.update(memoryview(data)[found.end(1) :])
+    checksum = found.group(1).decode("ascii")
+    return checksum if digest.hexdigest() == checksum else None
 
 
 def folder_key(folder: Path, suffixes: Collection[str] = ()) -> str:

@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -23,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from streamline.errors import StreamlineError
 from streamline.files import write_bytes_atomic, write_json_atomic
-from streamline.hashing import content_key, file_hashes
+from streamline.hashing import (
+    NO_CHECKSUM,
+    checksum_in,
+    content_key,
+    file_hashes,
+    with_checksum,
+)
+from streamline.reading import safetensors_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,8 +111,8 @@ def write_tensors(
     from safetensors.torch import save
 
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    facts = {**(metadata or {}), "checksum": _checksum(own, metadata or {})}
-    write_bytes_atomic(path, save(own, facts))
+    data = save(own, {**(metadata or {}), "checksum": NO_CHECKSUM})
+    write_bytes_atomic(path, *with_checksum(data, safetensors_header(data)[0]))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -116,20 +122,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: If they are not there.
         Damaged: If they are not what was written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     data = path.read_bytes()
     try:
-        tensors = load(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = dict(json.loads(data[8 : 8 + length])["__metadata__"])
-        checksum = metadata.pop("checksum")
-    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        stop, metadata = safetensors_header(data)
+        if metadata.pop("checksum", None) is None or checksum_in(data, stop) is None:
+            raise Damaged(path, "its content does not have its checksum")
+        return load(data), metadata
+    except ValueError as error:
         raise Damaged(path, _reason(data, "not the safetensors that were written")) from error
-    if _checksum(tensors, metadata) != checksum:
-        raise Damaged(path, "its content does not have its checksum")
-    return tensors, metadata
 
 
 def kept_json(path: Path) -> Any | None:
@@ -219,15 +221,3 @@ def _kept(path: Path, read: Callable[[Path], Any]) -> Any | None:
 
 def _reason(data: bytes, otherwise: str) -> str:
     return otherwise if data else "it is empty"
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """The SHA-256 of names, dtypes, shapes and bytes of tensors, and of their metadata."""
-    import torch
-
-    digest = hashlib.sha256(content_key(dict(metadata)).encode("ascii"))
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode("ascii"))
-        flat = tensor.as_strided((tensor.numel(),), (1,))  # one element may have any stride
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

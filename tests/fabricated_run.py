@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
 
+from streamline.kept import write_tensors
 from streamline.results.averages import average, relative_accuracy
 from streamline.results.predictions import from_samples
 from streamline.results.record import Record
@@ -274,7 +275,8 @@ def _write_calibration(directory: Path) -> None:
     cosine = np.exp(-distance / (4 + 6 * np.sin(np.pi * depth / LAYERS))[:, None])
     cosine = (cosine + cosine.T) / 2
     facts = {"n_tokens": 16384, "n_samples": 32, "facts": {}}
-    save_file({"cosine": cosine}, folder / "calibration.safetensors", {"facts": json.dumps(facts)})
+    tensors = {"cosine": torch.from_numpy(cosine)}
+    write_tensors(folder / "calibration.safetensors", tensors, {"facts": json.dumps(facts)})
 
 
 @pytest.fixture(scope="session")

@@ -47,12 +47,8 @@ def test_any_flipped_bit_of_tensors_is_found(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        try:
-            found, metadata = read_tensors(path)
-        except Damaged:
-            continue
-        assert metadata == {"step": "3"}  # white space of the header
-        assert all(torch.equal(found[name], _TENSORS[name]) for name in _TENSORS)
+        with pytest.raises(Damaged, match=r"its checksum|not the safetensors"):
+            read_tensors(path)
 
 
 def test_any_flipped_bit_of_json_is_found(tmp_path: Path) -> None:

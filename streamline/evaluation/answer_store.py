@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamline.kept import kept_json, read_json, set_aside, write_json
-from streamline.results.samples import read_samples, seal_of, write_samples
+from streamline.results.samples import read_samples, samples_checksum, write_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ class AnswerStore:
     def _whole(self, key: str, name: str) -> bool:
         found = kept_json(self.path(key, name))
         rows = self._rows(key, name)
-        if found is None or found["rows"] == (seal_of(rows) if found["rows"] else None):
+        if found is None or found["rows"] == (samples_checksum(rows) if found["rows"] else None):
             return found is not None
         if rows.is_file():
             set_aside(rows, "it does not have the checksum that its answers name")
@@ -69,8 +69,8 @@ class AnswerStore:
         rows = self._rows(key, name)
         if samples is not None:
             write_samples(rows, samples)
-        seal = None if samples is None else seal_of(rows)
-        write_json(self.path(key, name), {"block": block, "seconds": seconds, "rows": seal})
+        checksum = None if samples is None else samples_checksum(rows)
+        write_json(self.path(key, name), {"block": block, "seconds": seconds, "rows": checksum})
         self.unfinished(key, name).unlink(missing_ok=True)
 
     def read(self, key: str, name: str) -> tuple[dict[str, Any], float]:

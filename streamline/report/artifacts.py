@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.reading import parse_json, read_json, read_text
+from streamline.reading import parse_json, read_arrays, read_json, read_text
 from streamline.results.answers import Floats
 from streamline.results.record import Record
 from streamline.results.samples import samples_path
@@ -108,22 +108,20 @@ def calibrations(directory: str | Path, notes: list[str]) -> dict[str, Floats]:
 
 
 def _statistics(file: Path) -> tuple[str, Any] | None:
-    """The model and the cosines of a file that a run keeps; None if it has none."""
-    from safetensors import SafetensorError, safe_open
+    """The model and the cosines of a calibration; None if it has none.
 
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            text = (tensors.metadata() or {}).get("facts")
-            cosine = tensors.get_tensor("cosine") if "cosine" in tensors.keys() else None  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged ({error}). {_AGAIN}") from None
-    side = file.with_suffix(".json")
+    What is known of those of other programs may stand in a file beside it.
+    """
+    arrays, metadata = read_arrays(file, ["cosine"], _AGAIN)
+    if "cosine" not in arrays:
+        return None
+    text, side = metadata.get("facts"), file.with_suffix(".json")
     facts: Any = {}
     if text is not None or side.is_file():
         facts = read_json(side, _AGAIN) if text is None else parse_json(text, str(file), _AGAIN)
     inner = facts.get("facts") if isinstance(facts, dict) else None
     model = inner.get("model") if isinstance(inner, dict) else None
-    return None if cosine is None else (str(model or file.parent.name), cosine)
+    return str(model or file.parent.name), arrays["cosine"]
 
 
 def _listed(file: Path) -> tuple[str, Any] | None:

@@ -14,7 +14,6 @@ Example::
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic
-from streamline.hashing import content_key
+from streamline.hashing import NO_CHECKSUM, checksum_in, content_key, with_checksum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +30,9 @@ if TYPE_CHECKING:
 
     from streamline.results.record import Record
 
-__all__ = ["COLUMNS", "read_samples", "samples_path", "seal_of", "write_samples"]
+__all__ = ["COLUMNS", "read_samples", "samples_checksum", "samples_path", "write_samples"]
 
-_SEAL = re.compile(rb"streamline-sha256:([0-9a-f]{64})")
-_UNSEALED = b"streamline-sha256:" + b"0" * 64  # what stands there while the checksum is made
+_MARK = NO_CHECKSUM.rstrip("0").encode("ascii")
 
 # name -> (arrow type, may be null, meaning)
 COLUMNS: dict[str, tuple[str, bool, str]] = {
@@ -96,31 +94,18 @@ def write_samples(path: str | Path, rows: pd.DataFrame | Iterable[Mapping[str, A
         table = pa.Table.from_pandas(frame, schema=_schema(), preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ConfigError(f"Sample rows do not fit the columns of {path}: {error}") from None
-    metadata = {**(table.schema.metadata or {}), b"checksum": _UNSEALED}
+    metadata = {**(table.schema.metadata or {}), b"checksum": NO_CHECKSUM.encode("ascii")}
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
-    data = buffer.getvalue()
-    place = data.rindex(_UNSEALED) + len(_UNSEALED) - 64
-    digest = hashlib.sha256(data).hexdigest().encode("ascii")
-    write_bytes_atomic(path, data[:place] + digest + data[place + 64 :])
+    write_bytes_atomic(path, *with_checksum(buffer.getvalue()))
 
 
-def seal_of(path: str | Path) -> str | None:
+def samples_checksum(path: str | Path) -> str | None:
     """The checksum of a samples file, or None if it is missing, damaged, or carries none."""
     try:
-        return _seal(Path(path).read_bytes())
+        return checksum_in(Path(path).read_bytes())
     except OSError:
         return None
-
-
-def _seal(data: bytes) -> str | None:
-    """The checksum in a file's content, if it is the right one."""
-    *_, found = [None, *_SEAL.finditer(data)]
-    if found is None:
-        return None
-    whole = data[: found.start(1)] + b"0" * 64 + data[found.end(1) :]
-    seal = found.group(1).decode("ascii")
-    return seal if hashlib.sha256(whole).hexdigest() == seal else None
 
 
 def read_samples(path: str | Path) -> pd.DataFrame:
@@ -147,7 +132,7 @@ def read_samples(path: str | Path) -> pd.DataFrame:
     frames = []
     for file in files:
         data = file.read_bytes()
-        if _SEAL.search(data) and _seal(data) is None:
+        if _MARK in data and checksum_in(data) is None:
             raise ConfigError(
                 f"{file} is damaged: its content does not have its checksum. Remove it and run "
                 "again to have it made anew."

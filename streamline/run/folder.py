@@ -26,7 +26,7 @@ from streamline.registry import unknown_name
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, recorded, remove
-from streamline.results.samples import samples_path, seal_of
+from streamline.results.samples import samples_checksum, samples_path
 from streamline.results.select import cell_name, matching, read_selector
 from streamline.run.cell import Cell, CellJob, expand
 from streamline.run.commands import note_command
@@ -152,19 +152,19 @@ def is_done(folder: Path, job: CellJob, record: Record) -> bool:
     """
     if record.key != job.key or record.status == "failed" or record.notes.get("missing"):
         return False
-    if record.tasks and seal_of(samples_path(folder, record)) is None:
+    if record.tasks and samples_checksum(samples_path(folder, record)) is None:
         return False
-    sealed = kept_json(_seal(folder, job.cell))
-    return sealed is None or sealed == _beside(folder, job.cell)
+    written = kept_json(_checksums(folder, job.cell))
+    return written is None or written == _beside(folder, job.cell)
 
 
-def seal(folder: Path, cell: Cell) -> None:
+def write_checksums(folder: Path, cell: Cell) -> None:
     """Keep the checksums of what a finished cell has written beside its rows: plan and losses."""
-    write_json(_seal(folder, cell), _beside(folder, cell))
+    write_json(_checksums(folder, cell), _beside(folder, cell))
 
 
-def _seal(folder: Path, cell: Cell) -> Path:
-    return folder / "cache" / "seals" / f"{cell.slug}.json"
+def _checksums(folder: Path, cell: Cell) -> Path:
+    return folder / "cache" / "checksums" / f"{cell.slug}.json"
 
 
 def _beside(folder: Path, cell: Cell) -> dict[str, str]:

@@ -21,7 +21,7 @@ from streamline.results.assess import Assessment
 from streamline.results.record_file import upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
-from streamline.run.folder import seal
+from streamline.run.folder import write_checksums
 from streamline.sources.models import planned_model
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Recorder:
             facts: Where the questions and texts came from.
             absent: Rows of the report that could not be asked; they are null.
         """
-        seal(self.config.out, job.cell)
+        write_checksums(self.config.out, job.cell)
         dense, pruned = self._dense.n_parameters(), path.n_parameters()
         achieved = removed_fraction(dense, pruned)
         notes: dict[str, Any] = dict(variant.pruned.notes)

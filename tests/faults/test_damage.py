@@ -23,7 +23,7 @@ KINDS = {
     "samples/*.parquet": "finished",
     "plans/*.json": "finished",
     "losses/*.jsonl": "finished",
-    "cache/seals/*.json": "finished",
+    "cache/checksums/*.json": "finished",
     "cache/answers/*/piqa.*.json": "without records",
     "cache/answers/*/piqa.*.parquet": "without records",
     "cache/answers/*/*xsum.????????????????.json": "without records",

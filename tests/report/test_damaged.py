@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
 from typer.testing import CliRunner
 
 from streamline.cli.main import app
+from streamline.kept import write_tensors
 from streamline.results.record_file import load
 from streamline.results.samples import samples_path
 
@@ -40,11 +40,18 @@ def list_of_numbers(file: Path) -> None:
 
 
 def nan_cosine(file: Path) -> None:
-    save_file({"cosine": np.full((3, 3), np.nan)}, file)
+    write_tensors(file, {"cosine": torch.full((3, 3), torch.nan, dtype=torch.float64)})
 
 
 def flat_cosine(file: Path) -> None:
-    save_file({"cosine": np.ones((1, 2))}, file)
+    write_tensors(file, {"cosine": torch.ones(1, 2, dtype=torch.float64)})
+
+
+def flip(file: Path) -> None:
+    """Another figure, in a file that its readers still understand."""
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 0x10
+    file.write_bytes(data)
 
 
 def reported(folder: Path) -> str:
@@ -63,6 +70,7 @@ def reported(folder: Path) -> str:
         (CALIBRATION, cut, "Calibration left out"),
         (CALIBRATION, empty, "Calibration left out"),
         (CALIBRATION, garble, "Calibration left out"),
+        (CALIBRATION, flip, "its content does not have its checksum"),
         (CALIBRATION, nan_cosine, "cosine has shape"),
         (CALIBRATION, flat_cosine, "cosine has shape"),
     ],
@@ -96,7 +104,8 @@ def test_a_report_takes_nothing_of_runs_in_folders_below(run_copy: Path, tmp_pat
     alone = reported(run_copy)
     inner = Path(shutil.copytree(run_copy, tmp_path / "inner"))
     [kept] = inner.glob(CALIBRATION)
-    save_file({"cosine": np.eye(5) / 2 + 0.5}, kept, {"facts": '{"facts": {"model": "other"}}'})
+    cosine = torch.eye(5, dtype=torch.float64) / 2 + 0.5
+    write_tensors(kept, {"cosine": cosine}, {"facts": '{"facts": {"model": "other"}}'})
     shutil.copytree(inner, run_copy / "inner")
     shutil.copytree(inner, run_copy / "losses" / "inner")
     assert reported(run_copy) == alone

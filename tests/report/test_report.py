@@ -8,13 +8,13 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
 from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
+from streamline.kept import write_tensors
 from streamline.report.artifacts import calibrations, loss_curves, run_settings
 from streamline.report.provenance import provenance
 from streamline.report.report import write_report
@@ -170,12 +170,11 @@ def test_curves_are_named_after_their_cells(run_folder, tmp_path):
 
 
 def test_calibrations_are_read_once_each(tmp_path):
-    cosine = np.eye(4)
+    cosine = torch.eye(4, dtype=torch.float64)
     facts = {"facts": '{"facts": {"model": "opt"}}'}
     for name, metadata in (("a", None), ("b", None), ("c", facts)):
         file = tmp_path / "cache" / "calibration" / name / "calibration.safetensors"
-        file.parent.mkdir(parents=True)
-        save_file({"cosine": cosine / (2 if metadata else 1)}, file, metadata)
+        write_tensors(file, {"cosine": cosine / (2 if metadata else 1)}, metadata)
     notes: list[str] = []
     assert list(calibrations(tmp_path, notes)) == ["a", "opt"]
     assert notes == []

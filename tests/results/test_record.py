@@ -34,8 +34,8 @@ def test_the_golden_file_of_schema_1_reads_and_is_written_back_unchanged(tmp_pat
     for record in records:
         upsert(tmp_path, record)
     written = (tmp_path / "results.json").read_text(encoding="utf-8").splitlines()
-    unsealed = [line for line in written if not line.startswith('  "checksum": ')]
-    assert unsealed == GOLDEN.read_text(encoding="utf-8").splitlines()
+    plain = [line for line in written if not line.startswith('  "checksum": ')]
+    assert plain == GOLDEN.read_text(encoding="utf-8").splitlines()
 
 
 def test_records_that_are_not_those_that_were_written_are_refused(tmp_path):
