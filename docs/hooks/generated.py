@@ -90,7 +90,7 @@ def _method(name: str, cls: type, row: dict[str, str], *, with_module: bool) -> 
     module = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
     intro = sections(module).get("", "").partition("\n\n")[2] if with_module else ""
     summary, _, body = parts[""][0].partition("\n\n")
-    facts = [_paper(row["paper"]), f"released code: {row['released code'].removeprefix('read: ')}"]
+    facts = [row["paper"], f"released code: {row['released code'].removeprefix('read: ')}"]
     facts += ["its network is trained"] if cls.trains else []
     facts += [f"families: {', '.join(cls.families)}"] if cls.families != ("all",) else []
     text = [f"## {name}", "", f"**{summary}**", "", f"*{'; '.join(facts)}*", ""]
@@ -149,11 +149,10 @@ def _fields(name: str, cls: type, attributes: dict[str, str]) -> Iterable[tuple[
             yield (f"`{field.name}`", *words)
 
 
-def _paper(text: str) -> str:
-    return re.sub(r"(?<!/)\barXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
-
-
 # --- settings of a run
+
+
+_CELL = ("models", "methods", "sparsities", "seeds", "recovery")  # what a cell is one of each of
 
 
 def configuration(block: str) -> str:
@@ -169,7 +168,8 @@ def configuration(block: str) -> str:
         is_block = any(map(_is_model, (found.annotation, *get_args(found.annotation))))
         table_of_it = isinstance(found.default, BaseModel)
         default = "its table" if table_of_it else _default(found.default, found.annotation)
-        marks = [word for word, on in (("key", found.keyed), ("model", found.per_model)) if on]
+        given = {"cell": name in _CELL, "key": found.keyed, "model": found.per_model}
+        marks = [word for word, on in given.items() if on]
         kinds = "" if is_block else accepts(found.annotation)
         flag = f"`{found.flag}`" if found.flag else ""
         key = f"[`{name}`](#{name})" if is_block else f"`{name}`"

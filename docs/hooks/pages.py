@@ -32,6 +32,7 @@ RESULTS = ("**/*.md", "**/report.html", "**/figures/*.svg", "**/figures/*.png")
 
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)|(!\[[^\]]*\])\(([^()\s]+)\)")
 _CALL = re.compile(r"^\{\{ (\w+) ?(.*?) \}\}$", re.MULTILINE)
+_PAPER = re.compile(r"(?<![\[/\w])arXiv:(\d{4}\.\d{5})")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -68,7 +69,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{text}({to}{hash_}{anchor})"
 
     parts = _FENCE.split(_CALL.sub(call, markdown))
-    return "".join(part if part.startswith("```") else _LINK.sub(link, part) for part in parts)
+    return "".join(
+        part if part.startswith("```") else _papers(_LINK.sub(link, part)) for part in parts
+    )
+
+
+def _papers(text: str) -> str:
+    """Names of papers become links to them."""
+    return _PAPER.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def _page(name: str) -> str:

@@ -59,7 +59,7 @@ def test_every_setting_is_in_the_reference(generated: Any) -> None:
         assert found.flag is None or f"`{found.flag}`" in page, found.flag
         assert found.help.replace("|", "\\|") in page, found.path
     assert (
-        "| `sparsities`<br>`--sparsities` | `0.25` | a list: number from 0 below 1 | model |"
+        "| `sparsities`<br>`--sparsities` | `0.25` | a list: number from 0 below 1 | cell, model |"
         in page
     )
     assert "| `limit`<br>`--limit` | none | whole number from 1 or none | key |" in page
