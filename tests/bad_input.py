@@ -120,6 +120,7 @@ def base_suite() -> dict[str, Any]:
         "limit": 2,
         "data_dir": "data",
         "device": "cpu",
+        "efficiency": "off",
         "calibration": {**text, "n_samples": 4},
         "training": {
             **text, "n_tokens": 256, "batch_tokens": 64, "validation_tokens": 64, "evaluations": 1,

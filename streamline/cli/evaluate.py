@@ -37,6 +37,7 @@ Examples:
     "--system-instruction",
     "--fewshot-as-multiturn",
     "--batch-tokens",
+    "--efficiency",
     "--compile",
     "--trust-remote-code",
     "--confirm-run-unsafe-code",

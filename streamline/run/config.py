@@ -183,6 +183,12 @@ class RunConfig(Strict):
         keyed=True,
         per_model=True,
     )
+    efficiency: Literal["quick", "full", "off"] = setting(
+        "quick",
+        "Speed and memory of each model: quick (60 s, or 5 % of a longer run), full, off.",
+        flag="--efficiency",
+        per_model=True,
+    )
     compile: bool = setting(False, "Compile layers for scoring, meant for GPUs.", flag="--compile")
     trust_remote_code: bool = setting(
         False, "Let a model's own code run.", flag="--trust-remote-code"

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.pruning import prune
@@ -22,7 +21,7 @@ from streamline.engine.memory import free_memory
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import NotFiniteError, StreamlineError
 from streamline.evaluation.answer_store import AnswerStore
-from streamline.evaluation.evaluate import batch_facts, evaluate, stored
+from streamline.evaluation.evaluate import evaluate, stored
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.questions import Questions
 from streamline.evaluation.scoring.token_budget import TokenBudget
@@ -38,10 +37,12 @@ from streamline.run.cell import CellJob, stage_weights
 from streamline.run.config import RunConfig
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import Sources, settle
+from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
 from streamline.run.preparation import (
     Preparation,
     calibration_tokens,
-    cell_batches,
+    cell_facts,
+    loading,
     preparation,
     replaced,
     todo,
@@ -50,7 +51,7 @@ from streamline.run.preparation import (
 from streamline.run.recorder import Recorder
 from streamline.sources.batches import TokenBatches
 
-__all__ = ["loading", "run_model"]
+__all__ = ["run_model"]
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class _Model:
     store: AnswerStore
     budget: TokenBudget
     recorder: Recorder
+    speeds: Speeds
     jobs: dict[str, CellJob]
     reference: CellJob
     progress: Progress
@@ -108,19 +110,18 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
     config = config.for_model(name)
     sources = settle(config, kept_sources(config))
     fingerprint, jobs, missing = todo(config, name, sources)
-    if missing:
+    slow = unmeasured(config, [job for job in jobs if job not in missing])
+    if missing or slow:
         for remark in replaced(missing, _records(config, missing)):
             progress.say(remark)
-        _run(config, name, fingerprint, sources, jobs, missing, progress)
+        dense = load_dense(name, fingerprint, progress, **loading(config))
+        if missing:
+            _run(config, name, dense, sources, jobs, missing, progress)
+        if slow:
+            measure_done(config, name, dense, sources, slow, progress)
     else:
         progress.say(f"all {len(jobs)} cells are done already")
     return [record for record in _records(config, jobs) if record is not None]
-
-
-def loading(config: RunConfig) -> dict[str, Any]:
-    """How a run loads its models: what :func:`streamline.api.variants.load_dense` takes."""
-    names = ("device", "dtype", "device_map", "stream", "trust_remote_code")
-    return {name: getattr(config, name) for name in names}
 
 
 def _records(config: RunConfig, jobs: Sequence[CellJob]) -> list[Record | None]:
@@ -132,7 +133,7 @@ def _records(config: RunConfig, jobs: Sequence[CellJob]) -> list[Record | None]:
 def _run(
     config: RunConfig,
     name: str,
-    fingerprint: str,
+    dense: Dense,
     sources: Sources,
     jobs: Sequence[CellJob],
     missing: Sequence[CellJob],
@@ -140,7 +141,6 @@ def _run(
 ) -> None:
     """Run the cells that are missing."""
     cache = config.out / "cache"
-    dense = load_dense(name, fingerprint, progress, **loading(config))
     ready = preparation(
         config,
         name,
@@ -155,7 +155,8 @@ def _run(
         ready=ready,
         store=AnswerStore(cache / "answers"),
         budget=TokenBudget(config.batch_tokens, cache / "batch_tokens"),
-        recorder=Recorder(config, name, fingerprint, progress),
+        recorder=Recorder(config, name, dense.fingerprint, progress),
+        speeds=Speeds(config, name, dense, missing, progress),
         jobs={job.target.label: job for job in jobs},
         reference=jobs[0],
         progress=progress,
@@ -317,6 +318,12 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
     dense = model.answered(model.reference)
     reference = stored(model.reference.model_key, model.questions, model.store) if dense else None
     peak = peak_memory_bytes(paths[0].decoder.device)
+    cells = {
+        job.target.label: (job, path)
+        for job, path in zip(jobs, paths, strict=True)
+        if reference is not None and not isinstance(results[job.model_key], NotFiniteError)
+    }
+    speeds = model.speeds.of(cells, seconds_of(results.values(), variants))
     for job, variant, path in zip(jobs, variants, paths, strict=True):
         result = results[job.model_key]
         if isinstance(result, NotFiniteError):
@@ -333,15 +340,6 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
         else:
             file.unlink(missing_ok=True)  # of other tasks
         costs = {**variant.costs, "eval_s": result.seconds, "peak_memory_bytes": peak}
-        facts = _facts(model, job, variant)
-        model.recorder.done(job, variant, path, costs, assessment, facts, model.questions.absent)
-
-
-def _facts(model: _Model, job: CellJob, variant: Variant) -> dict[str, Any]:
-    """Content hashes of a cell's questions and texts, and how they were scored, for its record."""
-    used = batch_facts(job.model_key, model.questions, model.store)
-    return {
-        **model.questions.facts(),
-        "batches": cell_batches(model.config, variant, model.ready),
-        "scoring": {"batch_tokens": used, "compiled": model.config.compile},
-    }
+        facts = cell_facts(model.config, job, variant, model.ready, model.store)
+        absent, speed = model.questions.absent, speeds.get(job.target.label)
+        model.recorder.done(job, variant, path, costs, assessment, facts, absent, speed)

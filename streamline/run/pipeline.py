@@ -40,8 +40,8 @@ from streamline.run.folder import (
     refuse_mixture,
 )
 from streamline.run.inputs import settle
-from streamline.run.model_run import loading, run_model
-from streamline.run.preparation import prepared
+from streamline.run.model_run import run_model
+from streamline.run.preparation import loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells
 from streamline.sources.models import model_fingerprint

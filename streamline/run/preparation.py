@@ -22,6 +22,8 @@ from torch import Tensor
 
 from streamline.api.variants import Variant
 from streamline.errors import AssetError, StreamlineError, reason
+from streamline.evaluation.answer_store import AnswerStore
+from streamline.evaluation.evaluate import batch_facts
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.questions import Questions, Text, heldout_text, lacking_error, prepare
 from streamline.evaluation.tasks.catalogue import resolve
@@ -38,7 +40,8 @@ from streamline.sources.models import load_config, load_tokenizer, model_fingerp
 __all__ = [
     "Preparation",
     "calibration_tokens",
-    "cell_batches",
+    "cell_facts",
+    "loading",
     "preparation",
     "prepared",
     "replaced",
@@ -89,6 +92,12 @@ def todo(
     found = [(job, find(records, *job.cell.identity)) for job in jobs]
     undone = [job for job, one in found if one is None or not is_done(config.out, job, one)]
     return fingerprint, jobs, undone
+
+
+def loading(config: RunConfig) -> dict[str, Any]:
+    """How a run loads its models: what :func:`streamline.api.variants.load_dense` takes."""
+    names = ("device", "dtype", "device_map", "stream", "trust_remote_code")
+    return {name: getattr(config, name) for name in names}
 
 
 def replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[str]:
@@ -240,7 +249,29 @@ def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> T
     return batches.tokens(wanted.texts, n_samples=wanted.n_samples, length=wanted.length, seed=seed)
 
 
-def cell_batches(config: RunConfig, variant: Variant, ready: Preparation) -> dict[str, str]:
+def cell_facts(
+    config: RunConfig, job: CellJob, variant: Variant, ready: Preparation, store: AnswerStore
+) -> dict[str, Any]:
+    """Content hashes of a cell's questions and texts, and how they were scored, for its record.
+
+    Args:
+        config: The run, as the model has it.
+        job: The cell.
+        variant: What the stages made of it.
+        ready: What the model's cells are made with.
+        store: Where its answers are kept.
+    """
+    return {
+        **ready.questions.facts(),
+        "batches": _cell_batches(config, variant, ready),
+        "scoring": {
+            "batch_tokens": batch_facts(job.model_key, ready.questions, store),
+            "compiled": config.compile,
+        },
+    }
+
+
+def _cell_batches(config: RunConfig, variant: Variant, ready: Preparation) -> dict[str, str]:
     """Content hashes of the token batches that a cell depends on.
 
     They are those of the cell, whatever the process that records it happened to make.

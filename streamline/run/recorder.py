@@ -55,6 +55,7 @@ class Recorder:
         assessment: Assessment,
         facts: dict[str, Any],
         absent: Sequence[TaskEntry] = (),
+        efficiency: Mapping[str, Any] | None = None,
     ) -> None:
         """Record a cell with its figures.
 
@@ -66,6 +67,7 @@ class Recorder:
             assessment: Its figures.
             facts: Where the questions and texts came from.
             absent: Rows of the report that could not be asked; they are null.
+            efficiency: How fast and how large it is; None if that was not wanted.
         """
         write_checksums(self.config.out, job.cell)
         dense, pruned = self._dense.n_parameters(), path.n_parameters()
@@ -102,6 +104,7 @@ class Recorder:
             parameters={"dense": dense, "pruned": pruned, "removed_fraction": achieved},
             tasks=tasks,
             summary=summary,
+            efficiency=efficiency,
             notes=notes | {"data": facts},
         )
 

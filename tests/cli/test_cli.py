@@ -57,7 +57,8 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
     flags = (
         f"--models a --methods dense --tasks piqa --recovery none,lora --out {tmp_path} "
         f"--device cpu --dtype bfloat16 --executor ray --data packaged --data-dir {tmp_path} "
-        "--batch-tokens 99 --trust-remote-code --calibration wikitext2 --device-map auto --compile"
+        "--batch-tokens 99 --trust-remote-code --calibration wikitext2 --device-map auto --compile "
+        "--efficiency full"
     )
     assert _exit(flags) == 0
     expected = {
@@ -67,6 +68,7 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
         "device": "cpu",
         "device_map": "auto",
         "compile": True,
+        "efficiency": "full",
         "dtype": "bfloat16",
         "executor": "ray",
         "data": "packaged",

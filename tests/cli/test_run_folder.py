@@ -51,6 +51,7 @@ def command(world: Path, tmp_path: Path) -> Command:
             "calibration-samples": "2",
             "perplexity": "none",
             "device": "cpu",
+            "efficiency": "off",
             "out": str(tmp_path / out),
             **changes,
         }

@@ -141,6 +141,7 @@ def config(folder: Path, out: Path) -> RunConfig:
             "tasks": "piqa",
             "out": out,
             "device": "cpu",
+            "efficiency": "off",
             "batch_tokens": 64,
             "data_dir": folder / "data",
             "calibration": text | {"n_samples": 4},

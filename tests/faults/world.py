@@ -42,6 +42,7 @@ def suite(folder: Path) -> dict[str, object]:
         "tasks": ["piqa", "streamline_xsum"],
         "data_dir": str(folder / "data"),
         "device": "cpu",
+        "efficiency": "off",
         "calibration": text | {"n_samples": 4},
         "training": text
         | {"n_tokens": 256, "epochs": 2, "batch_tokens": 64, "validation_tokens": 64}

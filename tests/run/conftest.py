@@ -33,6 +33,7 @@ def config(place: Path) -> Callable[..., RunConfig]:
                 "tasks": "piqa",
                 "out": out,
                 "device": "cpu",
+                "efficiency": "off",
                 "data_dir": place / "data",
                 "calibration": {"texts": text, "n_samples": 4, "length": 16},
                 "training": {

@@ -47,7 +47,7 @@ def show_plan(config: RunConfig) -> bool:
         if any(_trains(row) for row in rows):
             few[model] = config.for_model(model).training.too_few(rows[0].dense)
     paper.show()
-    for line in _costs(estimate):
+    for line in [*_costs(estimate), _speed(config)]:
         print(line)
     for remark in estimate.remarks:
         show_warning(remark)
@@ -207,3 +207,19 @@ def _costs(estimate: Estimate) -> list[str]:
         f"disk:    {estimate.download_bytes / 2**30:,.2f} GiB of weights to fetch, "
         f"{estimate.work_bytes / 2**30:,.2f} GiB of training states",
     ]
+
+
+def _speed(config: RunConfig) -> str:
+    """The time that measuring how fast models are takes."""
+    from streamline.evaluation.efficiency.bench import QUICK_SECONDS, QUICK_SHARE
+
+    levels = [config.for_model(model).efficiency for model in config.models]
+    found = []
+    if n_quick := levels.count("quick"):
+        found.append(
+            f"at most {n_quick * QUICK_SECONDS:.0f} s, or {100 * QUICK_SHARE:.0f} % of the run "
+            "where that is more"
+        )
+    if n_full := levels.count("full"):
+        found.append(f"as long as it takes for {n_full} model{'s' * (n_full > 1)} (full)")
+    return f"speed:   {'; '.join(found) or 'not measured'}"

@@ -86,7 +86,8 @@ class Efficiency(Counts):
     the most that generating held at the largest batch of ``decode``, the model's own weights
     included; ``peak_memory_way`` says how that was found: ``allocator`` (of the device) or
     ``tensors`` (live tensors were counted, without what kernels take for themselves).
-    ``measured_on``: the cell of equal shape that was measured in place of this one, or null.
+    ``shape`` is equal in cells that take equally long on one machine; only one of them is
+    measured, and ``measured_on`` names it in the others.
     ``note`` says why a ratio is not what the removed share promises. ``seconds``: what measuring
     took; of cells that share a measurement the first one has them.
     """
@@ -105,6 +106,7 @@ class Efficiency(Counts):
     peak_memory_bytes: Count | None = None
     dense_peak_memory_bytes: Count | None = None
     peak_memory_way: Literal["allocator", "tensors"] | None = None
+    shape: str | None = None
     measured_on: str | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
     note: str | None = None

@@ -1,0 +1,1 @@
+"""How a run measures the speed of its cells."""
