@@ -18,8 +18,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    DirectoryPath,
-    Field,
     ValidationError,
     model_validator,
 )
@@ -32,7 +30,7 @@ from streamline.run.checks.applies import refuse_idle, refuse_suites_code, refus
 from streamline.run.checks.errors import errors_text, explain, renamed
 from streamline.run.checks.merge import merge, yielding
 from streamline.run.checks.values import (
-    at_home,
+    contradiction,
     device_name,
     folder_of_its_own,
     one_folder_each,
@@ -43,12 +41,15 @@ from streamline.run.stage_config import (
     QUICK,
     CalibrationConfig,
     MethodConfig,
+    Names,
     PerplexityConfig,
     Positive,
     Recoveries,
+    Seed,
     Several,
     Sparsities,
     Strict,
+    ThereFolder,
 )
 from streamline.run.suites import load_suite
 from streamline.sources.instructions import is_instructions
@@ -57,11 +58,6 @@ from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
 __all__ = ["RunConfig", "build_config"]
-
-
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], *Several]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-ThereFolder = Annotated[DirectoryPath, BeforeValidator(at_home)]
 
 
 class RunConfig(Strict):
@@ -253,13 +249,8 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _check_together(self) -> RunConfig:
-        if self.stream and self.device_map is not None:
-            raise ValueError(
-                "stream reads one layer at a time onto one device, and device_map spreads the "
-                "whole model over many; give one of the two"
-            )
-        if self.save == "best" and not self.perplexity.n_tokens:
-            raise ValueError("save=best goes by held-out perplexity, and none is to be measured")
+        if wrong := contradiction(self):
+            raise ValueError(wrong)
         return self
 
     @model_validator(mode="after")

@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, DirectoryPath, Field
 
-from streamline.run.checks.values import distinct
+from streamline.run.checks.values import at_home, distinct
 from streamline.training.student import Positive
 
 __all__ = [
-    "QUICK", "CalibrationConfig", "MethodConfig", "PerplexityConfig", "Positive",
-    "Recoveries", "Several", "Sparsities", "Strict", "parts",
+    "QUICK", "CalibrationConfig", "MethodConfig", "Names", "PerplexityConfig", "Positive",
+    "Recoveries", "Seed", "Several", "Sparsities", "Strict", "ThereFolder", "parts",
 ]  # fmt: skip
 
 
@@ -45,6 +45,9 @@ def _several(value: Any) -> Any:
 #: What several values of a setting have in common: one text with commas, each value once.
 Several = (BeforeValidator(_several), AfterValidator(distinct))
 Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], *Several]
+ThereFolder = Annotated[DirectoryPath, BeforeValidator(at_home)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sparsities = Annotated[tuple[Sparsity, ...], *Several]
 Recoveries = Annotated[tuple[Literal["none", "lora"], ...], *Several]
 

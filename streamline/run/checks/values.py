@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from streamline.run.checks.errors import given, model_in
 
 __all__ = [
-    "at_home", "device_name", "distinct", "folder_of_its_own", "is_text", "one_folder_each",
-    "wrong_values",
+    "at_home", "contradiction", "device_name", "distinct", "folder_of_its_own", "is_text",
+    "one_folder_each", "wrong_values",
 ]  # fmt: skip
 
 _LONGEST_NAME = 255  # bytes of a file's name on the usual systems
@@ -143,3 +143,19 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in value
+
+
+def contradiction(config: Any) -> str | None:
+    """Which settings of a run cannot be had together, in words, or None.
+
+    Args:
+        config: A :class:`streamline.run.config.RunConfig`.
+    """
+    if config.stream and config.device_map is not None:
+        return (
+            "stream reads one layer at a time onto one device, and device_map spreads the whole "
+            "model over many; give one of the two"
+        )
+    if config.save == "best" and not config.perplexity.n_tokens:
+        return "save=best goes by held-out perplexity, and none is to be measured"
+    return None

@@ -31,7 +31,7 @@ from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import claimed, kept_sources
 from streamline.run.inputs import Sources, settle
-from streamline.run.model_run import loading
+from streamline.run.preparation import loading
 from streamline.run.saving.remade import Remaking, job_of
 from streamline.sources.models import model_fingerprint
 
