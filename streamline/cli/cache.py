@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.screen.show import show_table, show_text
+from streamline.cli.screen.show import require_yes, show_table, show_text
 
 __all__ = ["EPILOG", "app"]
 
@@ -73,7 +73,6 @@ def clear_cache(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove what the cache holds, all or some kinds. Results of runs are never touched."""
-    from streamline.errors import ConfigError
     from streamline.registry import unknown_name
     from streamline.run.folder import claimed
 
@@ -88,10 +87,7 @@ def clear_cache(
         return
     what = f"{', '.join(chosen)} ({_size(chosen.values())}) from {folder}"
     if not yes:
-        try:
-            typer.confirm(f"Remove {what}?", abort=True)
-        except typer.Abort:
-            raise ConfigError("nothing is removed; answer y, or give --yes") from None
+        require_yes(f"Remove {what}?", "nothing is removed; answer y, or give --yes")
     with nullcontext() if run is None else claimed(run):
         for path in chosen.values():
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -78,6 +78,19 @@ def test_it_asks(
     assert len(list(cache.iterdir())) == left
 
 
+def test_an_interrupt_is_no_answer(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(io.StringIO):
+        def readline(self, *_: object) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    assert _cache("clear") == 130
+    assert "interrupted; what is finished is kept" in capsys.readouterr().err
+    assert len(list(cache.iterdir())) == 4
+
+
 def test_an_unknown_kind_is_refused(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _cache("clear", "text", "--yes") == 2
     assert "unknown kind of cache 'text'. Did you mean: texts" in capsys.readouterr().err

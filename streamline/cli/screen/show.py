@@ -9,12 +9,15 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from streamline.cli.screen.streams import is_unicode
 
 if TYPE_CHECKING:
     from streamline.results.record import Record
 
 __all__ = [
+    "require_yes",
     "show_error",
     "show_failure",
     "show_json",
@@ -111,3 +114,26 @@ def _say(kind: str, style: str, message: str) -> None:
 
     console = Console(stderr=True, soft_wrap=True)
     console.print(Text.assemble((f"{kind}: ", style), message))
+
+
+def require_yes(question: str, otherwise: str) -> None:
+    """Ask before something is done that cannot be undone.
+
+    Args:
+        question: To be answered with y or n.
+        otherwise: What is so, and what to do, if the answer is no or there is none.
+
+    Raises:
+        ConfigError: If the answer is not yes.
+        KeyboardInterrupt: If it is an interrupt, which is not taken for a no.
+    """
+    from streamline.errors import ConfigError
+
+    try:
+        agreed = typer.confirm(question)
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        agreed = False
+    if not agreed:
+        raise ConfigError(otherwise)
