@@ -26,7 +26,6 @@ from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import batch_facts
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.questions import Questions, Text, heldout_text, lacking_error, prepare
-from streamline.evaluation.tasks.catalogue import resolve
 from streamline.progress import Prefixed, Progress
 from streamline.results.record import Record
 from streamline.results.record_file import find, recorded
@@ -52,6 +51,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _HELDOUT = "held-out text"
+_TRIED = 8  # questions of each set that every further model's tokenizer is tried on
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,9 @@ def prepared(
 ) -> Iterator[None]:
     """Within it, every model of a run that has something to do can be asked all questions.
 
-    The questions of the first one are built and handed on; of the others, whose questions come
-    from the same sources, the texts are tried. A model that cannot be read is left to its own run.
+    The questions of the first one are built and handed on. Of the others, whose questions come
+    from the same sources, a few of each set are built, and the texts whole: what fails with their
+    tokenizers or lengths fails now. A model that cannot be read is left to its own run.
 
     Args:
         config: The run.
@@ -142,6 +143,7 @@ def prepared(
     if sources.origins.missing and not config.skip_missing:
         raise lacking_error(sources.origins.missing)
     ready: dict[str, Preparation] = {}
+    built: list[tuple[Any, ...]] = []
     for name in config.models:
         own = config.for_model(name)
         try:
@@ -157,6 +159,7 @@ def prepared(
         if ready and own.skip_missing:
             continue  # what it cannot be asked is left out in its own run
         several = len(config.models) > 1
+        asked = (own.tasks, own.include_path, own.limit, own.prompting)
         try:
             made = _made(
                 own,
@@ -164,10 +167,11 @@ def prepared(
                 longest,
                 sources,
                 Prefixed(progress, name) if several else progress,
-                texts_only=bool(ready),
+                limit=_TRIED if asked in built and (own.limit or _TRIED) >= _TRIED else own.limit,
             )
         except StreamlineError as error:
             raise AssetError(f"{name}: {error}" if several else str(error)) from error
+        built.append(asked)
         if not ready:
             ready[name] = made
     token = _READY.set(ready)
@@ -201,7 +205,7 @@ def preparation(
     ready = (_READY.get() or {}).pop(name, None)
     if ready is not None and ready.longest == longest:
         return ready
-    return _made(config, tokenizer, longest, sources, progress)
+    return _made(config, tokenizer, longest, sources, progress, limit=config.limit)
 
 
 def _made(
@@ -211,7 +215,7 @@ def _made(
     sources: Sources,
     progress: Progress,
     *,
-    texts_only: bool = False,
+    limit: int | None,
 ) -> Preparation:
     text, missing = config.perplexity, dict[str, str]()
     batches = TokenBatches(tokenizer, sources.revisions)
@@ -221,15 +225,11 @@ def _made(
     except Exception as error:  # readers of texts and tokenizers raise anything
         log.debug("no held-out text", exc_info=True)
         missing[_HELDOUT] = reason(error)
-    tasks: Sequence[str] = config.tasks
-    if texts_only:
-        rows = resolve(tasks, config.include_path)
-        tasks = [row.name for row in rows if row.protocol == "perplexity"]
     questions = prepare(
-        tasks,
+        config.tasks,
         tokenizer,
         max_length=longest,
-        limit=config.limit,
+        limit=limit,
         include_path=config.include_path,
         origins=sources.origins,
         heldout=heldout,
