@@ -14,7 +14,6 @@ Example:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,10 @@ from transformers.utils import logging as transformers_logging
 
 from streamline import __version__
 from streamline.checkpoints.card import write_card
+from streamline.checkpoints.described import describe
 from streamline.checkpoints.folder import appearing, require_free, target_folder
+from streamline.checkpoints.formats.form import form_of_config
+from streamline.checkpoints.formats.serving import serves_in
 from streamline.checkpoints.info import PLAN, PROVENANCE, CheckpointInfo, read_info
 from streamline.checkpoints.portable import (
     add_older_keys,
@@ -56,19 +58,15 @@ from streamline.checkpoints.streamed import (
 )
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
-from streamline.engine.families import Family
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError, PlanError
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.modeling import modeling_streamline as modeling
-from streamline.modeling.modeling_layers import Spec, spec_of
-from streamline.modeling.modeling_state import difference
 from streamline.results.record import Record
 from streamline.streaming.decoder import StreamedDecoder
-from streamline.streaming.opening import empty_model
 
-__all__ = ["layer_specs", "load", "save", "verify"]
+__all__ = ["load", "save", "verify"]
 
 
 def save(
@@ -126,7 +124,8 @@ def save(
         write_json_atomic(temporary / PLAN, pruned.plan.to_json())
         found = _provenance(model, provenance | {"verified": verify}, plain)
         write_json_atomic(temporary / PROVENANCE, found)
-        write_card(temporary, pruned.plan, found, record=record)
+        serves = ", ".join(serves_in(form_of_config(model.config)))
+        write_card(temporary, pruned.plan, found, serves=serves, record=record)
     return target
 
 
@@ -175,59 +174,6 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def describe(model: PreTrainedModel, family: Family) -> bool:
-    """Say in a model's config what its layers are, if they are not all as the config builds them.
-
-    Args:
-        model: From :func:`streamline.engine.assemble.assemble`; changed in place.
-        family: Its family.
-
-    Returns:
-        Whether there is nothing to say, so that transformers alone loads the model.
-    """
-    specs = layer_specs(model, family.layers)
-    fields: dict[str, Any] = {
-        "layers": specs,
-        "layers_path": family.layers,
-        "tuple_output": family.tuple_output,
-    }
-    if shell := model.__dict__.get("streamline_shell"):
-        fields["shell"] = shell
-    plain = all(spec == {"kind": "layer"} for spec in specs)
-    plain = plain and not hasattr(model.config, "streamline")
-    if not plain:
-        modeling.with_layers(model, fields)
-    fresh = empty_model(copy.deepcopy(model.config), model.dtype)
-    pairs = zip(
-        submodule(model, family.layers).children(),
-        submodule(fresh, family.layers).children(),
-        strict=True,
-    )
-    differences = {str(index): difference(*pair) for index, pair in enumerate(pairs)}
-    state = {index: found for index, found in differences.items() if found}
-    if state:
-        modeling.with_layers(model, fields | {"state": state})
-    return plain and not state
-
-
-def layer_specs(model: PreTrainedModel, layers_path: str) -> list[Spec]:
-    """One spec per layer of a model; a layer with the weights of another one names it.
-
-    Args:
-        model: From :func:`streamline.engine.assemble.assemble`.
-        layers_path: Path to its list of layers.
-    """
-    specs: list[Spec] = []
-    first: dict[tuple[int, ...], int] = {}
-    for index, layer in enumerate(submodule(model, layers_path).children()):
-        spec = spec_of(layer)
-        key = tuple(id(parameter) for parameter in layer.parameters())
-        original = first.setdefault(key, index) if key else index
-        shared = {"kind": "shared", "of": original, "module": spec}
-        specs.append(spec if original == index else shared)
-    return specs
 
 
 def read_model(path: Path, **options: Any) -> Any:

@@ -24,6 +24,8 @@ come from, suites (runs kept as YAML) with their titles. Examples:
 
     streamline-bench ls methods
 
+    streamline-bench ls methods --serves
+
     streamline-bench ls suites --json
 
     streamline-bench ls suites --schema
@@ -47,6 +49,9 @@ def command(
     schema: Annotated[
         bool, typer.Option("--schema", help="Of suites: every field with its default, as YAML.")
     ] = False,
+    serves: Annotated[
+        bool, typer.Option("--serves", help="Of methods: where what they make can be served.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the methods, models, tasks or suites that are installed."""
@@ -54,7 +59,13 @@ def command(
         from streamline.errors import ConfigError
 
         raise ConfigError(f"--schema is that of suites, not of {kind.value}; give `ls suites`")
+    if serves and kind is not Kind.METHODS:
+        from streamline.errors import ConfigError
+
+        raise ConfigError(f"--serves is of methods, not of {kind.value}; give `ls methods`")
     listed, shown = (_schema, _show_schema) if schema else _LISTINGS[kind]
+    if serves:
+        listed, shown = _served, _show_served
     if as_json:
         show_json(listed())
     else:
@@ -100,6 +111,23 @@ def _show_methods() -> None:
                 continue
         rows.append({"name": name, "what it does": summary.replace("``", "") or None})
     show_table(rows, ("name", "what it does"))
+
+
+def _served() -> list[dict[str, Any]]:
+    """Methods with where their models can be served: each prunes a tiny model, which takes time."""
+    from streamline.registry import load_method
+    from streamline.testing.served import Served
+
+    served = Served()
+    return [row | {"serves_in": served.of(load_method(row["name"])())} for row in _methods()]
+
+
+def _show_served() -> None:
+    rows = _served()
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        places = ", ".join(row["serves_in"] or ["-"])
+        show_text(f"{row['name']:{width}}  serves in: {places}", indent=width + 2)
 
 
 def _models() -> list[dict[str, Any]]:

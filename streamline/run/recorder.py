@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from streamline.api.variants import Variant
+from streamline.checkpoints.formats.form import form_of
+from streamline.checkpoints.formats.serving import serves_in
 from streamline.engine.budget import removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
@@ -105,6 +107,7 @@ class Recorder:
             tasks=tasks,
             summary=summary,
             efficiency=efficiency,
+            serves_in=serves_in(form_of(path)),
             notes=notes | {"data": facts},
         )
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from streamline.checkpoints.checkpoint import load
 from streamline.checkpoints.info import read_info
+from streamline.cli.main import main
 from streamline.errors import ConfigError
 from streamline.results.record_file import recorded
 from streamline.run.pipeline import evaluate_model, run
@@ -123,3 +125,28 @@ def test_what_is_not_there_any_more_is_refused(done, tmp_path):
 def test_best_needs_a_perplexity(config, tmp_path):
     with pytest.raises(ConfigError, match="goes by held-out perplexity"):
         config(tmp_path, save="best", perplexity={"n_tokens": 0})
+
+
+def test_a_cell_and_a_checkpoint_are_exported_to_another_format(done, tmp_path, capsys):
+    def command(*arguments: Any) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["export", *map(str, arguments)])
+        return int(ended.value.code or 0)
+
+    cell = f"{done}:shortgpt@0.3,recovery=none"
+    assert command(cell, tmp_path / "recipe", "--to", "mergekit", "--no-verify") == 0
+    (record,) = [r for r in recorded(done) if (r.method, r.recovery) == ("shortgpt", "none")]
+    ranges = yaml.safe_load((tmp_path / "recipe" / "mergekit.yaml").read_text())["slices"]
+    kept = [i for part in ranges for i in range(*part["sources"][0]["layer_range"])]
+    assert kept == record.plan.kept_layers
+    assert record.extra("serves_in")[:2] == ["transformers", "vLLM"]
+    assert command(cell, tmp_path / "short", "--no-verify", "--device", "cpu") == 0
+    assert command(tmp_path / "short", tmp_path / "again", "--to", "mergekit") == 0
+    assert command(f"{done}:llm-pruner@0.3", tmp_path / "x", "--to", "mergekit") == 2
+    assert command(tmp_path / "short", tmp_path / "x") == 2
+    assert command(tmp_path / "short", tmp_path / "x", "--to", "ggml") == 2
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "mergekit cannot hold this model: a passthrough takes layers" in errors
+    assert "is a checkpoint already" in errors
+    assert "ggml" in errors and "gguf" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "recipe", "short"]

@@ -12,11 +12,15 @@ __all__ = ["EPILOG", "command"]
 
 EPILOG = """
 The network that the run has trained and measured is taken from its folder; nothing is trained. A
-CELL is written as `compare` takes it. Examples:
+CELL is written as `compare` takes it. `--to` writes it, or a checkpoint, in another format:
+mergekit (a passthrough of plans that only drop layers), gguf (llama.cpp), nemotron-nas (blocks
+without attention or MLP, for vLLM, SGLang, TensorRT-LLM and MLX). Examples:
 
     streamline-bench export out/run:llm-streamline-ffn@0.25 out/ffn
 
-    streamline-bench export out/run:shortgpt@0.25,seed=1 out/short
+    streamline-bench export out/run:shortgpt@0.25,seed=1 out/short --to gguf
+
+    streamline-bench export out/short out/recipe --to mergekit
 """
 
 
@@ -24,9 +28,16 @@ CELL is written as `compare` takes it. Examples:
 def command(
     given: dict[str, Any],
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="RUN:CELL, such as out/run:shortgpt@0.25.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="RUN:CELL, such as out/run:shortgpt@0.25, or a checkpoint."
+        ),
     ],
     out: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write; new or empty.")],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="FORMAT", help="mergekit, gguf or nemotron-nas."),
+    ] = None,
     no_verify: Annotated[
         bool,
         typer.Option(
@@ -34,12 +45,12 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Save the model of a finished cell as a checkpoint."""
+    """Save the model of a finished cell as a checkpoint, or either in another format."""
     from streamline.checkpoints.folder import target_folder
     from streamline.cli.screen.bar import progress_display
-    from streamline.run.saving.save import export_cell
+    from streamline.run.saving.save import export
 
     folder = target_folder(out)
     with progress_display(f"export {source}") as display:
-        export_cell(source, folder, verify=not no_verify, progress=display, **given)
+        export(source, folder, to=to, verify=not no_verify, progress=display, **given)
     print(str(folder))

@@ -18,11 +18,14 @@ from typing import Any
 
 from streamline.api.variants import load_dense
 from streamline.checkpoints.folder import require_free, target_folder
-from streamline.checkpoints.info import read_info
+from streamline.checkpoints.formats.serving import FORMATS, write_format
+from streamline.checkpoints.info import PLAN, read_info
 from streamline.engine.following import with_leader
 from streamline.errors import ConfigError, StreamlineError
 from streamline.evaluation.questions import heldout_name
+from streamline.files import temporary_folder
 from streamline.progress import Prefixed, Progress, Silent
+from streamline.registry import unknown_name
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
 from streamline.results.record_file import recorded
@@ -35,7 +38,7 @@ from streamline.run.preparation import loading
 from streamline.run.saving.remade import Remaking, job_of
 from streamline.sources.models import model_fingerprint
 
-__all__ = ["best_cells", "export_cell", "save_cells"]
+__all__ = ["best_cells", "export", "export_cell", "save_cells"]
 
 FOLDER = "checkpoints"
 
@@ -94,6 +97,51 @@ def best_cells(records: Sequence[Record], text: str) -> list[Record]:
         if found is not None and found < least:
             best[record.sparsity] = record
     return list(best.values())
+
+
+def export(
+    source: str,
+    out: str | Path,
+    *,
+    to: str | None = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+    **machine: Any,
+) -> None:
+    """Save a finished cell of a run as a checkpoint, or a cell or a checkpoint in another format.
+
+    Args:
+        source: ``RUN:METHOD@SPARSITY,KEY=VALUE``, or with ``to`` also a checkpoint's folder.
+        out: What is to be made; must not exist or be empty.
+        to: One of :data:`streamline.checkpoints.formats.serving.FORMATS`; None for a checkpoint.
+        verify: As for :func:`export_cell`.
+        progress: Where to report what is being done.
+        **machine: As for :func:`export_cell`.
+
+    Raises:
+        UnknownNameError: If there is no such format.
+        UnsupportedModelError: If the format cannot hold the model; the message says why.
+        ConfigError: If there is no such cell or checkpoint, or nothing to be done with it.
+    """
+    target = target_folder(out)
+    if to is not None and to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    require_free(target)
+    made = Path(source).expanduser()
+    if (made / PLAN).is_file():
+        if to is None:
+            raise ConfigError(
+                f"{source} is a checkpoint already; --to writes it in another format: "
+                f"{', '.join(FORMATS)}"
+            )
+        write_format(made, to, target)
+    elif to is None:
+        export_cell(source, target, verify=verify, progress=progress, **machine)
+    else:
+        with temporary_folder(target.resolve()) as between:
+            cell = between / "cell"
+            export_cell(source, cell, verify=verify, progress=progress, **machine)
+            write_format(cell, to, target)
 
 
 def export_cell(

@@ -1,0 +1,110 @@
+"""The tools themselves, each in a folder of its own: mergekit, mlx-lm and llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints.formats import variants
+from checkpoints.formats.test_mergekit import made
+from checkpoints.formats.variants import IDS, bpe, decoder_of, logits, saved
+
+from streamline.checkpoints.checkpoint import read_model
+from streamline.checkpoints.formats.serving import write_format
+from streamline.method import Pruned
+from streamline.plan import Plan
+
+pytestmark = pytest.mark.package
+
+
+def in_their_own(folder: Path, packages: str, code: str, *arguments: Any) -> Any:
+    """What a process with some packages beside this environment's prints, as JSON."""
+    target = folder / "packages"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    done = subprocess.run(
+        [*install, str(target), *packages.split()], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"{packages} cannot be installed here: {done.stderr.strip()[-200:]}")
+    paths = [str(target), *(path for path in sys.path if path)]
+    child = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+MERGE = """
+import sys, yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+config = MergeConfiguration.model_validate(yaml.safe_load(open(sys.argv[1])))
+run_merge(config, sys.argv[2], MergeOptions(copy_tokenizer=True))
+print("true")
+"""
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_mergekit_makes_the_checkpoint(tmp_path, family):
+    _, folder = made(tmp_path, family, lambda d: Pruned(Plan.drop(4, [0, 2])))
+    out = write_format(folder, "mergekit", tmp_path / "b")
+    in_their_own(tmp_path, "mergekit immutables", MERGE, out / "mergekit.yaml", tmp_path / "c")
+    theirs, ours = read_model(tmp_path / "c"), read_model(folder)
+    named = dict(theirs.named_parameters())
+    assert all(torch.equal(named[name], parameter) for name, parameter in ours.named_parameters())
+    torch.testing.assert_close(logits(tmp_path / "c"), logits(folder), rtol=1e-4, atol=1e-4)
+
+
+MLX = """
+import json, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx_lm.utils import load_model
+model, _ = load_model(Path(sys.argv[1]))
+print(json.dumps(model(mx.array([json.loads(sys.argv[2])]))[0].tolist()))
+"""
+
+
+@pytest.mark.parametrize("kind", ["block", "without_either"])
+def test_mlx_computes_the_same(tmp_path, kind):
+    folder = saved(getattr(variants, kind), decoder_of("llama"), tmp_path / "a", bpe())
+    out = write_format(folder, "nemotron-nas", tmp_path / "b")
+    found = in_their_own(tmp_path, "mlx mlx-cpu mlx-lm", MLX, out, IDS[0].tolist())
+    torch.testing.assert_close(torch.tensor(found), logits(folder), rtol=1e-4, atol=1e-4)
+
+
+LLAMA = """
+import json, sys
+import xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path = sys.argv[1]
+settings.n_ctx, settings.warmup, settings.verbosity = 64, False, 0
+asked = {"prompt": json.loads(sys.argv[2]), "n_predict": 1, "temperature": 0, "n_probs": 5}
+answer = xllamacpp.Server(settings).handle_completions(asked)
+(choice,) = answer["choices"]
+rows = choice["logprobs"]["content"][0]["top_logprobs"]
+print(json.dumps([[row["id"], row["logprob"]] for row in rows]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "dropped"), ("llama", "block"), ("qwen2", "dropped")]
+)
+def test_llama_cpp_prefers_the_same_tokens(tmp_path, family, kind):
+    folder = saved(getattr(variants, kind), decoder_of(family), tmp_path / "a", bpe())
+    out = write_format(folder, "gguf", tmp_path / "b")
+    found = in_their_own(tmp_path, "xllamacpp", LLAMA, out / "model.gguf", IDS[0].tolist())
+    wanted = logits(folder)[-1].log_softmax(-1).topk(5)
+    assert [token for token, _ in found] == wanted.indices.tolist()
+    likely = torch.tensor([value for _, value in found])
+    torch.testing.assert_close(likely, wanted.values, rtol=0, atol=5e-3)
