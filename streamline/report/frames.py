@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamline.results.averages import collapsed_tasks
-from streamline.results.record import Record
+from streamline.results.record import Cost, Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,8 +121,8 @@ def cost_frame(records: Sequence[Record]) -> pd.DataFrame:
     """What each record cost, and its parameters.
 
     Returns:
-        The cell's five names; status; dense and pruned parameter counts; calibrate_s, train_s,
-        eval_s, peak_memory_bytes, train_tokens.
+        The cell's five names; status; dense and pruned parameter counts; all that
+        :class:`streamline.results.record.Cost` holds.
     """
     rows = [
         {
@@ -130,11 +130,7 @@ def cost_frame(records: Sequence[Record]) -> pd.DataFrame:
             "status": record.status,
             "dense_parameters": record.parameters.dense,
             "pruned_parameters": record.parameters.pruned,
-            "calibrate_s": record.cost.calibrate_s,
-            "train_s": record.cost.train_s,
-            "eval_s": record.cost.eval_s,
-            "peak_memory_bytes": record.cost.peak_memory_bytes,
-            "train_tokens": record.cost.train_tokens,
+            **{name: getattr(record.cost, name) for name in Cost.model_fields},
         }
         for record in sort_records(records)
     ]

@@ -20,6 +20,7 @@ from typing import Any
 from streamline.errors import ConfigError
 from streamline.files import write_text_atomic
 from streamline.report.artifacts import run_settings
+from streamline.report.cost_tables import efficiency_frame
 from streamline.report.drawing import INK
 from streamline.report.frames import cost_frame, results_frame, seeds_frame, stability_frame
 from streamline.report.layouts import layout_table
@@ -86,6 +87,7 @@ def _write_tables(folder: Path, records: Sequence[Record], sections: Sequence[Se
         "results": results_frame(records),
         "stability": stability_frame(records),
         "cost": cost_frame(records),
+        "efficiency": efficiency_frame(records),
         "seeds": seeds_frame(records),
     }
     for name, frame in frames.items():

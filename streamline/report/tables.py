@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from streamline.report.cost_tables import cost_table, seeds_table
+from streamline.report.cost_tables import cost_table, efficiency_table, seeds_table
 from streamline.report.frames import sort_records
 from streamline.report.table import MISSING, Table, cells_table, number, percent
 from streamline.results.averages import collapsed_tasks
@@ -31,7 +31,7 @@ _PROTOCOLS = {
 
 
 def run_tables(records: Sequence[Record], stderr: bool = True) -> list[Table]:
-    """All tables of a run: results, stability and cost of each model, then seeds if there are many.
+    """All tables of a run: results, stability, efficiency, cost and seeds of each model.
 
     Args:
         records: Of any models and states.
@@ -46,10 +46,8 @@ def run_tables(records: Sequence[Record], stderr: bool = True) -> list[Table]:
         tables.append(results_table(mine, stderr=stderr))
         if any(task.stability is not None for record in mine for task in record.tasks.values()):
             tables.append(stability_table(mine, stderr=stderr))
-        tables.append(cost_table(mine))
-        seeds = seeds_table(mine)
-        if seeds.rows:
-            tables.append(seeds)
+        others = (efficiency_table(mine), cost_table(mine), seeds_table(mine))
+        tables += [table for table in others if table.rows]
     return tables
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from streamline.results.blocks.base import Block
 
-__all__ = ["WAYS", "Counts", "Efficiency", "Quartiles", "Speed"]
+__all__ = ["WAYS", "Counts", "Efficiency", "Phase", "Quartiles", "Speed"]
 
 Phase = Literal["prefill", "decode"]
 Count = Annotated[int, Field(ge=0)]
