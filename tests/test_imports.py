@@ -19,7 +19,8 @@ _HEAVY = (
     "lm_eval",
     "pandas",
     "datasets",
-    "matplotlib",
+    "altair",
+    "vl_convert",
     "pyarrow",
     "scipy",
 )

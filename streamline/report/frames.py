@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from streamline.report.findings import uncertainty
 from streamline.results.averages import collapsed_tasks
-from streamline.results.record import Cost, Record
+from streamline.results.blocks.efficiency import Efficiency, Quartiles
+from streamline.results.record import Record, TaskResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "CELL",
-    "cost_frame",
     "results_frame",
     "seeds_frame",
     "sort_records",
-    "stability_frame",
 ]
 
 CELL = ("model", "method", "recovery", "sparsity", "seed")
@@ -52,89 +52,86 @@ def sort_records(records: Sequence[Record]) -> list[Record]:
 
 
 def results_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """The values of every record.
+    """All numbers of every record, one row a cell.
 
     Args:
         records: Of any models and states.
 
     Returns:
-        The cell's five names; status, reason, removed_fraction, flag; ``TASK METRIC`` and
-        ``TASK METRIC stderr`` for each task; accuracy, relative_accuracy, stability; and
-        ``perplexity TEXT`` for each text.
+        The cell's five names; status, reason, flag; parameters; for each task ``TASK METRIC``, its
+        ``stderr``, ``n``, ``stability`` with its error, ``agreement`` and the answers ``lost`` and
+        ``gained``; the averages and their errors; ``perplexity TEXT``; ``efficiency``; ``cost``.
     """
+    ordered = sort_records(records)
+    dense = {(one.model, one.seed): one for one in ordered if one.method == "dense"}
+    any_dense = {model: one for (model, _), one in reversed(dense.items())}
     rows = []
-    for record in sort_records(records):
-        row = {
+    for record in ordered:
+        row: dict[str, Any] = {
             **_cell(record),
             "status": record.status,
             "reason": record.reason,
-            "removed_fraction": record.parameters.removed_fraction,
-            "flag": record.notes.get("flag"),
-        }
-        for task, result in collapsed_tasks(record).items():
-            row[f"{task} {result.metric}"] = result.value
-            row[f"{task} {result.metric} stderr"] = result.stderr
-        for name in _MEASURES:
-            row[name] = getattr(record.summary, name)
-        for text, value in record.summary.perplexity.items():
-            row[f"perplexity {text}"] = value
-        rows.append(row)
-    return _frame(rows, last=(*_MEASURES, "perplexity "))
-
-
-def stability_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Stability, agreement and the four counts of each task, one row per record and task.
-
-    Args:
-        records: Those that are not ``ok`` are left out.
-
-    Returns:
-        The cell's five names; task, metric, n, value, stability, stability_stderr, agreement,
-        both_right, lost, gained, both_wrong.
-    """
-    rows = []
-    for record in sort_records(records):
-        if record.status != "ok":
-            continue
-        for task, result in collapsed_tasks(record).items():
-            counts = result.extra("counts") or {}
-            rows.append(
-                {
-                    **_cell(record),
-                    "task": task,
-                    "metric": result.metric,
-                    "n": result.n,
-                    "value": result.value,
-                    "stability": result.stability,
-                    "stability_stderr": result.extra("stability_stderr"),
-                    "agreement": result.extra("agreement"),
-                    **{
-                        name: counts.get(name)
-                        for name in ("both_right", "lost", "gained", "both_wrong")
-                    },
-                }
-            )
-    return _frame(rows)
-
-
-def cost_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """What each record cost, and its parameters.
-
-    Returns:
-        The cell's five names; status; dense and pruned parameter counts; all that
-        :class:`streamline.results.record.Cost` holds.
-    """
-    rows = [
-        {
-            **_cell(record),
-            "status": record.status,
+            "flag": str(record.notes["flag"]) if record.notes.get("flag") else None,
             "dense_parameters": record.parameters.dense,
             "pruned_parameters": record.parameters.pruned,
-            **{name: getattr(record.cost, name) for name in Cost.model_fields},
+            "removed_fraction": record.parameters.removed_fraction,
         }
-        for record in sort_records(records)
-    ]
-    return _frame(rows)
+        for task, result in collapsed_tasks(record).items():
+            row |= _task(f"{task} {result.metric}", result)
+        base = dense.get((record.model, record.seed), any_dense.get(record.model))
+        found = {
+            "accuracy": uncertainty.accuracy(record),
+            "relative_accuracy": uncertainty.relative(record, base),
+            "stability": uncertainty.stability(record),
+            **{
+                f"perplexity {text}": uncertainty.perplexity(record, text)
+                for text in record.summary.perplexity
+            },
+        }
+        for name, estimate in found.items():
+            row[name] = None if estimate is None else estimate.value
+            row[f"{name} stderr"] = None if estimate is None else estimate.stderr
+        if record.efficiency is not None:
+            row |= _efficiency(record.efficiency)
+        known = record.cost.model_dump(mode="json")
+        row |= {f"cost {name}": value for name, value in known.items() if _plain(value)}
+        rows.append(row)
+    return _frame(rows, last=(*_MEASURES, "perplexity ", "efficiency ", "cost "))
+
+
+def _task(name: str, result: TaskResult) -> dict[str, Any]:
+    counts = result.extra("counts") or {}
+    return {
+        name: result.value,
+        f"{name} stderr": result.stderr,
+        f"{name} n": result.n,
+        f"{name} stability": result.stability,
+        f"{name} stability stderr": result.extra("stability_stderr"),
+        f"{name} agreement": result.extra("agreement"),
+        f"{name} lost": counts.get("lost"),
+        f"{name} gained": counts.get("gained"),
+    }
+
+
+def _efficiency(found: Efficiency) -> dict[str, Any]:
+    """Its plain values, and of what was measured several times the medians."""
+    row: dict[str, Any] = {}
+    for name, value in found:
+        if isinstance(value, Quartiles):
+            row[f"efficiency {name}"] = value.median
+        elif _plain(value):
+            row[f"efficiency {name}"] = value
+    for phase in ("prefill", "decode"):
+        for speed in getattr(found, phase):
+            for name in ("tokens_per_second", "dense_tokens_per_second", "ratio"):
+                measured = getattr(speed, name)
+                key = f"efficiency {phase} {name} batch {speed.batch}"
+                row[key] = None if measured is None else measured.median
+    return row
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def seeds_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -192,8 +189,8 @@ def _frame(rows: list[dict[str, Any]], last: tuple[str, ...] = ()) -> pd.DataFra
 
 
 def _rank(name: str, last: tuple[str, ...]) -> int:
-    """0 for a column that stays, else its index among the last ones; ``x `` is a prefix."""
+    """0 for a column that stays, else its index among the last ones, which it begins with."""
     for index, start in enumerate(last, start=1):
-        if name == start or (start.endswith(" ") and name.startswith(start)):
+        if f"{name} ".startswith(f"{start.rstrip()} "):
             return index
     return 0

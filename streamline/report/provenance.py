@@ -2,7 +2,7 @@
 
 Example::
 
-    facts = provenance(load("out"), run_settings("out"))
+    facts = provenance([RunFolder(path=Path("out"), records=load("out"))])
     facts.versions["torch"]
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from streamline.report.runs import RunFolder, flat
 from streamline.report.table import Table
 from streamline.results.averages import collapsed_tasks, group_of
 from streamline.results.record import Record, TaskResult
@@ -37,7 +38,8 @@ class Provenance:
         versions: Package -> the versions in use, joined by commas.
         methods: Cell -> the method's hyper-parameters.
         data: Name -> content hash or fact of the data used.
-        settings: Setting -> value of the run, as text.
+        settings: Setting -> value of the run, as text; of several runs each value once.
+        made: When, by which code, on which machines and in what time each run was made.
     """
 
     models: Sequence[str]
@@ -49,14 +51,14 @@ class Provenance:
     methods: Mapping[str, str]
     data: Mapping[str, str]
     settings: Mapping[str, str]
+    made: Table
 
 
-def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Provenance:
+def provenance(runs: Sequence[RunFolder]) -> Provenance:
     """Collect the facts.
 
     Args:
-        records: Of a run.
-        settings: Its settings, empty if they were not kept.
+        runs: The folders that are reported.
 
     Returns:
         The facts; what is not recorded is marked as such.
@@ -66,12 +68,13 @@ def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Proven
     data: dict[str, dict[str, None]] = {}
     methods: dict[str, str] = {}
     tasks: dict[tuple[str, str], tuple[str, ...]] = {}
+    records = [record for run in runs for record in run.records]
     for record in records:
         states[record.status] = states.get(record.status, 0) + 1
         for name, value in record.versions.items():
             versions.setdefault(name, {})[_text(value)] = None
-        for name, value in _flat(record.notes.get("data")):
-            data.setdefault(name, {})[value] = None
+        for name, value in flat(record.notes.get("data")):
+            data.setdefault(name, {})[_text(value)] = None
         if record.method_repr:
             methods[record.method] = record.method_repr
         for task, result in collapsed_tasks(record).items():
@@ -92,8 +95,64 @@ def provenance(records: Sequence[Record], settings: Mapping[str, Any]) -> Proven
         versions={name: ", ".join(values) for name, values in versions.items()},
         methods=methods,
         data={name: ", ".join(values) for name, values in data.items()},
-        settings=dict(_flat(settings)),
+        settings=_settings(runs),
+        made=_made(runs),
     )
+
+
+def _settings(runs: Sequence[RunFolder]) -> dict[str, str]:
+    values: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, value in flat(run.settings):
+            if name.split(".")[0] != "sources":
+                values.setdefault(name, {})[_text(value)] = None
+    return {name: " | ".join(texts) for name, texts in values.items()}
+
+
+def _made(runs: Sequence[RunFolder]) -> Table:
+    """A row for each run; its time is the sum of what its cells took."""
+    rows = []
+    for run in runs:
+        machines = dict.fromkeys(
+            str(record.versions["device"]) for record in run.records if "device" in record.versions
+        )
+        stages = {
+            stage: sum(getattr(record.cost, f"{stage}_s") or 0.0 for record in run.records)
+            for stage in ("calibrate", "train", "eval")
+        }
+        known = (
+            run.made.get(name, _UNKNOWN) for name in ("first command", "last command", "commit")
+        )
+        rows.append(
+            (
+                run.name,
+                *known,
+                "; ".join(machines) or _UNKNOWN,
+                _duration(sum(stages.values())),
+                " + ".join(map(_duration, stages.values())),
+            )
+        )
+    return Table(
+        name="made",
+        title="Runs",
+        columns=(
+            "run",
+            "first command",
+            "last command",
+            "commit",
+            "machine",
+            "time",
+            "calibrating + training\n+ evaluating",
+        ),
+        rows=tuple(rows),
+        words=5,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def _source(task: str, record: Record) -> Mapping[str, Any]:
@@ -120,17 +179,6 @@ def _task(name: str, result: TaskResult, source: Mapping[str, Any]) -> tuple[str
         _text(result.extra("shots")),
         _text(result.extra("version")),
     )
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as dotted names; nothing for None."""
-    if isinstance(value, Mapping):
-        return [
-            item
-            for key, inner in value.items()
-            for item in _flat(inner, f"{name}.{key}" if name else str(key))
-        ]
-    return [] if value is None else [(name, _text(value))]
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Tables in the terminal, in Markdown, as CSV and in LaTeX; names and reasons in them are inert.
+"""Tables in the terminal, in Markdown and as CSV; names and reasons in them are inert.
 
 Example::
 
@@ -11,10 +11,9 @@ import io
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from streamline.report.table import Table, plain
+from streamline.report.table import Table, chosen_columns, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,31 +23,14 @@ __all__ = [
     "code",
     "csv_text",
     "inert",
-    "latex",
     "markdown",
+    "parquet_bytes",
     "screen_width",
     "terminal",
 ]
 
 _GAP = 2
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\texttt{\char34}",
-    "±": r"$\pm$",
-    "−": r"$-$",
-}
+_NAME = 16  # characters that a name has at least where it is broken
 
 
 def blocks(table: Table, width: int = 80) -> list[Table]:
@@ -61,35 +43,28 @@ def blocks(table: Table, width: int = 80) -> list[Table]:
     Returns:
         At least one table. A block holds at least one column that is no key, even if it is wider.
     """
-    sizes = [
-        max(
-            len(line)
-            for text in (head, *(row[index] for row in table.rows))
-            for line in _lines(text)
-        )
-        for index, head in enumerate(table.columns)
-    ]
+    sizes = [_name_room(table, width), *_sizes(table)[1:]]
     key_width = sum(size + _GAP for size in sizes[: table.keys])
     chosen: list[list[int]] = [[]]
     used = key_width
     for index in range(table.keys, len(table.columns)):
         need = sizes[index] + _GAP
-        if chosen[-1] and used + need > width:
+        if chosen[-1] and used + need - _GAP > width:
             chosen.append([])
             used = key_width
         chosen[-1].append(index)
         used += need
     keys = list(range(table.keys))
-    return [_columns(table, keys + indices) for indices in chosen]
+    return [chosen_columns(table, keys + indices) for indices in chosen]
 
 
 def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = False) -> str:
-    """Tables as text for a terminal, wide ones cut into blocks.
+    """Tables as text for a terminal: names wrap, folded columns are left out, wide tables are cut.
 
     Args:
         tables: One or more.
         width: Characters to a line; 80 is always readable.
-        color: Whether to keep terminal escapes for bold headings.
+        color: Whether to keep terminal escapes for what is bold.
 
     Returns:
         The text.
@@ -105,7 +80,9 @@ def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = Fal
     )
     for table in [tables] if isinstance(tables, Table) else tables:
         console.print(Text(table.title, style="bold"), end="\n\n")
-        for block in blocks(table, width):
+        shown = _shown(table, width)
+        room = _name_room(shown, width)
+        for block in blocks(shown, width):
             grid = RichTable(
                 box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
             )
@@ -116,7 +93,13 @@ def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = Fal
             for index, row in enumerate(block.rows):
                 if index in block.sections:
                     grid.add_section()
-                grid.add_row(*(Text(cell) for cell in row))
+                cells = (_broken(row[0], room), *row[1:])
+                grid.add_row(
+                    *(
+                        Text(cell, style="bold" if (index, place) in block.strong else "")
+                        for place, cell in enumerate(cells)
+                    )
+                )
             console.print(grid)
             console.print()
         for note in table.notes:
@@ -124,6 +107,47 @@ def terminal(tables: Table | Iterable[Table], width: int = 80, color: bool = Fal
         if table.notes:
             console.print()
     return "\n".join(line.rstrip() for line in sink.getvalue().split("\n"))
+
+
+def _shown(table: Table, width: int) -> Table:
+    """A table without folded columns, and without spare ones as long as it is too wide."""
+    shown = [index for index in range(len(table.columns)) if index not in table.folded]
+    for index in (None, *table.spare):
+        shown = [other for other in shown if other != index]
+        found = chosen_columns(table, shown)
+        needed = [_name_room(found, width), *_sizes(found)[1:]]
+        if sum(needed) + _GAP * (len(needed) - 1) <= width:
+            break
+    return found
+
+
+def _name_room(table: Table, width: int) -> int:
+    """Characters that the first column may have: fewer than its own where a table is too wide."""
+    sizes = _sizes(table)
+    missing = sum(sizes) + _GAP * (len(sizes) - 1) - width
+    return sizes[0] if missing <= 0 else max(min(_NAME, sizes[0]), sizes[0] - missing)
+
+
+def _broken(name: str, room: int) -> str:
+    """A name on lines of at most so many characters, broken after a hyphen or before a plus."""
+    lines = [""]
+    for part in re.split(r"(?<=[-_/])|(?=\+| )", name):
+        if lines[-1] and len(lines[-1] + part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line[i : i + room] for line in lines for i in range(0, len(line), room))
+
+
+def _sizes(table: Table) -> list[int]:
+    """The width of each column in characters."""
+    return [
+        max(
+            len(line)
+            for text in (head, *(row[index] for row in table.rows))
+            for line in _lines(text)
+        )
+        for index, head in enumerate(table.columns)
+    ]
 
 
 def screen_width() -> int:
@@ -137,7 +161,13 @@ def markdown(table: Table) -> str:
 
     sides = ["left" if index < table.words else "right" for index in range(len(table.columns))]
     text = tabulate(
-        [[inert(cell) for cell in row] for row in table.rows],
+        [
+            [
+                _bold(inert(cell)) if (i, j) in table.strong else inert(cell)
+                for j, cell in enumerate(row)
+            ]
+            for i, row in enumerate(table.rows)
+        ],
         [inert(_one_line(head)) for head in table.columns],
         tablefmt="pipe",
         colalign=sides if table.rows else None,
@@ -145,50 +175,6 @@ def markdown(table: Table) -> str:
     )
     notes = ["", *(f"- {inert(note)}" for note in table.notes)] if table.notes else []
     return "\n".join([text, *notes]) + "\n"
-
-
-def latex(table: Table) -> str:
-    """A table for LaTeX with the packages booktabs and graphicx, notes as comments above."""
-    heads = []
-    for head in table.columns:
-        lines = [_escape_latex(line) for line in _lines(head)]
-        stack = r" \\ ".join(lines)
-        heads.append(stack if len(lines) == 1 else rf"\shortstack{{{stack}}}")
-    comments = [f"% {plain(line)}" for line in (table.title, *table.notes)]
-    spec = "l" * table.words + "r" * (len(heads) - table.words)
-    body = [
-        ("\\midrule\n" if index in table.sections else "")
-        + " & ".join(_escape_latex(cell) for cell in row)
-        + r" \\"
-        for index, row in enumerate(table.rows)
-    ]
-    return "\n".join(
-        [
-            *comments,
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_escape_latex(table.title)}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{spec}}}",
-            r"\toprule",
-            " & ".join(heads) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _columns(table: Table, indices: list[int]) -> Table:
-    """The same table with some of its columns."""
-    return replace(
-        table,
-        columns=tuple(table.columns[index] for index in indices),
-        rows=tuple(tuple(row[index] for index in indices) for row in table.rows),
-    )
 
 
 def _lines(text: str) -> list[str]:
@@ -204,6 +190,10 @@ def _one_line(head: str) -> str:
 def inert(text: str) -> str:
     """Text that is no markup in Markdown: no HTML, link, image, code, emphasis or cell's end."""
     return re.sub(r"([\\|*`<\[])", r"\\\1", plain(text))
+
+
+def _bold(text: str) -> str:
+    return f"**{text}**"
 
 
 def code(text: str) -> str:
@@ -226,14 +216,24 @@ def csv_text(frame: pd.DataFrame) -> str:
     return str(safe.to_csv(index=False, lineterminator="\n"))
 
 
+def parquet_bytes(frame: pd.DataFrame) -> bytes:
+    """A frame as Parquet; a column of words and numbers holds words."""
+    import pandas as pd
+
+    typed = frame.copy()
+    for name in typed.columns:
+        if (
+            typed[name].dtype == "object"
+            and len({type(value) for value in typed[name].dropna()}) > 1
+        ):
+            typed[name] = typed[name].map(lambda value: None if pd.isna(value) else str(value))
+    sink = io.BytesIO()
+    typed.to_parquet(sink, index=False)
+    return sink.getvalue()
+
+
 def _no_formula(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = plain(value)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
-
-
-def _escape_latex(text: str) -> str:
-    """Text that is no command; a bracket or a star after a row's end would be read as its own."""
-    safe = "".join(_LATEX.get(character, character) for character in text)
-    return f"{{{safe[0]}}}{safe[1:]}" if safe.startswith(("[", "*")) else safe

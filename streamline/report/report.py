@@ -1,131 +1,115 @@
-"""The report of a run: ``report.md``, ``report.html``, ``tables/`` and ``figures/``.
+"""A report: ``report.html``, ``report.md``, ``tables/`` and ``figures/`` from runs' folders.
 
-Made from the folder alone, never from a model: the records, and where they are there the samples
-(paired statistics), losses and calibrations (figures) and the run's settings. The same folder
-gives the same bytes. ``run.reporting`` adds what the run's suite knows.
+Made from folders alone, never from a model: the records, and where they are there the samples
+(paired statistics), losses and calibrations (figures) and the runs' settings. The same folders
+give the same bytes. ``run.reporting`` adds what the runs' suite knows.
 
 Example::
 
-    write_report("out", load("out"))
+    write_report(Path("out"), [RunFolder(path=Path("out"), records=load("out"))])
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from streamline.errors import ConfigError
-from streamline.files import write_text_atomic
-from streamline.report.artifacts import run_settings
+from streamline.files import write_bytes_atomic, write_text_atomic
 from streamline.report.cost_tables import efficiency_frame
-from streamline.report.drawing import INK
-from streamline.report.frames import cost_frame, results_frame, seeds_frame, stability_frame
+from streamline.report.figures.figure import Drawn, drawn
+from streamline.report.frames import results_frame, seeds_frame
+from streamline.report.latex import latex
 from streamline.report.layouts import layout_table
+from streamline.report.pages import Page, html, markdown_page
 from streamline.report.provenance import provenance
-from streamline.report.render import code, csv_text, inert, latex, markdown
-from streamline.report.sections import Figure, Section, run_sections
-from streamline.report.table import plain, slug
+from streamline.report.render import csv_text, parquet_bytes
+from streamline.report.runs import RunFolder, side_by_side
+from streamline.report.sections import Section, first_screen, gather, run_sections
+from streamline.report.table import slug
+from streamline.report.tables import results_table
 from streamline.results.record import Record
 
 __all__ = ["write_report"]
 
 
 def write_report(
-    directory: str | Path,
-    records: Sequence[Record],
+    out: Path,
+    runs: Sequence[RunFolder],
     *,
     layout: Mapping[str, Any] | None = None,
     layout_note: str | None = None,
-    commands: Sequence[str] = (),
+    command: str = "streamline-bench report DIR",
 ) -> Path:
-    """Write a run's report into its folder.
+    """Write the report of one run or of several side by side.
 
     Args:
-        directory: The run's folder.
-        records: Of the run.
+        out: The folder to write into.
+        runs: What is reported.
         layout: Which published table is set beside the records, as ``report.layouts`` describes
             it; None for none.
         layout_note: A sentence that replaces it, such as why there is none.
-        commands: The command lines that repeat the run, if known.
+        command: The command line that makes the report again.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ConfigError: If there are no records, or the layout or what lies beside the records is
-            malformed.
+        ConfigError: If there are no records, runs cannot be compared, or the layout or what lies
+            beside the records is malformed.
         UnknownNameError: If the layout names no published table.
     """
-    root = Path(directory)
+    given, notes = side_by_side(runs)
+    records = [record for run in given for record in run.records]
     if not records:
-        raise ConfigError(f"{root} holds no record yet; let the run finish a cell first.")
-    sections = run_sections(root, records)
+        raise ConfigError(f"{out} holds no record yet; let the run finish a cell first.")
+    gathered = gather(given)
+    first, sections = first_screen(gathered), run_sections(gathered)
     if layout is not None or layout_note:
         tables = [] if layout is None else [layout_table(records, layout)]
-        notes = [layout_note] if layout_note else []
-        sections = [Section(title="Published and measured", tables=tables, notes=notes), *sections]
-    _write_tables(root / "tables", records, sections)
-    for section in sections:
-        for item in section.figures:
-            white = item.svg.replace("<svg ", '<svg style="background: #fff" ', 1)
-            write_text_atomic(root / "figures" / f"{item.name}.svg", white)
-    settings = {name: value for name, value in run_settings(root).items() if name != "sources"}
-    facts = provenance(records, settings)
-    page = root / "report.html"
-    for path in (root / "report.md", page):
-        text = _render(f"{path.name}.jinja", sections=sections, facts=facts, commands=commands)
-        write_text_atomic(path, text)
-    return page
+        said = [layout_note] if layout_note else []
+        section = Section(title="Published and measured", tables=tables, notes=said, open=True)
+        sections = [section, *sections]
+    page = Page(
+        gathered=gathered,
+        first=first,
+        sections=sections,
+        facts=provenance(given),
+        notes=notes,
+        command=command,
+    )
+    every = [first, *sections]
+    drawings = [one for section in every for figure in section.figures for one in drawn(figure)]
+    _write_tables(out / "tables", records, every)
+    for model in gathered.models:
+        table = results_table(gathered.of(model))
+        for form in ("compact", "full"):
+            file = out / "tables" / f"{slug(table.name)}-{form}.tex"
+            write_text_atomic(file, latex(table, "compact" if form == "compact" else "full"))
+    _write_figures(out / "figures", drawings)
+    write_text_atomic(out / "report.md", markdown_page(page))
+    write_text_atomic(out / "report.html", html(page, drawings))
+    return out / "report.html"
 
 
 def _write_tables(folder: Path, records: Sequence[Record], sections: Sequence[Section]) -> None:
-    """Plain numbers as CSV, and every table of the report as LaTeX."""
-    frames = {
-        "results": results_frame(records),
-        "stability": stability_frame(records),
-        "cost": cost_frame(records),
-        "efficiency": efficiency_frame(records),
-        "seeds": seeds_frame(records),
-    }
-    for name, frame in frames.items():
+    """Plain numbers as CSV and Parquet, and every other table of the report as LaTeX."""
+    cells = results_frame(records)
+    write_text_atomic(folder / "results.csv", csv_text(cells))
+    write_bytes_atomic(folder / "results.parquet", parquet_bytes(cells))
+    for name, frame in (
+        ("efficiency", efficiency_frame(records)),
+        ("seeds", seeds_frame(records)),
+    ):
         if not frame.empty:
             write_text_atomic(folder / f"{name}.csv", csv_text(frame))
-    for section in sections:
+    for section in sections[1:]:
         for table in section.tables:
             write_text_atomic(folder / f"{slug(table.name)}.tex", latex(table))
 
 
-def _render(name: str, **values: Any) -> str:
-    """Fill one of the two templates."""
-    from jinja2 import Environment, StrictUndefined
-
-    html = name.endswith(".html.jinja")
-    environment = Environment(
-        autoescape=html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"markdown_table": markdown, "inert": inert, "code": code}
-    environment.filters["plain"] = plain
-    environment.filters["inline_svg"] = _inline
-    text = (resources.files("streamline.report") / "templates" / name).read_text("utf-8")
-    return environment.from_string(text).render(values)
-
-
-def _inline(item: Figure) -> Any:
-    """SVG inside a page: no prolog, ids of its own, no wider than it was drawn, the page's ink."""
-    from markupsafe import Markup
-
-    svg = item.svg[item.svg.index("<svg ") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'id="([^"]+)"', rf'id="{item.name}.\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{item.name}.\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{item.name}.\1)", svg)
-    size = r'(<svg [^>]*?) width="([^"]*)" height="[^"]*"'
-    svg = re.sub(size, r'\1 style="max-width: \2"', svg, count=1)
-    return Markup(svg.replace(INK, "currentColor"))
+def _write_figures(folder: Path, drawings: Sequence[Drawn]) -> None:
+    for one in drawings:
+        write_text_atomic(folder / f"{one.file}.svg", one.svg)
+        write_bytes_atomic(folder / f"{one.file}.pdf", one.pdf)

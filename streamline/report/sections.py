@@ -1,8 +1,8 @@
-"""The body of a report: sections with their tables and figures, from a run's folder.
+"""The body of a report: sections with their tables and figures, from runs' folders.
 
 Example::
 
-    for section in run_sections(Path("out"), load("out")):
+    for section in run_sections(gathered):
         section.title, [table.title for table in section.tables]
 """
 
@@ -11,50 +11,43 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from streamline.errors import ConfigError
 from streamline.report.artifacts import calibrations, loss_curves
-from streamline.report.comparison_tables import comparison_tables
-from streamline.report.figures import (
-    cosine_heatmap,
-    layer_cosine_figure,
-    loss_figure,
-    size_figure,
-    sparsity_figure,
-)
+from streamline.report.cost_tables import cost_table, efficiency_table, seeds_table
+from streamline.report.figures.answers import answers_figure
+from streamline.report.figures.cosine import chosen_spans, cosine_figure
+from streamline.report.figures.figure import Figure
+from streamline.report.figures.layers import layers_figure
+from streamline.report.figures.losses import Curves, loss_figure
+from streamline.report.figures.measures import measure_figure, sparsity_text
+from streamline.report.figures.pareto import pareto_figure
+from streamline.report.figures.style import Style
+from streamline.report.findings.chance import Comparisons, chance_tables, paired
+from streamline.report.findings.rows import Row, rows
+from streamline.report.runs import RunFolder
 from streamline.report.table import Table, slug
-from streamline.report.tables import run_tables
-from streamline.results.compare import compare
-from streamline.results.predictions import cell_predictions, comparable
-from streamline.results.record import Record, label, method_label
-from streamline.results.samples import samples_path
+from streamline.report.tables import failures_table, results_table, stability_table
+from streamline.results.answers import Floats
+from streamline.results.record import Record
 
-__all__ = ["Figure", "Section", "chance_tables", "run_sections"]
+__all__ = ["Gathered", "Section", "first_screen", "gather", "run_sections"]
 
-_SPANS = (1, 2, 4, 8)
+Item = TypeVar("Item")
+
 # What ends the name of a second training's curve: its loss is another than the first's.
 _POST = re.compile(r"-post(, seed \d+)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure of the report: its file's name, its caption and its SVG text."""
-
-    name: str
-    caption: str
-    svg: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading with its tables and figures."""
+    """A heading with its figures and tables; in a page the tables open when asked to."""
 
     title: str
-    tables: Sequence[Table] = field(default_factory=tuple)
     figures: Sequence[Figure] = field(default_factory=tuple)
+    tables: Sequence[Table] = field(default_factory=tuple)
     notes: Sequence[str] = field(default_factory=tuple)
+    open: bool = False
 
     @property
     def anchor(self) -> str:
@@ -62,130 +55,135 @@ class Section:
         return slug(self.title)
 
 
-def run_sections(root: Path, records: Sequence[Record]) -> list[Section]:
-    """Each model's tables and figures, then what belongs to no model.
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """Everything that a report shows, read once.
+
+    Attributes:
+        runs: The folders.
+        rows: The main table's rows.
+        comparisons: Which of them cannot be told apart.
+        notes: By model, why cells could not be compared.
+        style: The methods' colours.
+    """
+
+    runs: Sequence[RunFolder]
+    rows: Sequence[Row]
+    comparisons: Comparisons
+    notes: Mapping[str, Sequence[str]]
+    style: Style
+
+    @property
+    def records(self) -> list[Record]:
+        """The cells of all folders."""
+        return [record for run in self.runs for record in run.records]
+
+    @property
+    def models(self) -> list[str]:
+        """In the order of their first appearance."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+    def of(self, model: str) -> list[Row]:
+        """The rows of one model."""
+        return [row for row in self.rows if row.model == model]
+
+
+def gather(runs: Sequence[RunFolder]) -> Gathered:
+    """Read and compare what some folders hold.
 
     Args:
-        root: The run's folder.
-        records: Of the run.
-
-    Returns:
-        The sections, in the order of the models' first appearance.
-
-        Losses, calibrations and samples that cannot be read are left out, with a note.
+        runs: The folders, each cell in one of them.
     """
-    sections = []
-    left_out: list[str] = []
-    curves = loss_curves(root, records, left_out)
-    for model in dict.fromkeys(record.model for record in records):
-        mine = [record for record in records if record.model == model]
-        figures = _measures(mine)
-        for (name, sparsity), lines in curves.items():
-            if name == model:
-                later = {label: rows for label, rows in lines.items() if _POST.search(label)}
-                first = {label: rows for label, rows in lines.items() if label not in later}
-                cell, what = f"{model}-{sparsity:g}", f"{model}, target {sparsity:g}"
-                figures += _losses(first, cell, what)
-                figures += _losses(later, f"{cell}-post", f"{what}: post-training, next token")
-        sections.append(Section(title=model, tables=run_tables(mine), figures=figures))
-        tables, notes = chance_tables(root, mine)
-        if tables or notes:
-            sections.append(Section(title=f"{model}: significance", tables=tables, notes=notes))
-    loose = _losses(curves.get(("", None), {}), "other", "replacements of no recorded cell")
-    for name, cosine in calibrations(root, left_out).items():
-        loose.append(
-            Figure(
-                name=f"cosine-{slug(name)}",
-                caption=f"Mean token cosine between every two depths, calibration {name}",
-                svg=cosine_heatmap(cosine, name),
-            )
-        )
-        loose.append(
-            Figure(
-                name=f"spans-{slug(name)}",
-                caption=f"Cosine across every span of {', '.join(map(str, _SPANS))} layers, "
-                f"calibration {name}; a dot marks the span that would be chosen",
-                svg=layer_cosine_figure(cosine, _SPANS, name),
-            )
-        )
-    if loose or left_out:
-        sections.append(Section(title="Calibration and training", figures=loose, notes=left_out))
-    return sections
+    comparisons, notes = paired(runs)
+    found = rows([record for run in runs for record in run.records], comparisons)
+    style = Style([row.method for row in found])
+    return Gathered(runs=runs, rows=found, comparisons=comparisons, notes=notes, style=style)
 
 
-def _measures(records: Sequence[Record]) -> list[Figure]:
-    """Accuracy and stability by sparsity, and accuracy by what was really removed."""
-    model = records[0].model
-    found = (
-        ("accuracy", f"{model}: average accuracy by sparsity", sparsity_figure(records)),
-        (
-            "stability",
-            f"{model}: stability by sparsity",
-            sparsity_figure(records, "stability"),
-        ),
-        ("size", f"{model}: average accuracy by parameters removed", size_figure(records)),
+def first_screen(gathered: Gathered) -> Section:
+    """What accuracy costs, and the one table."""
+    figures = [pareto_figure(gathered.of(model), gathered.style) for model in gathered.models]
+    return Section(
+        title="Results",
+        figures=[figure for figure in figures if figure is not None],
+        tables=[results_table(gathered.rows)],
+        open=True,
     )
+
+
+def run_sections(gathered: Gathered) -> list[Section]:
+    """What stands below the first screen, model by model, and what is left out and why."""
+    left_out: list[str] = []
+    curves: dict[tuple[str, float | None], dict[str, Any]] = {}
+    cosines: dict[str, Floats] = {}
+    for run in gathered.runs:
+        for key, found in loss_curves(run.path, run.records, left_out).items():
+            curves.setdefault(key, {}).update(found)
+        cosines |= calibrations(run.path, left_out)
+    sections: list[Section] = []
+    for model in gathered.models:
+        alone = len(gathered.models) == 1
+        own = {name: cosines.pop(name) for name in list(cosines) if alone or name == model}
+        losses = {target: found for (name, target), found in curves.items() if name == model}
+        before = "" if alone else f"{model}: "
+        sections += [
+            replace(section, title=before + section.title)
+            for section in _of_model(gathered, model, own, losses)
+            if section.figures or section.tables or section.notes
+        ]
+    loose = [cosine_figure(value, name, {}) for name, value in cosines.items()]
+    loose += _some(loss_figure({"": curves.get(("", None), {})}, "other", gathered.style))
+    sections.append(Section(title="Of no recorded cell", figures=loose, notes=left_out))
+    lost = _some(failures_table(gathered.records))
+    sections.append(Section(title="Failed and skipped", tables=lost, open=True))
+    return [one for one in sections if one.figures or one.tables or one.notes]
+
+
+def _of_model(
+    gathered: Gathered, model: str, cosines: Mapping[str, Floats], losses: Mapping[Any, Curves]
+) -> list[Section]:
+    """The sections of one model, those without anything in them too."""
+    mine, style = gathered.of(model), gathered.style
+    records = [record for record in gathered.records if record.model == model]
+    measures = [measure_figure(mine, measure, style) for measure in ("accuracy", "stability")]
+    spans = chosen_spans(mine)
+    alike = [cosine_figure(value, name, spans) for name, value in cosines.items()]
+    tables = [of(records) for of in (efficiency_table, cost_table, seeds_table)]
     return [
-        Figure(name=f"{name}-{slug(model)}", caption=caption, svg=svg)
-        for name, caption, svg in found
-        if svg is not None
+        Section(
+            title="Accuracy and stability",
+            figures=[figure for figure in measures if figure is not None],
+        ),
+        Section(title="Layers", figures=[*_some(layers_figure(mine, style)), *alike]),
+        Section(
+            title="Answers by task",
+            figures=_some(answers_figure(mine)),
+            tables=_some(stability_table(mine)),
+        ),
+        Section(
+            title="Speed, size and cost",
+            figures=_some(loss_figure(_by_target(losses), model, style)),
+            tables=[table for table in tables if table.rows],
+        ),
+        Section(
+            title="Differences",
+            tables=chance_tables(gathered.comparisons, model),
+            notes=gathered.notes.get(model, ()),
+        ),
     ]
 
 
-def _losses(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], name: str, what: str
-) -> list[Figure]:
-    svg = loss_figure(curves)
-    if svg is None:
-        return []
-    caption = f"Validation loss in training, {what}"
-    return [Figure(name=f"loss-{slug(name)}", caption=caption, svg=svg)]
+def _by_target(losses: Mapping[float | None, Curves]) -> dict[str, Curves]:
+    """Curves by target in words, those of a second training, on another loss, by themselves."""
+    found: dict[str, Curves] = {}
+    for target, curves in sorted(losses.items(), key=lambda item: item[0] or 0.0):
+        later = {name: rows for name, rows in curves.items() if _POST.search(name)}
+        words = sparsity_text(target or 0.0)
+        found[words] = {name: rows for name, rows in curves.items() if name not in later}
+        if later:
+            found[f"{words}, post-training"] = later
+    return found
 
 
-def chance_tables(root: Path, records: Sequence[Record]) -> tuple[list[Table], list[str]]:
-    """Paired statistics at each sparsity, over all questions, for each cell's first seed.
-
-    Args:
-        root: The run's folder, with the samples.
-        records: Of one model.
-
-    Returns:
-        The tables, and notes on cells that could not be compared.
-    """
-    done = [record for record in records if record.status == "ok" and record.tasks]
-    notes: list[str] = []
-    first: dict[tuple[str, float, str], Record] = {}
-    for record in sorted(done, key=lambda item: item.seed):
-        if samples_path(root, record).is_file():
-            first.setdefault((record.method, record.sparsity, record.recovery), record)
-        else:
-            notes.append(f"{label(record)}: no samples beside the record, left out")
-    given = {label(one): cell_predictions(str(root), root, one) for one in first.values()}
-    read, left_out = comparable(given)
-    notes += [f"{name}: left out. {why}" for name, why in left_out.items()]
-    cells = [(one, read[label(one)].tasks) for one in first.values() if label(one) in read]
-    dense = next((tasks for record, tasks in cells if record.method == "dense"), None)
-    if dense is None:
-        return [], notes
-    tables: list[Table] = []
-    others = [(record, tasks) for record, tasks in cells if record.method != "dense"]
-    for sparsity in sorted({record.sparsity for record, _ in others}):
-        models = {"dense": dense} | {
-            method_label(record.method, record.recovery): tasks
-            for record, tasks in others
-            if record.sparsity == sparsity
-        }
-        try:
-            result = compare(models, "dense", pooled_only=True)
-        except ConfigError as error:
-            notes.append(f"Target {sparsity:g}: not compared. {error}")
-            continue
-        tables += [
-            replace(
-                table,
-                name=f"{table.name}-{slug(records[0].model)}-{sparsity:g}",
-                title=f"Target {sparsity:g}: {table.title}",
-            )
-            for table in comparison_tables(result)
-        ]
-    return tables, notes
+def _some(item: Item | None) -> list[Item]:
+    return [] if item is None else [item]

@@ -10,11 +10,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from streamline.results.record import Record, method_label
 
-__all__ = ["MISSING", "Table", "cells_table", "fixed", "number", "percent", "plain", "slug"]
+__all__ = [
+    "MISSING",
+    "Table",
+    "cells_table",
+    "chosen_columns",
+    "fixed",
+    "number",
+    "percent",
+    "plain",
+    "slug",
+]
 
 MISSING = "-"
 
@@ -33,6 +43,9 @@ class Table:
         keys: How many columns name the row; a block of a wide table repeats them.
         words: How many leading columns hold words and are aligned left.
         sections: Places of the rows that begin a group.
+        strong: (row, column) of the cells that are bold.
+        folded: Places of the columns that a page shows when asked to, and a terminal never.
+        spare: Places of the columns that go first where lines are too short.
         notes: Lines below the table.
     """
 
@@ -43,6 +56,9 @@ class Table:
     keys: int = 1
     words: int = 1
     sections: frozenset[int] = frozenset()
+    strong: frozenset[tuple[int, int]] = frozenset()
+    folded: frozenset[int] = frozenset()
+    spare: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -52,6 +68,19 @@ class Table:
         put(self, "columns", tuple("\n".join(map(plain, c.split("\n"))) for c in self.columns))
         put(self, "rows", tuple(tuple(map(plain, row)) for row in self.rows))
         put(self, "notes", tuple(map(plain, self.notes)))
+
+
+def chosen_columns(table: Table, indices: Sequence[int]) -> Table:
+    """The same table with some of its columns, in the order given."""
+    where = {old: new for new, old in enumerate(indices)}
+    return replace(
+        table,
+        columns=tuple(table.columns[index] for index in indices),
+        rows=tuple(tuple(row[index] for index in indices) for row in table.rows),
+        strong=frozenset((row, where[index]) for row, index in table.strong if index in where),
+        folded=frozenset(where[index] for index in table.folded if index in where),
+        spare=tuple(where[index] for index in table.spare if index in where),
+    )
 
 
 def plain(text: str) -> str:
@@ -77,8 +106,8 @@ def number(value: float | None, stderr: float | None = None) -> str:
     if value is None:
         return MISSING
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    error = "" if stderr is None else f" ±{stderr:,.{digits}f}"
-    return f"{value:,.{digits}f}{error}"
+    form = f",.{digits}f" if abs(value) < 1e6 else ".1e"
+    return f"{value:{form}}" + ("" if stderr is None else f" ±{stderr:{form}}")
 
 
 def cells_table(

@@ -1,204 +1,177 @@
-"""The tables of a run, as text cells ready for any format.
+"""The main table of a run and what is said below it, as text cells ready for any format.
 
-A ``Table`` is made here from records and rendered by ``report.render``. Fractions are in percent, a
-value that was not measured is ``-``, a cell that failed or was skipped is a row of its own whose
-reason is in the notes, and every task's heading names its metric.
+A ``Table`` is made here from rows and rendered by ``report.render`` and ``report.latex``.
+Fractions are in percent, a value that was not measured is ``-``, a cell that failed or was skipped
+is a row of its own whose reason is in the notes, and every task's heading names its metric.
 
 Example::
 
-    for table in run_tables(load("out")):
-        terminal(table)                    # streamline.report.render
+    terminal(results_table(rows(load("out"), {})))          # streamline.report.render
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from streamline.report.cost_tables import cost_table, efficiency_table, seeds_table
+from streamline.report.findings.rows import Column, Row, task_columns
+from streamline.report.findings.uncertainty import Estimate
 from streamline.report.frames import sort_records
-from streamline.report.table import MISSING, Table, cells_table, number, percent
+from streamline.report.table import MISSING, Table, number, percent, slug
 from streamline.results.averages import collapsed_tasks
 from streamline.results.metrics import METRICS
 from streamline.results.record import Record, TaskResult, method_label
 
-__all__ = ["protocol_notes", "results_table", "run_tables", "stability_table"]
+__all__ = ["failures_table", "protocol_notes", "results_table", "stability_table"]
 
 _PROTOCOLS = {
     "lm-eval": "Scored as by lm-eval",
     "opencompass-ppl": "Scored as by OpenCompass, mean NLL of the whole text",
     "gen": "Generated",
 }
+_SPEEDS = (("decode", "decode\n× dense"), ("prefill", "prefill\n× dense"))
 
 
-def run_tables(records: Sequence[Record], stderr: bool = True) -> list[Table]:
-    """All tables of a run: results, stability, efficiency, cost and seeds of each model.
-
-    Args:
-        records: Of any models and states.
-        stderr: Whether cells show their standard error.
-
-    Returns:
-        The tables; those that would hold no value are left out.
-    """
-    tables = []
-    for model in dict.fromkeys(record.model for record in records):
-        mine = [record for record in records if record.model == model]
-        tables.append(results_table(mine, stderr=stderr))
-        if any(task.stability is not None for record in mine for task in record.tasks.values()):
-            tables.append(stability_table(mine, stderr=stderr))
-        others = (efficiency_table(mine), cost_table(mine), seeds_table(mine))
-        tables += [table for table in others if table.rows]
-    return tables
-
-
-def results_table(records: Sequence[Record], stderr: bool = True) -> Table:
-    """The averages, perplexity and accuracy by task of one model's cells.
-
-    The averages come first, so that they are in sight where the table is wider than the screen.
+def results_table(rows: Sequence[Row]) -> Table:
+    """Averages with their errors, groups, perplexity, speed and, folded, accuracy by task.
 
     Args:
-        records: Of one model.
-        stderr: Whether cells show their standard error.
+        rows: Of one model or of several, whose names then stand in the table.
 
     Returns:
-        The table, one row for each record.
+        The table, one row for each row given; seeds are together.
     """
-    ordered = sort_records(records)
-    tasks = _task_columns(ordered)
-    texts = list(dict.fromkeys(text for record in ordered for text in record.summary.perplexity))
-    cells = []
-    for record in ordered:
-        results = _by_column(record)
+    records = [record for row in rows for record in row.records]
+    tasks = task_columns(records)
+    texts = list(dict.fromkeys(text for row in rows for text in row.perplexity))
+    seeds = any(len(row.records) > 1 for row in rows)
+    letters = any(row.letters for row in rows)
+    speeds = [
+        (phase, head)
+        for phase, head in _SPEEDS
+        if any(_speed(row, phase) != MISSING for row in rows if not row.dense)
+    ]
+    models = list(dict.fromkeys(row.model for row in rows))
+    heads = {
+        "method": "method",
+        **({"model": "model"} if len(models) > 1 else {}),
+        "target": "target",
+        **({"seeds": "seeds"} if seeds else {}),
+        "removed": "removed\n%",
+        **({"group": "group"} if letters else {}),
+        "accuracy": "average\n%",
+        "relative": "of dense\n%",
+        "stability": "stability\n%",
+        **{f"perplexity {text}": f"perplexity\n{text}" for text in texts},
+        **dict(speeds),
+        **{f"task {number}": head for number, head in enumerate(_heads(tasks))},
+    }
+    cells: list[dict[str, str]] = []
+    for row in rows:
         cells.append(
-            (
-                _removed(record),
-                percent(record.summary.accuracy),
-                percent(record.summary.relative_accuracy),
-                percent(record.summary.stability),
-                *(number(record.summary.perplexity.get(text)) for text in texts),
-                *(_task_cell(results.get(key), stderr) for key in tasks),
-            )
+            {
+                "method": row.method,
+                "model": row.model,
+                "target": f"{row.sparsity:g}",
+                "seeds": str(len(row.records)) if row.done else MISSING,
+                "removed": _removed(row),
+                "group": row.letters or MISSING,
+                "accuracy": _percent(row.accuracy) if row.done else row.records[0].status,
+                "relative": _percent(row.relative),
+                "stability": _percent(row.stability),
+                **{f"perplexity {text}": _number(row.perplexity.get(text)) for text in texts},
+                **{phase: _speed(row, phase) for phase, _ in speeds},
+                **{
+                    f"task {index}": _value(row.tasks.get(column), column[1])
+                    for index, column in enumerate(tasks)
+                },
+            }
         )
-    perplexity = [f"perplexity\n{text}" for text in texts]
-    return cells_table(
-        "results",
-        "accuracy in percent, by task and metric",
-        ordered,
-        ["removed\n%", "average", "relative\n%", "stability\n%", *perplexity, *_heads(tasks)],
-        cells,
-        [*_state_notes(ordered), *protocol_notes(ordered)],
+    names = list(heads)
+    strong = frozenset(
+        (index, place)
+        for index, row in enumerate(rows)
+        for place, name in enumerate(names)
+        if name in row.leads or (name == "relative" and "accuracy" in row.leads)
+    )
+    shown = models[0] if len(models) == 1 else "all models"
+    return Table(
+        name=f"results-{slug(shown)}",
+        title=f"{shown}: results",
+        columns=tuple(heads.values()),
+        rows=tuple(tuple(row[name] for name in names) for row in cells),
+        keys=names.index("removed"),
+        words=names.index("target"),
+        sections=_groups(rows),
+        strong=strong,
+        folded=frozenset(i for i, name in enumerate(names) if name.startswith("task ")),
+        spare=tuple(names.index(name) for name in ("prefill", "removed", "seeds") if name in names),
+        notes=(
+            *_meanings(bool(strong), letters, bool(speeds)),
+            *_state_notes(records),
+            *protocol_notes(records),
+        ),
     )
 
 
-def stability_table(records: Sequence[Record], stderr: bool = True) -> Table:
-    """Stability by task with the answers lost and gained, of one model's finished cells.
+def stability_table(rows: Sequence[Row]) -> Table | None:
+    """Stability by task with the answers lost and gained, for each cell's first seed.
 
     Beside the average stands the average agreement: the same fraction without the weights.
 
     Args:
-        records: Of one model.
-        stderr: Whether cells show their standard error.
+        rows: Of one model.
 
     Returns:
-        The table.
+        The table; None if no stability was measured.
     """
-    ordered = [record for record in sort_records(records) if record.status == "ok"]
-    measured = {
-        key
-        for record in ordered
-        for key, result in _by_column(record).items()
-        if result.stability is not None
-    }
-    tasks = [key for key in _task_columns(ordered) if key in measured]
+    done = [row for row in rows if row.done]
+    tasks = [
+        column
+        for column in task_columns([row.records[0] for row in done])
+        if any(_result(row, column, "stability") is not None for row in done)
+    ]
+    if not tasks:
+        return None
     cells = []
-    for record in ordered:
-        results = _by_column(record)
-        averages = (record.summary.stability, record.summary.extra("agreement"))
-        each = (_stability_cell(results.get(key), stderr) for key in tasks)
-        cells.append((*map(percent, averages), *each))
-    return cells_table(
-        "stability",
-        "stability in percent (answers lost, gained against dense)",
-        ordered,
-        ["average", "agreement", *_heads(tasks)],
-        cells,
-        protocol_notes(ordered),
+    for row in done:
+        record = row.records[0]
+        agreement = percent(record.summary.extra("agreement"))
+        each = (_stability_cell(_task(row, column)) for column in tasks)
+        own = percent(record.summary.stability)
+        cells.append((row.method, f"{row.sparsity:g}", own, agreement, *each))
+    return Table(
+        name=f"stability-{slug(rows[0].model)}",
+        title=f"{rows[0].model}: stability in percent (answers lost, gained against dense)",
+        columns=("method", "target", "average", "agreement", *_heads(tasks)),
+        rows=tuple(cells),
+        keys=2,
+        sections=_groups(done),
     )
 
 
-def _by_column(record: Record) -> dict[tuple[str, str], TaskResult]:
-    """A record's results by task and metric."""
-    return {(task, result.metric): result for task, result in collapsed_tasks(record).items()}
-
-
-def _task_cell(result: TaskResult | None, stderr: bool) -> str:
-    if result is None:
-        return MISSING
-    row = METRICS.get(result.metric)
-    show = percent if row is not None and row.is_fraction else number
-    return show(result.value, result.stderr if stderr else None)
-
-
-def _stability_cell(result: TaskResult | None, stderr: bool) -> str:
-    if result is None or result.stability is None:
-        return MISSING
-    counts = result.extra("counts") or {}
-    flips = (
-        f" (-{counts['lost']}, +{counts['gained']})" if {"lost", "gained"} <= set(counts) else ""
+def failures_table(records: Sequence[Record]) -> Table | None:
+    """The cells that failed or were skipped, and why; None if all are done."""
+    lost = [record for record in sort_records(records) if record.status != "ok"]
+    if not lost:
+        return None
+    return Table(
+        name="failures",
+        title="Failed and skipped cells",
+        columns=("method", "model", "target", "seed", "state", "reason"),
+        rows=tuple(
+            (
+                method_label(record.method, record.recovery),
+                record.model,
+                f"{record.sparsity:g}",
+                str(record.seed),
+                record.status,
+                record.reason or "no reason recorded",
+            )
+            for record in lost
+        ),
+        keys=4,
+        words=6,
     )
-    return percent(result.stability, result.extra("stability_stderr") if stderr else None) + flips
-
-
-def _removed(record: Record) -> str:
-    if record.status != "ok":
-        return record.status
-    mark = " !" if record.notes.get("flag") else ""
-    return percent(record.parameters.removed_fraction) + mark
-
-
-def _state_notes(records: Sequence[Record]) -> list[str]:
-    """Why cells were not done, and where the achieved sparsity lies far from the target."""
-    notes: dict[str, list[str]] = {}
-    for record in records:
-        name = f"{method_label(record.method, record.recovery)} at {record.sparsity:g}"
-        name += f", seed {record.seed}" if record.seed else ""
-        flag = record.notes.get("flag")
-        for task, why in record.notes.get("missing", {}).items():
-            notes.setdefault(f"{task} is missing: {why}", []).append(name)
-        if record.status != "ok":
-            text = f"{record.status}: {record.reason or 'no reason recorded'}"
-        elif flag:
-            far = "more than half a layer from the target"
-            text = f"! {flag if isinstance(flag, str) else far}"
-        elif record.reason:
-            text = record.reason
-        else:
-            continue
-        notes.setdefault(text, []).append(name)
-    return [f"{'; '.join(names)}: {text}" for text, names in notes.items()]
-
-
-def _task_columns(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(task, metric) in the order of first appearance."""
-    return list(dict.fromkeys(key for record in records for key in _by_column(record)))
-
-
-def _heads(tasks: Sequence[tuple[str, str]]) -> list[str]:
-    """A task's name and metric; the prefix of this package's tasks goes where it is not needed."""
-    names = {task for task, _ in tasks}
-    return [f"{_short(task, names)}\n{metric}" for task, metric in tasks]
-
-
-def _short(task: str, names: Collection[str]) -> str:
-    short = task.removeprefix("streamline_")
-    return task if short in names else short
-
-
-def _prompts(result: TaskResult) -> str:
-    """What stood around each question of a task: examples, chat template, instruction."""
-    shots = result.extra("shots")
-    examples = f"{shots} example{'s' if shots != 1 else ''}" if shots else None
-    return ", ".join(str(text) for text in (examples, result.extra("prompts")) if text)
 
 
 def protocol_notes(records: Sequence[Record]) -> list[str]:
@@ -224,3 +197,105 @@ def protocol_notes(records: Sequence[Record]) -> list[str]:
     if len(found) > 1:
         notes.append("Tasks scored in different ways have no average over all of them.")
     return notes
+
+
+def _meanings(strong: bool, letters: bool, speeds: bool) -> list[str]:
+    notes = ["± is one standard error."]
+    if strong:
+        ties = "shares its letter; of stability and perplexity what " if letters else ""
+        notes.append(f"Bold: the best at each target and what {ties}lies within the errors of it.")
+    if speeds:
+        notes.append("Speeds are medians at batch 1, measured beside the dense model.")
+    return notes
+
+
+def _groups(rows: Sequence[Row]) -> frozenset[int]:
+    """Places where a new sparsity begins."""
+    kinds = [(row.model, row.sparsity) for row in rows]
+    return frozenset(i for i in range(1, len(rows)) if kinds[i] != kinds[i - 1])
+
+
+def _percent(value: Estimate | None) -> str:
+    return MISSING if value is None else percent(value.value, value.stderr)
+
+
+def _number(value: Estimate | None) -> str:
+    return MISSING if value is None else number(value.value, value.stderr)
+
+
+def _value(value: Estimate | None, metric: str) -> str:
+    """A task's value under its metric: fractions in percent, others as they are."""
+    known = METRICS.get(metric)
+    return _percent(value) if known is not None and known.is_fraction else _number(value)
+
+
+def _speed(row: Row, phase: str) -> str:
+    """How many times as fast as the dense model, of the first seed."""
+    found = row.records[0].efficiency
+    speed = None if found is None else found.speed("decode" if phase == "decode" else "prefill", 1)
+    ratio = None if speed is None else speed.ratio
+    return MISSING if ratio is None else f"{ratio.median:.2f}"
+
+
+def _removed(row: Row) -> str:
+    flagged = any(record.notes.get("flag") for record in row.records)
+    return percent(row.removed) + (" !" if flagged else "")
+
+
+def _task(row: Row, column: Column) -> TaskResult | None:
+    result = collapsed_tasks(row.records[0]).get(column[0])
+    return result if result is not None and result.metric == column[1] else None
+
+
+def _result(row: Row, column: Column, name: str) -> float | None:
+    result = _task(row, column)
+    value: float | None = None if result is None else getattr(result, name)
+    return value
+
+
+def _stability_cell(result: TaskResult | None) -> str:
+    if result is None or result.stability is None:
+        return MISSING
+    counts = result.extra("counts") or {}
+    flips = f" (-{counts['lost']}, +{counts['gained']})" if "lost" in counts else ""
+    return percent(result.stability, result.extra("stability_stderr")) + flips
+
+
+def _state_notes(records: Sequence[Record]) -> list[str]:
+    """Why cells were not done, and where the achieved sparsity lies far from the target."""
+    notes: dict[str, list[str]] = {}
+    for record in records:
+        name = f"{method_label(record.method, record.recovery)} at {record.sparsity:g}"
+        name += f", seed {record.seed}" if record.seed else ""
+        flag = record.notes.get("flag")
+        for task, why in record.notes.get("missing", {}).items():
+            notes.setdefault(f"{task} is missing: {why}", []).append(name)
+        if record.status != "ok":
+            text = f"{record.status}: {record.reason or 'no reason recorded'}"
+        elif flag:
+            far = "more than half a layer from the target"
+            text = f"! {flag if isinstance(flag, str) else far}"
+        elif record.reason:
+            text = record.reason
+        else:
+            continue
+        notes.setdefault(text, []).append(name)
+    return [f"{'; '.join(names)}: {text}" for text, names in notes.items()]
+
+
+def _heads(tasks: Sequence[Column]) -> list[str]:
+    """A task's name and metric; the prefix of this package's tasks goes where it is not needed."""
+    names = {task for task, _ in tasks}
+    return [f"{_short(task, names)}\n{metric}" for task, metric in tasks]
+
+
+def _short(task: str, names: Collection[str]) -> str:
+    short = task.removeprefix("streamline_")
+    return task if short in names else short
+
+
+def _prompts(result: TaskResult) -> str:
+    """What stood around each question of a task: examples, chat template, instruction."""
+    shots = result.extra("shots")
+    examples = f"{shots} example{'s' if shots != 1 else ''}" if shots else None
+    return ", ".join(str(text) for text in (examples, result.extra("prompts")) if text)

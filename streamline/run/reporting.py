@@ -20,15 +20,16 @@ from streamline.errors import ConfigError, UnknownNameError
 from streamline.evaluation.tasks.catalogue import TASKS
 from streamline.report.artifacts import run_settings
 from streamline.report.report import write_report
+from streamline.report.runs import RunFolder
 from streamline.results.averages import group_of
 from streamline.results.record import Record, TaskResult
 from streamline.results.record_file import load
-from streamline.run.commands import commands_of
+from streamline.run.commands import commands_of, made_with
 from streamline.run.config import RunConfig, build_config
 from streamline.run.settings import settings as declared
 from streamline.run.suites import load_suite
 
-__all__ = ["report_run", "rerun_command"]
+__all__ = ["report_run", "report_runs", "rerun_command"]
 
 # Fields of a run that decide its results and have a flag of their own.
 _DECIDING = (
@@ -52,14 +53,52 @@ def report_run(directory: str | Path, suite: str | None = None) -> Path:
         ConfigError: If there are no records, or what lies beside them is malformed.
         UnknownNameError: If the suite does not exist.
     """
-    records, settings = load(directory), run_settings(directory)
-    layout, note = _layout(suite, settings.get("suite"))
+    return report_runs([directory], directory, suite, command="streamline-bench report DIR")
+
+
+def report_runs(
+    directories: Sequence[str | Path],
+    out: str | Path,
+    suite: str | None = None,
+    *,
+    command: str | None = None,
+) -> Path:
+    """Write the report of several runs side by side.
+
+    Args:
+        directories: Folders with ``results.json``.
+        out: The folder to write into.
+        suite: As for ``report_run``; by default the one that the first run came from.
+        command: The command line that makes the report again; by default this one.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ConfigError: If there are no records, what lies beside them is malformed, or the runs
+            cannot be compared.
+        UnknownNameError: If the suite does not exist.
+    """
+    runs = [_run(Path(directory)) for directory in directories]
+    layout, note = _layout(suite, runs[0].settings.get("suite"))
+    names = [*map(str, directories), "--out", str(out)]
     return write_report(
-        directory,
-        [_completed(record, settings.get("data")) for record in records],
+        Path(out),
+        runs,
         layout=layout,
         layout_note=note,
-        commands=commands_of(Path(directory)) or [rerun_command(records, settings)],
+        command=command or shlex.join(["streamline-bench", "report", *names]),
+    )
+
+
+def _run(directory: Path) -> RunFolder:
+    records, settings = load(directory), run_settings(directory)
+    return RunFolder(
+        path=directory,
+        records=[_completed(record, settings.get("data")) for record in records],
+        settings=settings,
+        commands=commands_of(directory) or [rerun_command(records, settings)],
+        made=made_with(directory),
     )
 
 

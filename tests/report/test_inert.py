@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from streamline.cli.main import app
-from streamline.report.render import code, csv_text, inert, latex, markdown, terminal
+from streamline.report.latex import latex
+from streamline.report.render import code, csv_text, inert, markdown, terminal
 from streamline.report.table import Table
 from streamline.results.record_file import upsert
 
@@ -29,6 +32,8 @@ NASTY = [
     "+1", "-1+1", "@SUM(1)", "\t=1", "\r=1",
     "\x1b[31mred\x1b[0m",
     'say "yes" & 5 < 6 > 4 | 3',
+    "no \uffff sign of XML",
+    "datum.x); alert(1); (",
 ]  # fmt: skip
 
 
@@ -37,7 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run in which everything that can be named is named badly."""
     folder = tmp_path_factory.mktemp("nasty")
     for index, name in enumerate(NASTY):
-        task = {"metric": "acc", "value": 0.5, "n": 4, "stability": 0.5}
+        counts = {"both_right": 1, "lost": 1, "gained": 1, "both_wrong": 1}
+        task = {"metric": "acc", "value": 0.5, "n": 4, "stability": 0.5, "counts": counts}
         common = {"sparsity": 0.25, "notes": {"data": {name: name}}, "versions": {name: name}}
         upsert(
             folder,
@@ -49,7 +55,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 **common,
             },
         )
-        more = {"status": "ok", "tasks": {name: task}, "method_repr": name}
+        more = {
+            "status": "ok",
+            "tasks": {name: task},
+            "method_repr": name,
+            "summary": {"accuracy": 0.5, "relative_accuracy": 0.9, "stability": 0.5},
+            "parameters": {"dense": 100, "pruned": 75, "removed_fraction": 0.25},
+            "plan": {"removed_layers": [1], "kept_layers": [0, 2], "replacement": name},
+        }
         upsert(folder, {"model": "m", "method": f"{name} ok", **common, **more})
     result = CliRunner().invoke(app, ["report", str(folder)])
     assert result.exit_code == 0, repr(result.exception)
@@ -62,6 +75,28 @@ def test_markdown_holds_no_markup_of_a_name(made: Path) -> None:
     outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text, flags=re.DOTALL)  # inert
     assert not re.search(r"(?<!\\)(\\\\)*<\w", outside)
     assert not re.search(r"(?<!\\)\[(link|image)\]", outside)
+
+
+def test_the_page_s_data_end_no_script_and_hold_no_markup(made: Path) -> None:
+    page = (made / "report.html").read_text(encoding="utf-8")
+    start = page.index('<script type="application/json" id="data">') + 42
+    data = page[start : page.index("</script>", start)]
+    assert not set("<>&") & set(data)
+    assert "<script>alert" in str(json.loads(data))
+    for markup in ("<script>alert", "<b>", "javascript:alert(1))</a>"):
+        assert markup not in page[:start].split("<script>")[0]
+    vega = page[page.index("<script>") + 8 : start]
+    assert vega.count("</script") == 1 and "<!--" not in vega
+
+
+def test_figures_hold_names_as_text(made: Path) -> None:
+    files = list((made / "figures").glob("*.svg"))
+    assert files
+    for file in files:
+        root = ET.parse(file).getroot()  # well formed, whatever the names
+        tags = {element.tag.rsplit("}", 1)[-1] for element in root.iter()}
+        assert not tags & {"script", "a", "image", "foreignObject"}
+        assert all(not name.startswith("on") for element in root.iter() for name in element.attrib)
 
 
 def test_csv_holds_no_formula(made: Path) -> None:
@@ -96,8 +131,8 @@ def small(text: str) -> Table:
 def test_latex_prints_what_is_meant() -> None:
     text = latex(small('5 < 6 > 4 | "x"'))
     body = text.split("\\midrule")[1]
-    assert "5 \\textless{} 6 \\textgreater{} 4 \\textbar{} \\texttt{\\char34}x" in body
-    assert "<" not in body and '"' not in body
+    assert "5 $<$ 6 $>$ 4 \\textbar{} \\texttt{\\char34}x" in body
+    assert "<" not in body.replace("$<$", "") and '"' not in body
     assert latex(small("[1] *")).count("{[}1]") == 4
     assert "{*}a" in latex(small("*a")).split("\\midrule")[1]
     assert (
@@ -109,7 +144,7 @@ def test_latex_prints_what_is_meant() -> None:
 @pytest.mark.parametrize("name", NASTY)
 def test_latex_compiles(tmp_path: Path, name: str) -> None:
     head = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
-    page = head + latex(small(name)) + "\\end{document}"
+    page = head + latex(small(name)) + latex(small(name), "compact") + "\\end{document}"
     (tmp_path / "t.tex").write_text(page, encoding="utf-8")
     words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=60)

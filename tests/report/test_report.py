@@ -16,14 +16,15 @@ from streamline.cli.main import app
 from streamline.errors import ConfigError
 from streamline.kept import write_tensors
 from streamline.report.artifacts import calibrations, loss_curves, run_settings
+from streamline.report.findings.chance import chance_tables, paired
 from streamline.report.provenance import provenance
 from streamline.report.report import write_report
-from streamline.report.sections import chance_tables
+from streamline.report.runs import RunFolder
 from streamline.results.record import Record
 from streamline.results.record_file import load, upsert
 from streamline.results.samples import read_samples, samples_path, write_samples
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 
 
 class Checker(HTMLParser):
@@ -74,11 +75,16 @@ def test_the_report_is_whole(made):
         "report.md",
         "report.html",
         "tables/results.csv",
-        "tables/stability.csv",
-        "tables/cost.csv",
-        "tables/results-smollm2-135m-instruct.tex",
+        "tables/results.parquet",
+        "tables/results-smollm2-135m-instruct-compact.tex",
+        "tables/results-smollm2-135m-instruct-full.tex",
+        "figures/pareto-smollm2-135m-instruct.svg",
+        "figures/pareto-smollm2-135m-instruct.pdf",
         "figures/accuracy-smollm2-135m-instruct.svg",
-        "figures/loss-smollm2-135m-instruct-0.25.svg",
+        "figures/accuracy-smollm2-135m-instruct-lines.pdf",
+        "figures/layers-smollm2-135m-instruct-0.25.svg",
+        "figures/answers-smollm2-135m-instruct-25.svg",
+        "figures/loss-smollm2-135m-instruct-25.svg",
         "figures/cosine-0123abcd.svg",
     } <= set(files(made))
 
@@ -102,7 +108,7 @@ def test_another_process_makes_the_same_bytes_without_a_model_library(made, tmp_
 
 
 def test_the_page_stands_alone(made):
-    page = (made / "report.html").read_text()
+    page = re.sub(r"<script.*?</script>", "", (made / "report.html").read_text(), flags=re.DOTALL)
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
@@ -124,7 +130,7 @@ def test_the_report_says_what_its_numbers_depend_on(made):
     assert "--methods dense,random-layers" in text
     assert "--limit 40" in text
     assert "Models that share a letter cannot be told apart" in text
-    assert "![smollm2-135m-instruct: stability by sparsity](figures/stability-" in text
+    assert "(by method)](figures/stability-smollm2-135m-instruct.svg)" in text
 
 
 def test_cells_on_other_questions_are_noted_as_not_compared(run_copy):
@@ -132,8 +138,10 @@ def test_cells_on_other_questions_are_noted_as_not_compared(run_copy):
     path = samples_path(run_copy, record)
     frame = read_samples(path)
     write_samples(path, frame[frame["doc_id"] < 9])
-    tables, notes = chance_tables(run_copy, load(run_copy))
-    assert any("Target 0.1: not compared. Task piqa: the two sets" in note for note in notes)
+    found, notes = paired([RunFolder(path=run_copy, records=load(run_copy))])
+    [said] = notes.values()
+    tables = chance_tables(found, "smollm2-135m-instruct")
+    assert any("Target 0.1: not compared. Task piqa: the two sets" in note for note in said)
     assert all("Target 0.25" in table.title for table in tables)
 
 
@@ -145,7 +153,7 @@ def test_records_alone_are_enough(tmp_path):
         tmp_path,
         {"model": "m", "method": "x", "sparsity": 0.1, "status": "failed", "reason": "a <b> & c"},
     )
-    page = write_report(tmp_path, load(tmp_path)).read_text()
+    page = write_report(tmp_path, [RunFolder(path=tmp_path, records=load(tmp_path))]).read_text()
     assert "a &lt;b&gt; &amp; c" in page
     assert "no samples beside the record" in page
 
@@ -153,7 +161,7 @@ def test_records_alone_are_enough(tmp_path):
 def test_an_empty_run_is_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 1, "records": []}')
     with pytest.raises(ConfigError, match="holds no record yet"):
-        write_report(tmp_path, load(tmp_path))
+        write_report(tmp_path, [RunFolder(path=tmp_path, records=load(tmp_path))])
 
 
 def test_curves_are_named_after_their_cells(run_folder, tmp_path):
@@ -191,7 +199,7 @@ def test_settings_are_optional_but_not_malformed(tmp_path):
 
 
 def test_what_is_not_recorded_is_said_to_be_so(run_folder):
-    facts = provenance(load(run_folder), {})
+    facts = provenance([RunFolder(path=run_folder, records=load(run_folder))])
     assert {cell for row in facts.tasks.rows for cell in (row[1], row[4])} == {"not recorded"}
     assert facts.states == {"ok": 13, "failed": 1, "skipped": 1}
     assert facts.seeds == [0, 1]
@@ -208,7 +216,7 @@ def test_a_task_s_split_is_that_of_its_recorded_source():
     cell = {"model": "m", "method": "dense", "sparsity": 0, "status": "ok"}
     tasks = {name: {"metric": "acc", "value": 0.5} for name in names}
     record = Record.build(cell | {"tasks": tasks, "notes": {"data": {"sources": sources}}})
-    facts = provenance([record], {})
+    facts = provenance([RunFolder(path=Path("out"), records=[record])])
     assert [row[4] for row in facts.tasks.rows] == [
         "c3-d-dev (folder)",
         "test (packaged)",
@@ -222,7 +230,7 @@ def test_a_run_without_questions_has_no_empty_sections(tmp_path):
     for method, sparsity in (("dense", 0), ("shortgpt", 0.25)):
         cell = {"model": "m", "method": method, "sparsity": sparsity, "status": "ok"}
         upsert(tmp_path, cell | {"summary": {"perplexity": {"heldout": 30.0}}})
-    page = write_report(tmp_path, load(tmp_path)).read_text()
+    page = write_report(tmp_path, [RunFolder(path=tmp_path, records=load(tmp_path))]).read_text()
     text = (tmp_path / "report.md").read_text()
     for made in (page, text):
         assert "significance" not in made and "scored as" not in made

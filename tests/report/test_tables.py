@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import re
+
+import pandas as pd
 import pytest
 
 from streamline.errors import UnknownNameError
 from streamline.report.cost_tables import seeds_table
-from streamline.report.frames import cost_frame, results_frame, seeds_frame, stability_frame
-from streamline.report.render import blocks, latex, markdown, terminal
+from streamline.report.findings.rows import rows
+from streamline.report.frames import results_frame, seeds_frame
+from streamline.report.latex import latex
+from streamline.report.render import blocks, markdown, parquet_bytes, terminal
 from streamline.report.table import Table, number, percent
-from streamline.report.tables import (
-    results_table,
-    run_tables,
-    stability_table,
-)
+from streamline.report.tables import failures_table, results_table, stability_table
 from streamline.results.metrics import METRICS, direction
 from streamline.results.record import Record
 from streamline.results.record_file import load
@@ -30,6 +31,10 @@ def record(method="m", sparsity=0.25, status="ok", tasks=None, **changes):
     )
 
 
+def results(records):
+    return results_table(rows(records, {}))
+
+
 def column(table, heading):
     place = table.columns.index(heading)
     return [row[place] for row in table.rows]
@@ -43,7 +48,7 @@ def test_fractions_are_percent_and_nothing_missing_becomes_a_number():
 
 
 def test_a_task_is_shown_under_its_metric_and_two_metrics_never_share_a_column():
-    table = results_table(
+    table = results(
         [
             record("a", tasks={"piqa": {"metric": "acc", "value": 0.7, "stderr": 0.01}}),
             record("b", tasks={"piqa": {"metric": "acc_norm", "value": 0.6}}),
@@ -62,27 +67,30 @@ def test_the_way_of_scoring_is_named_and_no_name_stands_for_two_tasks():
         "streamline_c3": {"metric": "acc", "value": 0.5, "protocol": "opencompass-ppl"},
         "of_another_package": {"metric": "acc", "value": 0.4},
     }
-    table = results_table([record(tasks=tasks)])
+    table = results([record(tasks=tasks)])
     assert table.columns[-4:] == (
         "piqa\nacc",
         "streamline_piqa\nacc",
         "c3\nacc",
         "of_another_package\nacc",
     )
-    assert table.notes == (
+    assert table.notes[1:] == (
         "Scored as by lm-eval: piqa.",
         "Scored as by OpenCompass, mean NLL of the whole text: streamline_piqa, c3.",
         "Tasks scored in different ways have no average over all of them.",
     )
-    assert table.notes[:2] == stability_table([record(tasks=tasks)]).notes[:2]
 
 
 def test_failed_and_skipped_cells_are_rows_with_their_reason(run_folder):
-    table = results_table(load(run_folder))
-    rows = {row[0]: row for row in table.rows}
-    assert rows["slicegpt"][3] == "failed"
-    assert set(rows["laco"][4:]) == {"-"}
+    table = results(load(run_folder))
+    states = dict(zip(column(table, "method"), column(table, "average\n%"), strict=True))
+    assert (states["slicegpt"], states["laco"]) == ("failed", "skipped")
+    laco = next(row for row in table.rows if row[0] == "laco")
+    assert set(laco[2:]) == {"-", "skipped"}
     assert "slicegpt at 0.25: failed: RuntimeError: SVD did not converge" in table.notes
+    lost = failures_table(load(run_folder))
+    assert [row[0] for row in lost.rows] == ["slicegpt", "laco"]
+    assert lost.rows[0][4:] == ("failed", "RuntimeError: SVD did not converge")
 
 
 def test_a_sparsity_far_from_the_target_is_flagged():
@@ -90,13 +98,13 @@ def test_a_sparsity_far_from_the_target_is_flagged():
         parameters={"dense": 100, "pruned": 80, "removed_fraction": 0.2},
         notes={"flag": "asked 0.25, achieved 0.20"},
     )
-    table = results_table([far])
+    table = results([far])
     assert column(table, "removed\n%") == ["20.0 !"]
-    assert table.notes == ("m at 0.25: ! asked 0.25, achieved 0.20",)
+    assert table.notes[1:] == ("m at 0.25: ! asked 0.25, achieved 0.20",)
 
 
 def test_rows_are_grouped_by_sparsity_with_dense_first():
-    table = results_table([record("a", 0.25), record("dense", 0.0), record("a", 0.1)])
+    table = results([record("a", 0.25), record("dense", 0.0), record("a", 0.1)])
     assert [row[:2] for row in table.rows] == [("dense", "0"), ("a", "0.1"), ("a", "0.25")]
     assert table.sections == {1, 2}
 
@@ -106,20 +114,22 @@ def test_subjects_are_one_column_of_their_unweighted_mean():
         "mmlu_anatomy": {"metric": "acc", "value": 0.2, "stderr": 0.03, "n": 10, "stability": 0.5},
         "mmlu_virology": {"metric": "acc", "value": 0.6, "stderr": 0.04, "n": 30, "stability": 0.7},
     }
-    assert column(results_table([record(tasks=tasks)]), "mmlu\nacc") == ["40.0 ±2.5"]
-    [row] = stability_frame([record(tasks=tasks)]).to_dict("records")
-    assert (row["task"], row["n"], row["stability"]) == ("mmlu", 40, pytest.approx(0.6))
+    assert column(results([record(tasks=tasks)]), "mmlu\nacc") == ["40.0 ±2.5"]
+    [row] = results_frame([record(tasks=tasks)]).to_dict("records")
+    assert (row["mmlu acc n"], row["mmlu acc stability"]) == (40, pytest.approx(0.6))
     tasks["mmlu_virology"]["value"] = None
-    assert column(results_table([record(tasks=tasks)]), "mmlu\nacc") == ["-"]
+    assert column(results([record(tasks=tasks)]), "mmlu\nacc") == ["-"]
 
 
 def test_the_stability_table_shows_answers_lost_and_gained(run_folder):
     records = load(run_folder)
-    table = stability_table(records, stderr=False)
+    table = stability_table(rows(records, {}))
     pruned = next(item for item in records if item.method == "shortgpt")
     counts = pruned.tasks["piqa"].model_extra["counts"]
     row = next(row for row in table.rows if row[0] == "shortgpt")
-    share = percent(pruned.tasks["piqa"].stability)
+    share = percent(
+        pruned.tasks["piqa"].stability, pruned.tasks["piqa"].model_extra["stability_stderr"]
+    )
     first = table.columns.index("agreement") + 1
     assert row[first] == f"{share} (-{counts['lost']}, +{counts['gained']})"
 
@@ -145,21 +155,52 @@ def test_frames_hold_plain_numbers(run_folder):
     row = frame[frame["method"] == "dense"].iloc[0]
     dense = next(item for item in records if item.method == "dense")
     assert row["hellaswag acc_norm"] == dense.tasks["hellaswag"].value
-    assert list(frame.columns[-4:]) == [
-        "accuracy",
-        "relative_accuracy",
-        "stability",
-        "perplexity heldout",
-    ]
+    averages = ["accuracy", "relative_accuracy", "stability", "perplexity heldout"]
+    first = list(frame.columns).index("accuracy")
+    assert list(frame.columns[first : first + 8 : 2]) == averages
+    assert list(frame.columns[first + 1 : first + 8 : 2]) == [f"{name} stderr" for name in averages]
     assert frame[frame["method"] == "laco"]["accuracy"].isna().all()
-    assert cost_frame(records)["train_tokens"].max() == 100_000
+    assert frame["cost train_tokens"].max() == 100_000
+    pruned = next(item for item in records if item.method == "shortgpt")
+    row = frame[(frame["method"] == "shortgpt") & (frame["sparsity"] == pruned.sparsity)].iloc[0]
+    assert row["piqa acc lost"] == pruned.tasks["piqa"].model_extra["counts"]["lost"]
+    ratio = pruned.efficiency.speed("decode", 8).ratio.median
+    assert row["efficiency decode ratio batch 8"] == ratio
+    assert row["efficiency checkpoint_bytes"] == pruned.efficiency.checkpoint_bytes
+
+
+def test_parquet_holds_the_same_cells(run_folder, tmp_path):
+    frame = results_frame(load(run_folder))
+    file = tmp_path / "results.parquet"
+    file.write_bytes(parquet_bytes(frame))
+    again = pd.read_parquet(file)
+    assert list(again.columns) == list(frame.columns)
+    assert again["accuracy"].equals(frame["accuracy"])
+    assert again["reason"].dropna().tolist() == frame["reason"].dropna().tolist()
 
 
 def test_every_line_of_the_terminal_fits_80_columns(run_folder):
-    text = terminal(run_tables(load(run_folder)))
+    table = results(load(run_folder))
+    text = terminal(table)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
-    assert text.count("llm-streamline-layer") > 10
+    assert text.count("method") == 1  # one block: names wrap, tasks and spare columns are left out
+    assert re.search(r"^llm-streamline- .*\nlayer$", text, flags=re.MULTILINE)
+    assert "hellaswag\n" not in text.split("± is")[0]
+    assert "removed" not in text and "removed" in terminal(table, width=200)
+
+
+def test_the_best_and_what_ties_with_it_are_bold():
+    def cell(method, value, error=0.01):
+        task = {"metric": "acc", "value": value, "stderr": error, "n": 2000}
+        return record(method, tasks={"piqa": task}, summary={"accuracy": value})
+
+    dense = Record.build({**cell("dense", 0.8).to_json(), "sparsity": 0.0})
+    table = results([dense, cell("a", 0.70), cell("b", 0.69), cell("c", 0.60)])
+    place = table.columns.index("average\n%")
+    assert {row for row, at in table.strong if at == place} == {1, 2}
+    assert "**70.0 ±1.0**" in markdown(table) and "**60.0" not in markdown(table)
+    assert r"\textbf{69.0 $\pm$1.0}" in latex(table)
 
 
 def test_a_wide_table_is_cut_into_blocks_that_repeat_the_keys():
@@ -195,11 +236,30 @@ def test_markdown():
 
 def test_latex_is_escaped_and_uses_booktabs():
     text = latex(SMALL)
-    assert r"\caption{50 \% of a\_b}" in text
+    assert r"\usepackage{booktabs,graphicx}" in text.splitlines()[0]
+    assert r"\caption{50 \% of a\_b}" in text and r"\label{tab:t}" in text
     assert r"a\_b\textbar{}c & 1.0 $\pm$0.5 \\" in text
+    assert r"<d>" not in text and "$<$d$>$ & -- " in text
     assert r"\shortstack{piqa \\ acc}" in text
     assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 2, 1]
     assert "% a|b" in text
+
+
+def test_latex_has_a_form_for_one_column_and_one_for_two(run_folder):
+    table = results(load(run_folder))
+    compact, full = latex(table, "compact"), latex(table, "full")
+    assert r"\begin{table}" in compact and "hellaswag" not in compact
+    assert r"\begin{table*}" in full and "hellaswag" in full
+    assert r"\label{tab:results-smollm2-135m-instruct-compact}" in compact
+    assert r"\label{tab:results-smollm2-135m-instruct}" in full
+
+
+def test_latex_has_a_minus_before_numbers_and_hyphens_in_names():
+    rows = (("opt-1.3b", "-1.5"), ("llama2-7b", "<0.0001"), ("x", "62.4 (-5, +3)"))
+    text = latex(Table(name="t", title="T", columns=("m", "d"), rows=rows))
+    assert "opt-1.3b & $-$1.5" in text
+    assert "llama2-7b & $<$0.0001" in text
+    assert "62.4 ($-$5, +3)" in text
 
 
 def test_every_metric_has_a_direction():

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
-from streamline.report.sections import chance_tables
+from streamline.report.findings.chance import chance_tables, paired
+from streamline.report.runs import RunFolder
 from streamline.results.answers import Answers
 from streamline.results.compare import POOLED, compare
 from streamline.results.record_file import load
@@ -155,7 +156,8 @@ def test_a_pair_has_one_interval_whatever_stands_beside_it(run_folder):
         )
         shown[name] = (row["low"], row["high"])
     assert len(set(shown.values())) == 1, shown
-    tables, _ = chance_tables(run_folder, load(run_folder))
+    found, _ = paired([RunFolder(path=run_folder, records=load(run_folder))])
+    tables = chance_tables(found, "smollm2-135m-instruct")
     table = next(t for t in tables if "Target 0.1: Difference in accuracy against dense" in t.title)
     cells = next(row for row in table.rows if row[0] == "shortgpt")
     low, high = shown["two"]

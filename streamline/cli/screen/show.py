@@ -44,13 +44,14 @@ def show_warning(message: str) -> None:
 
 
 def show_results(records: Sequence[Record]) -> None:
-    """Write a run's accuracy table to standard output, cut to the width of the screen."""
+    """Write a run's averages to standard output, within the screen; each task is in the report."""
+    from streamline.report.findings.rows import rows
     from streamline.report.render import screen_width, terminal
     from streamline.report.tables import results_table
 
     for model in dict.fromkeys(record.model for record in records):
-        mine = [record for record in records if record.model == model]
-        print(terminal(results_table(mine, stderr=False), width=screen_width()))
+        table = results_table(rows([one for one in records if one.model == model], {}))
+        print(terminal(table, width=screen_width(), color=sys.stdout.isatty()))
 
 
 def show_json(value: Any) -> None:
