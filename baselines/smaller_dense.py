@@ -6,15 +6,15 @@ What pruning has to beat is not the dense model but the one that somebody traine
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
 from streamline.engine.budget import check_sparsity, removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, UnsupportedModelError
+from streamline.fields import ModelName
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan, Span
 from streamline.sources.models import load_config, load_model, load_tokenizer
@@ -51,7 +51,7 @@ class SmallerDense(Method):
     paper: ClassVar[str] = "control: a released dense model of the pruned size"
     returns_model: ClassVar[bool] = True
 
-    model: Annotated[str, Field(min_length=1)] | None = None
+    model: ModelName | None = None
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Models of which no smaller sibling is known."""

@@ -21,7 +21,17 @@ from pydantic.errors import PydanticUserError
 
 from streamline.errors import ConfigError
 
-__all__ = ["Count", "Fraction", "Length", "Natural", "NonNegative", "Positive", "check_fields"]
+__all__ = [
+    "Count",
+    "Fraction",
+    "Length",
+    "ModelName",
+    "Natural",
+    "NonNegative",
+    "Positive",
+    "check_fields",
+    "model_fields",
+]
 
 _LARGEST = 2**31 - 1
 
@@ -37,6 +47,17 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 #: Finite and at least 0.
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_A_MODEL = "names a model"
+#: A model: a short name, a folder or a hub id. A cell's key has its content, not its name.
+ModelName = Annotated[str, Field(min_length=1), _A_MODEL]
+
+
+def model_fields(method: Any) -> list[str]:
+    """The fields of a method that name a model, as :data:`ModelName` says, and are set."""
+    cls: type = type(method)
+    found = [name for name, (hint, _) in _adapters(cls).items() if _names_a_model(hint)]
+    return [name for name in found if getattr(method, name)]
 
 
 def check_fields(method: Any) -> None:
@@ -94,3 +115,8 @@ def _default(cls: type, name: str) -> Any:
 def _takes_truth(hint: Any) -> bool:
     """Whether an annotation has true and false among its values."""
     return hint in (bool, Any, object) or any(map(_takes_truth, get_args(hint)))
+
+
+def _names_a_model(hint: Any) -> bool:
+    """Whether an annotation has the mark of :data:`ModelName`."""
+    return hint == _A_MODEL or any(map(_names_a_model, get_args(hint)))

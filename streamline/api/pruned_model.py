@@ -72,6 +72,7 @@ class PrunedModel:
             "training": dict(variant.training),
             "versions": versions(dense.decoder.device),
             "model_sha256": dense.fingerprint,
+            "model_commit": dense.commit,
             "texts": texts,
             **known,
         }

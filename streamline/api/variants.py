@@ -20,7 +20,7 @@ from streamline.errors import StreamlineError
 from streamline.method import Method, Pruned
 from streamline.modeling.modeling_narrow import SlicedLayer
 from streamline.progress import Progress
-from streamline.sources.models import load_model
+from streamline.sources.models import hub_commit, load_model
 from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import load_streamed, refusal
 
@@ -41,6 +41,7 @@ class Dense:
         fingerprint: Content key of its weights.
         original: Loads the model once more, on the CPU; None if only its owner can.
         spoiled: Names of weights that a method has written over and that cannot be had again.
+        commit: At which it was read from the hub, or None.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Dense:
     fingerprint: str
     original: Callable[[], PreTrainedModel] | None = None
     spoiled: list[str] = field(default_factory=list)
+    commit: str | None = None
 
 
 def load_dense(
@@ -80,7 +82,13 @@ def load_dense(
         decoder, tokenizer = load_streamed(
             name, device=place, dtype=dtype, trust_remote_code=trust_remote_code
         )
-        return Dense(name=name, decoder=decoder, tokenizer=tokenizer, fingerprint=fingerprint)
+        return Dense(
+            name=name,
+            decoder=decoder,
+            tokenizer=tokenizer,
+            fingerprint=fingerprint,
+            commit=hub_commit(name),
+        )
     model, tokenizer = load_model(
         name,
         device=place,
@@ -98,6 +106,7 @@ def load_dense(
         tokenizer=tokenizer,
         fingerprint=fingerprint,
         original=original,
+        commit=hub_commit(name),
     )
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from streamline.errors import ConfigError
 from streamline.evaluation.harness import load_tasks, task_manager, task_part
+from streamline.evaluation.origins import hub_commits
 from streamline.evaluation.part import Part
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.evaluation.tasks.declared import named_files
 from streamline.evaluation.tasks.overrides import overrides
-from streamline.evaluation.tasks.sources import QuestionSource
+from streamline.evaluation.tasks.sources import QuestionSource, question_set
 from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS
 from streamline.hashing import content_key, file_hashes
 
@@ -85,7 +86,7 @@ def build(
                     found=(found or {}).get(name),
                     shots=bool(around.num_fewshot),
                 )
-            with _own_cache(entry):
+            with _own_cache(entry), _at_commits((found or {}).get(name)):
                 loaded = load_tasks(manager, name, changes)
             for task in loaded:
                 if getattr(task, "UNSAFE_CODE", False) and not unsafe_code:
@@ -128,3 +129,34 @@ def _own_cache(entry: TaskEntry) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_DATASETS_CACHE = shared
+
+
+@contextlib.contextmanager
+def _at_commits(source: QuestionSource | None) -> Iterator[None]:
+    """Data sets that a task's own YAML names are read at the commits that were decided.
+
+    lm-eval hands its YAML's arguments to ``datasets.load_dataset`` and has no place for a commit of
+    every member of a group, so the commits are added there.
+    """
+    import datasets
+
+    if source is None or source.kind != "hub" or question_set(source.task) is not None:
+        yield
+        return
+    pins = {}
+    for place, commit in hub_commits(source).items():
+        name, _, revision = place.partition("@")
+        pins[name.partition(":")[0], revision or None] = commit
+    original = datasets.load_dataset
+
+    def at_commit(path: str, *args: Any, **options: Any) -> Any:
+        commit = pins.get((path, options.get("revision")))
+        return original(
+            path, *args, **(options if commit is None else options | {"revision": commit})
+        )
+
+    datasets.load_dataset = at_commit
+    try:
+        yield
+    finally:
+        datasets.load_dataset = original

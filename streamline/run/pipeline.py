@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from streamline.run.model_run import run_model
 from streamline.run.preparation import loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells
+from streamline.sources.hub.commits import pinned
 from streamline.sources.models import model_fingerprint
 
 #: Lies in the folder that is removed when a checkpoint is done.
@@ -77,12 +79,15 @@ def run(
 
 def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Record]:
     refuse_foreign(config.out)
-    for remark in require_fit(config).remarks:
+    with pinned((kept_sources(config) or {}).get("models", {})):
+        remarks = require_fit(config).remarks
+    for remark in remarks:
         progress.say(remark)
-    with claimed(config.out):
+    with claimed(config.out), ExitStack() as run_long:
         again = named_cells(config.out, redo)
         kept = kept_sources(config)
         sources = settle(config, kept)
+        run_long.enter_context(pinned(sources.models))
         refuse_mixture(config, sources)
         settings = config.model_dump(
             mode="json", exclude={"dry_run", "executor", "device", "device_map", "skip_missing"}

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from streamline.api.named import named_models
 from streamline.api.variants import Variant
 from streamline.errors import AssetError, StreamlineError, reason
 from streamline.evaluation.answer_store import AnswerStore
@@ -34,7 +35,13 @@ from streamline.run.config import RunConfig
 from streamline.run.folder import is_done
 from streamline.run.inputs import Sources, changes, shared_inputs
 from streamline.sources.batches import TokenBatches
-from streamline.sources.models import load_config, load_tokenizer, model_fingerprint
+from streamline.sources.hub.failures import HubError
+from streamline.sources.models import (
+    check_access,
+    load_config,
+    load_tokenizer,
+    model_fingerprint,
+)
 
 __all__ = [
     "Preparation",
@@ -129,7 +136,8 @@ def prepared(
 
     The questions of the first one are built and handed on. Of the others, whose questions come
     from the same sources, a few of each set are built, and the texts whole: what fails with their
-    tokenizers or lengths fails now. A model that cannot be read is left to its own run.
+    tokenizers or lengths fails now. Models that the hub does not give are found out first, all at
+    once; one that cannot be read for another reason is left to its own run.
 
     Args:
         config: The run.
@@ -138,27 +146,17 @@ def prepared(
         again: Records of cells that are done again.
 
     Raises:
-        AssetError: If a set of questions or a text cannot be had and is not to be left out.
+        AssetError: If a model on the hub, a set of questions or a text cannot be had and is not to
+            be left out.
     """
     if sources.origins.missing and not config.skip_missing:
         raise lacking_error(sources.origins.missing)
     ready: dict[str, Preparation] = {}
     built: list[tuple[Any, ...]] = []
-    for name in config.models:
-        own = config.for_model(name)
-        try:
-            undone = todo(own, name, sources)[2]
-            tokenizer = load_tokenizer(name, trust_remote_code=own.trust_remote_code)
-            known = load_config(name, trust_remote_code=own.trust_remote_code)
-            longest = max_length(known, tokenizer)
-        except Exception:  # of this model: its cells fail with it, and the others go on
-            log.debug("%s cannot be prepared", name, exc_info=True)
-            continue
-        if not undone and all(record.model != name for record in again):
-            continue
+    several = len(config.models) > 1
+    for name, (own, tokenizer, longest) in _to_ask(config, sources, again).items():
         if ready and own.skip_missing:
             continue  # what it cannot be asked is left out in its own run
-        several = len(config.models) > 1
         asked = (own.tasks, own.include_path, own.limit, own.prompting)
         try:
             made = _made(
@@ -179,6 +177,46 @@ def prepared(
         yield
     finally:
         _READY.reset(token)
+
+
+def _to_ask(
+    config: RunConfig, sources: Sources, again: Sequence[Record]
+) -> dict[str, tuple[RunConfig, Any, int]]:
+    """The models that have something to do: the run as each has it, its tokenizer and positions.
+
+    Raises:
+        AssetError: If the hub does not give some of them, or models that their methods name.
+    """
+    found: dict[str, tuple[RunConfig, Any, int]] = {}
+    refused: dict[str, str] = {}
+    for name in config.models:
+        own = config.for_model(name)
+        try:
+            undone = todo(own, name, sources)[2]
+            if not undone and all(record.model != name for record in again):
+                continue
+            for needed in dict.fromkeys(
+                [name, *(x for job in undone for x in named_models(job.target.method))]
+            ):
+                try:
+                    check_access(needed)
+                except HubError as error:
+                    refused[needed] = str(error)
+            tokenizer = load_tokenizer(name, trust_remote_code=own.trust_remote_code)
+            known = load_config(name, trust_remote_code=own.trust_remote_code)
+            found[name] = own, tokenizer, max_length(known, tokenizer)
+        except HubError as error:
+            refused[name] = str(error)
+        except Exception:  # of this model: its cells fail with it, and the others go on
+            log.debug("%s cannot be prepared", name, exc_info=True)
+    if refused and not config.skip_missing:
+        raise AssetError(
+            f"{len(refused)} of the models cannot be had: "
+            + " ".join(f"{name}: {why}" for name, why in refused.items())
+            + " Nothing was computed. Mend this, name other models, or go on with the others with "
+            "--skip-missing: their cells fail."
+        )
+    return found
 
 
 def preparation(

@@ -24,7 +24,7 @@ from streamline.results.record_file import upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.folder import write_checksums
-from streamline.sources.models import planned_model
+from streamline.sources.models import hub_commit, planned_model
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,9 @@ class Recorder:
         **values: Any,
     ) -> dict[str, Any]:
         """The keys of a record."""
-        model = {"model_sha256": self.fingerprint} if self.fingerprint else {}
+        model = {}
+        if self.fingerprint:
+            model = {"model_sha256": self.fingerprint, "model_commit": hub_commit(self.name)}
         return job.cell.record(
             status=status,
             key=job.key,

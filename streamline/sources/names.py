@@ -15,6 +15,7 @@ from typing import Literal
 
 from streamline.errors import AssetError
 from streamline.sources.folders import refuse_adapter
+from streamline.sources.hub.commits import known_as
 from streamline.sources.model_table import MODEL_TABLE
 from streamline.sources.wheels import SMOLLM2
 
@@ -48,6 +49,11 @@ class ModelSource:
     kind: Literal["wheel", "folder", "hub"]
     location: str
     revision: str | None = None
+
+    @property
+    def known_as(self) -> str:
+        """The location, with the revision that is asked for: ``ORG/NAME@REVISION``."""
+        return known_as(self.location, self.revision)
 
 
 def resolve_model(name: str) -> ModelSource:

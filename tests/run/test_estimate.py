@@ -26,7 +26,7 @@ def _config(**changes: Any) -> RunConfig:
 @pytest.fixture(autouse=True)
 def nothing_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
 
 
 def test_counts_and_costs_follow_from_the_config() -> None:
@@ -95,7 +95,7 @@ def test_weights_that_lie_here_are_not_fetched_again(
     index = {"weight_map": {"lm_head.weight": "model-1.safetensors"}}
     (hub / "model.safetensors.index.json").write_text(json.dumps(index))
     monkeypatch.setattr(
-        "huggingface_hub.try_to_load_from_cache", lambda *_: str(hub / "config.json")
+        "huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(hub / "config.json")
     )
     assert plan_run(_config()).download_bytes > 0, "a file that the index names is not here"
     with torch.device("meta"):

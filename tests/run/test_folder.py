@@ -38,7 +38,8 @@ def _finish(config: RunConfig, *methods: str) -> None:
         cell = Cell("m", method, 0.0 if method == "dense" else 0.25, 0)
         job = cell_job(cell, shared)
         upsert(config.out, cell.record(status="ok", key=job.key, inputs=job.inputs.to_json()))
-    write_json_atomic(config.out / SETTINGS, config.model_dump(mode="json"))
+    settings = {"sources": settle(config).to_json()}
+    write_json_atomic(config.out / SETTINGS, config.model_dump(mode="json") | settings)
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:

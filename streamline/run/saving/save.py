@@ -36,6 +36,7 @@ from streamline.run.folder import claimed, kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.preparation import loading
 from streamline.run.saving.remade import Remaking, job_of
+from streamline.sources.hub.commits import pinned
 from streamline.sources.models import model_fingerprint
 
 __all__ = ["best_cells", "export", "export_cell", "save_cells"]
@@ -177,12 +178,13 @@ def export_cell(
         own = config.for_model(record.model)
         with claimed(config.out):
             sources = settle(own, kept_sources(config))
-            fingerprint = model_fingerprint(record.model)
-            job_of(record, own, sources, fingerprint)
-            dense = load_dense(record.model, fingerprint, shown, **loading(own))
-            made = Remaking(own, sources, dense, shown).model(record)
-            shown.stage("save")
-            made.save(target, verify=verify, record=record)
+            with pinned(sources.models):
+                fingerprint = model_fingerprint(record.model)
+                job_of(record, own, sources, fingerprint)
+                dense = load_dense(record.model, fingerprint, shown, **loading(own))
+                made = Remaking(own, sources, dense, shown).model(record)
+                shown.stage("save")
+                made.save(target, verify=verify, record=record)
         return made.provenance
 
     return with_leader(work)

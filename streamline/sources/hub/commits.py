@@ -171,7 +171,7 @@ def _copies(repository: str, config: str | None) -> list[Path]:
     folder = f"{owner}___{camelcase_to_snakecase(name)}" if owner else camelcase_to_snakecase(name)
     root = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / folder
     # Single files of a repository are kept under a name that begins so.
-    copies = [*root.glob(f"{config or 'default'}/*/*"), *root.glob("default-*/*/*")]
+    copies = [*root.glob(f"{config or '*'}/*/*"), *root.glob("default-*/*/*")]
     return _newest(copies)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from streamline.errors import AssetError, StreamlineError
 from streamline.sources.folders import PICKLED, SAFE, layout
-from streamline.sources.hub.commits import known_as, known_commit, model_commit
+from streamline.sources.hub.commits import known_commit, model_commit
 from streamline.sources.hub.failures import HubError, Wanted, causes, explanation, patiently
 from streamline.sources.names import ModelSource, accepted_names
 
@@ -115,7 +115,7 @@ def model_explained(source: ModelSource, *, hub: bool = True) -> Iterator[None]:
     except StreamlineError:
         raise
     except Exception as error:
-        place = known_as(source.location, source.revision)
+        place = source.known_as
         shown = repr(source.name) if source.name == place else f"{source.name!r} ({place})"
         if hub and source.kind == "hub":
             wanted = Wanted(
