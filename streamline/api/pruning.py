@@ -213,7 +213,11 @@ def _pruned(
         with resuming(file.with_suffix(".search.json")):
             pruned, seconds = _decided(target, dense.decoder, watch, calibration, tokens)
         write_pruning(file, pruned, dense.decoder, seconds)
-    costs = {"calibrate_s": seconds + calibration.facts.get("seconds", 0.0)}
+    costs = {
+        "calibrate_s": seconds + calibration.facts.get("seconds", 0.0),
+        "calibrate_tokens": tokens.numel(),
+        "calibrate_with": 1,  # its seconds are those of one calibration and of its own decision
+    }
     return Variant(target=target, pruned=pruned, costs=costs)
 
 

@@ -10,7 +10,7 @@ Example::
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.variants import Dense, Failure, Variant
 from streamline.engine.assemble import assemble
+from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import NotFiniteError
 from streamline.method import Pruned
 from streamline.progress import Progress
@@ -27,6 +28,7 @@ from streamline.sources.batches import TokenBatches
 from streamline.training import lora
 from streamline.training.activations import ActivationCache
 from streamline.training.fit import fit
+from streamline.training.flops import adapting_flops, replacing_flops
 from streamline.training.lora_recipe import LoraSettings
 from streamline.training.student import Recipe
 
@@ -135,6 +137,14 @@ def _train_together(
     # One path object for each variant: replacements of one path are trained as one on the LM loss.
     paths = {v.target.label: v.pruned.path(dense.decoder) for v in variants}
     decoder, cache = dense.decoder, recipe.cache_bytes
+    worked = False
+
+    def step(done: int, total: int, text: str) -> None:
+        nonlocal worked
+        worked = True
+        progress.step(done, total, text)
+
+    restart_peak_memory()
     results = fit(
         decoder,
         [student for _, student in owners],
@@ -145,11 +155,14 @@ def _train_together(
         losses=losses,
         fingerprint=dense.fingerprint,
         seed=seed,
-        progress=progress.step,
+        progress=step,
         autocast=None if decoder.dtype == torch.float32 else torch.bfloat16,
         cache=ActivationCache(folder / "activations", cache) if cache else None,
         paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
     )
+    # What a process has held on a CPU before cannot be told from it.
+    cuda = decoder.device.type == "cuda"
+    peak = peak_memory_bytes(decoder.device) if cuda and worked else None
     out: list[Variant | Failure] = []
     for variant in variants:
         own = [r for (v, _), r in zip(owners, results, strict=True) if v is variant]
@@ -160,15 +173,22 @@ def _train_together(
             out.append(Failure(variant.target, error, variant.costs))
             continue
         by_label = {result.label: result for result in own}  # students of one path have one result
-        out.append(
-            _trained(
-                variant,
-                variant.pruned,
-                sum(result.seconds for result in by_label.values()),
-                own[-1].tokens,
-                {label: result.summary() for label, result in by_label.items()},
-            )
+        flops = replacing_flops(
+            decoder,
+            variant.pruned.students,
+            recipe.objective,
+            own[-1].tokens,
+            paths[variant.target.label],
         )
+        steps = [int(row["step"]) for result in own for row in result.rows]
+        costs = {
+            "train_s": sum(result.seconds for result in by_label.values()),
+            "train_tokens": own[-1].tokens,
+            "train_flops": flops,
+            "train_steps": max(steps, default=0),
+        }
+        summaries = {label: result.summary() for label, result in by_label.items()}
+        out.append(_trained(variant, variant.pruned, costs, len(variants), peak, summaries))
     return out
 
 
@@ -224,18 +244,38 @@ def fine_tune(
         progress=progress.step,
     )
     own = replace(pruned, model=result.model)
-    return _trained(variant, own, result.seconds, result.tokens, {"lora": result.summary()})
+    costs = {
+        "train_s": result.seconds,
+        "train_tokens": result.tokens,
+        "train_flops": adapting_flops(result.model, result.trained_parameters, result.tokens),
+        "train_steps": result.n_steps,
+    }
+    peak = result.peak_memory_bytes
+    return _trained(variant, own, costs, 1, peak, {"lora": result.summary()})
 
 
 def _trained(
     variant: Variant,
     pruned: Pruned,
-    seconds: float,
-    tokens: int,
+    costs: Mapping[str, float],
+    together: int,
+    peak: int | None,
     summaries: dict[str, dict[str, Any]],
 ) -> Variant:
-    """A variant after one more training."""
-    costs = dict(variant.costs)
-    costs["train_s"] = costs.get("train_s", 0.0) + seconds
-    costs["train_tokens"] = costs.get("train_tokens", 0) + tokens
-    return replace(variant, pruned=pruned, costs=costs, training={**variant.training, **summaries})
+    """A variant after one more training.
+
+    Args:
+        variant: As it was.
+        pruned: Its plan and modules now.
+        costs: What is added to what it had cost.
+        together: Variants that were trained with it.
+        peak: The most memory that was held, if it is known.
+        summaries: Of its trainings.
+    """
+    now = dict(variant.costs)
+    for name, value in costs.items():
+        now[name] = now.get(name, 0) + value
+    now["train_with"] = max(now.get("train_with", 1), together)
+    if peak is not None:
+        now["train_peak_memory_bytes"] = max(now.get("train_peak_memory_bytes", 0), peak)
+    return replace(variant, pruned=pruned, costs=now, training={**variant.training, **summaries})

@@ -96,11 +96,12 @@ class Summary(Block):
 class Cost(Block):
     """What the cell cost: seconds, bytes, tokens, FLOPs (a multiplication and an addition are two).
 
-    ``calibrate_with`` and ``train_with`` are the numbers of cells whose work was done together: 1
-    means that the seconds and the peak of memory are the cell's own, more that the seconds are an
-    equal share and the peak is that of all. Tokens, steps and FLOPs are what the cell needs by
-    itself, whoever it shared them with; tokens are those that layers were run on, so text that is
-    read again counts again.
+    ``calibrate_with`` and ``train_with`` are the numbers of cells whose seconds and peak of memory
+    were taken together: 1 means that they are the cell's own, more that the seconds are its part
+    and the peak is that of all. Tokens, steps and FLOPs are what the cell needs by itself, whoever
+    it shared them with. ``calibrate_tokens`` are those of the calibration text, ``train_tokens``
+    those that were trained on, epochs counted; ``train_flops`` follow from shapes
+    (:mod:`streamline.training.flops`).
     """
 
     calibrate_s: float | None = Field(None, ge=0)

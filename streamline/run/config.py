@@ -185,6 +185,9 @@ class RunConfig(Strict):
         flag="--efficiency",
         per_model=True,
     )
+    one_by_one: bool = setting(
+        False, "Train each cell by itself, for its own cost.", flag="--one-by-one"
+    )
     compile: bool = setting(False, "Compile layers for scoring, meant for GPUs.", flag="--compile")
     trust_remote_code: bool = setting(
         False, "Let a model's own code run.", flag="--trust-remote-code"

@@ -217,18 +217,19 @@ def _pruned(model: _Model, jobs: Sequence[CellJob]) -> list[Variant]:
 
 
 def _trained(model: _Model, variants: Sequence[Variant]) -> list[Variant]:
-    """Train the replacements of some cells."""
-    config = model.config
-    made = train(
-        variants,
-        model.dense,
-        model.batches,
-        config.training,
-        texts=config.calibration.texts,
-        folder=config.out / "cache",
-        losses=config.out / "losses",
-        progress=model.progress,
-    )
+    """Train the replacements of some cells, together unless each is to be trained by itself."""
+    config, made = model.config, list[Variant | Failure]()
+    for group in [[one] for one in variants] if config.one_by_one else [variants]:
+        made += train(
+            group,
+            model.dense,
+            model.batches,
+            config.training,
+            texts=config.calibration.texts,
+            folder=config.out / "cache",
+            losses=config.out / "losses",
+            progress=model.progress,
+        )
     return _kept(model, made)
 
 

@@ -20,6 +20,7 @@ from streamline.errors import UnsupportedModelError, reason
 from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.progress import Progress
 from streamline.results.assess import Assessment
+from streamline.results.record import Cost
 from streamline.results.record_file import upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
@@ -28,7 +29,7 @@ from streamline.sources.models import hub_commit, planned_model
 
 log = logging.getLogger(__name__)
 
-_COSTS = ("calibrate_s", "train_s", "eval_s", "peak_memory_bytes", "train_tokens")
+_COSTS = tuple(Cost.model_fields)
 
 
 class Recorder:

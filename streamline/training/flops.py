@@ -1,0 +1,76 @@
+"""FLOPs that training takes, from shapes: 2 for each weight and token forward, 4 more backward.
+
+Weights are those of matrices; attention's products with its context are left out, as they are where
+training is compared by parameters. A frozen weight that gradients pass takes 2 backward.
+
+Example::
+
+    replacing_flops(decoder, [student], "mse", tokens=100_000)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.paths import Path
+from streamline.training.student import Objective, Student
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["adapting_flops", "replacing_flops"]
+
+
+def replacing_flops(
+    decoder: Decoder,
+    students: Sequence[Student],
+    objective: Objective,
+    tokens: int,
+    path: Path | None = None,
+) -> float:
+    """FLOPs of fitting the replacements of one variant, as if it were alone.
+
+    Args:
+        decoder: The teacher.
+        students: The variant's replacements.
+        objective: ``mse``: each learns the teacher's states, which come from its layers up to the
+            last span. ``lm``: the whole pruned model is run, and gradients go back to the first.
+        tokens: Training tokens, epochs counted.
+        path: The pruned model, for ``lm``.
+    """
+    own = _matrices(student.module for student in students)
+    if objective == "mse" or path is None:
+        last = max(student.span.stop for student in students)
+        return float(tokens) * (2 * _matrices(decoder.layers[:last]) + 6 * own)
+    trained = {id(student.module) for student in students}
+    first = next((i for i, node in enumerate(path.nodes) if id(node.module) in trained), 0)
+    modules = [node.module for node in path.nodes]
+    head = _head(decoder.model, decoder)
+    forward = _matrices(modules) + head
+    return float(tokens) * (2 * forward + 2 * (_matrices(modules[first:]) + head) + 2 * own)
+
+
+def adapting_flops(model: PreTrainedModel, adapters: int, tokens: int) -> float:
+    """FLOPs of LoRA fine-tuning: all weights forward and passed backward, the adapters trained.
+
+    Args:
+        model: The model.
+        adapters: Parameters of the adapters.
+        tokens: Training tokens, epochs counted.
+    """
+    decoder = Decoder(model)
+    frozen = _matrices(decoder.layers) + _head(model, decoder)
+    return float(tokens) * (4 * frozen + 6 * adapters)
+
+
+def _matrices(modules: Iterable[nn.Module]) -> int:
+    """Weights of the matrices of some modules, one that is used twice counted twice."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.dim() >= 2)
+
+
+def _head(model: nn.Module, decoder: Decoder) -> int:
+    return _matrices([submodule(model, decoder.family.head)])

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Node, Path, dense_path
+from streamline.plan import Span
+from streamline.testing.models import tiny_model
+from streamline.training.flops import adapting_flops, replacing_flops
+from streamline.training.student import Recipe, Student
+
+TOKENS = 24
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 48, bias=False), nn.Linear(48, 32, bias=False)
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return hidden_states + self.down(self.up(hidden_states))
+
+
+@pytest.fixture
+def decoder():
+    return Decoder(tiny_model("llama", n_layers=4).eval())
+
+
+def student():
+    return Student(span=Span(1, 3), module=Block(), recipe=Recipe())
+
+
+def matrices(*modules):
+    return sum(p.numel() for m in modules for p in m.parameters() if p.dim() == 2)
+
+
+def test_a_replacement_takes_what_the_counter_of_flops_sees(decoder):
+    one = student()
+    inputs = torch.randn(1, TOKENS, 32, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        one.module(inputs).sum().backward()
+    layers = 2 * TOKENS * matrices(*decoder.layers[:3])
+    assert replacing_flops(decoder, [one], "mse", TOKENS) == layers + counter.get_total_flops()
+
+
+def test_two_replacements_need_one_teacher(decoder):
+    first, second = student(), student()
+    alone = replacing_flops(decoder, [first], "mse", TOKENS)
+    both = replacing_flops(decoder, [first, second], "mse", TOKENS)
+    assert both - alone == 6 * TOKENS * matrices(second.module)
+
+
+def test_the_loss_of_the_whole_model_takes_what_the_counter_sees_but_for_attention(decoder):
+    decoder.model.requires_grad_(False)
+    one, nodes = student(), dense_path(decoder).nodes
+    path = Path(decoder, (nodes[0], Node(one.module, 1), nodes[3]))
+    entry = decoder.enter(torch.arange(TOKENS)[None])
+    hidden = entry.hidden.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            hidden = decoder.run(nodes[0].module, hidden, entry, 0)
+        hidden = hidden.requires_grad_()
+        for node in path.nodes[1:]:
+            hidden = decoder.run(node.module, hidden, entry, node.layer)
+        decoder.leave(hidden).sum().backward()
+    counted = counter.get_flop_counts()["Global"]
+    attention = sum(n for op, n in counted.items() if "attention" in str(op) or "bmm" in str(op))
+    expected = counter.get_total_flops() - attention
+    assert replacing_flops(decoder, [one], "lm", TOKENS, path) == expected
+
+
+def test_adapters_pass_gradients_through_all_weights(decoder):
+    weights = matrices(*decoder.layers) + decoder.model.lm_head.weight.numel()
+    assert adapting_flops(decoder.model, 100, TOKENS) == TOKENS * (4 * weights + 600)
