@@ -277,7 +277,7 @@ class Session:
         hint = "" if recipe else "; train=Recipe(n_tokens=...) sets another number"
         self.progress.say(
             f"{variant.target.name}: trains {n_trained:,} parameters on {wanted.seen_tokens:,} "
-            f"tokens ({wanted.epochs} x {wanted.n_tokens:,}){hint}"
+            f"tokens ({wanted.epochs} x {wanted.distinct_tokens:,}){hint}"
         )
         return _only(
             train(

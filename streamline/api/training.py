@@ -122,18 +122,21 @@ def _train_together(
     owners = [(v, student) for v in variants for student in v.pruned.students]
     noun = "replacement" if len(owners) == 1 else "replacements"
     progress.stage(f"{'post-train' if suffix else 'train'} {len(owners)} {noun}")
+    tokens, validation = batches.training(
+        recipe.texts or texts,
+        n_tokens=recipe.n_tokens,
+        n_documents=recipe.n_documents,
+        validation_tokens=recipe.validation_tokens,
+        length=recipe.length,
+        seed=seed,
+    )
+    if recipe.n_documents is not None:
+        recipe = recipe.counted(tokens.numel())
     labels = []
     for variant, student in owners:
         student.apply(recipe)
         several = f"-{student.span.start}" if len(variant.pruned.students) > 1 else ""
         labels.append(variant.target.label + several + suffix)
-    tokens, validation = batches.training(
-        recipe.texts or texts,
-        n_tokens=recipe.n_tokens,
-        validation_tokens=recipe.validation_tokens,
-        length=recipe.length,
-        seed=seed,
-    )
     # One path object for each variant: replacements of one path are trained as one on the LM loss.
     paths = {v.target.label: v.pruned.path(dense.decoder) for v in variants}
     decoder, cache = dense.decoder, recipe.cache_bytes
@@ -224,20 +227,26 @@ def fine_tune(
     """
     progress.stage(f"LoRA fine-tuning of {variant.target.name}")
     pruned = variant.pruned
+    own_budget = settings.n_tokens or settings.n_documents
+    amount = settings if own_budget else recipe
     data, validation = batches.fine_tuning(
         settings.texts or recipe.texts or texts,
-        n_tokens=settings.n_tokens or recipe.n_tokens,
+        n_tokens=amount.n_tokens,
+        n_documents=amount.n_documents,
         validation_tokens=settings.validation_tokens,
         length=recipe.length,
         seed=variant.target.seed,
     )
+    if isinstance(data, torch.Tensor) and recipe.n_documents is not None:
+        recipe = recipe.counted(data.numel())
+    seen = settings.n_tokens if own_budget else recipe.seen_tokens
     result = lora.fine_tune(
         pruned.model or assemble(pruned.path(dense.decoder)),
         data,
         tokenizer=dense.tokenizer,
         validation=validation,
         preset=settings.preset,
-        token_budget=settings.n_tokens or recipe.seen_tokens,
+        token_budget=seen,
         trained_parameters=settings.trained_parameters,
         seed=variant.target.seed,
         directory=folder / "lora" / variant.target.label,

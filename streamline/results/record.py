@@ -125,8 +125,9 @@ class Record(Block):
     ``sparsity`` is the target, ``parameters.removed_fraction`` what came out. ``key`` is
     the content key of everything that the cell depends on; ``method_repr`` holds the method's
     hyper-parameters; ``efficiency`` how fast and how large its model is, null where that was not
-    asked for; ``notes`` whatever the method reports. ``notes["flag"]`` marks a cell
-    whose achieved sparsity lies far from the target.
+    asked for; ``texts`` what was read of which text by use (calibration, training, held-out), with
+    its hash, documents, domains and the largest fraction of one document; ``notes`` whatever the
+    method reports. ``notes["flag"]`` marks a cell whose achieved sparsity lies far from the target.
     """
 
     model: str
@@ -138,6 +139,7 @@ class Record(Block):
     reason: str | None = None
     plan: PlanSummary | None = None
     parameters: Parameters = Field(default_factory=Parameters)
+    texts: list[dict[str, Any]] = Field(default_factory=list)
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
     summary: Summary = Field(default_factory=Summary)
     cost: Cost = Field(default_factory=Cost)

@@ -17,7 +17,7 @@ from streamline.registry import build_method
 from streamline.results.record import Record, method_label
 from streamline.results.samples import samples_path
 from streamline.run.config import RunConfig
-from streamline.run.inputs import CellInputs, cell_inputs
+from streamline.run.inputs import CellInputs, cell_inputs, changes
 from streamline.run.stage_config import MethodConfig
 
 DENSE = "dense"
@@ -171,7 +171,7 @@ def stage_weights(
     passes = {(j.cell.seed, j.target.method.calibration_key()) for j in shared if j.cell.sparsity}
     n_students = sum(job.target.method.trains for job in shared)
     training = config.training.seen_tokens * (1 + _STUDENT * n_students) if n_students else 0.0
-    tuning = _TRAINED * (config.lora.n_tokens or config.training.seen_tokens)
+    tuning = _TRAINED * config.lora.planned_tokens(config.training)
     n_tuned = sum(job.cell.recovery != "none" for job in (*shared, *own))
     return (
         float(calibration * len(passes)),
@@ -179,3 +179,24 @@ def stage_weights(
         _SHARED * read * (len(shared) - len(tuned)),
         float(read + calibration) * len(own) + read * len(tuned) + tuning * n_tuned,
     )
+
+
+def replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[str]:
+    """What has changed since cells were recorded, and which are done again for it."""
+    found: dict[str, list[str]] = {}
+    for job, record in zip(jobs, records, strict=True):
+        before = None if record is None else record.extra("inputs")
+        if record is None or record.status == "failed" or record.key == job.key:
+            continue
+        known = changes(before, job.inputs.to_json()) if isinstance(before, dict) else []
+        found.setdefault("; ".join(known) or "other settings", []).append(job.cell.label)
+    return [f"changed: {what}: done again: {', '.join(cells)}" for what, cells in found.items()]
+
+
+def unrecorded(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[CellJob]:
+    """The cells without a record that still holds."""
+    return [
+        job
+        for job, record in zip(jobs, records, strict=True)
+        if record is None or record.status == "failed" or record.key != job.key
+    ]

@@ -191,13 +191,14 @@ def _add_costs(
 ) -> None:
     """Add one model's tokens, compute, memory and disk."""
     dense, training = decoder.n_parameters(), config.training
+    training = training.model_copy(update={"texts": training.texts or config.calibration.texts})
     body = round(decoder.n_layers * mean_layer_parameters(decoder))
     working = [row for row in rows if row.reason is None]
     pruned = [row for row in working if row.cell.sparsity]
     trained = [row for row in pruned if methods[row.cell.method].trains]
     added = sum(_added(row, decoder) for row in trained)
     tuned = [row for row in working if row.cell.recovery != "none"]
-    each = config.lora.n_tokens or training.seen_tokens
+    each = config.lora.planned_tokens(training)
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
         "training": training.seen_tokens * bool(trained),

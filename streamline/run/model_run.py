@@ -33,20 +33,18 @@ from streamline.results.assess import assess
 from streamline.results.record import Record
 from streamline.results.record_file import find, recorded
 from streamline.results.samples import write_samples
-from streamline.run.cell import CellJob, stage_weights
+from streamline.run.cell import CellJob, replaced, stage_weights, unrecorded
 from streamline.run.config import RunConfig
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
+from streamline.run.measuring.texts import calibration_tokens, cell_texts
 from streamline.run.preparation import (
     Preparation,
-    calibration_tokens,
     cell_facts,
     loading,
     preparation,
-    replaced,
     todo,
-    unrecorded,
 )
 from streamline.run.recorder import Recorder
 from streamline.sources.batches import TokenBatches
@@ -343,6 +341,9 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
         else:
             file.unlink(missing_ok=True)  # of other tasks
         costs = {**variant.costs, "eval_s": result.seconds, "peak_memory_bytes": peak}
-        facts = cell_facts(model.config, job, variant, model.ready, model.store)
+        facts = cell_facts(job, model.ready, model.store, compiled=model.config.compile)
+        texts = cell_texts(model.config, variant, model.ready.batches, model.questions)
         absent, speed = model.questions.absent, speeds.get(job.target.label)
-        model.recorder.done(job, variant, path, costs, assessment, facts, absent, speed)
+        model.recorder.done(
+            job, variant, path, costs, assessment, facts, texts, absent, efficiency=speed
+        )

@@ -18,10 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from streamline.api.named import named_models
-from streamline.api.variants import Variant
 from streamline.errors import AssetError, StreamlineError, reason
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import batch_facts
@@ -33,7 +30,8 @@ from streamline.results.record_file import find, recorded
 from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import is_done
-from streamline.run.inputs import Sources, changes, shared_inputs
+from streamline.run.inputs import Sources, shared_inputs
+from streamline.run.measuring.texts import HELDOUT, try_texts
 from streamline.sources.batches import TokenBatches
 from streamline.sources.hub.failures import HubError
 from streamline.sources.models import (
@@ -45,19 +43,15 @@ from streamline.sources.models import (
 
 __all__ = [
     "Preparation",
-    "calibration_tokens",
     "cell_facts",
     "loading",
     "preparation",
     "prepared",
-    "replaced",
     "todo",
-    "unrecorded",
 ]
 
 log = logging.getLogger(__name__)
 
-_HELDOUT = "held-out text"
 _TRIED = 8  # questions of each set that every further model's tokenizer is tried on
 
 
@@ -107,27 +101,6 @@ def loading(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[str]:
-    """What has changed since cells were recorded, and which are done again for it."""
-    found: dict[str, list[str]] = {}
-    for job, record in zip(jobs, records, strict=True):
-        before = None if record is None else record.extra("inputs")
-        if record is None or record.status == "failed" or record.key == job.key:
-            continue
-        known = changes(before, job.inputs.to_json()) if isinstance(before, dict) else []
-        found.setdefault("; ".join(known) or "other settings", []).append(job.cell.label)
-    return [f"changed: {what}: done again: {', '.join(cells)}" for what, cells in found.items()]
-
-
-def unrecorded(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[CellJob]:
-    """The cells without a record that still holds."""
-    return [
-        job
-        for job, record in zip(jobs, records, strict=True)
-        if record is None or record.status == "failed" or record.key != job.key
-    ]
-
-
 @contextmanager
 def prepared(
     config: RunConfig, sources: Sources, progress: Progress, again: Sequence[Record] = ()
@@ -153,20 +126,20 @@ def prepared(
         raise lacking_error(sources.origins.missing)
     ready: dict[str, Preparation] = {}
     built: list[tuple[Any, ...]] = []
+    tried: set[str] = set()
     several = len(config.models) > 1
-    for name, (own, tokenizer, longest) in _to_ask(config, sources, again).items():
+    for name, (own, tokenizer, longest, undone) in _to_ask(config, sources, again).items():
         if ready and own.skip_missing:
             continue  # what it cannot be asked is left out in its own run
+        told = Prefixed(progress, name) if several else progress
         asked = (own.tasks, own.include_path, own.limit, own.prompting)
+        fewer = asked in built and (own.limit or _TRIED) >= _TRIED
         try:
             made = _made(
-                own,
-                tokenizer,
-                longest,
-                sources,
-                Prefixed(progress, name) if several else progress,
-                limit=_TRIED if asked in built and (own.limit or _TRIED) >= _TRIED else own.limit,
+                own, tokenizer, longest, sources, told, limit=_TRIED if fewer else own.limit
             )
+            if not own.skip_missing:
+                try_texts(own, undone, made.batches, tried, told)
         except StreamlineError as error:
             raise AssetError(f"{name}: {error}" if several else str(error)) from error
         built.append(asked)
@@ -181,13 +154,13 @@ def prepared(
 
 def _to_ask(
     config: RunConfig, sources: Sources, again: Sequence[Record]
-) -> dict[str, tuple[RunConfig, Any, int]]:
-    """The models that have something to do: the run as each has it, its tokenizer and positions.
+) -> dict[str, tuple[RunConfig, Any, int, list[CellJob]]]:
+    """The models with something to do: the run as each has it, its tokenizer, positions, cells.
 
     Raises:
         AssetError: If the hub does not give some of them, or models that their methods name.
     """
-    found: dict[str, tuple[RunConfig, Any, int]] = {}
+    found: dict[str, tuple[RunConfig, Any, int, list[CellJob]]] = {}
     refused: dict[str, str] = {}
     for name in config.models:
         own = config.for_model(name)
@@ -204,7 +177,7 @@ def _to_ask(
                     refused[needed] = str(error)
             tokenizer = load_tokenizer(name, trust_remote_code=own.trust_remote_code)
             known = load_config(name, trust_remote_code=own.trust_remote_code)
-            found[name] = own, tokenizer, max_length(known, tokenizer)
+            found[name] = own, tokenizer, max_length(known, tokenizer), undone
         except HubError as error:
             refused[name] = str(error)
         except Exception:  # of this model: its cells fail with it, and the others go on
@@ -262,7 +235,7 @@ def _made(
         heldout = heldout_text(batches, text.texts, text.n_tokens, text.length)
     except Exception as error:  # readers of texts and tokenizers raise anything
         log.debug("no held-out text", exc_info=True)
-        missing[_HELDOUT] = reason(error)
+        missing[HELDOUT] = reason(error)
     questions = prepare(
         config.tasks,
         tokenizer,
@@ -281,65 +254,21 @@ def _made(
     return Preparation(batches, longest, questions)
 
 
-def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> Tensor:
-    """Calibration tokens of a seed, [N, T], int64."""
-    wanted = config.calibration
-    return batches.tokens(wanted.texts, n_samples=wanted.n_samples, length=wanted.length, seed=seed)
-
-
 def cell_facts(
-    config: RunConfig, job: CellJob, variant: Variant, ready: Preparation, store: AnswerStore
+    job: CellJob, ready: Preparation, store: AnswerStore, *, compiled: bool
 ) -> dict[str, Any]:
-    """Content hashes of a cell's questions and texts, and how they were scored, for its record.
+    """Content hashes of a cell's questions, and how they were scored, for its record.
 
     Args:
-        config: The run, as the model has it.
         job: The cell.
-        variant: What the stages made of it.
         ready: What the model's cells are made with.
         store: Where its answers are kept.
+        compiled: Whether layers are compiled for scoring.
     """
     return {
         **ready.questions.facts(),
-        "batches": _cell_batches(config, variant, ready),
         "scoring": {
             "batch_tokens": batch_facts(job.model_key, ready.questions, store),
-            "compiled": config.compile,
+            "compiled": compiled,
         },
     }
-
-
-def _cell_batches(config: RunConfig, variant: Variant, ready: Preparation) -> dict[str, str]:
-    """Content hashes of the token batches that a cell depends on.
-
-    They are those of the cell, whatever the process that records it happened to make.
-
-    Args:
-        config: The run, as the model has it.
-        variant: What the stages made of the cell.
-        ready: What the model's cells are made with.
-    """
-    own, seed, texts = ready.batches.view(), variant.target.seed, config.calibration.texts
-    text, recipe, lora = config.perplexity, config.training, config.lora
-    if _HELDOUT not in ready.questions.unavailable:
-        heldout_text(own, text.texts, text.n_tokens, text.length)
-    if variant.target.sparsity:
-        calibration_tokens(config, own, seed)
-    if set(variant.training) - {"lora"}:
-        for stage in recipe.stages():
-            own.training(
-                stage.texts or texts,
-                n_tokens=stage.n_tokens,
-                validation_tokens=stage.validation_tokens,
-                length=stage.length,
-                seed=seed,
-            )
-    if "lora" in variant.training:
-        own.fine_tuning(
-            lora.texts or recipe.texts or texts,
-            n_tokens=lora.n_tokens or recipe.n_tokens,
-            validation_tokens=lora.validation_tokens,
-            length=recipe.length,
-            seed=seed,
-        )
-    return own.facts()

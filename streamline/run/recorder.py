@@ -57,6 +57,7 @@ class Recorder:
         costs: Mapping[str, float | None],
         assessment: Assessment,
         facts: dict[str, Any],
+        texts: Sequence[Mapping[str, Any]] = (),
         absent: Sequence[TaskEntry] = (),
         efficiency: Mapping[str, Any] | None = None,
     ) -> None:
@@ -68,7 +69,8 @@ class Recorder:
             path: Its path through the model, for the exact count.
             costs: What it cost.
             assessment: Its figures.
-            facts: Where the questions and texts came from.
+            facts: Where the questions came from.
+            texts: What its calibration, trainings and held-out text are made of.
             absent: Rows of the report that could not be asked; they are null.
             efficiency: How fast and how large it is; None if that was not wanted.
         """
@@ -105,6 +107,7 @@ class Recorder:
                 "replacement": plan.replacement,
             },
             parameters={"dense": dense, "pruned": pruned, "removed_fraction": achieved},
+            texts=[dict(one) for one in texts],
             tasks=tasks,
             summary=summary,
             efficiency=efficiency,

@@ -275,6 +275,10 @@ class TokenBatches:
                 self._prints[key] = batches_fingerprint(made) if tokens else content_key(made)
         return {"/".join(map(str, key)): self._prints[key] for key in self._used}
 
+    def drawn(self) -> list[tuple[str, Drawn]]:
+        """What was asked for so far of running text, by its name, and what it is made of."""
+        return [(key[0], self._drawn[key]) for key in self._used if key in self._drawn]
+
     def texts(self) -> list[dict[str, Any]]:
         """What was asked for so far is made of, for the records."""
         hashes = self.facts().values()

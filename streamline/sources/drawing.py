@@ -31,6 +31,7 @@ class Drawn:
         largest: The largest fraction of its tokens that is of one document.
         domains: Fraction of its tokens by domain.
         tokens: Tokens in all.
+        samples: Sequences that they are in.
         pool: Documents that it was drawn from.
     """
 
@@ -38,11 +39,13 @@ class Drawn:
     largest: float
     domains: dict[str, float]
     tokens: int
+    samples: int
     pool: int
 
-    def lopsided(self, n_samples: int) -> bool:
+    @property
+    def lopsided(self) -> bool:
         """Whether one document gives more than a fifth, and more than one sample."""
-        return self.largest > max(0.2, 1 / n_samples)
+        return self.largest > max(0.2, 1 / self.samples)
 
 
 def encoded(tokenizer: Any, text: str) -> array[int]:
@@ -88,6 +91,7 @@ def draw(
         largest=float(counts.max()) / total,
         domains={name: domains[name] for name in sorted(domains) if domains[name]},
         tokens=int(counts.sum()),
+        samples=len(order),
         pool=len(found),
     )
     return pieces[order].to(torch.int64), facts

@@ -35,6 +35,7 @@ __all__ = [
     "gather",
     "mixed",
     "plain",
+    "tokens_per_document",
 ]
 
 Counted = Literal["tokens", "rows"]
@@ -68,6 +69,7 @@ MIXTURES: dict[str, tuple[dict[str, float], Counted]] = {
 }
 """Name of a text -> the fraction of each domain, and what of it the fractions count."""
 
+_DOCUMENT_TOKENS = {"slimpajama:rows": 936, "slimpajama:rows-v1": 12_400}
 _WAITING = 1000  # documents of one domain kept while another is looked for in a stream
 
 #: A text's tokens, with those that begin and end a document.
@@ -141,6 +143,11 @@ def mixed(
         tokens[domain] += len(ids)
         if ids:
             yield Encoded(domain, ids)
+
+
+def tokens_per_document(spec: str | None) -> int:
+    """About how many tokens a document of a text has, for plans: what is run counts them."""
+    return _DOCUMENT_TOKENS.get(spec or "", 1_000)
 
 
 def first(stream: Iterable[Encoded], n_documents: int) -> list[Encoded]:

@@ -232,7 +232,7 @@ def _group(
     """Students with one optimiser, named by everything that decides what they become."""
     recipe, length = members[0].recipe, args.train.shape[1]
     batch_schedule = BatchSchedule(
-        n_sequences=min(len(args.train), math.ceil(recipe.n_tokens / length)),
+        n_sequences=min(len(args.train), math.ceil(recipe.distinct_tokens / length)),
         batch_sequences=max(1, round(recipe.batch_tokens / length)),
         epochs=recipe.epochs,
         evaluations=recipe.evaluations,

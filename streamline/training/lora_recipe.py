@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streamline.errors import ConfigError, UnknownNameError
-from streamline.training.student import Positive
+from streamline.sources.mixing import tokens_per_document
+from streamline.training.student import Positive, Recipe
 
 __all__ = ["PRESETS", "LoraRecipe", "LoraSettings", "Targets", "recipe_of"]
 
@@ -93,6 +94,11 @@ class LoraSettings(BaseModel):
     n_tokens: Positive | None = Field(
         None, description="Tokens to train on; none for as many as the replacements get."
     )
+    n_documents: Positive | None = Field(
+        None,
+        description="Documents or examples to train on as often as the preset says, in place of "
+        "n_tokens.",
+    )
     trained_parameters: Positive | None = Field(
         None,
         description="Solve the rank so that about as many parameters are trained; none for the "
@@ -103,6 +109,18 @@ class LoraSettings(BaseModel):
         description="Tokens of the same text kept apart, whose lowest loss decides which weights "
         "are kept, and when a preset with patience (slicegpt) ends; 0 keeps the last.",
     )
+
+    @model_validator(mode="after")
+    def _check_budgets(self) -> LoraSettings:
+        if self.n_tokens is not None and self.n_documents is not None:
+            raise ValueError("give n_tokens or n_documents, one of the two")
+        return self
+
+    def planned_tokens(self, recipe: Recipe) -> int:
+        """Training tokens that are seen in all, about, of documents that are not counted yet."""
+        if self.n_documents is not None:
+            return self.n_documents * tokens_per_document(self.texts or recipe.texts)
+        return self.n_tokens or recipe.seen_tokens
 
 
 #: Recipes of the papers by name, ``default`` for a small budget, ``matched`` for the rank that

@@ -9,17 +9,19 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streamline.plan import Span
+from streamline.sources.mixing import tokens_per_document
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Objective", "Positive", "PostTraining", "Recipe", "Student"]
+__all__ = ["Objective", "Positive", "PostTraining", "Recipe", "Student", "documents_alone"]
 
 Objective = Literal["mse", "lm"]
 
@@ -30,6 +32,13 @@ _Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0,
 
 _LARGE = 1_000_000_000  # parameters of a model that a trial's training does not suit
 _ENOUGH = 10_000_000  # training tokens
+
+
+def documents_alone(values: Any) -> Any:
+    """Settings in which a number of documents stands in the place of the default of tokens."""
+    if isinstance(values, Mapping) and values.get("n_documents") is not None:
+        return {"n_tokens": None, **values}
+    return values
 
 
 class PostTraining(BaseModel):
@@ -87,8 +96,13 @@ class Recipe(BaseModel):
     normalize: bool = Field(
         False, description="Divide each token's squared error by its target's mean square."
     )
-    n_tokens: Positive = Field(
+    n_tokens: Positive | None = Field(
         100_000, description="Tokens that replacements are trained on; else 100,000."
+    )
+    n_documents: Positive | None = Field(
+        None,
+        description="Documents that replacements are trained on, in place of n_tokens; their "
+        "tokens are counted when they are loaded.",
     )
     length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each sequence.")
     epochs: Positive = Field(2, description="Passes over the training tokens.")
@@ -118,10 +132,17 @@ class Recipe(BaseModel):
         None, description="A second training on the next-token loss; none for one training."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _documents_alone(cls, values: Any) -> Any:
+        return documents_alone(values)
+
     @model_validator(mode="after")
-    def _check_post_train(self) -> Recipe:
+    def _check_budgets(self) -> Recipe:
+        if (self.n_tokens is None) == (self.n_documents is None):
+            raise ValueError("give n_tokens or n_documents, one of the two")
         wanted = self.post_train.n_tokens if self.post_train else None
-        if wanted is not None and wanted > self.n_tokens:
+        if wanted is not None and self.n_tokens is not None and wanted > self.n_tokens:
             raise ValueError(
                 f"post_train takes the first of the training's tokens: n_tokens {wanted} is more "
                 f"than its {self.n_tokens}"
@@ -134,16 +155,30 @@ class Recipe(BaseModel):
         if self.post_train is None:
             return [first]
         changes = {k: v for k, v in self.post_train.model_dump().items() if v is not None}
+        if "n_tokens" in changes:
+            changes["n_documents"] = None
         return [first, first.model_copy(update={"objective": "lm", **changes})]
 
     def decisive(self) -> dict[str, Any]:
         """The fields that decide what one training makes of given tokens, as plain values."""
-        return self.model_dump(mode="json", exclude={"texts", "cache_bytes", "post_train"})
+        left_out = {"texts", "cache_bytes", "post_train", "n_documents"}
+        return self.model_dump(mode="json", exclude=left_out)
+
+    def counted(self, n_tokens: int) -> Recipe:
+        """The recipe with the tokens that its documents were found to have."""
+        return self.model_copy(update={"n_tokens": n_tokens, "n_documents": None})
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens that replacements are trained on; of documents that are not counted yet, about."""
+        if self.n_tokens is not None:
+            return self.n_tokens
+        return (self.n_documents or 0) * tokens_per_document(self.texts)
 
     @property
     def seen_tokens(self) -> int:
         """Training tokens that a replacement sees, epochs and stages counted."""
-        return sum(recipe.n_tokens * recipe.epochs for recipe in self.stages())
+        return sum(recipe.distinct_tokens * recipe.epochs for recipe in self.stages())
 
     def too_few(self, n_parameters: int) -> str | None:
         """A warning for a large model that would get a trial's training, or None."""
@@ -173,5 +208,4 @@ class Student:
 
     def apply(self, recipe: Recipe) -> None:
         """Train by a recipe from now on, on this student's fraction of its tokens."""
-        n_tokens = max(1, round(recipe.n_tokens * self.token_fraction))
-        self.recipe = recipe.model_copy(update={"n_tokens": n_tokens})
+        self.recipe = recipe.counted(max(1, round(recipe.distinct_tokens * self.token_fraction)))

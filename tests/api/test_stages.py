@@ -24,6 +24,7 @@ from streamline.progress import Silent
 from streamline.registry import build_method
 from streamline.sources.batches import TokenBatches
 from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.training.lora_recipe import LoraSettings
 from streamline.training.student import Recipe
 
 RECIPE = Recipe(
@@ -183,6 +184,23 @@ def test_each_method_has_its_own_recipe_where_none_is_given(dense, text, fitted,
     )
     assert len(fitted) == 2
     assert [one.costs["train_tokens"] for one in after] == [64, 128]
+
+
+def test_documents_are_counted_when_they_are_loaded(dense, text, tmp_path):
+    batches = TokenBatches(dense.tokenizer)
+    recipe = RECIPE.model_copy(update={"n_tokens": None, "n_documents": 3, "epochs": 2})
+    options = {"texts": text, "folder": tmp_path, "progress": Silent()}
+    (after,) = train(
+        pruned(dense, tmp_path, "llm-streamline-ffn"), dense, batches, recipe, **options
+    )
+    distinct = batches.training(text, n_documents=3, validation_tokens=32, length=16, seed=0)[
+        0
+    ].numel()
+    assert after.costs["train_tokens"] == 2 * distinct > 0
+    tuned = training.fine_tune(after, dense, batches, LoraSettings(), recipe, **options)
+    assert tuned.costs["train_tokens"] == pytest.approx(4 * distinct, rel=0.1)
+    own = training.fine_tune(after, dense, batches, LoraSettings(n_documents=2), recipe, **options)
+    assert 0 < own.costs["train_tokens"] - 2 * distinct < distinct
 
 
 def test_a_training_that_fails_ends_those_that_shared_it(dense, text, tmp_path, monkeypatch):

@@ -210,7 +210,11 @@ def test_a_resumed_cells_record_is_that_of_an_undisturbed_one(command, tmp_path,
     assert command("out", methods="shortgpt,last-layers") == 0
     for record in load(tmp_path / "out"):
         assert record.notes["data"] == whole[record.method].notes["data"]
+        assert record.texts == whole[record.method].texts
     scoring = whole["dense"].notes["data"]["scoring"]
     assert scoring["batch_tokens"] == {"default": 2048}
-    assert not whole["dense"].notes["data"]["batches"]
-    assert len(whole["shortgpt"].notes["data"]["batches"]) == 1
+    assert not whole["dense"].texts
+    (text,) = whole["shortgpt"].texts
+    assert (text["use"], text["part"], text["source"]) == ("calibration", "train", "files")
+    assert text["tokens"] == 1024 and len(text["revision"]) == len(text["sha256"]) == 64
+    assert 0 < text["largest"] <= 1 <= text["documents"] <= text["pool"]

@@ -129,7 +129,8 @@ def test_a_draw_is_counted_by_document_and_domain(tmp_path):
 
 def test_one_document_is_much_only_beyond_a_fifth_and_a_sample():
     def drawn(largest: float, n: int) -> bool:
-        return Drawn(documents=5, largest=largest, domains={}, tokens=9, pool=9).lopsided(n)
+        facts = Drawn(documents=5, largest=largest, domains={}, tokens=9, samples=n, pool=9)
+        return facts.lopsided
 
     assert drawn(0.21, 50) and not drawn(0.2, 50)
     assert drawn(0.3, 4) and not drawn(0.25, 4)

@@ -12,15 +12,20 @@ from typing import Any
 
 __all__ = ["merge", "yielding"]
 
+_BUDGETS = ("n_tokens", "n_documents")  # of a training: one of the two
+
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Lay changes over a base; mappings are merged field by field, everything else replaced.
 
     Args:
         base: The values to start from; not changed.
-        changes: The values that win.
+        changes: The values that win; a budget in tokens takes the place of one in documents.
     """
     merged = dict(base)
+    for name, other in (_BUDGETS, _BUDGETS[::-1]):
+        if changes.get(name) is not None and other not in changes:
+            merged.pop(other, None)
     for key, value in changes.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""How a run measures the speed of its cells."""
+"""What a run measures and tells beside its figures: the speed of cells, and their texts."""

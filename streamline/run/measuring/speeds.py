@@ -28,7 +28,7 @@ from streamline.results.record_file import find, recorded, upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.inputs import Sources
-from streamline.run.preparation import calibration_tokens
+from streamline.run.measuring.texts import calibration_tokens
 from streamline.sources.batches import TokenBatches
 
 __all__ = ["Speeds", "measure_done", "seconds_of", "unmeasured"]

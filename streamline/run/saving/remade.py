@@ -30,7 +30,7 @@ from streamline.results.record import Record, label
 from streamline.run.cell import Cell, CellJob, cell_job
 from streamline.run.config import RunConfig
 from streamline.run.inputs import Sources, changes, shared_inputs
-from streamline.run.preparation import calibration_tokens
+from streamline.run.measuring.texts import calibration_tokens
 from streamline.sources.batches import TokenBatches
 from streamline.training.state import nothing_trained
 

@@ -1,0 +1,159 @@
+"""What the cells of a run read of texts: made before anything is pruned, and told in records.
+
+Example::
+
+    try_texts(config, undone, batches, set(), progress)       # too short a text ends the run here
+    record["texts"] = cell_texts(config, variant, batches, questions)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from streamline.api.variants import Variant
+from streamline.evaluation.questions import Questions, heldout_text
+from streamline.hashing import content_key
+from streamline.progress import Progress
+from streamline.run.cell import CellJob
+from streamline.run.config import RunConfig
+from streamline.run.inputs import text_source
+from streamline.sources.batches import TokenBatches
+from streamline.training.student import Recipe
+
+__all__ = ["HELDOUT", "calibration_tokens", "cell_texts", "text_uses", "try_texts"]
+
+HELDOUT = "held-out text"
+
+
+def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> Tensor:
+    """Calibration tokens of a seed, [N, T], int64."""
+    wanted = config.calibration
+    return batches.tokens(wanted.texts, n_samples=wanted.n_samples, length=wanted.length, seed=seed)
+
+
+def text_uses(
+    config: RunConfig, *, seed: int, prunes: bool, trains: bool, tunes: bool
+) -> dict[str, Callable[[TokenBatches], object]]:
+    """What a cell reads of texts, by use: each makes its token batches.
+
+    Args:
+        config: The run, as the model has it.
+        seed: The cell's seed.
+        prunes: Whether it calibrates.
+        trains: Whether it trains replacements.
+        tunes: Whether it is fine-tuned.
+    """
+    text, recipe, lora = config.perplexity, config.training, config.lora
+    found: dict[str, Callable[[TokenBatches], object]] = {}
+    found[HELDOUT] = lambda own: heldout_text(own, text.texts, text.n_tokens, text.length)
+    if prunes:
+        found["calibration"] = lambda own: calibration_tokens(config, own, seed)
+    for number, stage in enumerate(recipe.stages() if trains else ()):
+        found["post-training" if number else "training"] = partial(
+            _training, recipe=stage, texts=config.calibration.texts, seed=seed
+        )
+    if tunes:
+        amount = lora if lora.n_tokens or lora.n_documents else recipe
+        found["recovery"] = lambda own: own.fine_tuning(
+            lora.texts or recipe.texts or config.calibration.texts,
+            n_tokens=amount.n_tokens,
+            n_documents=amount.n_documents,
+            validation_tokens=lora.validation_tokens,
+            length=recipe.length,
+            seed=seed,
+        )
+    return found
+
+
+def _training(batches: TokenBatches, recipe: Recipe, texts: str, seed: int) -> None:
+    batches.training(
+        recipe.texts or texts,
+        n_tokens=recipe.n_tokens,
+        n_documents=recipe.n_documents,
+        validation_tokens=recipe.validation_tokens,
+        length=recipe.length,
+        seed=seed,
+    )
+
+
+def cell_texts(
+    config: RunConfig, variant: Variant, batches: TokenBatches, questions: Questions
+) -> list[dict[str, Any]]:
+    """What a cell's texts are made of, by use, with their hashes, for its record.
+
+    They are those of the cell, whatever the process that records it happened to make.
+
+    Args:
+        config: The run, as the model has it.
+        variant: What the stages made of the cell.
+        batches: The model's token batches.
+        questions: What it was asked.
+    """
+    trained = set(variant.training)
+    uses = text_uses(
+        config,
+        seed=variant.target.seed,
+        prunes=bool(variant.target.sparsity),
+        trains=bool(trained - {"lora"}),
+        tunes="lora" in trained,
+    )
+    if HELDOUT in questions.unavailable:
+        del uses[HELDOUT]
+    found = []
+    for use, make in uses.items():
+        own = batches.view()
+        make(own)
+        found += [
+            {"use": use, **facts, **text_source(facts["name"], own.revisions)}
+            for facts in own.texts()
+        ]
+    return found
+
+
+def try_texts(
+    config: RunConfig,
+    undone: Sequence[CellJob],
+    batches: TokenBatches,
+    tried: set[str],
+    progress: Progress,
+) -> None:
+    """Make what cells will read of texts now, and say what one document gives too much of.
+
+    Args:
+        config: The run, as the model has it.
+        undone: The cells.
+        batches: The model's token batches, which keep what is made.
+        tried: What was made for other models is not tried again; it is added to.
+        progress: Where to warn.
+
+    Raises:
+        StreamlineError: If a text cannot be had or is too short.
+    """
+    for job in undone:
+        cell = job.cell
+        uses = text_uses(
+            config,
+            seed=cell.seed,
+            prunes=bool(cell.sparsity),
+            trains=bool(cell.sparsity) and job.target.method.trains,
+            tunes=cell.recovery != "none",
+        )
+        del uses[HELDOUT]
+        for use, make in uses.items():
+            stages = (config.calibration, config.training, config.lora)
+            key = content_key([use, cell.seed, *(stage.model_dump() for stage in stages)])
+            if key in tried:
+                continue
+            tried.add(key)
+            own = batches.view()
+            make(own)
+            for name, drawn in own.drawn():
+                if drawn.lopsided:
+                    progress.say(
+                        f"{use}: one document gives {drawn.largest:.0%} of the tokens drawn from "
+                        f"{name!r} ({drawn.pool:,} documents); take another text, or more samples"
+                    )
