@@ -83,7 +83,7 @@ def appearing(target: Path) -> Iterator[Path]:
             temporary.replace(final)
             (final / CLAIM).unlink(missing_ok=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             error.filename = str(final)  # not the source of a copy, or nothing
         raise
 

@@ -13,10 +13,14 @@ import importlib
 import os
 import pkgutil
 import re
+import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +45,8 @@ class Watch:
         folder: Only files below it are watched.
         trace: Receives one line for each event; what earlier children wrote stays.
         at: The event before which it is struck, the first time; None lets it run to its end.
-        strike: A signal, or ``fill``: no block of the folder's file system is left free.
+        strike: A signal; ``fill``: no block of the folder's file system is left free; or ``limit``:
+            the process can write no more to any file, which needs no file system of its own.
     """
 
     folder: Path
@@ -92,12 +97,15 @@ def _watched(watch: Watch) -> Callable[[str], None]:
 
     def emit(name: str) -> None:
         nonlocal struck
-        os.write(stream, f"{name}\n".encode())
+        with suppress(OSError):  # the trace too is beyond the limit
+            os.write(stream, f"{name}\n".encode())
         if name == watch.at and not struck:
             struck = True
             os.write(stream, b"struck\n")
             if watch.strike == "fill":
                 fill(watch.folder)
+            elif watch.strike == "limit":
+                limit()
             else:
                 os.kill(os.getpid(), watch.strike)
 
@@ -138,6 +146,25 @@ def fill(folder: Path) -> None:
                     stream.write(bytes(size))
             except OSError:
                 continue
+
+
+def limit() -> None:
+    """Let this process write to no file any more; what it says reaches its files by another one."""
+    for number in (1, 2):
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=number)
+        assert writer.stdin is not None
+        os.dup2(writer.stdin.fileno(), number)
+        writer.stdin.close()
+        util.Finalize(None, _closed, (number, writer), exitpriority=0)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+
+
+def _closed(number: int, writer: subprocess.Popen[bytes]) -> None:
+    """Say no more, and wait until all was written."""
+    (sys.stdout if number == 1 else sys.stderr).flush()
+    os.close(number)
+    writer.wait()
 
 
 def _marked(emit: Callable[[str], None]) -> None:

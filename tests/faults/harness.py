@@ -31,6 +31,7 @@ __all__ = ["Outcome", "Running", "Verb", "differences"]
 
 _FORKS = multiprocessing.get_context("forkserver")
 _TIMES = {"checksum", "seconds", "calibrate_s", "train_s", "eval_s", "peak_memory_bytes"}
+_TIMES |= {"prefill", "decode", "time_to_first_token_seconds", "dense_time_to_first_token_seconds"}
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Verb:
 
         Args:
             at: The event before which it is struck, if any.
-            strike: A signal, or ``fill`` for a full disk.
+            strike: A signal, or ``fill`` or ``limit`` for a full disk.
             env: More of its environment.
             **settings: ``module__NAME`` of the package with the value that it has in the child.
         """
