@@ -19,7 +19,6 @@ _HEAVY = (
     "lm_eval",
     "pandas",
     "datasets",
-    "altair",
     "vl_convert",
     "pyarrow",
     "scipy",

@@ -27,7 +27,7 @@ from typing import Any
 __all__ = ["Watch", "run"]
 
 _LIBRARIES = (
-    "accelerate", "altair", "datasets", "filelock", "jinja2", "lm_eval.api.metrics",
+    "accelerate", "datasets", "filelock", "jinja2", "lm_eval.api.metrics",
     "lm_eval.tasks", "lm_eval.models.huggingface", "numpy", "pandas", "peft", "pyarrow.parquet",
     "rich.live", "rouge_score.rouge_scorer", "sacrebleu",
     "safetensors.torch", "scipy.stats", "torch", "transformers.models.llama.modeling_llama",

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fabricated_run import made_efficiency
 
 from streamline.report.cost_tables import cost_table, efficiency_frame, efficiency_table
-from streamline.report.render import latex, markdown, terminal
-from streamline.report.tables import run_tables
+from streamline.report.latex import latex
+from streamline.report.render import markdown, terminal
+from streamline.report.runs import RunFolder
+from streamline.report.sections import gather, run_sections
 from streamline.results.record import Record
 from streamline.results.record_file import load
 
@@ -51,8 +55,9 @@ def test_notes_say_what_was_shared_what_failed_and_why_a_ratio_is_odd():
 
 def test_without_a_measurement_there_is_no_table():
     assert efficiency_table([record("a", efficiency=None)]).rows == ()
-    names = [table.name for table in run_tables([record("a", efficiency=None)])]
-    assert names == ["results-m"]
+    runs = [RunFolder(path=Path("out"), records=[record("a", efficiency=None)])]
+    sections = run_sections(gather(runs))
+    assert "efficiency-m" not in {table.name for one in sections for table in one.tables}
 
 
 def cost(**changes):

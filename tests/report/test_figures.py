@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from streamline.report.figures import figure as figure_file
 from streamline.report.figures.answers import answers_figure
 from streamline.report.figures.cosine import chosen_spans, cosine_figure
 from streamline.report.figures.figure import drawn, page_json, svg
@@ -30,12 +29,6 @@ METHODS = [
 STYLE = Style(METHODS)
 
 
-@pytest.fixture(autouse=True)
-def checked(monkeypatch):
-    """What is drawn is held against Vega-Lite's schema."""
-    monkeypatch.setattr(figure_file, "CHECKED", True)
-
-
 @pytest.fixture(scope="module")
 def mine(run_folder):
     return rows(load(run_folder), {})
@@ -53,9 +46,9 @@ def labels(figure):
 def test_each_method_has_one_colour_and_shape_of_its_own():
     style = Style([f"m{i}" for i in range(28)])
     colours = [style.colour_of(name) for name in style.methods]
-    marks = style.shape().to_dict()["scale"]["range"]
+    marks = style.shape()["scale"]["range"]
     assert len(set(zip(colours, marks, strict=True))) == 28
-    assert style.colour(["m9", "m2"]).to_dict()["scale"] == {
+    assert style.colour(["m9", "m2"])["scale"] == {
         "domain": ["m9", "m2"],
         "range": [colours[9], colours[2]],
     }

@@ -8,16 +8,13 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from streamline.report.figures.figure import WIDE, Figure, view
+from streamline.report.figures.figure import WIDE, Figure, Spec, mark, number, only, view, word
 from streamline.report.figures.measures import LABEL, name_room, sparsity_text
-from streamline.report.figures.style import GAINED, INK, KEPT, LOST
+from streamline.report.figures.style import GAINED, KEPT, LOST
 from streamline.report.findings.rows import Row
 from streamline.results.averages import collapsed_tasks
-
-if TYPE_CHECKING:
-    import altair as alt
 
 __all__ = ["answers_figure"]
 
@@ -91,43 +88,36 @@ def _bars(row: Row) -> list[dict[str, Any]]:
     return bars
 
 
-def _panels(
-    width: int, target: str, order: Sequence[str], tasks: Sequence[str]
-) -> alt.TopLevelMixin:
-    import altair as alt
-
+def _panels(width: int, target: str, order: Sequence[str], tasks: Sequence[str]) -> Spec:
     narrow = width < 500
     columns = 1 if narrow else 3
     room = name_room(order, width)
-    each = (width - room) // columns - (10 if narrow else 24)
     broken = any("+" in name for name in order)
-    scale = alt.Scale(domain=list(_KINDS), range=[LOST, KEPT, GAINED])
-    legend = alt.Legend(title=None, orient="top", labelFontSize=12)
-    x_axis = alt.Axis(title="% of questions", grid=True, tickCount=4)
-
-    def panel(index: int, task: str) -> Any:
-        first = index % columns == 0
-        y_axis = alt.Axis(
-            title=None, labels=first, labelExpr=LABEL, labelLimit=room, ticks=False, domain=False
-        )
-        bars = (
-            alt.Chart(alt.NamedData("rows"))
-            .mark_bar(height={"band": 0.7})
-            .transform_filter((alt.datum.target == target) & (alt.datum.task == task))
-            .encode(
-                y=alt.Y("method:N", sort=list(order), axis=y_axis),
-                x=alt.X("from:Q", axis=x_axis),
-                x2="to:Q",
-                color=alt.Color("kind:N", scale=scale, legend=legend),
-                tooltip=["method:N", "task:N", "kind:N", "count:Q", alt.Tooltip("n:Q", title="of")],
-            )
-        )
-        zero = alt.Chart(alt.InlineData([{}])).mark_rule(color=INK).encode(x=alt.datum(0))
-        height = (32 if broken else 19) * len(order)
-        return alt.layer(bars, zero, title=task).properties(width=each, height=height)
-
-    panels = [panel(index, task) for index, task in enumerate(tasks)]
-    together: alt.ConcatChart = alt.concat(*panels, columns=columns, spacing=18).resolve_scale(
-        x="shared", y="shared"
+    size = {
+        "width": (width - room) // columns - (10 if narrow else 24),
+        "height": (32 if broken else 19) * len(order),
+    }
+    x = number("from", axis={"title": "% of questions", "grid": True, "tickCount": 4})
+    colour = word(
+        "kind",
+        scale={"domain": list(_KINDS), "range": [LOST, KEPT, GAINED]},
+        legend={"title": None, "orient": "top"},
     )
-    return together
+    tooltip = [word("method"), word("task"), word("kind"), number("count"), number("n", title="of")]
+    panels = []
+    for index, task in enumerate(tasks):
+        axis = {
+            "title": None,
+            "labels": index % columns == 0,
+            "labelExpr": LABEL,
+            "labelLimit": room,
+            "ticks": False,
+            "domain": False,
+        }
+        y = word("method", sort=list(order), axis=axis)
+        look = {"height": {"band": 0.7}, "where": [only("target", target), only("task", task)]}
+        bars = mark("bar", look, y=y, x=x, x2="to", color=colour, tooltip=tooltip)
+        zero = {"data": {"values": [{}]}, "mark": {"type": "rule"}, "encoding": {"x": {"datum": 0}}}
+        panels.append({"title": task, "layer": [bars, zero], **size})
+    shared = {"scale": {"x": "shared", "y": "shared"}}
+    return {"concat": panels, "columns": columns, "spacing": 18, "resolve": shared}

@@ -8,17 +8,14 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from streamline.report.figures.figure import Figure, view
+from streamline.report.figures.figure import Figure, Spec, mark, number, only, view, word
 from streamline.report.figures.style import INK
 from streamline.report.findings.rows import Row
 from streamline.results.answers import Floats
-
-if TYPE_CHECKING:
-    import altair as alt
 
 __all__ = ["chosen_spans", "cosine_figure"]
 
@@ -99,72 +96,67 @@ def _layers(length: int) -> str:
     return "1 layer" if length == 1 else f"{length} layers"
 
 
-def _tooltip(*more: str) -> list[Any]:
-    import altair as alt
-
+def _tooltip(*more: Spec) -> list[Spec]:
     return [
-        alt.Tooltip("start:O", title="from depth"),
-        *(alt.Tooltip(name) for name in more),
-        alt.Tooltip("cosine:Q", format=".4f"),
+        word("start", title="from depth"),
+        *more,
+        number("cosine", format=".4f"),
     ]
 
 
-def _heatmap(width: int, depth: int) -> alt.TopLevelMixin:
-    import altair as alt
+def _spans(size: float, tooltip: list[Spec], **channels: Any) -> list[Spec]:
+    """Marks of the chosen spans and of those next to them."""
+    look = {"data": "spans", "filled": False, "color": "#d55e00"}
+    square = {"shape": "square", "size": size, "strokeWidth": 2.5}
+    circle = {"shape": "circle", "size": 0.6 * size}
+    chosen, next_best = ({"where": [only("kind", kind)]} for kind in ("chosen", "runner-up"))
+    return [
+        mark("point", look | square | chosen, tooltip=tooltip, **channels),
+        mark("point", look | circle | next_best, tooltip=tooltip, **channels),
+    ]
 
+
+def _heatmap(width: int, depth: int) -> Spec:
     side = min(width - 130, 470)
     every = max(1, -(-depth // (12 if width > 400 else 6)))
-    ticks = alt.Axis(labelAngle=0, values=list(range(0, depth, every)), grid=False, domain=False)
-    scale = alt.Scale(domain=list(range(depth)))
-    x = alt.X("stop:O", title="to depth", axis=ticks, scale=scale)
-    y = alt.Y("start:O", title="from depth", axis=ticks, scale=scale)
-    colour = alt.Color(
-        "cosine:Q",
-        scale=alt.Scale(scheme="cividis"),
-        legend=alt.Legend(title="cosine", gradientLength=min(180, side - 40)),
+    ticks = {
+        "labelAngle": 0,
+        "values": list(range(0, depth, every)),
+        "grid": False,
+        "domain": False,
+    }
+    both = {"type": "ordinal", "axis": ticks, "scale": {"domain": list(range(depth))}}
+    place = {
+        "x": {"field": "stop", "title": "to depth", **both},
+        "y": {"field": "start", "title": "from depth", **both},
+    }
+    colour = number(
+        "cosine",
+        scale={"scheme": "cividis"},
+        legend={"title": "cosine", "gradientLength": min(180, side - 40)},
     )
-    cells = (
-        alt.Chart(alt.NamedData("cells"))
-        .mark_rect()
-        .encode(x=x, y=y, color=colour, tooltip=_tooltip("stop:O"))
+    stop = word("stop", title="to depth")
+    cells = mark("rect", {"data": "cells"}, color=colour, tooltip=_tooltip(stop), **place)
+    marks = _spans(
+        max(20.0, (side / depth) ** 2),
+        _tooltip(stop, word("kind"), word("methods")),
+        **place,
     )
-    marks = alt.Chart(alt.NamedData("spans")).encode(
-        x=x, y=y, tooltip=_tooltip("stop:O", "kind:N", "methods:N")
-    )
-    size = max(20.0, (side / depth) ** 2)
-    return alt.layer(
-        cells,
-        marks.mark_point(
-            filled=False, size=size, shape="square", color="#d55e00", strokeWidth=2.5
-        ).transform_filter(alt.datum.kind == "chosen"),
-        marks.mark_point(
-            filled=False, size=0.6 * size, shape="circle", color="#d55e00"
-        ).transform_filter(alt.datum.kind == "runner-up"),
-    ).properties(width=side, height=side)
+    return {"layer": [cells, *marks], "width": side, "height": side}
 
 
-def _across(width: int, lengths: Sequence[int]) -> alt.TopLevelMixin:
-    import altair as alt
-
-    names = [_layers(length) for length in lengths]
-    x = alt.X("start:Q", title="first layer of the span", axis=alt.Axis(grid=False, tickMinStep=1))
-    y = alt.Y("cosine:Q", title="cosine", scale=alt.Scale(zero=False))
-    dashes = alt.StrokeDash(
-        "length:N",
-        sort=names,
-        legend=alt.Legend(title=None, orient="bottom", symbolStrokeColor=INK),
-    )
-    spans = alt.Chart(alt.NamedData("spans")).encode(
-        x=x, y=y, tooltip=_tooltip("length:N", "kind:N", "methods:N")
-    )
-    return alt.layer(
-        alt.Chart(alt.NamedData("across"))
-        .mark_line(color=INK, strokeWidth=1.5)
-        .encode(x=x, y=y, strokeDash=dashes),
-        spans.mark_point(
-            shape="square", filled=False, size=90, color="#d55e00", strokeWidth=2.5
-        ).transform_filter(alt.datum.kind == "chosen"),
-        spans.mark_point(shape="circle", filled=False, size=50, color="#d55e00").transform_filter(
-            alt.datum.kind == "runner-up"
+def _across(width: int, lengths: Sequence[int]) -> Spec:
+    place = {
+        "x": number(
+            "start", title="first layer of the span", axis={"grid": False, "tickMinStep": 1}
         ),
-    ).properties(width=width - 70, height=300)
+        "y": number("cosine", title="cosine", scale={"zero": False}),
+    }
+    names = [_layers(length) for length in lengths]
+    legend = {"title": None, "orient": "bottom", "symbolStrokeColor": INK}
+    dashes = word("length", sort=names, legend=legend)
+    line = mark(
+        "line", {"data": "across", "color": INK, "strokeWidth": 1.5}, strokeDash=dashes, **place
+    )
+    marks = _spans(90, _tooltip(word("length"), word("kind"), word("methods")), **place)
+    return {"layer": [line, *marks], "width": width - 70, "height": 300}

@@ -17,37 +17,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamline.report.figures.style import INK, LINE, PAGE, SOFT, config
 from streamline.report.table import plain, slug
 
-if TYPE_CHECKING:
-    import altair as alt
-
 __all__ = [
-    "WIDE",
-    "Drawn",
-    "Figure",
-    "View",
-    "drawn",
-    "in_page",
-    "page_json",
-    "script",
-    "svg",
-    "view",
-]
+    "CHOICE", "FAINT", "WIDE", "Drawn", "Figure", "Spec", "View", "drawn", "in_page", "mark",
+    "number", "only", "page_json", "script", "svg", "view", "word",
+]  # fmt: skip
 
 WIDE, HALF, NARROW = 1060, 520, 340
 """Pixels that a drawing may fill, names included: a page, half of one, a phone."""
 
-CHECKED = False
-
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _NO_XML = re.compile("[\ud800-\udfff\ufffe\uffff]")
 
 _RESOURCES = re.compile(rb"<<\n((?: +/[A-Za-z]+\d+ \d+ 0 R\n)+)")
 
 Rows = Sequence[Mapping[str, Any]]
+Spec = dict[str, Any]
+"""A part of a chart in Vega-Lite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +97,53 @@ class Drawn:
         return self.figure.file_of(self.view)
 
 
-def view(
-    label: str, draw: Callable[[int], alt.TopLevelMixin], name: str = "", width: int = HALF
-) -> View:
-    """A view from what draws it at a width in pixels.
+def view(label: str, draw: Callable[[int], Spec], name: str = "", width: int = HALF) -> View:
+    """A view from what draws it, as Vega-Lite, at a width in pixels."""
+    wide, narrow = ({"$schema": _SCHEMA, **draw(room)} for room in (width, NARROW))
+    return View(name=name, label=plain(label), wide=_clean(wide), narrow=_clean(narrow))
 
-    Altair checks what it is given against Vega-Lite's schema, which takes a third of a report's
-    time: only where ``CHECKED`` is set, as in tests.
+
+def mark(kind: str, look: Spec | None = None, /, **channels: Any) -> Spec:
+    """A layer: a mark of a kind and look, its channels following fields.
+
+    Args:
+        kind: Of the mark, such as ``point``.
+        look: Further properties of the mark; ``data`` and ``where`` name the data and say which of
+            them are drawn, as :func:`only` does.
+        channels: Each as Vega-Lite writes it, or the name of a field with numbers.
     """
-    from altair.utils.schemapi import debug_mode
+    rest = dict(look or {})
+    layer: Spec = {"data": {"name": rest.pop("data", "rows")}}
+    chosen = rest.pop("where", None)
+    if chosen is not None:
+        layer["transform"] = [{"filter": one} for one in chosen]
+    fields = {
+        name: {"field": channel} if isinstance(channel, str) else channel
+        for name, channel in channels.items()
+    }
+    return layer | {"mark": {"type": kind, **rest}, "encoding": fields}
 
-    with debug_mode(CHECKED):
-        wide, narrow = (draw(room).to_dict(validate=CHECKED) for room in (width, NARROW))
-    return View(name=name, label=plain(label), wide=_bare(wide), narrow=_bare(narrow))
+
+def number(field: str, **more: Any) -> Spec:
+    """A channel that follows numbers."""
+    return {"field": field, "type": "quantitative", **more}
+
+
+def word(field: str, **more: Any) -> Spec:
+    """A channel that follows words."""
+    return {"field": field, "type": "nominal", **more}
+
+
+def only(field: str, *values: Any) -> Spec:
+    """What keeps the rows with one of some values; values are data, never an expression."""
+    return {"field": field, "oneOf": list(values)}
+
+
+CHOICE = {"name": "chosen", "select": {"type": "point", "fields": ["method"]}, "bind": "legend"}
+"""Choosing methods in the legend."""
+
+FAINT = {"condition": {"param": "chosen", "empty": True, "value": 1}, "value": 0.12}
+"""The opacity of what is chosen, and of the rest."""
 
 
 def svg(figure: Figure, one: View) -> str:
@@ -143,7 +167,11 @@ def drawn(figure: Figure) -> list[Drawn]:
 
 
 def pdf(text: str) -> bytes:
-    """An SVG file as PDF, its letters embedded, the same bytes each time."""
+    """An SVG file as PDF, its letters embedded, the same bytes each time.
+
+    But for signs that the figures' font lacks: with a second font the library writes its objects
+    in any order.
+    """
     import vl_convert
 
     found = bytes(vl_convert.svg_to_pdf(text))
@@ -181,10 +209,6 @@ def script() -> str:
     import vl_convert
 
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-
-def _bare(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _clean(part) for name, part in spec.items() if name not in ("config", "usermeta")}
 
 
 def _clean(value: Any) -> Any:

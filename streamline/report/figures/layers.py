@@ -8,15 +8,12 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from streamline.report.figures.figure import Figure, view
+from streamline.report.figures.figure import Figure, Spec, mark, only, view, word
 from streamline.report.figures.measures import LABEL, name_room, sparsity_text
 from streamline.report.figures.style import LINE, PAGE, Style
 from streamline.report.findings.rows import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 __all__ = ["layers_figure"]
 
@@ -96,45 +93,40 @@ def _cells(row: Row, depth: int) -> list[dict[str, Any]]:
     ]
 
 
-def _strip(
-    width: int, target: str, order: Sequence[str], depth: int, style: Style
-) -> alt.TopLevelMixin:
-    import altair as alt
-
+def _strip(width: int, target: str, order: Sequence[str], depth: int, style: Style) -> Spec:
     room = name_room(order, width)
-    step = max(24, 34 if any("+" in name for name in order) else 24)
+    step = 34 if any("+" in name for name in order) else 24
     every = max(1, -(-depth // (12 if width > 400 else 7)))
-    x = alt.X(
-        "layer:O",
-        title="layer",
-        scale=alt.Scale(domain=list(range(depth)), paddingInner=0.12),
-        axis=alt.Axis(labelAngle=0, values=list(range(0, depth, every)), grid=False, ticks=False),
-    )
-    y = alt.Y(
-        "method:N",
-        sort=list(order),
-        scale=alt.Scale(domain=list(order)),
-        axis=alt.Axis(title=None, labelExpr=LABEL, labelLimit=room, ticks=False, domain=False),
-    )
-    tooltip = [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("layer:O"),
-        alt.Tooltip("state:N"),
-        alt.Tooltip("by:N", title="replaced by"),
-    ]
-    rows = alt.Chart(alt.NamedData("rows")).transform_filter(alt.datum.target == target)
-    rows = rows.encode(x=x, y=y, tooltip=tooltip)
-    gone = alt.FieldOneOfPredicate("state", [_REMOVED, _REPLACED])
+    shown = list(range(0, depth, every))
+    x = {
+        "field": "layer",
+        "type": "ordinal",
+        "title": "layer",
+        "scale": {"domain": list(range(depth)), "paddingInner": 0.12},
+        "axis": {"labelAngle": 0, "values": shown, "grid": False, "ticks": False},
+    }
+    names = {"title": None, "labelExpr": LABEL, "labelLimit": room, "ticks": False, "domain": False}
+    shared = {
+        "x": x,
+        "y": word("method", sort=list(order), scale={"domain": list(order)}, axis=names),
+        "tooltip": [word("method"), word("layer"), word("state"), word("by", title="replaced by")],
+    }
     colour = style.colour(order)
-    return alt.layer(
-        rows.mark_rect(height={"band": 0.62}, color=LINE).transform_filter(
-            alt.datum.state == _KEPT
-        ),
-        rows.mark_rect(height={"band": 0.62}).transform_filter(gone).encode(color=colour),
-        rows.mark_rect(height={"band": 0.26})
-        .transform_filter(alt.datum.state == _CHANGED)
-        .encode(color=colour),
-        rows.mark_point(size=16, color=PAGE, shape="circle").transform_filter(
-            alt.datum.state == _REPLACED
-        ),
-    ).properties(width=width - room - 20, height=step * len(order), view={"stroke": None})
+
+    def cells(share: float, *states: str) -> Spec:
+        where = [only("target", target), only("state", *states)]
+        return {"height": {"band": share}, "where": where}
+
+    dots = {
+        "size": 16,
+        "color": PAGE,
+        "shape": "circle",
+        "where": [only("target", target), only("state", _REPLACED)],
+    }
+    layers = [
+        mark("rect", cells(0.62, _KEPT) | {"color": LINE}, **shared),
+        mark("rect", cells(0.62, _REMOVED, _REPLACED), color=colour, **shared),
+        mark("rect", cells(0.26, _CHANGED), color=colour, **shared),
+        mark("point", dots, **shared),
+    ]
+    return {"layer": layers, "width": width - room - 20, "height": step * len(order)}

@@ -8,13 +8,20 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from streamline.report.figures.figure import Figure, view
+from streamline.report.figures.figure import (
+    CHOICE,
+    FAINT,
+    Figure,
+    Spec,
+    mark,
+    number,
+    only,
+    view,
+    word,
+)
 from streamline.report.figures.style import DENSE, Style
-
-if TYPE_CHECKING:
-    import altair as alt
 
 __all__ = ["loss_figure"]
 
@@ -85,32 +92,21 @@ def _method(curve: str, style: Style) -> str:
 
 def _curves(
     width: int, group: str, shown: Sequence[str], by_tokens: bool, log: bool, style: Style
-) -> alt.TopLevelMixin:
-    import altair as alt
-
-    chosen = alt.selection_point(fields=["method"], bind="legend")
-    scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
-    chart: alt.Chart = (
-        alt.Chart(alt.NamedData("rows"))
-        .transform_filter(alt.datum.group == group)
-        .mark_line(strokeWidth=2, point={"size": 30})
-        .encode(
-            x=alt.X(
-                "x:Q",
-                title="training tokens" if by_tokens else "steps",
-                axis=alt.Axis(grid=False, format="~s", tickCount=6),
-            ),
-            y=alt.Y("loss:Q", title="validation loss", scale=scale, axis=alt.Axis(tickCount=5)),
-            color=style.colour(shown, "bottom"),
-            detail="curve:N",
-            opacity=alt.condition(chosen, alt.value(1), alt.value(0.12)),
-            tooltip=[
-                "curve:N",
-                alt.Tooltip("x:Q", format=","),
-                alt.Tooltip("loss:Q", format=".4g"),
-            ],
-        )
-        .add_params(chosen)
-        .properties(width=width - 80, height=300)
+) -> Spec:
+    title = "training tokens" if by_tokens else "steps"
+    lines = mark(
+        "line",
+        {"strokeWidth": 2, "point": {"size": 30}, "where": [only("group", group)]},
+        x=number("x", title=title, axis={"grid": False, "format": "~s", "tickCount": 6}),
+        y=number(
+            "loss",
+            title="validation loss",
+            scale={"type": "log"} if log else {"zero": False},
+            axis={"tickCount": 5},
+        ),
+        color=style.colour(shown, "bottom"),
+        detail=word("curve"),
+        opacity=FAINT,
+        tooltip=[word("curve"), number("x", title=title, format=","), number("loss", format=".4g")],
     )
-    return chart
+    return lines | {"params": [CHOICE], "width": width - 80, "height": 300}

@@ -8,15 +8,22 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from streamline.report.figures.figure import Figure, View, view
+from streamline.report.figures.figure import (
+    CHOICE,
+    FAINT,
+    Figure,
+    Spec,
+    View,
+    mark,
+    number,
+    view,
+    word,
+)
 from streamline.report.figures.style import INK, SOFT, Style
 from streamline.report.findings.rows import Row
 from streamline.report.table import percent
-
-if TYPE_CHECKING:
-    import altair as alt
 
 __all__ = ["LABEL", "MEASURES", "measure_figure", "name_room", "sparsity_text"]
 
@@ -51,7 +58,7 @@ def measure_figure(rows: Sequence[Row], measure: str, style: Style) -> Figure | 
     order = sorted(last, key=lambda name: -last[name])
     title = MEASURES[measure]
 
-    def dots(width: int) -> alt.TopLevelMixin:
+    def dots(width: int) -> Spec:
         return _dots(width, title, order, targets, dense, style)
 
     views: list[View] = [view("by method", dots)]
@@ -105,14 +112,7 @@ def _data(rows: Sequence[Row], measure: str) -> list[dict[str, Any]]:
     return found
 
 
-def _tooltip() -> list[Any]:
-    import altair as alt
-
-    return [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("target:N"),
-        alt.Tooltip("text:N", title="value ± standard error"),
-    ]
+_TOOLTIP = [word("method"), word("target"), word("text", title="value ± standard error")]
 
 
 def _dots(
@@ -122,60 +122,60 @@ def _dots(
     targets: Sequence[str],
     dense: bool,
     style: Style,
-) -> alt.TopLevelMixin:
-    import altair as alt
-
+) -> Spec:
     columns = 1 if width < 400 else min(3, len(targets))
-    each = max(120, (width - columns * 12 - name_room(order, width) - 20) // columns)
-    broken = any("+" in name for name in order)
-    axis = alt.Axis(title=None, labelExpr=LABEL, labelLimit=name_room(order, width), grid=True)
-    y = alt.Y("method:N", sort=list(order), axis=axis)
-    base = alt.Chart(alt.NamedData("rows"))
-    marks = [
-        base.mark_rule(strokeWidth=2).encode(
-            y=y, x=alt.X("low:Q"), x2="high:Q", color=style.colour(order)
-        ),
-        base.mark_point(size=70).encode(
-            y=y,
-            x=alt.X("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(grid=False)),
-            color=style.colour(order),
-            shape=style.shape(order),
-            tooltip=_tooltip(),
-        ),
-    ]
+    room = name_room(order, width)
+    axis = {"title": None, "labelExpr": LABEL, "labelLimit": room, "grid": True}
+    y = word("method", sort=list(order), axis=axis)
+    x = number("value", title=title, scale={"zero": False}, axis={"grid": False})
+    colour = style.colour(order)
+    layers = [
+        mark("rule", {"strokeWidth": 2}, y=y, x=number("low"), x2="high", color=colour),
+        mark("point", {"size": 70}, y=y, x=x, color=colour, shape=style.shape(order),
+             tooltip=_TOOLTIP),
+    ]  # fmt: skip
     if dense:
-        marks.insert(0, base.mark_rule(strokeDash=[5, 4], color=INK).encode(x="mean(dense):Q"))
-    height = (_LINE_HEIGHT + (10 if broken else 0)) * len(order)
-    layers = alt.layer(*marks).properties(width=each, height=height)
+        line = number("dense", aggregate="mean")
+        layers.insert(0, mark("rule", {"strokeDash": [5, 4], "color": INK}, x=line))
+    broken = any("+" in name for name in order)
+    size = {
+        "width": max(120, (width - columns * 12 - room - 20) // columns),
+        "height": (_LINE_HEIGHT + (10 if broken else 0)) * len(order),
+    }
     if len(targets) == 1:
-        return layers
-    facet = alt.Facet("target:N", sort=list(targets), title=None)
-    return layers.facet(facet=facet, columns=columns)
+        return {"layer": layers, **size}
+    for layer in layers:
+        del layer["data"]  # what is divided into panels has its data outside
+    return {
+        "data": {"name": "rows"},
+        "facet": word("target", sort=list(targets), title=None),
+        "columns": columns,
+        "spec": {"layer": layers, **size},
+    }
 
 
 def _lines(
     width: int, title: str, order: Sequence[str], targets: Sequence[str], style: Style
-) -> alt.TopLevelMixin:
-    import altair as alt
-
-    chosen = alt.selection_point(fields=["method"], bind="legend")
-    x = alt.X(
-        "target:N",
+) -> Spec:
+    x = word(
+        "target",
         sort=list(targets),
         title="target sparsity",
-        axis=alt.Axis(labelAngle=0, grid=False),
-        scale=alt.Scale(padding=0.6),
+        axis={"labelAngle": 0, "grid": False},
+        scale={"type": "band", "padding": 0.2},
     )
-    offset = alt.XOffset("method:N", sort=list(order))
-    faint = alt.condition(chosen, alt.value(1), alt.value(0.12))
-    base = alt.Chart(alt.NamedData("rows")).encode(
-        x=x, xOffset=offset, color=style.colour(order, "bottom")
-    )
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(titleColor=SOFT))
-    return alt.layer(
-        base.mark_line(strokeWidth=1.5).encode(y=y, opacity=faint),
-        base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q", opacity=faint),
-        base.mark_point(size=70)
-        .encode(y=y, shape=style.shape(order, "bottom"), opacity=faint, tooltip=_tooltip())
-        .add_params(chosen),
-    ).properties(width=width - 70, height=330)
+    y = number("value", title=title, scale={"zero": False}, axis={"titleColor": SOFT})
+    shared = {
+        "x": x,
+        "xOffset": word("method", sort=list(order)),
+        "color": style.colour(order, "bottom"),
+        "opacity": FAINT,
+    }
+    shape = style.shape(order, "bottom")
+    layers = [
+        mark("line", {"strokeWidth": 1.5}, y=y, **shared),
+        mark("rule", {"strokeWidth": 1.5}, y=number("low"), y2="high", **shared),
+        mark("point", {"size": 70}, y=y, shape=shape, tooltip=_TOOLTIP, **shared)
+        | {"params": [CHOICE]},
+    ]
+    return {"layer": layers, "width": width - 70, "height": 330}

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from streamline.report.figures.figure import WIDE, Figure, view
+from streamline.report.figures.figure import (
+    CHOICE,
+    FAINT,
+    WIDE,
+    Figure,
+    Spec,
+    mark,
+    number,
+    only,
+    view,
+    word,
+)
 from streamline.report.figures.measures import name_room, sparsity_text
 from streamline.report.figures.style import LINE, Style
 from streamline.report.findings.rows import Row
 from streamline.report.table import percent
 from streamline.results.blocks.efficiency import Efficiency, Quartiles
 from streamline.results.record import Record
-
-if TYPE_CHECKING:
-    import altair as alt
 
 __all__ = ["pareto_figure", "speed_ratio"]
 
@@ -104,7 +112,7 @@ _MEASURES = (
     _Across(
         name="training",
         label="training cost",
-        title="training, 10¹⁵ FLOPs",
+        title="training, PFLOP",
         of=_training,
         more_is_better=False,
     ),
@@ -190,54 +198,37 @@ def _frontier(points: Sequence[dict[str, Any]], across: _Across) -> list[dict[st
 
 def _chart(
     width: int, across: _Across, methods: Sequence[str], several: bool, style: Style
-) -> alt.TopLevelMixin:
-    import altair as alt
-
-    chosen = alt.selection_point(fields=["method"], bind="legend")
-    faint = alt.condition(chosen, alt.value(1), alt.value(0.15))
-    ours = alt.datum.measure == across.label
-    rows = alt.Chart(alt.NamedData("rows")).transform_filter(ours)
-    x = alt.X("x:Q", title=across.title, scale=alt.Scale(zero=False, padding=18))
-    y = alt.Y("y:Q", title="dense accuracy kept, %", scale=alt.Scale(zero=False, padding=10))
+) -> Spec:
     wide = width > 600
     place = "right" if wide else "bottom"
-    colour = style.colour(methods, place)
+    ours: Spec = {"where": [only("measure", across.label)]}
+    thin = ours | {"strokeWidth": 1}
+    x = number("x", title=across.title, scale={"zero": False, "padding": 18})
+    y = number("y", title="dense accuracy kept, %", scale={"zero": False, "padding": 10})
+    shared = {"color": style.colour(methods, place), "opacity": FAINT}
     tooltip = [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("target:N"),
-        alt.Tooltip("x:Q", title=across.label, format=".3~g"),
-        alt.Tooltip("kept:N", title="kept ± standard error"),
+        word("method"),
+        word("target"),
+        number("x", title=across.label, format=".3~g"),
+        word("kept", title="kept ± standard error"),
     ]
-    layers: list[Any] = [
-        alt.Chart(alt.NamedData("frontier"))
-        .transform_filter(ours)
-        .mark_line(color=LINE, strokeWidth=7, strokeJoin="round")
-        .encode(x=x, y=y, order="x:Q"),
-        rows.mark_rule(strokeWidth=1).encode(
-            x=x, y="y_low:Q", y2="y_high:Q", color=colour, opacity=faint
-        ),
-        rows.mark_rule(strokeWidth=1).encode(
-            x="x_low:Q", x2="x_high:Q", y=y, color=colour, opacity=faint
-        ),
+    frontier = {"data": "frontier", "color": LINE, "strokeWidth": 7, "strokeJoin": "round"}
+    layers = [
+        mark("line", ours | frontier, x=x, y=y, order=number("x")),
+        mark("rule", thin, x=x, y=number("y_low"), y2="y_high", **shared),
+        mark("rule", thin, x=number("x_low"), x2="x_high", y=y, **shared),
     ]
     if several:
-        layers.append(
-            rows.mark_line(strokeWidth=1).encode(
-                x=x, y=y, color=colour, detail="method:N", opacity=faint
-            )
-        )
-    layers.append(
-        rows.mark_point(size=90)
-        .encode(
-            x=x,
-            y=y,
-            color=colour,
-            shape=style.shape(methods, place),
-            opacity=faint,
-            tooltip=tooltip,
-        )
-        .add_params(chosen)
+        layers.append(mark("line", thin, x=x, y=y, **shared))
+    points = mark(
+        "point",
+        ours | {"size": 90},
+        x=x,
+        y=y,
+        shape=style.shape(methods, place),
+        tooltip=tooltip,
+        **shared,
     )
-    return alt.layer(*layers).properties(
-        width=width - (name_room(methods, width) + 110 if wide else 70), height=300
-    )
+    layers.append(points | {"params": [CHOICE]})
+    names = name_room(methods, width) + 110 if wide else 70
+    return {"layer": layers, "width": width - names, "height": 300}

@@ -6,18 +6,20 @@ repeat with other shapes, and a name stands wherever a colour does.
 Example::
 
     style = Style(["shortgpt", "llm-streamline-ffn"])
-    chart.encode(color=style.colour(), shape=style.shape())
+    mark("point", color=style.colour(), shape=style.shape())
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import altair as alt
+__all__ = [
+    "DENSE", "GAINED", "INK", "KEPT", "LINE", "LOST", "PAGE", "SOFT", "Channel", "Style", "config",
+]  # fmt: skip
 
-__all__ = ["DENSE", "GAINED", "INK", "KEPT", "LINE", "LOST", "PAGE", "SOFT", "Style", "config"]
+Channel = dict[str, Any]
+"""How a channel of a mark follows a field, in Vega-Lite."""
 
 # Replaced in pages by the page's own, which follow light and dark.
 PAGE, INK, SOFT, LINE = "#ffffff", "#1a1a1b", "#5a5d63", "#d9dbdf"
@@ -47,43 +49,33 @@ class Style:
             return INK
         return _COLOURS[self.methods.index(method) % len(_COLOURS)]
 
-    def colour(self, shown: Sequence[str] | None = None, legend: str | None = None) -> alt.Color:
+    def colour(self, shown: Sequence[str] | None = None, legend: str | None = None) -> Channel:
         """The colour of the field ``method``.
 
         Args:
             shown: The methods that are in the figure; by default all.
             legend: Where the legend stands, ``right`` or ``bottom``; None for none.
         """
-        import altair as alt
-
         domain = list(self.methods if shown is None else shown)
-        scale = alt.Scale(domain=domain, range=[self.colour_of(name) for name in domain])
-        return alt.Color("method:N", scale=scale, legend=_legend(legend))
+        return _scaled(domain, [self.colour_of(name) for name in domain], legend)
 
-    def shape(self, shown: Sequence[str] | None = None, legend: str | None = None) -> alt.Shape:
+    def shape(self, shown: Sequence[str] | None = None, legend: str | None = None) -> Channel:
         """The shape of the field ``method``, with arguments as for ``colour``."""
-        import altair as alt
-
         domain = list(self.methods if shown is None else shown)
         places = [self.methods.index(name) if name in self.methods else 0 for name in domain]
         marks = [_SHAPES[(i + i // len(_COLOURS)) % len(_SHAPES)] for i in places]
-        scale = alt.Scale(domain=domain, range=marks)
-        return alt.Shape("method:N", scale=scale, legend=_legend(legend))
+        return _scaled(domain, marks, legend)
 
 
-def _legend(place: str | None) -> alt.Legend | None:
-    import altair as alt
-
-    if place is None:
-        return None
-    return alt.Legend(
-        title=None,
-        orient="right" if place == "right" else "bottom",
-        columns=1 if place == "right" else 2,
-        labelLimit=260,
-        symbolSize=70,
-        symbolStrokeWidth=0,
-    )
+def _scaled(domain: list[str], values: list[str], legend: str | None) -> Channel:
+    place = {"orient": legend, "columns": 1 if legend == "right" else 2}
+    look = {"title": None, "labelLimit": 260, "symbolSize": 70, "symbolStrokeWidth": 0}
+    return {
+        "field": "method",
+        "type": "nominal",
+        "scale": {"domain": domain, "range": values},
+        "legend": None if legend is None else place | look,
+    }
 
 
 def config() -> dict[str, Any]:
