@@ -31,7 +31,7 @@ from streamline.sources.hub.failures import hub_errors
 from streamline.sources.names import ModelSource, resolve_model
 from streamline.sources.wheels import SMOLLM2
 
-__all__ = ["CARD", "TAGS", "write_card"]
+__all__ = ["CARD", "TAGS", "is_repository", "write_card"]
 
 CARD = "README.md"
 TAGS = ("pruned", "layer-pruning", "streamline-bench")
@@ -123,11 +123,12 @@ def _base(name: str | None) -> tuple[str, str | None, str | None]:
     if source.kind == "hub":
         return source.location.rpartition("/")[2], source.location, data.get("license")
     known = data.get("base_model")
-    inner = known if isinstance(known, str) and _is_id(known) else None
+    inner = known if isinstance(known, str) and is_repository(known) else None
     return Path(source.location).name, inner, data.get("license")
 
 
-def _is_id(name: str) -> bool:
+def is_repository(name: str) -> bool:
+    """Whether a text is written as a repository of the hub: ``OWNER/NAME``."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 

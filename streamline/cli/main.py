@@ -36,7 +36,7 @@ from streamline.cli import (
     stability,
     validate,
 )
-from streamline.cli.checkpoints import export, prune, verify
+from streamline.cli.checkpoints import export, prune, push, verify
 from streamline.cli.screen.show import show_error
 from streamline.cli.screen.streams import lasting_streams
 from streamline.distributed import LostProcess, follows
@@ -51,6 +51,7 @@ _VERBS = {
     "ls": ls,
     "prune": prune,
     "export": export,
+    "push": push,
     "verify": verify,
     "evaluate": evaluate,
     "stability": stability,

@@ -22,7 +22,7 @@ from streamline.run.checks.merge import merge
 from streamline.run.config import RunConfig
 from streamline.run.settings import Setting, settings
 
-__all__ = ["AsJson", "Method", "MethodOrNone", "Model", "Plans", "given_layers", "takes"]
+__all__ = ["AsJson", "Method", "MethodOrNone", "Model", "Plans", "PushTo", "given_layers", "takes"]
 
 Model = Annotated[
     str,
@@ -43,6 +43,10 @@ Plans = Annotated[
         "--plan",
         help="Remove the layers of a plan: a file of a run's plans, a checkpoint, or RUN:CELL.",
     ),
+]
+PushTo = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="REPO", help="Upload it to OWNER/NAME on the hub too."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 

@@ -1,8 +1,9 @@
 """A model hub on 127.0.0.1 that serves folders, and fails on request.
 
 It speaks the part of the hub's HTTP interface that reading needs: repository facts, listings, path
-facts, and files with redirects, ranges and hashes. A repository is a folder with one folder for
-each revision in it (a ``/`` in a revision is written ``--``)::
+facts, and files with redirects, ranges and hashes; :mod:`hub.writing` takes what is written. A
+repository is a folder with one folder for each revision in it (a ``/`` in a revision is written
+``--``)::
 
     ROOT/models/facebook/opt-125m/main/config.json
     ROOT/datasets/haonan-li/cmmlu/refs--convert--parquet/anatomy/test/0000.parquet
@@ -33,6 +34,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from hub.exchange import Asked, Fault
 from hub.repository import LARGE, Refused, Revision
+from hub.writing import Writing
 
 _DAY = "2026-01-01T00:00:00.000Z"
 _BLOCK = 1 << 16
@@ -63,6 +65,7 @@ class LoopbackHub:
 
     def __enter__(self) -> LoopbackHub:
         """Start serving on a free port."""
+        self.writing = Writing(self.root)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -147,6 +150,9 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self._answer()
 
+        def do_PUT(self) -> None:
+            self._answer()
+
         def log_message(self, format: str, *args: Any) -> None:
             """Requests are kept in ``hub.asked``."""
 
@@ -176,7 +182,11 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
 
         def _route(self, url: Any) -> None:
             path = unquote(url.path)
-            if path == "/":
+            request = f"{self.command} {path}"
+            written = hub.writing.answer(request, self.payload, self.token, hub.url)
+            if written is not None:
+                self._json(written)
+            elif path == "/":
                 self._send(200, b"a hub", {})
             elif match := re.fullmatch(r"/content/(\w+)/([^/]+/[^/]+)/([^/]+)/(.+)", path):
                 kind, name, commit, file = match.groups()
@@ -302,7 +312,8 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 headers["X-Error-Code"] = refused.code
             if refused.status == 429:
                 headers["Retry-After"] = "1"
-            self._send(refused.status, json.dumps({"error": str(refused)}).encode(), headers)
+            body = {"error": str(refused), **refused.more}
+            self._send(refused.status, json.dumps(body).encode(), headers)
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.status = status

@@ -15,8 +15,9 @@ LARGE = (".safetensors", ".bin", ".parquet", ".zip", ".gz", ".model")
 class Refused(Exception):
     """An answer that is an error, in the hub's form."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, **more: str) -> None:
         super().__init__(message)
+        self.more = more
         self.status = status
         self.code = code
 

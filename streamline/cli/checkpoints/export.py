@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.options import takes
+from streamline.cli.options import PushTo, takes
 
 __all__ = ["EPILOG", "command"]
 
@@ -44,13 +44,22 @@ def command(
             "--no-verify", help="Do not compare the folder with the model in a fresh process."
         ),
     ] = False,
+    push_to_hub: PushTo = None,
 ) -> None:
     """Save the model of a finished cell as a checkpoint, or either in another format."""
     from streamline.checkpoints.folder import target_folder
+    from streamline.checkpoints.push import push_folder, require_repository
     from streamline.cli.screen.bar import progress_display
+    from streamline.errors import ConfigError
     from streamline.run.saving.save import export
 
+    if push_to_hub is not None and to is not None:
+        raise ConfigError("--push-to-hub is for checkpoints; leave out --to")
+    if push_to_hub is not None:
+        require_repository(push_to_hub, "model")
     folder = target_folder(out)
     with progress_display(f"export {source}") as display:
         export(source, folder, to=to, verify=not no_verify, progress=display, **given)
     print(str(folder))
+    if push_to_hub is not None:
+        print(push_folder(folder, push_to_hub, "model"))

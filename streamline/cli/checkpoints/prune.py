@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.options import MethodOrNone, Model, Plans, given_layers, takes
+from streamline.cli.options import MethodOrNone, Model, Plans, PushTo, given_layers, takes
 
 __all__ = ["EPILOG", "command"]
 
@@ -48,6 +48,7 @@ def command(
             "--no-verify", help="Do not compare the folder with the model in a fresh process."
         ),
     ] = False,
+    push_to_hub: PushTo = None,
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance.
 
@@ -75,6 +76,10 @@ def command(
                 f"prune writes one checkpoint, so it needs one of {flag}, got "
                 f"{', '.join(map(str, values))}; use `streamline-bench run` to compare several"
             )
+    if push_to_hub is not None:
+        from streamline.checkpoints.push import require_repository
+
+        require_repository(push_to_hub, "model")
     from streamline.cli.screen.bar import progress_display
     from streamline.run import pipeline
 
@@ -89,6 +94,10 @@ def command(
             progress=display,
         )
     print(str(folder))
+    if push_to_hub is not None:
+        from streamline.checkpoints.push import push_folder
+
+        print(push_folder(folder, push_to_hub, "model"))
 
 
 def _removed(model: str, method: str, trust_remote_code: bool) -> str:
