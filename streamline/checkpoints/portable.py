@@ -19,6 +19,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from streamline.files import write_json_atomic
+from streamline.sources.hub.commits import known_commit
 from streamline.sources.hub.failures import hub_errors
 
 __all__ = ["TOKENIZER_FILES", "add_older_keys", "has_tokenizer", "write_tokenizer"]
@@ -110,13 +111,17 @@ def _source(name: str) -> Path | None:
         return Path(name)
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    known = try_to_load_from_cache(name, "config.json") if name.count("/") <= 1 else None
+    repository, _, revision = name.partition("@")
+    if repository.count("/") > 1:
+        return None
+    commit = known_commit(repository, revision or None) or revision or None
+    known = try_to_load_from_cache(repository, "config.json", revision=commit)
     if not isinstance(known, str):
         return None
     cached = Path(known).parent
     try:  # a fast tokenizer was read from some of the files only
         patterns = list(TOKENIZER_FILES)
-        return Path(snapshot_download(name, revision=cached.name, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=cached.name, allow_patterns=patterns))
     except hub_errors():
         return cached
 

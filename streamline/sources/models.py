@@ -99,6 +99,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             **_pretrained(source), trust_remote_code=trust_remote_code
         )
+    if source.revision is not None:  # by which its files are found again
+        tokenizer.name_or_path = source.known_as
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
     return tokenizer

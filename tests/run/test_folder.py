@@ -71,7 +71,20 @@ def test_an_empty_folder_is_no_matter(tmp_path: Path) -> None:
     _refuse(_config(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("data", [b"", b'{"data": 1', b'{"data": "\xe9"}', b"[" * 100_000, b"[]"])
+_NO_SOURCES = [
+    b"{}",
+    b'{"sources": []}',
+    b'{"sources": {"tasks": {}, "texts": {}}}',
+    b'{"sources": {"tasks": {"piqa": {"source": "hub"}}, "texts": {}, "models": {}}}',
+    b'{"sources": {"tasks": {}, "texts": {"allenai/c4": 5}, "models": {}}}',
+    b'{"sources": {"tasks": {}, "texts": {}, "models": {"some/model": "main"}}}',
+]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b'{"data": 1', b'{"data": "\xe9"}', b"[" * 100_000, b"[]", *_NO_SOURCES],
+)
 def test_damaged_settings_do_not_decide_the_sources_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:

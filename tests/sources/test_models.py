@@ -209,6 +209,23 @@ def test_damaged_weights_are_explained(checkpoint: Path):
         load_model(str(checkpoint))
 
 
+def test_a_name_may_end_in_a_revision(tmp_path: Path):
+    source = resolve_model("some-org/some-model@refs/pr/1")
+    assert (source.location, source.revision) == ("some-org/some-model", "refs/pr/1")
+    source = resolve_model("pythia-70m@step1000")
+    assert source.known_as == "EleutherAI/pythia-70m@step1000"
+    assert resolve_model("some-org/some-model").revision is None
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert resolve_model(str(folder)).kind == "folder"
+    for name in ("some-org/some-model@", "some-org/some-model@a b", "opt-125m@../x"):
+        with pytest.raises(AssetError, match="cannot be a revision of model"):
+            resolve_model(name)
+    with pytest.raises(AssetError, match="comes from a wheel and has one revision"):
+        resolve_model("smollm2-135m-instruct@main")
+
+
 @pytest.mark.parametrize("name", ["two words", "a/../b", "-x", "a--b"])
 def test_impossible_names_are_refused(name: str):
     with pytest.raises(AssetError, match="(cannot name a model|no model folder)"):
