@@ -22,9 +22,10 @@ from streamline.fields import Count, Natural, Positive
 from streamline.method import Method, Pruned, Size
 from streamline.methods.replacement import home
 from streamline.modeling.modeling_layers import LinearMap
-from streamline.plan import Plan, Span
+from streamline.plan import Plan
 
 from ._distilling import Distillation
+from ._magnitudes import magnitude_ratios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,35 +124,6 @@ class LinearPatch(Method):
         """Removed layers, less the matrix that is added."""
         n_remove = self.n_remove(decoder, sparsity)
         return Size.without(decoder, n_remove, decoder.hidden_size**2 if n_remove else 0)
-
-
-@torch.no_grad()
-def magnitude_ratios(
-    decoder: Decoder, batches: Tensor, span: Span, turn: Tensor, *, batch_tokens: int = 4096
-) -> Tensor:
-    """Mean magnitude after a run over that before it, per rotated channel.
-
-    Args:
-        decoder: The dense model; left as it was.
-        batches: Token ids, [N, T].
-        span: The run of layers.
-        turn: The rotation, [D, D], float64.
-        batch_tokens: Tokens per forward pass.
-
-    Returns:
-        The mean over sequences of each sequence's ratio, [D], float64. Channels that are silent
-        before the run keep the scale 1.
-    """
-    total = torch.zeros(decoder.hidden_size, dtype=torch.float64)
-    rows = max(1, batch_tokens // batches.shape[1])
-    for start in range(0, len(batches), rows):
-        ends = []
-        for depth, hidden in decoder.trace(decoder.enter(batches[start : start + rows]), span.stop):
-            if depth in (span.start, span.stop):
-                ends.append((hidden.to("cpu", torch.float64) @ turn).abs().mean(1))
-        before, after = ends
-        total += torch.where(before > 0, after / before, 1.0).sum(0)
-    return total / len(batches)
 
 
 def orthogonal_rotation(d: int) -> tuple[Tensor, str]:

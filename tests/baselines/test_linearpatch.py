@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from streamline.baselines._distilling import Distillation, top_divergence
-from streamline.baselines.linearpatch import LinearPatch, magnitude_ratios, orthogonal_rotation
+from streamline.baselines._magnitudes import magnitude_ratios
+from streamline.baselines.linearpatch import LinearPatch, orthogonal_rotation
 from streamline.calibration import measure
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
