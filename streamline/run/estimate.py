@@ -25,6 +25,7 @@ from streamline.method import Method, Size
 from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
+from streamline.run.measuring.texts import planned_texts
 from streamline.sources.models import local_folder, planned_model, resolve_model
 from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 
@@ -95,6 +96,7 @@ class Estimate:
         work_bytes: What the run writes into its folder: training states and cached activations.
         broken: Models that cannot be planned, and why.
         remarks: What is to be said before the run: texts longer than a model's positions.
+        texts: What is read of which text, rows of :func:`planned_texts`.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -105,6 +107,7 @@ class Estimate:
     work_bytes: int = 0
     broken: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    texts: list[dict[str, str]] = field(default_factory=list)
 
 
 def plan_run(config: RunConfig) -> Estimate:
@@ -211,6 +214,8 @@ def _add_costs(
         "recovery": 4.0 * each * sum(row.pruned or row.dense for row in tuned),
         "evaluation_per_1000_tokens": 2.0 * 1000 * sum(row.pruned or row.dense for row in working),
     }
+    planned = planned_texts(config, prunes=bool(pruned), trains=bool(trained), tunes=bool(tuned))
+    estimate.texts += [row for row in planned if row not in estimate.texts]
     for name, count in tokens.items():
         estimate.tokens[name] = estimate.tokens.get(name, 0) + count
     for name, value in flops.items():

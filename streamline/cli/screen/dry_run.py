@@ -47,6 +47,7 @@ def show_plan(config: RunConfig) -> bool:
         if any(_trains(row) for row in rows):
             few[model] = config.for_model(model).training.too_few(rows[0].dense)
     paper.show()
+    _show_texts(estimate)
     for line in [*_costs(estimate), _speed(config)]:
         print(line)
     for remark in estimate.remarks:
@@ -57,6 +58,17 @@ def show_plan(config: RunConfig) -> bool:
         if note is not None:
             show_warning(f"{model}: {note}")
     return not estimate.broken
+
+
+def _show_texts(estimate: Estimate) -> None:
+    """What is read of which text; documents and the largest of those that are on this machine."""
+    if not estimate.texts:
+        return
+    show_table(estimate.texts, ["use", "text", "asked", "documents", "largest"])
+    for name, promised in {row["text"]: row["promised"] for row in estimate.texts}.items():
+        if promised:
+            show_text(f"  {name} {promised}")
+    print()
 
 
 def _show_model(rows: Sequence[Row], paper: _Paper) -> None:

@@ -22,9 +22,13 @@ from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.inputs import text_source
 from streamline.sources.batches import TokenBatches
+from streamline.sources.instructions import is_instructions
+from streamline.sources.mixing import MIXTURES
+from streamline.sources.packaged import packaged_here
+from streamline.sources.texts import TEXTS, Split, load_texts, split_of
 from streamline.training.student import Recipe
 
-__all__ = ["HELDOUT", "calibration_tokens", "cell_texts", "text_uses", "try_texts"]
+__all__ = ["HELDOUT", "calibration_tokens", "cell_texts", "planned_texts", "text_uses", "try_texts"]
 
 HELDOUT = "held-out text"
 
@@ -112,6 +116,73 @@ def cell_texts(
             for facts in own.texts()
         ]
     return found
+
+
+def planned_texts(
+    config: RunConfig, *, prunes: bool, trains: bool, tunes: bool
+) -> list[dict[str, str]]:
+    """What a model's cells would read of texts, from settings and what is on this machine alone.
+
+    Args:
+        config: The run, as the model has it.
+        prunes: Whether any cell calibrates.
+        trains: Whether any trains replacements.
+        tunes: Whether any is fine-tuned.
+
+    Returns:
+        Rows with ``use``, ``text``, ``asked``, ``promised`` (the fractions of the domains),
+        ``documents`` and ``largest`` (the fraction of one document; both empty for texts that are
+        still on the hub).
+    """
+    calibration, recipe, lora, text = (
+        config.calibration,
+        config.training,
+        config.lora,
+        config.perplexity,
+    )
+    own = recipe.texts or calibration.texts
+    rows: list[tuple[str, str, str]] = []
+    if prunes:
+        asked = f"{calibration.n_samples} x {calibration.length:,} tokens"
+        rows.append(("calibration", calibration.texts, asked))
+    if trains:
+        rows.append(("training", own, _amount(recipe.n_tokens, recipe.n_documents)))
+        rows.append(("validation", own, _amount(recipe.validation_tokens, None)))
+    if tunes:
+        amount = lora if lora.n_tokens or lora.n_documents else recipe
+        rows.append(("recovery", lora.texts or own, _amount(amount.n_tokens, amount.n_documents)))
+    if text.n_tokens:
+        rows.append((HELDOUT, text.texts, _amount(text.n_tokens, None)))
+    return [
+        {"use": use, "text": name, "asked": asked, "promised": _promise(name), **_here(name, use)}
+        for use, name, asked in rows
+    ]
+
+
+def _amount(n_tokens: int | None, n_documents: int | None) -> str:
+    return f"{n_documents:,} documents" if n_documents else f"{n_tokens or 0:,} tokens"
+
+
+def _promise(name: str) -> str:
+    """The fractions of a mixture, the largest first."""
+    mixture = MIXTURES.get(split_of(name)[0])
+    if mixture is None:
+        return ""
+    fractions, by = mixture
+    total, order = sum(fractions.values()), sorted(fractions, key=lambda d: -fractions[d])
+    shares = (f"{d.removeprefix('RedPajama')} {100 * fractions[d] / total:.3g} %" for d in order)
+    return f"by {'documents' if by == 'rows' else by}: {', '.join(shares)}"
+
+
+def _here(name: str, use: str) -> dict[str, str]:
+    """Documents of a text on this machine, and the largest one's fraction of its characters."""
+    plain = split_of(name)[0]
+    found = {"documents": "", "largest": ""}
+    if is_instructions(name) or (plain in TEXTS and not (plain == "packaged" and packaged_here())):
+        return found
+    split: Split = "heldout" if use == HELDOUT else "train"
+    sizes = [len(document.text) for document in load_texts(name, seed=None, split=split)]
+    return {"documents": f"{len(sizes):,}", "largest": f"{100 * max(sizes) / sum(sizes):.2g} %"}
 
 
 def try_texts(
