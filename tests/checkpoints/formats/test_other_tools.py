@@ -23,15 +23,33 @@ from streamline.plan import Plan
 pytestmark = pytest.mark.package
 
 
-def in_their_own(folder: Path, packages: str, code: str, *arguments: Any) -> Any:
-    """What a process with some packages beside this environment's prints, as JSON."""
-    target = folder / "packages"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+@pytest.fixture(scope="module")
+def in_their_own(tmp_path_factory) -> Any:
+    """``in_their_own(packages, code, *arguments)``: what a process that has these packages beside
+    this environment's prints last, as JSON; they are installed once."""
+    folders: dict[str, Path] = {}
+
+    def run(packages: str, code: str, *arguments: Any) -> Any:
+        if packages not in folders:
+            folders[packages] = tmp_path_factory.mktemp("packages")
+            install(packages, folders[packages])
+        return printed(folders[packages], code, *arguments)
+
+    return run
+
+
+def install(packages: str, target: Path) -> None:
+    """Put packages into a folder, without what they depend on."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
     done = subprocess.run(
-        [*install, str(target), *packages.split()], capture_output=True, text=True, check=False
+        [*command, str(target), *packages.split()], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"{packages} cannot be installed here: {done.stderr.strip()[-200:]}")
+
+
+def printed(target: Path, code: str, *arguments: Any) -> Any:
+    """What a process prints last, as JSON."""
     paths = [str(target), *(path for path in sys.path if path)]
     child = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -55,10 +73,10 @@ print("true")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-def test_mergekit_makes_the_checkpoint(tmp_path, family):
+def test_mergekit_makes_the_checkpoint(in_their_own, tmp_path, family):
     _, folder = made(tmp_path, family, lambda d: Pruned(Plan.drop(4, [0, 2])))
     out = write_format(folder, "mergekit", tmp_path / "b")
-    in_their_own(tmp_path, "mergekit immutables", MERGE, out / "mergekit.yaml", tmp_path / "c")
+    in_their_own("mergekit immutables", MERGE, out / "mergekit.yaml", tmp_path / "c")
     theirs, ours = read_model(tmp_path / "c"), read_model(folder)
     named = dict(theirs.named_parameters())
     assert all(torch.equal(named[name], parameter) for name, parameter in ours.named_parameters())
@@ -76,10 +94,10 @@ print(json.dumps(model(mx.array([json.loads(sys.argv[2])]))[0].tolist()))
 
 
 @pytest.mark.parametrize("kind", ["block", "without_either"])
-def test_mlx_computes_the_same(tmp_path, kind):
+def test_mlx_computes_the_same(in_their_own, tmp_path, kind):
     folder = saved(getattr(variants, kind), decoder_of("llama"), tmp_path / "a", bpe())
     out = write_format(folder, "nemotron-nas", tmp_path / "b")
-    found = in_their_own(tmp_path, "mlx mlx-cpu mlx-lm", MLX, out, IDS[0].tolist())
+    found = in_their_own("mlx mlx-cpu mlx-lm", MLX, out, IDS[0].tolist())
     torch.testing.assert_close(torch.tensor(found), logits(folder), rtol=1e-4, atol=1e-4)
 
 
@@ -100,10 +118,10 @@ print(json.dumps([[row["id"], row["logprob"]] for row in rows]))
 @pytest.mark.parametrize(
     ("family", "kind"), [("llama", "dropped"), ("llama", "block"), ("qwen2", "dropped")]
 )
-def test_llama_cpp_prefers_the_same_tokens(tmp_path, family, kind):
+def test_llama_cpp_prefers_the_same_tokens(in_their_own, tmp_path, family, kind):
     folder = saved(getattr(variants, kind), decoder_of(family), tmp_path / "a", bpe())
     out = write_format(folder, "gguf", tmp_path / "b")
-    found = in_their_own(tmp_path, "xllamacpp", LLAMA, out / "model.gguf", IDS[0].tolist())
+    found = in_their_own("xllamacpp", LLAMA, out / "model.gguf", IDS[0].tolist())
     wanted = logits(folder)[-1].log_softmax(-1).topk(5)
     assert [token for token, _ in found] == wanted.indices.tolist()
     likely = torch.tensor([value for _, value in found])
