@@ -33,34 +33,48 @@ _TEXTS = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), _TEXTS)
-def test_a_bad_text_costs_the_cells_that_read_it(
+def test_a_bad_text_ends_a_run_before_any_work(
     name: str, content: str | bytes, message: str, bench: Callable[..., Shown], tmp_path: Path
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    shown = bench(f"--suite s.yaml --out OUT --calibration {path}")
-    shown.refuses(message, code=shown.code)
-    assert shown.code in (1, 2)
+    bench(f"--suite s.yaml --out OUT --calibration {path}").refuses(message)
 
 
 _ROW = '{"goal": "g", "sol1": "a", "sol2": "b"}\n'
 _QUESTIONS: list[tuple[str | bytes, str, str]] = [
-    ("", "", "piqa/dev.jsonl"),
+    ("", "", "IndexError: list index out of range"),
     (_ROW * 4, "0\n1\n", "4 questions but 2 labels"),
-    (_ROW * 2, "7\n1\n", "piqa"),
-    (_ROW * 2, "-1\n1\n", "piqa"),
-    (_ROW * 2, "a\nb\n", "piqa/dev.jsonl"),
-    ('{"goal": null, "sol1": "a", "sol2": "b"}\n', "0\n", "piqa"),
-    (_ROW, "9" * 5_000, "piqa/dev.jsonl"),
-    ('{"goal": "g", "sol1": "a"}\n', "0\n", "piqa/dev.jsonl"),
-    ("{bad\n", "0\n", "piqa/dev.jsonl"),
-    ("[1, 2]\n", "0\n", "piqa/dev.jsonl"),
-    ("[" * 100_000, "0\n", "piqa"),
-    ('{"goal": 5, "sol1": "a", "sol2": "b"}\n' + _ROW, "0\n1\n", "piqa"),
-    ('{"goal": "g", "sol1": "", "sol2": ""}\n', "0\n", "piqa"),
-    ('{"goal": "\\ud800", "sol1": "a", "sol2": "b"}\n', "0\n", "piqa"),
-    ('{"goal": "é", "sol1": "a", "sol2": "b"}\n'.encode("latin-1"), "0\n", "piqa/dev.jsonl"),
-    ('{"goal": "g", "sol1": "' + "x " * 6_000 + '", "sol2": "b"}\n', "0\n", "'piqa' has 12001"),
+    (_ROW * 2, "7\n1\n", "question 0: the right option is 7, and there are 2, counted from 0"),
+    (_ROW * 2, "-1\n1\n", "question 0: the right option is -1, and there are 2"),
+    (_ROW * 2, "a\nb\n", "invalid literal for int() with base 10: 'a'"),
+    (
+        '{"goal": null, "sol1": "a", "sol2": "b"}\n',
+        "0\n",
+        "question 0: goal is null, and must be text",
+    ),
+    (_ROW, "9" * 5_000, "Exceeds the limit (4300 digits) for integer string conversion"),
+    ('{"goal": "g", "sol1": "a"}\n', "0\n", "KeyError: 'sol2'"),
+    ("{bad\n", "0\n", "Expecting property name enclosed in double quotes: line 1 column 2"),
+    ("[1, 2]\n", "0\n", "'list' and 'dict'"),
+    ("[" * 100_000, "0\n", "maximum recursion depth exceeded while decoding a JSON array"),
+    (
+        '{"goal": 5, "sol1": "a", "sol2": "b"}\n' + _ROW,
+        "0\n1\n",
+        "question 0: goal is 5, and must be text",
+    ),
+    ('{"goal": "g", "sol1": "", "sol2": ""}\n', "0\n", "question 0: its option 0 is empty"),
+    ('{"goal": "\\ud800", "sol1": "a", "sol2": "b"}\n', "0\n", "surrogates not allowed"),
+    (
+        '{"goal": "é", "sol1": "a", "sol2": "b"}\n'.encode("latin-1"),
+        "0\n",
+        "can't decode byte 0xe9",
+    ),
+    (
+        '{"goal": "g", "sol1": "' + "x " * 6_000 + '", "sol2": "b"}\n',
+        "0\n",
+        "Option 0 of question 0 of 'piqa' has 12001",
+    ),
 ]
 
 
@@ -72,7 +86,11 @@ def test_bad_questions_end_a_run_before_any_work(
     folder.mkdir(parents=True)
     (folder / "dev.jsonl").write_bytes(rows if isinstance(rows, bytes) else rows.encode())
     (folder / "dev-labels.lst").write_text(labels, encoding="utf-8")
-    bench(f"--suite s.yaml --out OUT --data-dir {tmp_path / 'own'}").refuses(message)
+    lacking = "1 of the question sets and texts cannot be had: piqa: "
+    shown = bench(f"--suite s.yaml --out OUT --data-dir {tmp_path / 'own'}")
+    shown.refuses(
+        f"{lacking} ... {message} ... Mend this, name other tasks, or leave them out with"
+    )
     assert not list(tmp_path.glob("out/cache/calibration/*"))
 
 
@@ -94,16 +112,24 @@ def _task(**changes: Any) -> str:
 
 
 _TASKS: list[tuple[str | bytes, str, str]] = [
-    ("task: my_sums\n\tx", "my_sums", "my_sums"),
-    (b"task: my_\xe9\n", "my_sums", "mine.yaml"),
-    ("task: my_sums\ndoc_to_text: !function nothing.f\n", "my_sums", "my_sums"),
-    ("task: my_sums\ncolour: red\n", "my_sums", "my_sums"),
-    ("task: [my_sums]\n", "my_sums", "my_sums"),
-    ("task: other\n", "my_sums", "unknown task or group 'my_sums'"),
+    ("task: my_sums\n\tx", "my_sums", "my_sums' is not a registered task"),
+    (b"task: my_\xe9\n", "my_sums", "tasks/mine.yaml cannot be read: byte 9 is not UTF-8 text"),
+    (
+        "task: my_sums\ndoc_to_text: !function nothing.f\n",
+        "my_sums",
+        "my_sums: ImportError: Cannot import module 'nothing'",
+    ),
+    ("task: my_sums\ncolour: red\n", "my_sums", "unexpected keyword argument 'colour'"),
+    ("task: [my_sums]\n", "my_sums", "unknown task or group 'my_sums'. Available: arc_challenge,"),
+    ("task: other\n", "my_sums", "unknown task or group 'my_sums'. Available: arc_challenge,"),
     (_task(output_type="loglikelihood_rolling"), "my_sums", "which is not supported here"),
-    (_task(doc_to_text="{{goal"), "my_sums", "my_sums"),
-    (_task(test_split="nothing"), "my_sums", "my_sums"),
-    (_task(dataset_kwargs={"data_files": "nowhere.jsonl"}), "my_sums", "my_sums"),
+    (_task(doc_to_text="{{goal"), "my_sums", "my_sums: TemplateSyntaxError: unexpected end of"),
+    (_task(test_split="nothing"), "my_sums", "(KeyError: 'nothing'); take a split that has"),
+    (
+        _task(dataset_kwargs={"data_files": "nowhere.jsonl"}),
+        "my_sums",
+        "my_sums: FileNotFoundError: Unable",
+    ),
     (_task(unsafe_code=True), "my_sums", "'my_sums' is marked as unsafe"),
 ]
 
@@ -120,22 +146,62 @@ def test_a_bad_task_of_ones_own_is_named(
 
 
 _CHANGES = [
-    ("--tasks heldout@99999999", {}, 2, "heldout@99999999"),
+    (
+        "--tasks heldout@99999999",
+        {},
+        2,
+        "99,999,999 tokens are longer than the 512 ... choose shorter",
+    ),
     pytest.param("--tasks piqa,xnli_en", {}, 2, "xnli", marks=_SLOW),  # reads lm-eval's own tasks
-    ("--tasks wikitext2", {}, 2, "wikitext2"),
-    ("--executor ray", {}, 2, "needs Ray"),
-    ("--methods slicegpt+round_interval=0", {}, 2, "round_interval"),
-    ("--methods slicegpt+max_slicing=2", {}, 2, "max_slicing"),
-    ("--methods replaceme+ridge=-1", {}, 2, "ridge"),
-    ("--methods sleb+n_samples=-1", {}, 2, "n_samples"),
-    ("--methods sleb+n_samples=100000000000000000000", {}, 2, "n_samples"),
-    ("--methods llm-streamline-ffn+init=foo", {}, 2, "init"),
-    ("--methods llm-streamline-ffn+runner_up=500", {}, 2, "runner_up"),
-    ("--methods llm-streamline-none+runner_up=-1", {}, 2, "runner_up"),
-    ("--methods given-layers+remove=[1,1]", {}, 2, "twice"),
-    ("", {"calibration": {"texts": "text.jsonl", "n_samples": 10**9}}, 1, "tokens are needed and"),
-    ("", {"calibration": {"texts": "text.jsonl", "length": 4096}}, 1, "tokens are needed and"),
-    ("", {"perplexity": {"texts": "text.jsonl", "n_tokens": 10**12}}, 2, "tokens are needed and"),
+    (
+        "--tasks wikitext2",
+        {},
+        2,
+        "No text for 'wikitext2' ... Or put wikitext-2-raw/wiki.test.raw into",
+    ),
+    ("--executor ray", {}, 2, "--executor ray needs Ray: pip install 'streamline-bench[ray]'"),
+    (
+        "--methods slicegpt+round_interval=0",
+        {},
+        2,
+        "round_interval=0 of slicegpt is not accepted: Input should",
+    ),
+    (
+        "--methods slicegpt+max_slicing=2",
+        {},
+        2,
+        "max_slicing=2.0 of slicegpt is not accepted: Input should be",
+    ),
+    (
+        "--methods replaceme+ridge=-1",
+        {},
+        2,
+        "ridge=-1.0 of replaceme is not accepted: Input should be greater",
+    ),
+    ("--methods sleb+n_samples=-1", {}, 2, "should be greater than or equal to 1"),
+    ("--methods sleb+n_samples=100000000000000000000", {}, 2, "should be less than or equal to"),
+    ("--methods llm-streamline-ffn+init=foo", {}, 2, "from init='foo'; choose random, linear"),
+    ("--methods llm-streamline-ffn+runner_up=500", {}, 2, "should be less than or equal to 255"),
+    ("--methods llm-streamline-none+runner_up=-1", {}, 2, "should be greater than or equal to 0"),
+    ("--methods given-layers+remove=[1,1]", {}, 2, "remove names the attention of layer 1 twice"),
+    (
+        "",
+        {"calibration": {"texts": "text.jsonl", "n_samples": 10**9}},
+        2,
+        "is too short for ... tokens are needed and ... Ask for less, or",
+    ),
+    (
+        "",
+        {"calibration": {"texts": "text.jsonl", "length": 4096}},
+        2,
+        "is too short for ... tokens are needed and ... Ask for less, or",
+    ),
+    (
+        "",
+        {"perplexity": {"texts": "text.jsonl", "n_tokens": 10**12}},
+        2,
+        "is too short for ... tokens are needed and ... Ask for less, or",
+    ),
 ]
 
 
