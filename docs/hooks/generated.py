@@ -352,9 +352,7 @@ def suites(_: str) -> str:
             (
                 "training tokens",
                 ", ".join(
-                    dict.fromkeys(
-                        f"{one.training.n_tokens:,} x {one.training.epochs}" for one in own
-                    )
+                    dict.fromkeys(f"{_amount(one.training)} x {one.training.epochs}" for one in own)
                 ),
             ),
             ("number format", ", ".join(dict.fromkeys(one.dtype for one in own))),
@@ -365,6 +363,13 @@ def suites(_: str) -> str:
         text += [f"### {name}", "", suite.title + ". " + suite.description, ""]
         text += [table(("", f"`--suite {name}`"), rows)]
     return "\n".join(text)
+
+
+def _amount(training: Any) -> str:
+    """What a training is on: tokens, or documents."""
+    if training.n_documents is not None:
+        return f"{training.n_documents:,} documents"
+    return f"{training.n_tokens:,}"
 
 
 def _sparsities(config: Any, own: Sequence[Any]) -> list[float]:
