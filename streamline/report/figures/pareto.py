@@ -154,9 +154,9 @@ def pareto_figure(rows: Sequence[Row], style: Style) -> Figure | None:
 
     return Figure(
         name=f"pareto-{model}",
-        caption=f"{model}: share of the dense accuracy kept, with 95 % intervals. The broad grey "
-        "line joins the methods that no other beats in both."
-        + (" Points of one method are joined." if several else ""),
+        caption=f"{model}: share of the dense accuracy kept, with 95 % intervals, and quartiles "
+        "of what was measured several times. The broad grey line joins the methods that no other "
+        "beats in both" + ("; dotted lines join the points of one method." if several else "."),
         data={"rows": data, "frontier": frontier},
         views=[view(across.label, drawn(across), across.name, WIDE) for across in there],
         switch="across",
@@ -219,7 +219,7 @@ def _chart(
         mark("rule", thin, x=number("x_low"), x2="x_high", y=y, **shared),
     ]
     if several:
-        layers.append(mark("line", thin, x=x, y=y, **shared))
+        layers.append(mark("line", thin | {"strokeDash": [2, 3]}, x=x, y=y, **shared))
     points = mark(
         "point",
         ours | {"size": 90},

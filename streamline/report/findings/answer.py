@@ -89,7 +89,7 @@ def _clause(rows: Sequence[Row]) -> str | None:
     if not there:
         return None
     kept, best = max(there, key=lambda item: item[0].value)
-    shown = percent(kept.value, kept.stderr).replace("±", "± ")
+    shown = percent(kept.value, kept.stderr).replace("±", "±\u00a0").replace(" ", "\u00a0")
     what = "of the dense accuracy" if best.relative else "average accuracy"
     text = f"at {_percent(best.sparsity)}, {best.method} keeps {shown}\u00a0% {what}"
     found = best.records[0].efficiency

@@ -34,19 +34,20 @@ const heads = all("thead th", table);
 const body = table.tBodies[0];
 const rows = all("tr", body);
 const place = (name) => heads.findIndex((head) => head.textContent.startsWith(name));
-const [methodAt, targetAt] = [place("method"), place("target")];
+const targetAt = place("target");
+const named = heads.map((head, at) => at).filter((at) => heads[at].matches(".words"));
 const folded = heads.map((head) => head.hidden);
 const text = (row, at) => row.cells[at].textContent.trim();
 const number = (value) => parseFloat(value.replaceAll(",", "").replace("−", "-"));
 function sort(at) {
-  const down = heads[at].ariaSort === "descending" || !heads[at].ariaSort && !heads[at].matches(".words");
-  const next = heads[at].ariaSort ? (heads[at].ariaSort === "ascending" ? "descending" : "ascending")
-    : down ? "descending" : "ascending";
-  heads.forEach((head, index) => (head.ariaSort = index === at ? next : null));
-  const sign = next === "ascending" ? 1 : -1;
   const words = heads[at].matches(".words");
-  const compare = (one, other) => {
-    const [a, b] = [text(one, at), text(other, at)];
+  const first = words ? "ascending" : "descending";
+  const other = words ? "descending" : "ascending";
+  const order = heads[at].ariaSort === first ? other : first;
+  heads.forEach((head, index) => (head.ariaSort = index === at ? order : null));
+  const sign = order === "ascending" ? 1 : -1;
+  const compare = (one, next) => {
+    const [a, b] = [text(one, at), text(next, at)];
     if (words) return sign * a.localeCompare(b);
     const [x, y] = [number(a), number(b)];
     return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) : sign * (x - y);
@@ -58,8 +59,8 @@ function filter() {
   const part = document.getElementById("filter").value.toLowerCase();
   const targets = new Set(all("#targets input:checked").map((input) => input.value));
   for (const row of rows) {
-    const named = text(row, methodAt).toLowerCase().includes(part);
-    row.hidden = !named || !targets.has(text(row, targetAt));
+    const fits = named.some((at) => text(row, at).toLowerCase().includes(part));
+    row.hidden = !fits || !targets.has(text(row, targetAt));
   }
   const shown = rows.filter((row) => !row.hidden).length;
   document.getElementById("count").value = shown < rows.length ? `${shown} of ${rows.length} rows` : "";
@@ -80,7 +81,8 @@ heads.forEach((head, at) => head.firstChild.addEventListener("click", () => sort
 document.getElementById("filter").addEventListener("input", filter);
 for (const target of new Set(rows.map((row) => text(row, targetAt)))) checkbox("targets", target, true, filter);
 const boxes = heads.map((head, at) => {
-  const label = [...head.firstChild.childNodes].map((node) => node.textContent).join(" ");
+  const unit = all("span", head).map((line) => line.textContent).join(" ");
+  const label = `${head.textContent.slice(0, head.textContent.length - unit.length)} ${unit}`;
   return at && checkbox("columns", label, !head.hidden, (on) => show(at, on));
 });
 document.getElementById("tasks")?.addEventListener("change", ({ target }) => {

@@ -1,0 +1,44 @@
+"""A Chromium for tests that look at a page: the system's, driven by playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def chromium() -> str | None:
+    """The path of a Chromium, that of the variable ``CHROMIUM`` first; None if there is none."""
+    named = os.environ.get("CHROMIUM")
+    return named or next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as engine:
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        found = engine.chromium.launch(executable_path=chromium(), args=arguments)
+        yield found
+        found.close()
+
+
+@contextmanager
+def opened(on: Any, file: Path, **context: Any) -> Iterator[tuple[Any, list[str]]]:
+    """A page whose figures are drawn, without a network, and what its console complained of."""
+    with on.new_context(offline=True, **context) as around:
+        page = around.new_page()
+        said: list[str] = []
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda sent: sent.url.startswith("http") and said.append(sent.url))
+        page.goto(file.as_uri())
+        page.wait_for_selector("body[data-ready]", timeout=60_000)
+        yield page, said
