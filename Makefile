@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 DOCS_STAMP := $(VENV)/.docs-stamp
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env bench test faults package-test slow lint speed gpu docs wheel clean
+.PHONY: env bench reports test faults package-test slow lint speed gpu docs wheel clean
 
 env: $(STAMP)
 
@@ -17,6 +17,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 bench: env
 	$(BIN)/streamline-bench --suite embedded --out out/embedded
+
+# Every committed report again, from its committed records alone.
+reports: env
+	for file in $$(find reports -name results.json); do \
+	  folder=$$(dirname $$file); \
+	  rm -rf $$folder/tables $$folder/figures $$folder/report.md $$folder/report.html; \
+	  $(BIN)/streamline-bench report $$folder || exit 1; \
+	done
 
 test: env
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup

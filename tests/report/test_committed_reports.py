@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from streamline.run.reporting import report_run
@@ -24,7 +25,17 @@ def test_a_report_is_up_to_date(name, tmp_path):
     skip = shutil.ignore_patterns("every-method", "tables", "figures", "report.*")
     out = Path(shutil.copytree(REPORTS / name, tmp_path / "out", ignore=skip))
     report_run(out)
-    tables = {path.name for path in (REPORTS / name / "tables").iterdir()}
-    assert tables == {path.name for path in (out / "tables").iterdir()}
-    for file in ("report.md", *(f"tables/{table}" for table in tables)):
-        assert (out / file).read_text() == (REPORTS / name / file).read_text(), file
+    parts = ("tables", "figures")
+    made, committed = (
+        {str(path.relative_to(root)) for part in parts for path in (root / part).iterdir()}
+        for root in (out, REPORTS / name)
+    )
+    assert made == committed
+    texts = [file for file in made if file.endswith((".csv", ".tex", ".svg"))]
+    for file in ("report.md", "report.html", *texts):
+        same = (out / file).read_text() == (REPORTS / name / file).read_text()
+        assert same, f"{file} is not what `make reports` makes"
+    frames = [
+        pd.read_parquet(root / "tables" / "results.parquet") for root in (out, REPORTS / name)
+    ]
+    pd.testing.assert_frame_equal(*frames)
