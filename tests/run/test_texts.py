@@ -68,7 +68,7 @@ def test_a_text_too_short_ends_the_run_at_its_start(tmp_path: Path) -> None:
 
 def test_a_document_that_gives_more_than_a_fifth_is_said(tmp_path: Path) -> None:
     assert tried(config(texts(tmp_path, *[20] * 200))) == []
-    (first, *_) = tried(config(texts(tmp_path, *[9_000] * 2, *[20] * 20)))
+    (first, *_) = tried(config(texts(tmp_path, *[9_000] * 2, *[20] * 200)))
     assert first.startswith("calibration: one document gives ") and "texts.jsonl:all'" in first
 
 
