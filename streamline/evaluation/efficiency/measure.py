@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 BATCHES = (1, 8)
 _WARM = 2  # decoding steps that are not timed
 _ROOM = 8  # tokens of the cache for these and for what a graph needs before it is recorded
+_PAIRS = 3  # the fewest that have quartiles
 _FIRST = 0.3  # of the seconds that the first batch may take
 
 
@@ -173,6 +174,8 @@ class Beside:
             found["way"], largest = one.way, batch
             for phase, times in (("prefill", one.prefill), ("decode", one.decode)):
                 found[phase].append(self._speed(phase, batch, times))
+            if min(len(one.prefill[-1]), len(one.decode[-1])) < _PAIRS:
+                lacking.append(f"batch {batch}: time was up before there were {_PAIRS} pairs")
             if batch == 1:
                 found["dense_time_to_first_token_seconds"] = quartiles(one.prefill[0])
                 found["time_to_first_token_seconds"] = quartiles(one.prefill[-1])
@@ -233,7 +236,7 @@ class Beside:
             "n": len(own),
             "tokens_per_second": quartiles(own),
             "dense_tokens_per_second": quartiles(dense),
-            "ratio": ratios(times),
+            "ratio": ratios(times) if len(own) >= _PAIRS or len(times) == 1 else None,
         }
 
     def _least_seconds(self, found: dict[str, Any], batch: int) -> float:

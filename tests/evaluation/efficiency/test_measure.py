@@ -130,6 +130,8 @@ def test_a_batch_that_fails_leaves_the_others(decoder, monkeypatch):
 def test_what_would_take_too_long_is_left_out(decoder):
     values = Efficiency.model_validate(Beside(decoder, "quick").measure(shorter(decoder), 0.0))
     assert [(speed.batch, speed.n) for speed in values.decode + values.prefill] == [(1, 1)] * 2
+    assert [speed.ratio for speed in values.decode + values.prefill] == [None, None]
+    assert "time was up before there were 3 pairs" in values.reason
     assert "batch 8 would take" in values.reason and "--efficiency full" in values.reason
 
 
@@ -159,7 +161,7 @@ def test_a_way_that_does_not_work_gives_way_to_the_next(decoder, monkeypatch):
     # There are no CUDA graphs on a CPU.
     monkeypatch.setitem(module.WAYS, ("cpu", "full"), ("cuda-graph", "static-cache", "cache"))
     beside = Beside(decoder, "full")
-    beside.sizes = Sizes(length=8, steps=3, rounds=2)
+    beside.sizes = Sizes(length=8, steps=3, rounds=3)
     values = beside.measure(dense_path(decoder), 30.0)
     assert values["way"] == "static-cache" and "reason" not in values
 
