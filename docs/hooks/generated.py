@@ -349,12 +349,7 @@ def suites(_: str) -> str:
             ("sparsities", ", ".join(f"{value:g}" for value in _sparsities(config, own))),
             ("tasks", ", ".join(f"`{task}`" for task in config.tasks)),
             ("texts", ", ".join(f"`{one}`" for one in texts)),
-            (
-                "training tokens",
-                ", ".join(
-                    dict.fromkeys(f"{_amount(one.training)} x {one.training.epochs}" for one in own)
-                ),
-            ),
+            ("training", ", ".join(dict.fromkeys(_amount(one.training) for one in own))),
             ("number format", ", ".join(dict.fromkeys(one.dtype for one in own))),
             ("cells", str(_n_cells(config))),
         ]
@@ -366,10 +361,10 @@ def suites(_: str) -> str:
 
 
 def _amount(training: Any) -> str:
-    """What a training is on: tokens, or documents."""
+    """What a training is on, and how often."""
     if training.n_documents is not None:
-        return f"{training.n_documents:,} documents"
-    return f"{training.n_tokens:,}"
+        return f"{training.n_documents:,} documents, {training.epochs} x"
+    return f"{training.n_tokens:,} tokens, {training.epochs} x"
 
 
 def _sparsities(config: Any, own: Sequence[Any]) -> list[float]:

@@ -21,14 +21,8 @@ from streamline.testing.models import tiny_model, tiny_tokenizer
 _ALIAS = "smollm2-135m-instruct"
 _TINY = "models/tiny"
 _TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-_ON_RESULTS = (
-    "compare",
-    "export",
-    "report",
-    "rm",
-    "stability",
-    "verify",
-)  # run with their page alone
+#: What works on results, and is run with its page alone.
+_ON_RESULTS = ("compare", "export", "push", "report", "rm", "stability", "verify")
 _ALL = [block for page in PAGES for block in blocks(page)]
 
 

@@ -71,6 +71,7 @@ def test_every_verb_and_every_suite_has_its_part(generated: Any) -> None:
     page = _page(generated, "reproducing.md")
     assert re.findall(r"^### (.+)$", page, re.MULTILINE) == list(suite_files())
     assert "| cells | 19 |" in page
+    assert "| training | 30,000 documents, " in page
 
 
 def test_what_would_end_a_cell_of_a_table_does_not(generated: Any) -> None:
