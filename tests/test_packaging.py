@@ -15,7 +15,7 @@ import yaml
 from streamline import registry
 
 ROOT = Path(__file__).parents[1]
-NEVER_IMPORTED = {"gguf", "pip", "protobuf", "sentencepiece"}
+NEVER_IMPORTED = {"pip", "protobuf", "sentencepiece"}
 """Dependencies that others use: transformers the tokenizers and GGUF, a process of its own pip."""
 
 

@@ -122,7 +122,7 @@ def test_other_config_names_its_base(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert (config["model_type"], config["base_model_type"]) == ("streamline", "llama")
     assert config["streamline"]["layers"][1]["kind"] == "ffn"
-    assert config["auto_map"].keys() == {"AutoConfig", "AutoModelForCausalLM"}
+    assert config["auto_map"].keys() == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
     files = {path.name for path in (tmp_path / "c").iterdir()}
     assert set(FILES) | {"plan.json", "provenance.json"} < files
 
