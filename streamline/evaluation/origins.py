@@ -31,7 +31,7 @@ from streamline.hashing import file_hashes, folder_key
 from streamline.sources.hub.commits import dataset_commit
 from streamline.sources.hub.failures import hub_problem
 
-__all__ = ["Origins", "find_origins", "hub_commits"]
+__all__ = ["Origins", "find_origins", "hub_commits", "repositories_of"]
 
 _AND = ", "  # between the data sets of a group
 _CODE = (".yaml", ".yml", ".py")  # of a folder of tasks, which may hold much else
@@ -232,6 +232,11 @@ def hub_commits(source: QuestionSource) -> dict[str, str]:
     places = source.location.split(_AND)
     commits = (source.revision or "").split(_AND)
     return {place: commit for place, commit in zip(places, commits, strict=False) if commit}
+
+
+def repositories_of(source: QuestionSource) -> list[str]:
+    """The data sets on the hub that a source is read from."""
+    return [_parted(place)[0] for place in source.location.split(_AND)]
 
 
 def _places(yaml: Declared | None) -> dict[str, HubData]:

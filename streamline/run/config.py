@@ -15,12 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, ValidationError, model_validator
 
 from streamline.errors import ConfigError
 from streamline.evaluation.prompting import Prompting
@@ -34,6 +29,7 @@ from streamline.run.checks.values import (
     device_name,
     folder_of_its_own,
     one_folder_each,
+    one_revision_each,
     wrong_values,
 )
 from streamline.run.settings import names, setting
@@ -65,8 +61,7 @@ class RunConfig(Strict):
 
     Lists may be given as one text with commas. ``all`` among the methods means every registered
     one, ``name+field=value`` beside it that one in another form; :func:`build_config` writes them
-    out. Flags win over a suite's ``per_method``
-    and ``per_model``.
+    out. Flags win over a suite's ``per_method`` and ``per_model``.
     """
 
     models: Annotated[Names, AfterValidator(one_folder_each)] = setting(
@@ -150,6 +145,11 @@ class RunConfig(Strict):
         None,
         "Folder with data sets in their original files, tried before the hub.",
         flag="--data-dir",
+    )
+    data_revisions: Annotated[Names, AfterValidator(one_revision_each)] | None = setting(
+        None,
+        "Revisions of data sets on the hub, ORG/NAME@REVISION with commas between.",
+        flag="--data-revisions",
     )
     skip_missing: bool = setting(
         False,

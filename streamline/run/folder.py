@@ -21,6 +21,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from streamline.errors import ConfigError, StreamlineError
+from streamline.evaluation.origins import repositories_of
 from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.files import sweep
 from streamline.hashing import file_hashes
@@ -93,7 +94,7 @@ def kept_sources(config: RunConfig) -> dict[str, Any] | None:
 
     Args:
         config: The run; with another ``data``, or a data folder where there was none, those of the
-            questions are decided anew.
+            questions are decided anew; with other ``data_revisions``, those of their data sets.
 
     Raises:
         ConfigError: If ``run.json`` is damaged.
@@ -115,7 +116,21 @@ def kept_sources(config: RunConfig) -> dict[str, Any] | None:
     found = kept.model_dump()
     same = before.get("data") == config.data
     same = same and (before.get("data_dir") is None) == (config.data_dir is None)
-    return found if same else found | {"tasks": {}}
+    if not same:
+        found["tasks"] = {}
+    now, then = set(config.data_revisions or ()), set(before.get("data_revisions") or ())
+    moved = {name.partition("@")[0] for name in now ^ then}
+    return {
+        **found,
+        "tasks": {k: v for k, v in found["tasks"].items() if not _reads(v, moved)},
+        "texts": {name: commit for name, commit in found["texts"].items() if name not in moved},
+    }
+
+
+def _reads(source: dict[str, str | None], repositories: set[str]) -> bool:
+    """Whether the questions of a task come from one of some data sets on the hub."""
+    found = QuestionSource.from_json(source)
+    return found.kind == "hub" and bool(set(repositories_of(found)) & repositories)
 
 
 def _is_source(values: dict[str, str | None]) -> dict[str, str | None]:

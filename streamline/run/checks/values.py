@@ -18,7 +18,7 @@ from streamline.run.checks.errors import given, model_in
 
 __all__ = [
     "at_home", "contradiction", "device_name", "distinct", "folder_of_its_own", "is_text",
-    "one_folder_each", "wrong_values",
+    "one_folder_each", "one_revision_each", "wrong_values",
 ]  # fmt: skip
 
 _LONGEST_NAME = 255  # bytes of a file's name on the usual systems
@@ -93,6 +93,18 @@ def one_folder_each(names: tuple[str, ...]) -> tuple[str, ...]:
         other = places.setdefault(path.resolve(), name)
         if other != name:
             raise ValueError(f"{other} and {name} are one folder; give it once")
+    return names
+
+
+def one_revision_each(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what names no revision of a data set, and a second one of the same."""
+    found: dict[str, str] = {}
+    for name in names:
+        repository, _, revision = name.partition("@")
+        if not repository or not revision:
+            raise ValueError(f"{name} names no revision; write ORG/NAME@REVISION")
+        if found.setdefault(repository, revision) != revision:
+            raise ValueError(f"{repository} is to be read at {found[repository]} and {revision}")
     return names
 
 

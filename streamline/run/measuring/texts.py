@@ -20,7 +20,7 @@ from streamline.hashing import content_key
 from streamline.progress import Progress
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
-from streamline.run.inputs import text_source
+from streamline.run.measuring.text_content import text_source
 from streamline.sources.batches import TokenBatches
 from streamline.sources.instructions import is_instructions
 from streamline.sources.mixing import MIXTURES

@@ -24,6 +24,7 @@ from streamline.sources.hub.failures import hub_errors, hub_reachable, patiently
 
 __all__ = [
     "cached_commits",
+    "data_revisions",
     "dataset_commit",
     "forget_commits",
     "kept_folder",
@@ -36,11 +37,28 @@ __all__ = [
 _COMMIT = re.compile("[0-9a-f]{40}")
 _FOUND: dict[str, str] = {}  # what this process has looked up
 _PINNED: dict[str, str] = {}  # what the run that it works on keeps to
+_ASKED: dict[str, str] = {}  # revisions of data sets in place of their own
 
 
 def known_as(repository: str, revision: str | None) -> str:
     """A repository and the revision that is asked for, in one name: ``ORG/NAME@REVISION``."""
     return repository if revision is None else f"{repository}@{revision}"
+
+
+@contextmanager
+def data_revisions(asked: Mapping[str, str]) -> Iterator[None]:
+    """Within it, :func:`dataset_commit` looks some data sets up at a revision that was asked for.
+
+    Args:
+        asked: From repositories to branches, tags or commits.
+    """
+    before = dict(_ASKED)
+    _ASKED.update(asked)
+    try:
+        yield
+    finally:
+        _ASKED.clear()
+        _ASKED.update(before)
 
 
 @contextmanager
@@ -117,6 +135,9 @@ def dataset_commit(
 ) -> str | None:
     """The commit that a branch of a data set is at: on the hub, or of the newest copy here.
 
+    Where a run asks for another revision (:func:`data_revisions`), it is that one's, and a copy
+    here is none of a branch that was asked for. A commit is itself, if it can be had.
+
     Args:
         repository: Its id.
         config: Its configuration, for the copies here.
@@ -126,10 +147,14 @@ def dataset_commit(
     Returns:
         40 hexadecimal digits, or None if neither the hub nor the cache has it.
     """
+    asked = None if _COMMIT.fullmatch(revision) else _ASKED.get(repository)
+    revision = asked or revision
     if hub_reachable():
         found = _asked(repository, revision)
         if found is not None:
             return found
+    if asked and not _COMMIT.fullmatch(asked):
+        return None
     if kept:
         rows = [path.name for path in _newest(kept_folder(repository).glob("*"))]
         return revision if revision in rows else next(iter(rows), None)
