@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from streamline.errors import ConfigError
 from streamline.files import ordinary_modes, remains_of, temporary_folder
 
-__all__ = ["appearing", "require_free", "target_folder"]
+__all__ = ["CLAIM", "appearing", "require_free", "target_folder"]
 
 #: Lies, locked, in a folder that is being written; one that nobody locks was left by a killed save.
 CLAIM = ".unfinished-checkpoint"

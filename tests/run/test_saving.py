@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from streamline.checkpoints.checkpoint import load
+from streamline.checkpoints.folder import CLAIM
 from streamline.checkpoints.info import read_info
 from streamline.cli.main import main
 from streamline.errors import ConfigError
@@ -134,6 +135,9 @@ def test_a_cell_and_a_checkpoint_are_exported_to_another_format(done, tmp_path, 
         return int(ended.value.code or 0)
 
     cell = f"{done}:shortgpt@0.3,recovery=none"
+    killed = tmp_path / f".recipe.{'0' * 32}.tmp"
+    (killed / "cell").mkdir(parents=True)
+    (killed / CLAIM).touch()
     assert command(cell, tmp_path / "recipe", "--to", "mergekit", "--no-verify") == 0
     (record,) = [r for r in recorded(done) if (r.method, r.recovery) == ("shortgpt", "none")]
     ranges = yaml.safe_load((tmp_path / "recipe" / "mergekit.yaml").read_text())["slices"]

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from streamline.api.variants import load_dense
-from streamline.checkpoints.folder import require_free, target_folder
+from streamline.checkpoints.folder import CLAIM, require_free, target_folder
 from streamline.checkpoints.formats.serving import FORMATS, write_format
 from streamline.checkpoints.info import PLAN, read_info
 from streamline.engine.following import with_leader
@@ -139,7 +141,8 @@ def export(
     elif to is None:
         export_cell(source, target, verify=verify, progress=progress, **machine)
     else:
-        with temporary_folder(target.resolve()) as between:
+        # Locked as a save is, so that what a killed export leaves is known and removed.
+        with temporary_folder(target.resolve()) as between, FileLock(between / CLAIM):
             cell = between / "cell"
             export_cell(source, cell, verify=verify, progress=progress, **machine)
             write_format(cell, to, target)
