@@ -31,6 +31,7 @@ __all__ = ["Outcome", "Running", "Verb", "differences"]
 
 _FORKS = multiprocessing.get_context("forkserver")
 _TIMES = {"checksum", "seconds", "calibrate_s", "train_s", "eval_s", "peak_memory_bytes"}
+_TIMES |= {"calibrate_peak_memory_bytes", "train_peak_memory_bytes"}
 _TIMES |= {"prefill", "decode", "time_to_first_token_seconds", "dense_time_to_first_token_seconds"}
 
 
@@ -204,10 +205,10 @@ def _content(file: Path) -> Any:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     if file.suffix == ".json":
         return json.loads(file.read_text(encoding="utf-8"))
+    if file.suffix in (".csv", ".tex", ".md", ".html", ".svg") or file.parent.name == "tables":
+        return file.name  # there; made from the records and their times
     if file.suffix == ".parquet":
         return pd.read_parquet(file).to_dict("list")
-    if file.suffix in (".csv", ".tex", ".md", ".html", ".svg"):
-        return file.name  # there; made from the records and their times
     if file.suffix == ".safetensors":
         return _tensors(file)
     return hashlib.sha256(file.read_bytes()).hexdigest()
