@@ -121,6 +121,8 @@ def _facts(record: Record) -> Iterator[tuple[tuple[str, ...], Any]]:
             value = result.extra(fact) if value is None else value
             if value is not None:
                 yield ("task", task, fact), value
+    if record.summary.accuracy is not None:
+        yield ("the average of", record.model, "the tasks"), sorted(collapsed_tasks(record))
     weights = record.versions.get("model_sha256")
     if weights is not None:
         yield ("model", record.model, "the weights' hash"), weights

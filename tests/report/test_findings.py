@@ -81,6 +81,30 @@ def test_the_answer_names_the_best_its_error_and_its_ties():
     assert sentence(base) == "No average accuracy of a pruned model was measured."
 
 
+def without_errors(one):
+    task = one.tasks["t"].model_copy(update={"stderr": None})
+    return one.model_copy(update={"tasks": {"t": task}})
+
+
+def test_nothing_is_beyond_chance_where_no_error_is_known():
+    base, best, last = (
+        without_errors(record(name, np.arange(100) < right, np.arange(100) < 80, sparsity))
+        for name, right, sparsity in (("dense", 80, 0.0), ("a", 61, 0.25), ("c", 60, 0.25))
+    )
+    found = sentence(base, best, last)
+    assert found == "At 25 %, a keeps 76.2 % of the dense accuracy, more than the other one."
+
+
+def test_a_ratio_is_not_put_beside_an_accuracy():
+    dense = np.arange(2000) % 10 < 8
+    best, last = (record(name, np.arange(2000) % 10 < n, dense) for name, n in (("a", 7), ("b", 6)))
+    alone = best.model_copy(
+        update={"summary": best.summary.model_copy(update={"relative_accuracy": None})}
+    )
+    found = sentence(alone, last)
+    assert found.startswith("At 25 %, a keeps 70.0 ± 1.0 % average accuracy, more than")
+
+
 def test_the_question_and_what_the_numbers_rest_on():
     dense = [True, False] * 10
     cells = [record("dense", dense, dense, 0.0), record("a", dense, dense, 0.1),

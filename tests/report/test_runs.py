@@ -61,6 +61,9 @@ def test_a_cell_of_two_runs_stands_once() -> None:
     assert notes == ["m shortgpt@0.25 was measured in a and b; the first one's numbers stand."]
 
 
+AVERAGE = {"summary": {"accuracy": 0.5}}
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -74,12 +77,16 @@ def test_a_cell_of_two_runs_stands_once() -> None:
             {"versions": {"model_sha256": "x"}},
             "the weights' hash of model m is w in the first and x",
         ),
+        (
+            {"tasks": task() | {"boolq": {"metric": "acc", "value": 0.9}}},
+            "the tasks of the average of m is ['piqa'] in the first and ['boolq', 'piqa']",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], why: str) -> None:
     message = f"a and b cannot be put side by side: {why}"
     with pytest.raises(ConfigError, match=re.escape(message)):
-        both(cell("dense"), cell(**changes))
+        both(cell("dense", **AVERAGE), cell(**AVERAGE | changes))
 
 
 def test_texts_cut_otherwise_are_refused() -> None:

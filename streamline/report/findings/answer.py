@@ -83,14 +83,18 @@ def budget(records: Sequence[Record], settings: Sequence[Mapping[str, Any]]) -> 
 
 def _clause(rows: Sequence[Row]) -> str | None:
     """The best of the rows of one model and sparsity, and which cannot be told from it."""
+    measured = [row for row in rows if row.accuracy is not None]
+    ratios = all(row.relative is not None for row in measured)  # else nothing is put beside them
     there: list[tuple[Estimate, Row]] = [
-        (value, row) for row in rows if (value := row.relative or row.accuracy) is not None
+        (value, row)
+        for row in measured
+        if (value := row.relative if ratios else row.accuracy) is not None
     ]
     if not there:
         return None
     kept, best = max(there, key=lambda item: item[0].value)
     shown = percent(kept.value, kept.stderr).replace("±", "±\u00a0").replace(" ", "\u00a0")
-    what = "of the dense accuracy" if best.relative else "average accuracy"
+    what = "of the dense accuracy" if ratios else "average accuracy"
     text = f"at {_percent(best.sparsity)}, {best.method} keeps {shown}\u00a0% {what}"
     found = best.records[0].efficiency
     speed = None if found is None else found.speed("decode", 1)
@@ -101,13 +105,20 @@ def _clause(rows: Sequence[Row]) -> str | None:
         return text
     ties = [row.method for row in others if "accuracy" in row.leads]
     if not ties:
-        return f"{text}, more than {_of_the_others(len(others))} beyond chance"
+        sure = all(_known(best, row) for row in others)
+        return f"{text}, more than {_of_the_others(len(others))}{' beyond chance' if sure else ''}"
     if len(ties) == len(others) and len(ties) > 1:
         return f"{text}, and none of the other {len(ties)} can be told from it"
     if len(ties) > _NAMED:
         named = [*ties[: _NAMED - 1], f"{len(ties) - _NAMED + 1} others"]
         return f"{text}, and {_joined(named)} cannot be told from it"
     return f"{text}, and {_joined(ties)} cannot be told from it"
+
+
+def _known(best: Row, other: Row) -> bool:
+    """Whether it is known how far chance goes between two rows: letters, or errors of both."""
+    errors = [row.accuracy.stderr for row in (best, other) if row.accuracy is not None]
+    return bool(best.letters and other.letters) or None not in errors
 
 
 def _of_the_others(number: int) -> str:
