@@ -264,6 +264,7 @@ def _as_pruned(record: Record, model: str) -> Record:
                 "pruned": left,
                 "removed_fraction": lost,
             },
+            "efficiency": record.efficiency and record.efficiency.alone(),
             "notes": {**record.notes, "checkpoint": cell},
         }
     )

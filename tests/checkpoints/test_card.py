@@ -70,9 +70,17 @@ def test_licence_and_origin_of_a_folder_are_those_of_its_own_card(tmp_path):
     card_of(tmp_path, str(base))
     data = ModelCard.load(tmp_path / CARD).data
     assert (data.license, data.base_model) == ("mit", "some/model")
+    row = "| base model | [some/model](https://huggingface.co/some/model), as base |"
+    assert row in (tmp_path / CARD).read_text(encoding="utf-8")
     (base / CARD).write_text("---\nlicense: [\n---\n")
     assert str(tmp_path) not in card_of(tmp_path, str(base))
     assert ModelCard.load(tmp_path / CARD).data.license is None
+
+
+def test_the_embedded_model_is_said_to_be_quantised(tmp_path):
+    text = card_of(tmp_path, "smollm2-135m-instruct")
+    assert ModelCard.load(tmp_path / CARD).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "SmolLM2-135M-Instruct), as SmolLM2-135M-Instruct.Q4\\_1 |" in text.replace("4_", "4\\_")
 
 
 def test_names_are_inert(tmp_path):

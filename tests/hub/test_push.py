@@ -73,6 +73,7 @@ def test_results_are_a_data_set_without_what_a_run_keeps(writing, child, run_cop
     place = writing.root / "datasets" / "me" / "results" / "main"
     assert (place / "results.json").read_bytes() == (folder / "results.json").read_bytes()
     assert not (place / "cache").exists()
+    assert len(writing.writing.commits) == 1
     assert "streamline-bench" in (place / "README.md").read_text(encoding="utf-8")
 
 

@@ -121,3 +121,17 @@ class Efficiency(Counts):
         """
         found: list[Speed] = getattr(self, phase)
         return next((speed for speed in found if speed.batch == batch), None)
+
+    def alone(self) -> Efficiency:
+        """What is left where what stood in for the dense model was not it: its own values."""
+        own = ("dense", "dense_time_to_first_token_seconds", "dense_peak_memory_bytes")
+        speeds = {
+            phase: [
+                one.model_copy(update={"dense_tokens_per_second": None, "ratio": None})
+                for one in getattr(self, phase)
+            ]
+            for phase in ("prefill", "decode")
+        }
+        why = "the dense model was not there to be measured beside it"
+        reasons = "; ".join(filter(None, (self.reason, why)))
+        return self.model_copy(update={**dict.fromkeys(own), **speeds, "reason": reasons})

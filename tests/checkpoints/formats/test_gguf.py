@@ -127,6 +127,7 @@ def test_llama_3_divides_its_frequencies(tmp_path):
         ("dropped", "opt", {}, "opt is not among the types"),
         ("block", "qwen2", {}, "its blocks are Llama's, and this is qwen2"),
         ("dropped", "mistral", {"sliding_window": 32}, "sees 32 tokens"),
+        ("dropped", "qwen2", {"hidden_act": "gelu"}, "its MLPs use gelu"),
         (
             "dropped",
             "llama",

@@ -19,6 +19,7 @@ from streamline.engine.families import family_of
 from streamline.errors import UnsupportedModelError
 from streamline.method import Pruned
 from streamline.plan import Plan
+from streamline.sources.names import ModelSource
 
 
 def made(folder: Path, family: str, prune: Any, **cell: Any) -> tuple[Path, Path]:
@@ -56,6 +57,14 @@ def test_the_model_is_made_again_from_its_base(tmp_path, family):
     found = rebuilt(config, family_of(family).layers)
     assert set(found) == set(wanted)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_base_is_named_with_its_revision(tmp_path, monkeypatch):
+    _, folder = made(tmp_path, "llama", variants.dropped)
+    source = ModelSource(name="me/base@v1", kind="hub", location="me/base", revision="v1")
+    monkeypatch.setattr("streamline.checkpoints.formats.mergekit.resolve_model", lambda _: source)
+    config = yaml.safe_load((write_format(folder, "mergekit", tmp_path / "b") / FILE).read_text())
+    assert config["slices"][0]["sources"][0]["model"] == "me/base@v1"
 
 
 def test_layers_in_a_row_are_one_slice():

@@ -82,6 +82,7 @@ def test_engines_read_its_config_with_the_code_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     folder = saved(variants.without_either, decoder_of("llama"), tmp_path / "a")
     out = write_format(folder, "nemotron-nas", tmp_path / "b")
+    assert not (out / "README.md").exists()  # the checkpoint's would say how to load that
     fields = json.loads((out / "config.json").read_text())
     assert fields["architectures"] == ["DeciLMForCausalLM"]
     assert (fields["model_type"], len(fields["block_configs"])) == ("nemotron-nas", 4)
