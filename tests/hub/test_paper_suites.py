@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub.conftest import Child
@@ -12,7 +14,9 @@ from hub.loopback import LoopbackHub
 
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
-#: Suites, one after the other in one process.
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+#: Commands, one after the other in one process.
 _RUNS = """
 import json, sys
 from streamline.cli.main import main
@@ -23,7 +27,9 @@ for arguments in json.loads(sys.argv[1]):
         print("ENDED", end.code or 0, *arguments, file=sys.stderr, flush=True)
 """
 _SMALL = ("--quick", "--limit", "1", "--efficiency", "off", "--device", "cpu")
-_SUITES = ("paper-figure2", "paper-figure3", "paper-table6")
+_SUITES = tuple(sorted(path.stem for path in BENCHMARKS.glob("paper-*.yaml")))
+#: Suites whose table stands in a paper, of which a table beside it is made.
+_PUBLISHED = {f"paper-table{n}" for n in range(1, 7)}
 _MODELS = {
     "meta-llama/Llama-2-7b-hf": ("llama", 4096),
     "facebook/opt-1.3b": ("opt", 2048),
@@ -44,22 +50,16 @@ def papers_hub(hub: LoopbackHub, published: Path) -> LoopbackHub:
     return hub
 
 
-def _records(folder: Path) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = json.loads((folder / "results.json").read_text())["records"]
+def _records(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["records"]
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "suites", [("paper-figure2", "paper-figure3", "paper-table6"), ("paper-lora",)], ids=" ".join
-)
-def test_a_papers_suite_runs_small_to_its_table(
-    suites: tuple[str, ...],
-    papers_hub: LoopbackHub,
-    child: Child,
-    machine_cache: dict[str, str],
-    tmp_path: Path,
+def test_every_suite_and_verb_runs_small_to_its_end(
+    papers_hub: LoopbackHub, child: Child, machine_cache: dict[str, str], tmp_path: Path
 ) -> None:
+    """Each suite of a paper, the plain command, LoRA on Alpaca, prune and evaluate."""
     chid = tmp_path / "data" / "chid" / "test_public.json"  # on no hub
     chid.parent.mkdir(parents=True)
     rows = [
@@ -68,17 +68,37 @@ def test_a_papers_suite_runs_small_to_its_table(
     ]
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     chid.write_text("\n".join(lines), encoding="utf-8")
+    alpaca = tmp_path / "alpaca.yaml"
+    alpaca.write_text(
+        "models: opt-1.3b\nmethods: shortgpt\nrecovery: lora\ntasks: piqa\n"
+        "lora: {preset: llm-pruner, texts: alpaca}\n"
+    )
     small = [*_SMALL, "--data-dir", str(tmp_path / "data")]
-    runs = [["--suite", name, *small, "--out", str(tmp_path / name)] for name in suites]
+    suites = {name: ["--suite", name] for name in _SUITES}
+    suites["plain"] = ["--models", "llama2-7b", "--methods", "all", "--tasks", "commonsense"]
+    suites["alpaca"] = ["--suite", str(alpaca)]
+    runs = [[*words, *small, "--out", str(tmp_path / name)] for name, words in suites.items()]
+    pruned = str(tmp_path / "pruned")
+    verbs = [
+        f"prune llama2-7b --method shortgpt --sparsity 0.25 --device cpu --out {pruned}",
+        f"evaluate {pruned} --tasks piqa --limit 1 --device cpu --out {pruned}.json",
+    ]
+    runs += [words.split() for words in verbs]
     done = child(_RUNS, papers_hub, runs, **machine_cache)
     assert done.returncode == 0, done.stderr[-3000:]
+    ends = re.findall(r"^ENDED (\d+) (.*)$", done.stderr, re.MULTILINE)
+    assert [words for code, words in ends if code != "0"] == [], done.stderr[-6000:]
+    assert len(ends) == len(runs)
     for name in suites:
-        assert f"ENDED 0 --suite {name} " in done.stderr, (name, done.stderr[-3000:])
         records = _records(tmp_path / name)
         assert len(records) > 1
         states = {(record["method"], record["status"], record["reason"]) for record in records}
-        assert all(status != "failed" for _, status, _ in states), states
+        assert all(status != "failed" for _, status, _ in states), (name, states)
         assert (tmp_path / name / "report.html").is_file()
-        texts = [text for record in records for text in record["texts"]]  # type: ignore[attr-defined]
+        tables = list((tmp_path / name / "tables").glob("published*.tex"))
+        assert bool(tables) == (name in _PUBLISHED), name
+        texts = [text for record in records for text in record["texts"] or ()]
         assert {"calibration"} <= {text["use"] for text in texts}
         assert all(len(text["revision"]) in (40, 64) for text in texts)
+    (row,) = json.loads((tmp_path / "pruned.json").read_text())["records"]
+    assert row["tasks"]["piqa"]["n"] == 1 and row["parameters"]["removed_fraction"] > 0
