@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.variants import Dense, Failure, Variant
@@ -81,16 +82,23 @@ def train(
             require_intact(dense)
             going = {i: variants[i] for i in members}
             names = " or ".join(variant.target.name for variant in going.values())
+            data = batches.training(  # of both trainings: the second takes the first of it
+                wanted.texts or texts,
+                n_tokens=wanted.n_tokens,
+                n_documents=wanted.n_documents,
+                validation_tokens=wanted.validation_tokens,
+                length=wanted.length,
+                seed=seed,
+            )
             for stage, suffix in zip(wanted.stages(), ("", _POST), strict=False):
                 with no_exit(f"a student of {names}"):
                     made = _train_together(
                         list(going.values()),
                         dense,
-                        batches,
+                        data,
                         stage,
                         suffix,
                         seed,
-                        texts,
                         folder,
                         losses,
                         progress,
@@ -107,11 +115,10 @@ def train(
 def _train_together(
     variants: list[Variant],
     dense: Dense,
-    batches: TokenBatches,
+    data: tuple[Tensor, Tensor],
     recipe: Recipe,
     suffix: str,
     seed: int,
-    texts: str,
     folder: Path,
     losses: Path | None,
     progress: Progress,
@@ -122,14 +129,7 @@ def _train_together(
     owners = [(v, student) for v in variants for student in v.pruned.students]
     noun = "replacement" if len(owners) == 1 else "replacements"
     progress.stage(f"{'post-train' if suffix else 'train'} {len(owners)} {noun}")
-    tokens, validation = batches.training(
-        recipe.texts or texts,
-        n_tokens=recipe.n_tokens,
-        n_documents=recipe.n_documents,
-        validation_tokens=recipe.validation_tokens,
-        length=recipe.length,
-        seed=seed,
-    )
+    tokens, validation = data
     if recipe.n_documents is not None:
         recipe = recipe.counted(tokens.numel())
     labels = []
@@ -237,9 +237,10 @@ def fine_tune(
         length=recipe.length,
         seed=variant.target.seed,
     )
-    if isinstance(data, torch.Tensor) and recipe.n_documents is not None:
-        recipe = recipe.counted(data.numel())
     seen = settings.n_tokens if own_budget else recipe.seen_tokens
+    if not own_budget and recipe.n_documents is not None:
+        # What documents hold is counted; examples are seen as often as the preset says.
+        seen = recipe.counted(data.numel()).seen_tokens if isinstance(data, Tensor) else None
     result = lora.fine_tune(
         pruned.model or assemble(pruned.path(dense.decoder)),
         data,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -104,8 +105,7 @@ class TokenBatches:
         self._used: dict[tuple[Any, ...], None] = {}
         self._made: dict[tuple[Any, ...], Any] = {}
         self._drawn: dict[tuple[Any, ...], Drawn] = {}
-        self._ids: dict[str, array[int]] = {}
-        self._room = _KEPT
+        self._encode = _Encoding(tokenizer)
 
     def tokens(
         self,
@@ -167,7 +167,7 @@ class TokenBatches:
         )
         try:
             if n_documents is not None:
-                return first(stream, n_documents)
+                return first(stream, n_documents, least=length)
             return gather(stream, least=least, most=most)
         except Exhausted as error:
             asked = f"{n_samples} sequences of {length} tokens" if n_samples else "that"
@@ -175,16 +175,6 @@ class TokenBatches:
                 f"the text {texts!r} ({part}) is too short for {asked}: {error}. Ask for less, or "
                 "give more text"
             ) from error
-
-    def _encode(self, text: str) -> array[int]:
-        """A document's tokens; those of a text that is read often are made once."""
-        ids = self._ids.get(text)
-        if ids is None:
-            ids = encoded(self.tokenizer, text)
-            if len(ids) <= self._room:
-                self._ids[text] = ids
-                self._room -= len(ids)
-        return ids
 
     def training(
         self,
@@ -262,8 +252,8 @@ class TokenBatches:
 
     def view(self) -> TokenBatches:
         """The same batches, with facts of what is asked of it alone."""
-        own = TokenBatches(self.tokenizer, self.revisions)
-        own._made, own._prints, own._drawn = self._made, self._prints, self._drawn
+        own = copy(self)
+        own._used = {}
         return own
 
     def facts(self) -> dict[str, str]:
@@ -291,3 +281,21 @@ class TokenBatches:
         if key in self._drawn:
             return asdict(self._drawn[key])
         return {"documents": sum(map(len, self._made[key]))}  # instructions
+
+
+class _Encoding:
+    """Documents as tokens; those of a text that is read often are made once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: dict[str, array[int]] = {}
+        self._room = _KEPT
+
+    def __call__(self, text: str) -> array[int]:
+        ids = self._ids.get(text)
+        if ids is None:
+            ids = encoded(self._tokenizer, text)
+            if len(ids) <= self._room:
+                self._ids[text] = ids
+                self._room -= len(ids)
+        return ids

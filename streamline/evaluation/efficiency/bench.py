@@ -94,6 +94,8 @@ class Bench:
                 found[name] = values
             else:
                 found[name] = self._known[key] | {"seconds": None}
+                if found[name]["measured_on"] == name:  # the same cell, before it was done again
+                    found[name]["measured_on"] = None
         return found
 
     def _key(self, path: Path) -> str | None:

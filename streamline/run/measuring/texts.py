@@ -9,7 +9,6 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +25,6 @@ from streamline.sources.instructions import is_instructions
 from streamline.sources.mixing import MIXTURES
 from streamline.sources.packaged import packaged_here
 from streamline.sources.texts import TEXTS, Split, load_texts, split_of
-from streamline.training.student import Recipe
 
 __all__ = ["HELDOUT", "calibration_tokens", "cell_texts", "planned_texts", "text_uses", "try_texts"]
 
@@ -56,9 +54,14 @@ def text_uses(
     found[HELDOUT] = lambda own: heldout_text(own, text.texts, text.n_tokens, text.length)
     if prunes:
         found["calibration"] = lambda own: calibration_tokens(config, own, seed)
-    for number, stage in enumerate(recipe.stages() if trains else ()):
-        found["post-training" if number else "training"] = partial(
-            _training, recipe=stage, texts=config.calibration.texts, seed=seed
+    if trains:  # a second training takes the first of the same tokens
+        found["training"] = lambda own: own.training(
+            recipe.texts or config.calibration.texts,
+            n_tokens=recipe.n_tokens,
+            n_documents=recipe.n_documents,
+            validation_tokens=recipe.validation_tokens,
+            length=recipe.length,
+            seed=seed,
         )
     if tunes:
         amount = lora if lora.n_tokens or lora.n_documents else recipe
@@ -71,17 +74,6 @@ def text_uses(
             seed=seed,
         )
     return found
-
-
-def _training(batches: TokenBatches, recipe: Recipe, texts: str, seed: int) -> None:
-    batches.training(
-        recipe.texts or texts,
-        n_tokens=recipe.n_tokens,
-        n_documents=recipe.n_documents,
-        validation_tokens=recipe.validation_tokens,
-        length=recipe.length,
-        seed=seed,
-    )
 
 
 def cell_texts(

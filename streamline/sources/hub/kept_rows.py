@@ -64,7 +64,8 @@ def kept_rows(
     commit = revision or dataset_commit(repository, kept=True)
     folder = None
     if commit is not None:
-        selection = content_key([config, split, sorted(columns), seed, seed and buffer])
+        order = None if seed is None else [seed, buffer]
+        selection = content_key([config, split, sorted(columns), order])
         folder = kept_folder(repository) / commit / selection[:16]
     start = 0
     while folder is not None:

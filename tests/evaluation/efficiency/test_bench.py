@@ -63,6 +63,9 @@ def test_what_a_record_has_is_not_measured_again(decoder, measured):
     bench = Bench(decoder, "quick", [copy, record("a", values), record("c", None)], 1)
     found = bench.measure({"e@0.3": without(decoder, "e", 4)}, 0.0)["e@0.3"]
     assert len(measured) == 1 and found["measured_on"] == "a@0.25"
+    again = Bench(decoder, "quick", [record("a", values)], 1)
+    same = again.measure({"a@0.25": without(decoder, "a", 1)}, 0.0)["a@0.25"]
+    assert same["measured_on"] is None and same["seconds"] is None  # on itself, before
     Bench(decoder, "full", [record("a", values)], 1).measure(path, 0.0)
     assert len(measured) == 2  # nothing that was measured in passing stands in for it
 
