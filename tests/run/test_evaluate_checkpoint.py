@@ -10,7 +10,7 @@ from streamline.run.pipeline import evaluate_model, prune_to_checkpoint
 
 def test_a_checkpoint_says_what_was_removed_and_a_model_nothing(tmp_path, config, place):
     folder = tmp_path / "short"
-    settings = config(folder, methods="shortgpt")
+    settings = config(folder, methods="shortgpt", efficiency="quick")
     prune_to_checkpoint(
         str(place / "model"),
         method="shortgpt",
@@ -34,3 +34,11 @@ def test_a_checkpoint_says_what_was_removed_and_a_model_nothing(tmp_path, config
     assert load(tmp_path / "short.json")[0].to_json() == record.to_json()
     assert dense.plan.removed_layers == [] and "checkpoint" not in dense.notes
     assert dense.parameters.removed_fraction == 0.0
+    own, first = record.efficiency, dense.efficiency
+    assert own.parameters == record.parameters.pruned and own.decode[0].tokens_per_second
+    assert own.dense is None and own.dense_peak_memory_bytes is None, (
+        "it is not its own dense model"
+    )
+    assert {speed.ratio for speed in own.prefill + own.decode} == {None}
+    assert "the dense model was not there" in own.reason
+    assert first.dense.parameters == first.parameters and first.decode[0].ratio.median == 1.0
