@@ -86,6 +86,7 @@ def write_card(
         title=title,
         base=base,
         hub_id=hub_id,
+        through=base if hub_id and base != hub_id.rpartition("/")[2] else None,
         licence=licence,
         cell=cell,
         method=provenance.get("method") or cell["method"],
@@ -118,7 +119,7 @@ def _base(name: str | None) -> tuple[str, str | None, str | None]:
     except StreamlineError:  # a model of the caller's own, by whatever name
         return Path(name).name or name, None, None
     if source.kind == "wheel":
-        return _EMBEDDED.partition("/")[2], _EMBEDDED, SMOLLM2.licence.lower()
+        return Path(source.location).stem, _EMBEDDED, SMOLLM2.licence.lower()
     data = _metadata(source)
     if source.kind == "hub":
         return source.location.rpartition("/")[2], source.location, data.get("license")
@@ -139,7 +140,7 @@ def _metadata(source: ModelSource) -> dict[str, Any]:
     try:
         file = Path(source.location) / CARD
         if source.kind == "hub":
-            file = Path(hf_hub_download(source.location, CARD))
+            file = Path(hf_hub_download(source.location, CARD, revision=source.revision))
         found: dict[str, Any] = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
     except (*hub_errors(), yaml.YAMLError):
         return {}

@@ -3,17 +3,17 @@
 Example::
 
     require_repository("me/short", "model")           # before hours of work
-    push_folder(Path("out/short"), "me/short", "model")
+    push_folder(Path("out/short"), "me/short")
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from streamline.checkpoints.card import CARD, is_repository
@@ -52,22 +52,13 @@ def require_repository(repository: str, kind: Kind, *, private: bool = False) ->
         HfApi().create_repo(repository, repo_type=kind, private=private, exist_ok=True)
 
 
-def push_folder(
-    folder: Path,
-    repository: str,
-    kind: Kind,
-    *,
-    private: bool = False,
-    patterns: Sequence[str] | None = None,
-) -> str:
-    """Upload a folder as one commit; what the repository has beside it stays.
+def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
+    """Upload a checkpoint as one commit; what the repository has beside it stays.
 
     Args:
         folder: What is uploaded.
         repository: ``OWNER/NAME``; made if there is none.
-        kind: Of a checkpoint, or of results.
         private: Whether a new one is private.
-        patterns: Which files; all if not given.
 
     Returns:
         The repository's address.
@@ -76,23 +67,20 @@ def push_folder(
         ConfigError: If it cannot be a repository's name, or the folder is no checkpoint.
         AssetError: If it cannot be written to, with what to do.
     """
-    if kind == "model" and not (folder / PLAN).is_file():
+    if not (folder / PLAN).is_file():
         raise ConfigError(f"{folder} is no checkpoint; `streamline-bench prune` and `export` make")
-    require_repository(repository, kind, private=private)
+    require_repository(repository, "model", private=private)
     with _explained(repository):
         HfApi().upload_folder(
             folder_path=folder,
             repo_id=repository,
-            repo_type=kind,
-            allow_patterns=list(patterns) if patterns else None,
             commit_message=f"Upload {folder.resolve().name} from streamline-bench",
         )
-    prefix = "datasets/" if kind == "dataset" else ""
-    return f"{HfApi().endpoint}/{prefix}{repository}"
+    return f"{HfApi().endpoint}/{repository}"
 
 
 def push_results(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Upload a run's results as a data set: records, rows, plans, losses and the report.
+    """Upload a run's records, rows, plans, losses and report as a data set, in one commit.
 
     Args:
         folder: The run's; what it keeps to go on from stays here.
@@ -114,16 +102,21 @@ def push_results(folder: Path, repository: str, *, private: bool = False) -> str
     )
     text = report.read_text(encoding="utf-8") if report.is_file() else f"{len(records)} records"
     card = DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
-    address = push_folder(folder, repository, "dataset", private=private, patterns=RESULTS)
+    files = {CARD: str(card).encode()} | {
+        file.relative_to(folder).as_posix(): str(file)
+        for pattern in RESULTS
+        for file in sorted(folder.glob(pattern))
+        if file.is_file()
+    }
+    require_repository(repository, "dataset", private=private)
     with _explained(repository):
-        HfApi().upload_file(
-            path_or_fileobj=str(card).encode(),
-            path_in_repo=CARD,
-            repo_id=repository,
+        HfApi().create_commit(
+            repository,
+            [CommitOperationAdd(path, content) for path, content in files.items()],
             repo_type="dataset",
-            commit_message="Show the report",
+            commit_message=f"Upload {folder.resolve().name} from streamline-bench",
         )
-    return address
+    return f"{HfApi().endpoint}/datasets/{repository}"
 
 
 @contextmanager

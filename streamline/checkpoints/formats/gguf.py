@@ -53,6 +53,8 @@ def why_not(form: Form) -> str | None:
     if form.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         return f"{form.model_type} is not among the types that are written here: {known}"
+    if config.hidden_act != "silu":
+        return f"its MLPs use {config.hidden_act}, those of llama.cpp silu"
     if not form.plain:
         if "no-mlp" in form.kinds:
             return "llama.cpp leaves a block without MLP out altogether, its attention too"

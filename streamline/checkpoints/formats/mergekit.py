@@ -47,7 +47,7 @@ def passthrough(plan: Plan, base: str, dtype: str) -> dict[str, Any]:
 
     Args:
         plan: The plan.
-        base: The base model: a hub id or a folder.
+        base: The base model: a hub id, perhaps with ``@REVISION``, or a folder.
         dtype: Number format of the weights.
     """
     ranges: list[list[int]] = []
@@ -78,7 +78,7 @@ def write_mergekit(checkpoint: Path, folder: Path) -> None:
     if reason is not None:
         raise refuse(NAME, reason)
     source = resolve_model(info.provenance["cell"]["model"])
-    base = source.location if source.kind == "hub" else str(weights_folder(source.name))
+    base = source.known_as if source.kind == "hub" else str(weights_folder(source.name))
     config = passthrough(info.plan, base, info.provenance["dtype"])
     head = f"# mergekit-yaml {FILE} OUT --copy-tokenizer\n"
     write_text_atomic(folder / FILE, head + yaml.safe_dump(config, sort_keys=False))

@@ -72,7 +72,8 @@ def write_format(checkpoint: str | Path, name: str, out: str | Path) -> Path:
     with appearing(target) as temporary:
         FORMATS[name](source, temporary)
         if name == nemotron_nas.NAME:
-            beside = ("generation_config.json", "README.md", *TOKENIZER_FILES)
+            # Not the card: it says how to load the checkpoint, and names files that stay there.
+            beside = ("generation_config.json", *TOKENIZER_FILES)
             for file in (file for pattern in beside for file in source.glob(pattern)):
                 place = temporary / file.relative_to(source)
                 place.parent.mkdir(exist_ok=True)

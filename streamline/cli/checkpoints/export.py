@@ -62,4 +62,4 @@ def command(
         export(source, folder, to=to, verify=not no_verify, progress=display, **given)
     print(str(folder))
     if push_to_hub is not None:
-        print(push_folder(folder, push_to_hub, "model"))
+        print(push_folder(folder, push_to_hub))

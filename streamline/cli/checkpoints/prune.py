@@ -97,7 +97,7 @@ def command(
     if push_to_hub is not None:
         from streamline.checkpoints.push import push_folder
 
-        print(push_folder(folder, push_to_hub, "model"))
+        print(push_folder(folder, push_to_hub))
 
 
 def _removed(model: str, method: str, trust_remote_code: bool) -> str:

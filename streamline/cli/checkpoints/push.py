@@ -34,6 +34,6 @@ def command(
 
     folder = folder.expanduser()
     if (folder / PLAN).is_file():
-        print(push_folder(folder, repository, "model", private=private))
+        print(push_folder(folder, repository, private=private))
     else:
         print(push_results(folder, repository, private=private))
