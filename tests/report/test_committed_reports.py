@@ -23,7 +23,7 @@ def test_every_run_is_checked():
 @pytest.mark.parametrize("name", RUNS)
 def test_a_report_is_up_to_date(name, tmp_path):
     skip = shutil.ignore_patterns("every-method", "tables", "figures", "report.*")
-    out = Path(shutil.copytree(REPORTS / name, tmp_path / "out", ignore=skip))
+    out = Path(shutil.copytree(REPORTS / name, tmp_path / Path(name).name, ignore=skip))
     report_run(out)
     parts = ("tables", "figures")
     made, committed = (

@@ -119,6 +119,7 @@ def test_the_page_stands_alone(made):
     assert "prefers-color-scheme: dark" in page
     assert "currentColor" in page
     assert "needs a model with gated MLPs | none here" in page
+    assert "Vega-Embed (BSD 3-Clause, University of Washington" in page
 
 
 def test_the_report_says_what_its_numbers_depend_on(made):
