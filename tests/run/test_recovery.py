@@ -55,8 +55,8 @@ def test_replacements_are_post_trained_on_the_next_token(tmp_path, config, post_
     assert several.cost.train_s == pytest.approx(sum(seconds))
     names = {path.stem[-5:] for path in (tmp_path / "post" / "losses").glob("*.jsonl")}
     assert "-post" in names
-    report = (tmp_path / "post" / "report.md").read_text()
-    assert "post-training, next token" in report
+    assert "post-training" in (tmp_path / "post" / "report.html").read_text()
+    assert "post-training" not in (tmp_path / "plain" / "report.html").read_text()
 
 
 def test_post_training_takes_the_first_of_the_tokens_of_the_training(

@@ -180,7 +180,10 @@ class Beside:
                 found["dense_time_to_first_token_seconds"] = quartiles(one.prefill[0])
                 found["time_to_first_token_seconds"] = quartiles(one.prefill[-1])
         if largest:
-            found |= self._peaks(models, largest, found["way"], until, known)
+            peaks = self._peaks(models, largest, found["way"], until, known)
+            found |= peaks
+            if not peaks:
+                lacking.append("time was up before the peak of memory")
         if lacking:
             found["reason"] = "; ".join(lacking)
         note = explain(models[-1], models[0], known | found)

@@ -133,6 +133,8 @@ def test_what_would_take_too_long_is_left_out(decoder):
     assert [speed.ratio for speed in values.decode + values.prefill] == [None, None]
     assert "time was up before there were 3 pairs" in values.reason
     assert "batch 8 would take" in values.reason and "--efficiency full" in values.reason
+    assert values.peak_memory_bytes is None
+    assert "time was up before the peak of memory" in values.reason
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
