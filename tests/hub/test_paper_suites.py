@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,18 @@ for arguments in json.loads(sys.argv[1]):
         print("ENDED", end.code or 0, *arguments, file=sys.stderr, flush=True)
 """
 _SMALL = ("--quick", "--limit", "1", "--efficiency", "off", "--device", "cpu")
-_SUITES = tuple(sorted(path.stem for path in BENCHMARKS.glob("paper-*.yaml")))
-#: Suites whose table stands in a paper, of which a table beside it is made.
-_PUBLISHED = {f"paper-table{n}" for n in range(1, 7)}
+#: Those of one process; sets that an earlier one has read are there.
+_SUITES = ("paper-figure2 paper-figure3 paper-table6", "paper-main")
+#: The others, which `make hub` runs.
+_MORE = (
+    "paper-table3 paper-table5",
+    "paper-lora paper-figure4",
+    "paper-table1",
+    "paper-table4",
+    "paper-table2",
+)
+#: Suites of no published table.
+_WITHOUT = ("paper-figure2", "paper-figure3", "paper-figure4", "paper-lora")
 _MODELS = {
     "meta-llama/Llama-2-7b-hf": ("llama", 4096),
     "facebook/opt-1.3b": ("opt", 2048),
@@ -55,12 +65,16 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.slow
-def test_every_suite_and_verb_runs_small_to_its_end(
-    papers_hub: LoopbackHub, child: Child, machine_cache: dict[str, str], tmp_path: Path
-) -> None:
-    """Each suite of a paper, the plain command, LoRA on Alpaca, prune and evaluate."""
-    chid = tmp_path / "data" / "chid" / "test_public.json"  # on no hub
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one test has read of the hub the next ones have."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> list[str]:
+    """What makes any run a trial of seconds, with the file of the set that is on no hub."""
+    chid = tmp_path / "data" / "chid" / "test_public.json"
     chid.parent.mkdir(parents=True)
     rows = [
         {"id": i, "candidates": list("甲乙丙丁戊己庚"), "content": f"{i}他#idiom#。", "answer": i}
@@ -68,37 +82,82 @@ def test_every_suite_and_verb_runs_small_to_its_end(
     ]
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     chid.write_text("\n".join(lines), encoding="utf-8")
+    return [*_SMALL, "--data-dir", str(tmp_path / "data")]
+
+
+def _ended(done: subprocess.CompletedProcess[str], n_runs: int) -> None:
+    """All commands of a child came to a good end."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    ends = re.findall(r"^ENDED (\d+) (.*)$", done.stderr, re.MULTILINE)
+    assert [words for code, words in ends if code != "0"] == [], done.stderr[-6000:]
+    assert len(ends) == n_runs
+
+
+def _complete(folder: Path) -> None:
+    """A run's cells are done or skipped with a reason, and its texts are named."""
+    records = _records(folder)
+    assert len(records) > 1
+    states = {(record["method"], record["status"], record["reason"]) for record in records}
+    assert all(status != "failed" for _, status, _ in states), states
+    assert (folder / "report.html").is_file()
+    texts = [text for record in records for text in record["texts"] or ()]
+    assert {"calibration"} <= {text["use"] for text in texts}
+    assert all(len(text["revision"]) in (40, 64) for text in texts)
+
+
+def test_every_suite_of_a_paper_is_run_here():
+    assert sorted(name for group in _SUITES + _MORE for name in group.split()) == sorted(
+        path.stem for path in BENCHMARKS.glob("paper-*.yaml")
+    )
+
+
+@pytest.mark.parametrize(
+    "suites",
+    [pytest.param(group, marks=pytest.mark.slow) for group in _SUITES]
+    + [pytest.param(group, marks=pytest.mark.hub) for group in _MORE],
+)
+def test_a_papers_suite_runs_small_to_its_table(
+    suites: str,
+    papers_hub: LoopbackHub,
+    child: Child,
+    machine_cache: dict[str, str],
+    shared: Path,
+    small: list[str],
+    tmp_path: Path,
+) -> None:
+    names = suites.split()
+    runs = [["--suite", name, *small, "--out", str(tmp_path / name)] for name in names]
+    _ended(child(_RUNS, papers_hub, runs, HF_HOME=str(shared), **machine_cache), len(runs))
+    for name in names:
+        _complete(tmp_path / name)
+        tables = list((tmp_path / name / "tables").glob("published*.tex"))
+        assert bool(tables) == (name not in _WITHOUT), name
+
+
+@pytest.mark.slow
+def test_the_plain_command_alpaca_and_the_verbs(
+    papers_hub: LoopbackHub,
+    child: Child,
+    machine_cache: dict[str, str],
+    shared: Path,
+    small: list[str],
+    tmp_path: Path,
+) -> None:
     alpaca = tmp_path / "alpaca.yaml"
     alpaca.write_text(
         "models: opt-1.3b\nmethods: shortgpt\nrecovery: lora\ntasks: piqa\n"
         "lora: {preset: llm-pruner, texts: alpaca}\n"
     )
-    small = [*_SMALL, "--data-dir", str(tmp_path / "data")]
-    suites = {name: ["--suite", name] for name in _SUITES}
-    suites["plain"] = ["--models", "llama2-7b", "--methods", "all", "--tasks", "commonsense"]
-    suites["alpaca"] = ["--suite", str(alpaca)]
-    runs = [[*words, *small, "--out", str(tmp_path / name)] for name, words in suites.items()]
     pruned = str(tmp_path / "pruned")
-    verbs = [
-        f"prune llama2-7b --method shortgpt --sparsity 0.25 --device cpu --out {pruned}",
-        f"evaluate {pruned} --tasks piqa --limit 1 --device cpu --out {pruned}.json",
+    plain = ["--models", "llama2-7b", "--methods", "all", "--tasks", "commonsense"]
+    runs = [
+        [*plain, *small, "--out", str(tmp_path / "plain")],
+        ["--suite", str(alpaca), *small, "--out", str(tmp_path / "alpaca")],
+        f"prune llama2-7b --method shortgpt --sparsity 0.25 --device cpu --out {pruned}".split(),
+        f"evaluate {pruned} --tasks piqa --limit 1 --device cpu --out {pruned}.json".split(),
     ]
-    runs += [words.split() for words in verbs]
-    done = child(_RUNS, papers_hub, runs, **machine_cache)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ends = re.findall(r"^ENDED (\d+) (.*)$", done.stderr, re.MULTILINE)
-    assert [words for code, words in ends if code != "0"] == [], done.stderr[-6000:]
-    assert len(ends) == len(runs)
-    for name in suites:
-        records = _records(tmp_path / name)
-        assert len(records) > 1
-        states = {(record["method"], record["status"], record["reason"]) for record in records}
-        assert all(status != "failed" for _, status, _ in states), (name, states)
-        assert (tmp_path / name / "report.html").is_file()
-        tables = list((tmp_path / name / "tables").glob("published*.tex"))
-        assert bool(tables) == (name in _PUBLISHED), name
-        texts = [text for record in records for text in record["texts"] or ()]
-        assert {"calibration"} <= {text["use"] for text in texts}
-        assert all(len(text["revision"]) in (40, 64) for text in texts)
+    _ended(child(_RUNS, papers_hub, runs, HF_HOME=str(shared), **machine_cache), len(runs))
+    _complete(tmp_path / "plain")
+    _complete(tmp_path / "alpaca")
     (row,) = json.loads((tmp_path / "pruned.json").read_text())["records"]
     assert row["tasks"]["piqa"]["n"] == 1 and row["parameters"]["removed_fraction"] > 0
