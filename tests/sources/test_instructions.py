@@ -76,7 +76,8 @@ def test_a_broken_file_is_named_with_its_line(line, match, tmp_path, tokenizer):
 def test_without_a_hub_the_reason_is_reported(tokenizer):
     with pytest.raises(
         AssetError,
-        match=r"yahma/alpaca-cleaned, split train, could not be read .*HF_HUB_OFFLINE is set, ",
+        match=r"yahma/alpaca-cleaned, split train, is not in the local cache, .*"
+        r"HF_HUB_OFFLINE is set\. Unset it, .*files of your own",
     ):
         load_examples("alpaca", [10], tokenizer=tokenizer, seed=0)
 
