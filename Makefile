@@ -41,7 +41,7 @@ package-test: env
 	$(BIN)/python -m pytest -q -m package
 
 slow: env
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
 
 lint: env
 	$(BIN)/ruff check .

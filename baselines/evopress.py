@@ -30,12 +30,13 @@ Removed = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class EvoPress(Method):
-    """Leave out equally many attentions and MLPs, found by mutation and selection.
+    """Search attentions and MLPs to leave out.
 
-    One parent at a time. Each generation draws ``offspring`` mutations of it: the smaller of two
-    draws from 1 to ``mutations`` swaps, each of one that is left out with one of its kind that is
-    not. They are selected in stages on more and more tokens, drawn anew for each stage; the parent
-    joins the last stage and is replaced by what is fitter there.
+    Equally many of each, found by mutation and selection, one parent at a time. Each generation
+    draws ``offspring`` mutations of it: the smaller of two draws from 1 to ``mutations`` swaps,
+    each of one that is left out with one of its kind that is not. They are selected in stages on
+    more and more tokens, drawn anew for each stage; the parent joins the last stage and is replaced
+    by what is fitter there.
 
     Attributes:
         unit: ``"sublayer"``, or ``"layer"`` for whole layers.

@@ -26,7 +26,6 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils.hub import HF_MODULES_CACHE
 
 from streamline.checkpoints import fresh
 from streamline.engine.decoder import submodule
@@ -193,6 +192,11 @@ def fresh_reports(*folders: str | Path, trust_remote_code: bool = False) -> list
     return [json.loads(line) for line in lines]
 
 
+def _holds_code(path: str) -> bool:
+    """Whether a place on the path is one where transformers puts the code of folders."""
+    return (Path(path) / "transformers_modules").is_dir()
+
+
 def _environment(modules: str) -> dict[str, str]:
     """A process's environment: offline, on the CPU, alone, with the packages of this process.
 
@@ -211,7 +215,7 @@ def _environment(modules: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": modules,
         # Without where this process keeps the code of folders: it would come first.
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p and p != HF_MODULES_CACHE),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p and not _holds_code(p)),
     }
 
 

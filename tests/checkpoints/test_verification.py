@@ -225,7 +225,6 @@ def test_code_of_other_folders_in_this_process_is_not_in_the_way(
     place = tmp_path / "modules"
     (place / "transformers_modules").mkdir(parents=True)
     (place / "transformers_modules" / "__init__.py").touch()
-    monkeypatch.setattr(self_test, "HF_MODULES_CACHE", str(place))
     monkeypatch.syspath_prepend(str(place))
     decoder = Decoder(tiny_model("llama", n_layers=4))
     folder = save(ffn(decoder), decoder, tokenizer, tmp_path / "saved", {})

@@ -22,6 +22,7 @@ def listed(*_):
     os.kill(os.getpid(), signal.{name})
     time.sleep(9)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
 ls.show_table = listed
 main.main(["ls", "suites"])
 """

@@ -258,6 +258,7 @@ def _refuse(error: type[HfHubHTTPError], status: int) -> Callable[..., Any]:
 def test_refusals_of_the_hub_are_explained(
     error: type[HfHubHTTPError], status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("streamline.sources.hub.failures.WAITS", (0.0, 0.0))
     monkeypatch.setattr(HfApi, "model_info", _refuse(error, status))
     with pytest.raises(AssetError, match=message) as caught:
         load_model("llama2-7b")
