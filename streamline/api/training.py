@@ -26,6 +26,7 @@ from streamline.errors import NotFiniteError
 from streamline.method import Pruned
 from streamline.progress import Progress
 from streamline.sources.batches import TokenBatches
+from streamline.sources.instructions import Example
 from streamline.training import lora
 from streamline.training.activations import ActivationCache
 from streamline.training.fit import fit
@@ -33,7 +34,7 @@ from streamline.training.flops import adapting_flops, replacing_flops
 from streamline.training.lora_recipe import LoraSettings
 from streamline.training.student import Recipe
 
-__all__ = ["fine_tune", "train"]
+__all__ = ["fine_tune", "train", "training_data", "tuning_data"]
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +83,7 @@ def train(
             require_intact(dense)
             going = {i: variants[i] for i in members}
             names = " or ".join(variant.target.name for variant in going.values())
-            data = batches.training(  # of both trainings: the second takes the first of it
-                wanted.texts or texts,
-                n_tokens=wanted.n_tokens,
-                n_documents=wanted.n_documents,
-                validation_tokens=wanted.validation_tokens,
-                length=wanted.length,
-                seed=seed,
-            )
+            data = training_data(batches, wanted, texts, seed)
             for stage, suffix in zip(wanted.stages(), ("", _POST), strict=False):
                 with no_exit(f"a student of {names}"):
                     made = _train_together(
@@ -110,6 +104,52 @@ def train(
             going = {i: variants[i] for i in members if not isinstance(found[i], Failure)}
             found |= {i: Failure(v.target, error, v.costs) for i, v in going.items()}
     return [found[index] for index in range(len(variants))]
+
+
+def training_data(
+    batches: TokenBatches, recipe: Recipe, texts: str, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Tokens that replacements are trained on, and those of their validation, [N, T] each.
+
+    A second training takes the first of the same tokens.
+
+    Args:
+        batches: The model's token batches.
+        recipe: How much, and of which text.
+        texts: The text where it names none.
+        seed: Seed of the draw.
+    """
+    return batches.training(
+        recipe.texts or texts,
+        n_tokens=recipe.n_tokens,
+        n_documents=recipe.n_documents,
+        validation_tokens=recipe.validation_tokens,
+        length=recipe.length,
+        seed=seed,
+    )
+
+
+def tuning_data(
+    batches: TokenBatches, settings: LoraSettings, recipe: Recipe, texts: str, seed: int
+) -> tuple[Tensor | list[Example], Tensor | list[Example] | None]:
+    """What a whole model is fine-tuned on, and what its validation loss is of, if there is one.
+
+    Args:
+        batches: The model's token batches.
+        settings: What LoRA is to do.
+        recipe: Says what the settings leave open: text, length and amount.
+        texts: The text where neither names one.
+        seed: Seed of the draw.
+    """
+    amount = settings.amount(recipe)
+    return batches.fine_tuning(
+        settings.texts or recipe.texts or texts,
+        n_tokens=amount.n_tokens,
+        n_documents=amount.n_documents,
+        validation_tokens=settings.validation_tokens,
+        length=recipe.length,
+        seed=seed,
+    )
 
 
 def _train_together(
@@ -227,16 +267,8 @@ def fine_tune(
     """
     progress.stage(f"LoRA fine-tuning of {variant.target.name}")
     pruned = variant.pruned
-    own_budget = settings.n_tokens or settings.n_documents
-    amount = settings if own_budget else recipe
-    data, validation = batches.fine_tuning(
-        settings.texts or recipe.texts or texts,
-        n_tokens=amount.n_tokens,
-        n_documents=amount.n_documents,
-        validation_tokens=settings.validation_tokens,
-        length=recipe.length,
-        seed=variant.target.seed,
-    )
+    data, validation = tuning_data(batches, settings, recipe, texts, variant.target.seed)
+    own_budget = settings.amount(recipe) is settings
     seen = settings.n_tokens if own_budget else recipe.seen_tokens
     if not own_budget and recipe.n_documents is not None:
         # What documents hold is counted; examples are seen as often as the preset says.

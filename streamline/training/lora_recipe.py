@@ -116,6 +116,10 @@ class LoraSettings(BaseModel):
             raise ValueError("give n_tokens or n_documents, one of the two")
         return self
 
+    def amount(self, recipe: Recipe) -> LoraSettings | Recipe:
+        """Which of the two says how much is trained on: these settings, if they do."""
+        return self if self.n_tokens or self.n_documents else recipe
+
     def planned_tokens(self, recipe: Recipe) -> int:
         """Training tokens that are seen in all, about, of documents that are not counted yet."""
         if self.n_documents is not None:

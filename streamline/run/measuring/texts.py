@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from streamline.api.training import training_data, tuning_data
 from streamline.api.variants import Variant
 from streamline.evaluation.questions import Questions, heldout_text
 from streamline.hashing import content_key
@@ -50,29 +51,15 @@ def text_uses(
         tunes: Whether it is fine-tuned.
     """
     text, recipe, lora = config.perplexity, config.training, config.lora
+    plain = config.calibration.texts
     found: dict[str, Callable[[TokenBatches], object]] = {}
     found[HELDOUT] = lambda own: heldout_text(own, text.texts, text.n_tokens, text.length)
     if prunes:
         found["calibration"] = lambda own: calibration_tokens(config, own, seed)
-    if trains:  # a second training takes the first of the same tokens
-        found["training"] = lambda own: own.training(
-            recipe.texts or config.calibration.texts,
-            n_tokens=recipe.n_tokens,
-            n_documents=recipe.n_documents,
-            validation_tokens=recipe.validation_tokens,
-            length=recipe.length,
-            seed=seed,
-        )
+    if trains:
+        found["training"] = lambda own: training_data(own, recipe, plain, seed)
     if tunes:
-        amount = lora if lora.n_tokens or lora.n_documents else recipe
-        found["recovery"] = lambda own: own.fine_tuning(
-            lora.texts or recipe.texts or config.calibration.texts,
-            n_tokens=amount.n_tokens,
-            n_documents=amount.n_documents,
-            validation_tokens=lora.validation_tokens,
-            length=recipe.length,
-            seed=seed,
-        )
+        found["recovery"] = lambda own: tuning_data(own, lora, recipe, plain, seed)
     return found
 
 
@@ -141,12 +128,20 @@ def planned_texts(
         rows.append(("training", own, _amount(recipe.n_tokens, recipe.n_documents)))
         rows.append(("validation", own, _amount(recipe.validation_tokens, None)))
     if tunes:
-        amount = lora if lora.n_tokens or lora.n_documents else recipe
+        amount = lora.amount(recipe)
         rows.append(("recovery", lora.texts or own, _amount(amount.n_tokens, amount.n_documents)))
     if text.n_tokens:
         rows.append((HELDOUT, text.texts, _amount(text.n_tokens, None)))
+    parts = {(name, use == HELDOUT) for use, name, _ in rows}
+    here = {part: _here(*part) for part in parts}
     return [
-        {"use": use, "text": name, "asked": asked, "promised": _promise(name), **_here(name, use)}
+        {
+            "use": use,
+            "text": name,
+            "asked": asked,
+            "promised": _promise(name),
+            **here[name, use == HELDOUT],
+        }
         for use, name, asked in rows
     ]
 
@@ -166,13 +161,13 @@ def _promise(name: str) -> str:
     return f"by {'documents' if by == 'rows' else by}: {', '.join(shares)}"
 
 
-def _here(name: str, use: str) -> dict[str, str]:
+def _here(name: str, heldout: bool) -> dict[str, str]:
     """Documents of a text on this machine, and the largest one's fraction of its characters."""
     plain = split_of(name)[0]
     found = {"documents": "", "largest": ""}
     if is_instructions(name) or (plain in TEXTS and not (plain == "packaged" and packaged_here())):
         return found
-    split: Split = "heldout" if use == HELDOUT else "train"
+    split: Split = "heldout" if heldout else "train"
     sizes = [len(document.text) for document in load_texts(name, seed=None, split=split)]
     return {"documents": f"{len(sizes):,}", "largest": f"{100 * max(sizes) / sum(sizes):.2g} %"}
 
