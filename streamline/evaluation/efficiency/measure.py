@@ -110,10 +110,14 @@ class Beside:
 
     def key(self, path: Path) -> str:
         """Equal for variants that take equally long, on equal machines and software alone."""
+        return content_key([shape_of(assemble(path)), *self._circumstances])
+
+    @cached_property
+    def _circumstances(self) -> list[Any]:
+        """What else a speed beside this dense model depends on."""
         known = versions(str(self._decoder.device))
         machine = [known["device"], known["torch"], known["transformers"], torch.get_num_threads()]
-        own = [shape_of(assemble(path)), shape_of(self._dense), *machine, self._level]
-        return content_key([*own, *vars(self.sizes).values()])
+        return [shape_of(self._dense), *machine, self._level, *vars(self.sizes).values()]
 
     def measure(self, path: Path, seconds: float | None) -> dict[str, Any]:
         """Measure one variant.
