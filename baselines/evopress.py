@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -187,32 +187,24 @@ class Search:
     def _first(self) -> None:
         """The fittest of random candidates."""
         draw = random.Random(f"{self.seed}/first")
-        candidates: list[Removed] = []
-        for _ in range(20 * self.method.initial):
-            one = tuple(sorted(draw.sample(range(self.decoder.n_layers), self.n_remove)))
-            other = tuple(sorted(draw.sample(range(self.decoder.n_layers), self.n_remove)))
-            candidate = (one, one if self.method.unit == "layer" else other)
-            if candidate not in candidates:
-                candidates.append(candidate)
-            if len(candidates) == self.method.initial:
-                break
+        candidates = _distinct(lambda: self._random(draw), self.method.initial)
         [(fitness, self.parent)] = self._select(candidates, 1, self.method.tokens[0], draw)
         self.history.append(fitness)
 
     def _generation(self, draw: random.Random) -> None:
         """Mutate the parent and keep what is fittest."""
-        candidates: list[Removed] = []
-        for _ in range(20 * self.method.offspring):
-            child = self._mutated(draw)
-            if child not in candidates and child != self.parent:
-                candidates.append(child)
-            if len(candidates) == self.method.offspring:
-                break
+        candidates = _distinct(lambda: self._mutated(draw), self.method.offspring, self.parent)
         for n_left, n_tokens in zip(self.method.survivors, self.method.tokens, strict=False):
             candidates = [one for _, one in self._select(candidates, n_left, n_tokens, draw)]
         candidates.append(self.parent)
         [(fitness, self.parent)] = self._select(candidates, 1, self.method.tokens[-1], draw)
         self.history.append(fitness)
+
+    def _random(self, draw: random.Random) -> Removed:
+        """Any candidate."""
+        layers = range(self.decoder.n_layers)
+        attention, mlp = (tuple(sorted(draw.sample(layers, self.n_remove))) for _ in range(2))
+        return attention, attention if self.method.unit == "layer" else mlp
 
     def _mutated(self, draw: random.Random) -> Removed:
         """The parent with some swaps."""
@@ -274,6 +266,18 @@ class Search:
             attention, mlp = state["parent"]
             self.parent, self.history = (tuple(attention), tuple(mlp)), state["history"]
             self.n_tried, self.layer_runs, self.naive_layer_runs = state["counts"]
+
+
+def _distinct(make: Callable[[], Removed], n: int, known: Removed | None = None) -> list[Removed]:
+    """So many candidates that differ from each other and from a known one, or as many as come."""
+    found: list[Removed] = []
+    for _ in range(20 * n):
+        candidate = make()
+        if candidate not in found and candidate != known:
+            found.append(candidate)
+        if len(found) == n:
+            break
+    return found
 
 
 def units_of(removed: Removed) -> list[Unit]:
