@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,20 @@ def small(tmp_path: Path) -> list[str]:
     return [*_SMALL, "--data-dir", str(tmp_path / "data")]
 
 
-def _ended(done: subprocess.CompletedProcess[str], n_runs: int) -> None:
-    """All commands of a child came to a good end."""
-    assert done.returncode == 0, done.stderr[-3000:]
-    ends = re.findall(r"^ENDED (\d+) (.*)$", done.stderr, re.MULTILINE)
-    assert [words for code, words in ends if code != "0"] == [], done.stderr[-6000:]
-    assert len(ends) == n_runs
+@pytest.fixture
+def all_end(
+    papers_hub: LoopbackHub, child: Child, machine_cache: dict[str, str], shared: Path
+) -> Callable[[list[list[str]]], None]:
+    """Run commands in one process; all must come to a good end."""
+
+    def run(commands: list[list[str]]) -> None:
+        done = child(_RUNS, papers_hub, commands, HF_HOME=str(shared), **machine_cache)
+        assert done.returncode == 0, done.stderr[-3000:]
+        ends = re.findall(r"^ENDED (\d+) (.*)$", done.stderr, re.MULTILINE)
+        assert [words for code, words in ends if code != "0"] == [], done.stderr[-6000:]
+        assert len(ends) == len(commands)
+
+    return run
 
 
 def _complete(folder: Path) -> None:
@@ -119,16 +127,13 @@ def test_every_suite_of_a_paper_is_run_here():
 )
 def test_a_papers_suite_runs_small_to_its_table(
     suites: str,
-    papers_hub: LoopbackHub,
-    child: Child,
-    machine_cache: dict[str, str],
-    shared: Path,
+    all_end: Callable[[list[list[str]]], None],
     small: list[str],
     tmp_path: Path,
 ) -> None:
     names = suites.split()
     runs = [["--suite", name, *small, "--out", str(tmp_path / name)] for name in names]
-    _ended(child(_RUNS, papers_hub, runs, HF_HOME=str(shared), **machine_cache), len(runs))
+    all_end(runs)
     for name in names:
         _complete(tmp_path / name)
         tables = list((tmp_path / name / "tables").glob("published*.tex"))
@@ -137,10 +142,7 @@ def test_a_papers_suite_runs_small_to_its_table(
 
 @pytest.mark.slow
 def test_the_plain_command_alpaca_and_the_verbs(
-    papers_hub: LoopbackHub,
-    child: Child,
-    machine_cache: dict[str, str],
-    shared: Path,
+    all_end: Callable[[list[list[str]]], None],
     small: list[str],
     tmp_path: Path,
 ) -> None:
@@ -159,7 +161,7 @@ def test_the_plain_command_alpaca_and_the_verbs(
         f"prune llama2-7b --method shortgpt --sparsity 0.25 --device cpu --out {pruned}".split(),
         f"evaluate {pruned} --tasks piqa --limit 1 --device cpu --out {pruned}.json".split(),
     ]
-    _ended(child(_RUNS, papers_hub, runs, HF_HOME=str(shared), **machine_cache), len(runs))
+    all_end(runs)
     _complete(tmp_path / "plain")
     _complete(tmp_path / "alpaca")
     row = json.loads((tmp_path / "pruned.json").read_text())
