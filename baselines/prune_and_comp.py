@@ -17,7 +17,7 @@ from streamline.calibration import Calibration, measure
 from streamline.engine.assemble import assemble
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder, submodule
-from streamline.engine.paths import Path, dense_path
+from streamline.engine.paths import dense_path
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Length
 from streamline.method import Method, Pruned, Size
@@ -123,8 +123,7 @@ class PruneAndComp(Method):
         if self.criterion == "influence":
             scores = (found or measure(decoder, batches)).influence.tolist()
         else:
-            nodes = dense_path(decoder).nodes
-            paths = [Path(decoder, (*nodes[:i], *nodes[i + 1 :])) for i in range(len(nodes))]
+            paths = [dense_path(decoder).without(i) for i in range(decoder.n_layers)]
             scores = path_losses(paths, loss_sample(batches, self.n_samples, self.length))
         return min(range(len(scores)), key=lambda i: (scores[i], -i))
 

@@ -27,8 +27,8 @@ from ._taylor import absolute_sum, each_gradient
 
 def without_each_layer(decoder: Decoder) -> list[Path]:
     """One path per layer: the dense model without it."""
-    nodes = dense_path(decoder).nodes
-    return [Path(decoder, (*nodes[:i], *nodes[i + 1 :]), f"without {i}") for i in range(len(nodes))]
+    dense = dense_path(decoder)
+    return [dense.without(i, f"without {i}") for i in range(decoder.n_layers)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,8 @@ class SLEB(Method):
         losses = LossSearch([dense_path(decoder)], tokens)
         while len(rounds) < n_remove:
             positions = self._candidates(len(nodes))
-            paths = [Path(decoder, (*nodes[:k], *nodes[k + 1 :])) for k in positions]
+            alive = Path(decoder, tuple(nodes))
+            paths = [alive.without(k) for k in positions]
             with part(len(rounds), n_remove):
                 found = losses.least(paths)
             rounds.append(Round.of(nodes.pop(positions[found.index]).layer, found))

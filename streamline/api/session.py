@@ -25,7 +25,7 @@ from streamline.api.evaluation import Evaluation, assessed
 from streamline.api.pruned_model import PrunedModel
 from streamline.api.pruning import prune
 from streamline.api.training import fine_tune, train
-from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
+from streamline.api.variants import Dense, Target, Variant, only_variant, unsupported_reason
 from streamline.engine.decoder import Decoder, eval_mode
 from streamline.engine.paths import Path as LayerPath
 from streamline.engine.paths import dense_path
@@ -147,7 +147,9 @@ class Session:
         )
         pruning, training, tuning = portions([1.0, 9.0 * made.trains, 9.0 * (lora is not None)])
         with pruning, eval_mode(decoder.model):
-            variant = _only(prune([target], self.dense, self._tokens, self.folder, self.progress))
+            variant = only_variant(
+                prune([target], self.dense, self._tokens, self.folder, self.progress)
+            )
         with training:
             variant = self._train(variant, train)
         if lora is not None:
@@ -279,7 +281,7 @@ class Session:
             f"{variant.target.name}: trains {n_trained:,} parameters on {wanted.seen_tokens:,} "
             f"tokens ({wanted.epochs} x {wanted.distinct_tokens:,}){hint}"
         )
-        return _only(
+        return only_variant(
             train(
                 [variant],
                 self.dense,
@@ -325,11 +327,3 @@ class Session:
                 progress=self.progress,
             )
         return self._questions[key]
-
-
-def _only(found: list[Variant | Failure]) -> Variant:
-    """The one variant of a stage; its error if it failed."""
-    (one,) = found
-    if isinstance(one, Failure):
-        raise one.error
-    return one

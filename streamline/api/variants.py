@@ -10,7 +10,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,15 @@ from streamline.streaming.opening import load_streamed, refusal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Dense", "Failure", "Target", "Variant", "load_dense", "unsupported_reason"]
+__all__ = [
+    "Dense",
+    "Failure",
+    "Target",
+    "Variant",
+    "load_dense",
+    "only_variant",
+    "unsupported_reason",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +174,18 @@ class Failure:
     target: Target
     error: Exception
     costs: Mapping[str, float] = field(default_factory=dict)
+
+
+def only_variant(found: Sequence[Variant | Failure]) -> Variant:
+    """The one variant of a stage.
+
+    Raises:
+        Exception: The error of one that failed.
+    """
+    (one,) = found
+    if isinstance(one, Failure):
+        raise one.error
+    return one
 
 
 def unsupported_reason(

@@ -22,7 +22,17 @@ from streamline.run.checks.merge import merge
 from streamline.run.config import RunConfig
 from streamline.run.settings import Setting, settings
 
-__all__ = ["AsJson", "Method", "MethodOrNone", "Model", "Plans", "PushTo", "given_layers", "takes"]
+__all__ = [
+    "AsJson",
+    "Method",
+    "MethodOrNone",
+    "Model",
+    "NoVerify",
+    "Plans",
+    "PushTo",
+    "given_layers",
+    "takes",
+]
 
 Model = Annotated[
     str,
@@ -47,6 +57,12 @@ Plans = Annotated[
 PushTo = Annotated[
     str | None,
     typer.Option("--push-to-hub", metavar="REPO", help="Upload it to OWNER/NAME on the hub too."),
+]
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify", help="Do not compare the folder with the model in a fresh process."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 

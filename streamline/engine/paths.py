@@ -59,6 +59,15 @@ class Path:
     nodes: tuple[Node, ...]
     name: str = ""
 
+    def without(self, position: int, name: str = "") -> Path:
+        """The path without one of its nodes.
+
+        Args:
+            position: Which, from 0; not its layer's index where layers are gone already.
+            name: As for every path.
+        """
+        return Path(self.decoder, (*self.nodes[:position], *self.nodes[position + 1 :]), name)
+
     def n_parameters(self) -> int:
         """Distinct parameters on the path, embeddings and head included, tied ones once."""
         shell = nn.ParameterList(self.decoder.shell_parameters())

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.options import PushTo, takes
+from streamline.cli.options import NoVerify, PushTo, takes
 
 __all__ = ["EPILOG", "command"]
 
@@ -38,12 +38,7 @@ def command(
         str | None,
         typer.Option("--to", metavar="FORMAT", help="mergekit, gguf or nemotron-nas."),
     ] = None,
-    no_verify: Annotated[
-        bool,
-        typer.Option(
-            "--no-verify", help="Do not compare the folder with the model in a fresh process."
-        ),
-    ] = False,
+    no_verify: NoVerify = False,
     push_to_hub: PushTo = None,
 ) -> None:
     """Save the model of a finished cell as a checkpoint, or either in another format."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamline.cli.options import MethodOrNone, Model, Plans, PushTo, given_layers, takes
+from streamline.cli.options import MethodOrNone, Model, NoVerify, Plans, PushTo, given_layers, takes
 
 __all__ = ["EPILOG", "command"]
 
@@ -42,12 +42,7 @@ def command(
         typer.Option(help="Fraction of all parameters to remove, in [0, 1); a plan has its own."),
     ] = None,
     seed: Annotated[str, typer.Option(help="Seed of everything random.")] = "0",
-    no_verify: Annotated[
-        bool,
-        typer.Option(
-            "--no-verify", help="Do not compare the folder with the model in a fresh process."
-        ),
-    ] = False,
+    no_verify: NoVerify = False,
     push_to_hub: PushTo = None,
 ) -> None:
     """Prune a model and save it as a checkpoint with its plan and provenance.

@@ -21,7 +21,7 @@ from typing import Any
 from streamline.api.pruned_model import PrunedModel
 from streamline.api.pruning import prune
 from streamline.api.training import fine_tune, train
-from streamline.api.variants import Dense, Failure, Variant
+from streamline.api.variants import Dense, Variant, only_variant
 from streamline.errors import ConfigError
 from streamline.plan import Plan
 from streamline.progress import Progress
@@ -87,7 +87,7 @@ class Remaking:
         job = job_of(record, config, self.sources, dense.fingerprint)
         batches, cache = TokenBatches(dense.tokenizer, self.sources.revisions), config.out / "cache"
         tokens = partial(calibration_tokens, config, batches)
-        variant = _only(prune([job.target], dense, tokens, cache, self.progress))
+        variant = only_variant(prune([job.target], dense, tokens, cache, self.progress))
         _require_plan(config.out / "plans" / f"{job.cell.slug}.json", variant, record)
         common: dict[str, Any] = {"texts": config.calibration.texts, "folder": cache}
         with nothing_trained():
@@ -100,7 +100,7 @@ class Remaking:
                 progress=self.progress,
                 **common,
             )
-            variant = _only(trained)
+            variant = only_variant(trained)
             if job.cell.recovery == "lora":
                 variant = fine_tune(
                     variant,
@@ -112,14 +112,6 @@ class Remaking:
                     **common,
                 )
         return PrunedModel.of(dense, variant, job.cell.method, batches.facts(), key=record.key)
-
-
-def _only(found: list[Variant | Failure]) -> Variant:
-    """The one variant of a stage; its error if it failed."""
-    (one,) = found
-    if isinstance(one, Failure):
-        raise one.error
-    return one
 
 
 def _require_plan(file: Path, variant: Variant, record: Record) -> None:

@@ -52,13 +52,8 @@ def data_revisions(asked: Mapping[str, str]) -> Iterator[None]:
     Args:
         asked: From repositories to branches, tags or commits.
     """
-    before = dict(_ASKED)
-    _ASKED.update(asked)
-    try:
+    with _added(_ASKED, asked):
         yield
-    finally:
-        _ASKED.clear()
-        _ASKED.update(before)
 
 
 @contextmanager
@@ -68,13 +63,20 @@ def pinned(commits: Mapping[str, str]) -> Iterator[None]:
     Args:
         commits: From :func:`known_as` to commits; of others the commit is looked up.
     """
-    before = dict(_PINNED)
-    _PINNED.update(commits)
+    with _added(_PINNED, commits):
+        yield
+
+
+@contextmanager
+def _added(known: dict[str, str], more: Mapping[str, str]) -> Iterator[None]:
+    """Within it, a mapping holds more; afterwards it is as it was."""
+    before = dict(known)
+    known.update(more)
     try:
         yield
     finally:
-        _PINNED.clear()
-        _PINNED.update(before)
+        known.clear()
+        known.update(before)
 
 
 def model_commit(hub_id: str, revision: str | None = None) -> str:
