@@ -18,7 +18,7 @@ from streamline.plan import Plan
 
 @dataclass(frozen=True, kw_only=True)
 class LoRP(DepthMethod):
-    """Cluster the layers by the cosines of their inputs and thin out each cluster.
+    """Thin out clusters of layers whose inputs are alike.
 
     With ``S`` the mean token cosine between the inputs of any two layers, the model's redundancy
     level is ``-log2`` of the mean of ``S`` over pairs: 2 clusters from 1.0 on, 3 from 0.7 on, else

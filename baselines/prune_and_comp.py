@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneAndComp(Method):
-    """Remove layers one by one, and make up for the magnitude that each one would have added.
+    """Remove layers one by one and rescale what is left.
 
     A removed layer changes the mean magnitude of channel ``c`` by ``r_c``, the mean over samples of
     ``mean_t |x_out[c]| / mean_t |x_in[c]|``; the factor is the mean of ``r_c`` over the channels.
