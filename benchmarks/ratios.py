@@ -45,8 +45,8 @@ def recomputed_rows(suite: str) -> list[dict[str, str]]:
     from streamline.report.published import model_name, plain, published_rows
     from streamline.results.record import method_label
     from streamline.run.config import build_config
-    from streamline.run.estimate import plan_run
     from streamline.run.paper_ratio import paper_ratio, ratio_rule
+    from streamline.run.planning.estimate import plan_run
     from streamline.run.suites import load_suite
     from streamline.sources.models import load_config
 

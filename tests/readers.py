@@ -15,7 +15,7 @@ from streamline.engine.forward import TokenJob, run
 from streamline.engine.paths import dense_path
 from streamline.errors import StreamlineError
 from streamline.run.config import build_config
-from streamline.run.estimate import plan_run
+from streamline.run.planning.estimate import plan_run
 from streamline.sources.models import load_model
 from streamline.streaming.opening import load_streamed
 

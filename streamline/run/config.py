@@ -28,7 +28,6 @@ from streamline.run.checks.values import (
     contradiction,
     device_name,
     folder_of_its_own,
-    one_folder_each,
     one_revision_each,
     wrong_values,
 )
@@ -36,15 +35,11 @@ from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
     QUICK,
     CalibrationConfig,
+    Matrix,
     MethodConfig,
     Names,
     PerplexityConfig,
     Positive,
-    Recoveries,
-    Seed,
-    Several,
-    Sparsities,
-    Strict,
     ThereFolder,
 )
 from streamline.run.suites import load_suite
@@ -56,7 +51,7 @@ from streamline.training.student import Recipe
 __all__ = ["RunConfig", "build_config"]
 
 
-class RunConfig(Strict):
+class RunConfig(Matrix):
     """A run: models x methods x sparsities x seeds x recovery, and how each cell is run.
 
     Lists may be given as one text with commas. ``all`` among the methods means every registered
@@ -64,39 +59,6 @@ class RunConfig(Strict):
     out. Flags win over a suite's ``per_method`` and ``per_model``.
     """
 
-    models: Annotated[Names, AfterValidator(one_folder_each)] = setting(
-        ..., "Aliases, hub ids or local folders, with commas between.", flag="--models"
-    )
-    methods: Names = setting(
-        ...,
-        "Names, `pkg.module:Class`, or `all`, with commas between; NAME+FIELD=VALUE sets a field.",
-        flag="--methods",
-    )
-    sparsities: Sparsities = setting(
-        (0.25,),
-        "Fractions of all parameters to remove, such as 0.15,0.25; else 0.25.",
-        flag="--sparsities",
-        per_model=True,
-    )
-    tasks: Names = setting(
-        ("commonsense",),
-        "Tasks and groups, with commas between; else commonsense.",
-        flag="--tasks",
-        keyed=True,
-    )
-    limit: Positive | None = setting(
-        None,
-        "Questions of each task, shared among its subjects; else all.",
-        flag="--limit",
-        metavar="N",
-        keyed=True,
-    )
-    seeds: Annotated[tuple[Seed, ...], *Several] = setting(
-        (0,), "Seeds, with commas between; each is a cell of its own.", flag="--seed"
-    )
-    recovery: Recoveries = setting(
-        ("none",), "Stages after pruning: none, lora, or both.", flag="--recovery"
-    )
     suite: str | None = setting(
         None, "An installed suite or a YAML file; flags override it.", flag="--suite"
     )

@@ -29,7 +29,6 @@ from streamline.results.record import Parameters, Record
 from streamline.results.samples import samples_path
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
-from streamline.run.estimate import require_fit
 from streamline.run.executors import executor
 from streamline.run.folder import (
     SETTINGS,
@@ -42,6 +41,7 @@ from streamline.run.folder import (
 )
 from streamline.run.inputs import settle
 from streamline.run.model_run import run_model
+from streamline.run.planning.estimate import require_fit
 from streamline.run.preparation import loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, DirectoryPath, Field
 
-from streamline.run.checks.values import at_home, distinct
+from streamline.run.checks.values import at_home, distinct, one_folder_each
+from streamline.run.settings import setting
 from streamline.training.student import Positive
 
 __all__ = [
-    "QUICK", "CalibrationConfig", "MethodConfig", "Names", "PerplexityConfig", "Positive",
-    "Recoveries", "Seed", "Several", "Sparsities", "Strict", "ThereFolder", "parts",
+    "QUICK", "CalibrationConfig", "Matrix", "MethodConfig", "Names", "PerplexityConfig",
+    "Positive", "ThereFolder", "parts",
 ]  # fmt: skip
 
 
@@ -95,6 +96,44 @@ class MethodConfig(Strict):
     sparsities: Sparsities | None = Field(None, description="Its own; none for the run's.")
     recovery: Recoveries | None = Field(
         None, description="Its own stages after pruning; none for the run's."
+    )
+
+
+class Matrix(Strict):
+    """The cells of a run, and the questions that each is asked."""
+
+    models: Annotated[Names, AfterValidator(one_folder_each)] = setting(
+        ..., "Aliases, hub ids or local folders, with commas between.", flag="--models"
+    )
+    methods: Names = setting(
+        ...,
+        "Names, `pkg.module:Class`, or `all`, with commas between; NAME+FIELD=VALUE sets a field.",
+        flag="--methods",
+    )
+    sparsities: Sparsities = setting(
+        (0.25,),
+        "Fractions of all parameters to remove, such as 0.15,0.25; else 0.25.",
+        flag="--sparsities",
+        per_model=True,
+    )
+    tasks: Names = setting(
+        ("commonsense",),
+        "Tasks and groups, with commas between; else commonsense.",
+        flag="--tasks",
+        keyed=True,
+    )
+    limit: Positive | None = setting(
+        None,
+        "Questions of each task, shared among its subjects; else all.",
+        flag="--limit",
+        metavar="N",
+        keyed=True,
+    )
+    seeds: Annotated[tuple[Seed, ...], *Several] = setting(
+        (0,), "Seeds, with commas between; each is a cell of its own.", flag="--seed"
+    )
+    recovery: Recoveries = setting(
+        ("none",), "Stages after pruning: none, lora, or both.", flag="--recovery"
     )
 
 

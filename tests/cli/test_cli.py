@@ -15,9 +15,9 @@ from streamline.cli.main import main
 from streamline.errors import AssetError
 from streamline.registry import METHODS, available
 from streamline.results.record import Record
-from streamline.run import estimate as sizing
 from streamline.run import pipeline
 from streamline.run.config import RunConfig
+from streamline.run.planning import estimate as sizing
 
 
 def _exit(arguments: str) -> int:

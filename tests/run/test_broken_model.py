@@ -18,7 +18,7 @@ from streamline.results.record import Record
 from streamline.results.record_file import load
 from streamline.run import pipeline
 from streamline.run.config import RunConfig
-from streamline.run.estimate import plan_run
+from streamline.run.planning.estimate import plan_run
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from streamline.errors import ConfigError
-from streamline.run import estimate as sizing
 from streamline.run import pipeline
 from streamline.run.config import RunConfig, build_config
-from streamline.run.estimate import Estimate, check_fits, device_memory, plan_run, require_fit
+from streamline.run.planning import estimate as sizing
+from streamline.run.planning.estimate import (
+    Estimate,
+    check_fits,
+    device_memory,
+    plan_run,
+    require_fit,
+)
 from streamline.sources.models import load_config
 
 GIB = 2**30

@@ -12,7 +12,7 @@ from misbehaving import FAULTS, HARMLESS
 from streamline.results.record import Record
 from streamline.run import pipeline
 from streamline.run.config import RunConfig
-from streamline.run.estimate import plan_run
+from streamline.run.planning.estimate import plan_run
 
 OTHERS = ("shortgpt", "given-layers+remove=2-3", "streamline-v1-mlp")
 MISBEHAVING = [f"misbehaving:{name}" for name in (*FAULTS, *HARMLESS)]

@@ -9,8 +9,8 @@ from streamline.api import variants
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.progress import Silent
 from streamline.results.samples import read_samples
-from streamline.run.estimate import plan_run
 from streamline.run.pipeline import evaluate_model, prune_to_checkpoint
+from streamline.run.planning.estimate import plan_run
 
 
 @pytest.mark.parametrize("recovery", ["none", "lora"])

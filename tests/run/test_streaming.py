@@ -15,9 +15,9 @@ from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.progress import Silent
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
-from streamline.run.estimate import plan_run
 from streamline.run.model_run import run_model
 from streamline.run.pipeline import prune_to_checkpoint
+from streamline.run.planning.estimate import plan_run
 from streamline.sources.weights import WeightSource
 from streamline.testing.models import tiny_model, tiny_tokenizer
 

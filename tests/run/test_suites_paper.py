@@ -15,12 +15,12 @@ from streamline.evaluation.tasks.catalogue import resolve
 from streamline.registry import base_name, build_method, load_method
 from streamline.report.published import model_name, plain, published_rows
 from streamline.results.record import method_label
-from streamline.run import estimate as sizing
 from streamline.run.cell import expand
 from streamline.run.config import build_config
-from streamline.run.estimate import plan_run
 from streamline.run.paper_ratio import PaperRatio, RatioRule, paper_ratio, ratio_rule
 from streamline.run.pipeline import prune_to_checkpoint
+from streamline.run.planning import estimate as sizing
+from streamline.run.planning.estimate import plan_run
 from streamline.run.suites import load_suite, suite_files
 from streamline.sources.models import load_config
 from streamline.testing.models import tiny_model, tiny_tokenizer

@@ -14,7 +14,7 @@ from streamline.cli.screen.show import show_table, show_text, show_warning
 if TYPE_CHECKING:
     from streamline.report.published import PublishedRow
     from streamline.run.config import RunConfig
-    from streamline.run.estimate import Estimate, Row
+    from streamline.run.planning.estimate import Estimate, Row
 
 __all__ = ["show_plan"]
 
@@ -34,7 +34,7 @@ def show_plan(config: RunConfig) -> bool:
     Raises:
         StreamlineError: If a method cannot be had, or no model can.
     """
-    from streamline.run.estimate import check_fits, plan_run, run_memory
+    from streamline.run.planning.estimate import check_fits, plan_run, run_memory
 
     estimate = plan_run(config)
     paper = _Paper(config.suite)
