@@ -17,7 +17,7 @@ from streamline.errors import AssetError, UnsupportedModelError
 from streamline.fields import ModelName
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan, Span
-from streamline.sources.models import load_config, load_model, load_tokenizer
+from streamline.sources.models import load_config, load_model, load_tokenizer, resolve_model
 
 from ._sizes import smaller_releases
 
@@ -63,6 +63,19 @@ class SmallerDense(Method):
                 f"with {self.name}+model=NAME"
             )
         return super().unsupported(decoder)
+
+    def loads(self, model: str, sparsity: float) -> tuple[str, ...]:
+        """The sibling that is chosen, where no field names one.
+
+        Raises:
+            AssetError: If the model's config cannot be had.
+            UnsupportedModelError: As :meth:`choose`.
+        """
+        if self.model is not None or check_sparsity(sparsity) == 0.0:
+            return ()
+        config = load_config(model)
+        config.name_or_path = resolve_model(model).known_as  # as the loaded model's
+        return (self.choose(Decoder.from_config(config), sparsity)[0],)
 
     def prune(
         self,

@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -209,6 +210,20 @@ class Method(ABC):
         if self.families != ("all",) and decoder.family.name not in self.families:
             return f"{self.name} supports {', '.join(self.families)}, not {decoder.family.name}"
         return None
+
+    def loads(self, model: str, sparsity: float) -> Sequence[str]:
+        """Other models that :meth:`prune` loads, beside those that its fields name.
+
+        What they hold is in the key of a cell, and a run keeps to their commits on the hub.
+
+        Args:
+            model: The dense model: a short name, hub id or folder.
+            sparsity: Fraction of parameters to remove.
+
+        Returns:
+            Names as :data:`streamline.fields.ModelName`; by default none.
+        """
+        return ()
 
     def size(self, decoder: Decoder, sparsity: float) -> Size | None:
         """What would remain, from the config alone; None if only a run can count it.

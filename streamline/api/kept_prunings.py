@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from streamline import __version__
 from streamline.api.guards import calibration_key
-from streamline.api.named import named_content
+from streamline.api.named import read_content
 from streamline.api.variants import Dense, Target
 from streamline.engine.assemble import shared_copy
 from streamline.engine.decoder import Decoder
@@ -59,7 +59,7 @@ def pruning_file(target: Target, dense: Dense, tokens: Tensor, folder: Path) -> 
             calibration_key(target.method),
             source_key(target.method),
             repr(target.method),
-            named_content(target.method),
+            read_content(target.method, dense.name, target.sparsity),
             target.sparsity,
             target.seed,
         ]

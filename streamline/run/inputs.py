@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 
-from streamline.api.named import named_content, named_models
+from streamline.api.named import read_content, read_models
 from streamline.errors import AssetError, ConfigError
 from streamline.evaluation.origins import Origins, find_origins, repositories_of
 from streamline.evaluation.prompting import Prompting
@@ -182,15 +182,9 @@ def _settled(config: RunConfig, kept: Mapping[str, Any] | None) -> Sources:
 
 def _model_commits(config: RunConfig, kept: Mapping[str, str]) -> dict[str, str]:
     """Commits of the models on the hub that a run names; what cannot be had is left out."""
-    names = dict.fromkeys(config.models)
-    for method in dict.fromkeys(x for m in config.models for x in config.for_model(m).methods):
-        try:
-            names |= dict.fromkeys(named_models(build_method(method)))
-        except Exception:  # of this method: its cells fail with it
-            log.debug("%s cannot be built", method, exc_info=True)
     found: dict[str, str] = {}
     with pinned(kept):
-        for name in names:
+        for name in dict.fromkeys([*config.models, *_read_models(config)]):
             try:
                 commit = hub_commit(name)
                 if commit is not None:
@@ -198,6 +192,21 @@ def _model_commits(config: RunConfig, kept: Mapping[str, str]) -> dict[str, str]
             except AssetError:  # its cells will fail with that
                 log.debug("no commit of %s", name, exc_info=True)
     return found
+
+
+def _read_models(config: RunConfig) -> Iterator[str]:
+    """The models that methods load beside those of the run."""
+    for model in config.models:
+        own = config.for_model(model)
+        for spec in own.methods:
+            try:
+                method = build_method(spec)
+            except Exception:  # of this method: its cells fail with it
+                log.debug("%s cannot be built", spec, exc_info=True)
+                continue
+            per_method = own.per_method.get(spec)
+            for sparsity in (per_method and per_method.sparsities) or own.sparsities:
+                yield from read_models(method, model, sparsity)
 
 
 def shared_inputs(config: RunConfig, fingerprint: str, sources: Sources) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def cell_inputs(cell: Mapping[str, Any], shared: Mapping[str, Any], method: Meth
     """What decides the numbers of one cell.
 
     Args:
-        cell: Its ``sparsity``, ``seed`` and ``recovery``.
+        cell: Its ``model``, ``sparsity``, ``seed`` and ``recovery``.
         shared: From :func:`shared_inputs`.
         method: The method.
     """
@@ -237,11 +246,11 @@ def cell_inputs(cell: Mapping[str, Any], shared: Mapping[str, Any], method: Meth
     others = {*_ASKED, *(_OF_RECOVERY if cell["recovery"] == "none" else ())}
     if not cell["sparsity"] and cell["recovery"] == "none":
         others |= {"calibration", "training"}
-    named = named_content(method)
+    read = read_content(method, cell["model"], cell["sparsity"])
     model = {
         "method": repr(method),
         "source": source_key(method),
-        **({"files": named} if named else {}),
+        **({"files": read} if read else {}),
         **{name: cell[name] for name in ("sparsity", "seed", "recovery")},
         **{name: value for name, value in shared.items() if name not in others},
     }

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from streamline.api.named import named_models
+from streamline.api.named import read_models
 from streamline.errors import AssetError, StreamlineError, reason
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import batch_facts
@@ -168,9 +169,8 @@ def _to_ask(
             undone = todo(own, name, sources)[2]
             if not undone and all(record.model != name for record in again):
                 continue
-            for needed in dict.fromkeys(
-                [name, *(x for job in undone for x in named_models(job.target.method))]
-            ):
+            others = (read_models(j.target.method, name, j.cell.sparsity) for j in undone)
+            for needed in dict.fromkeys([name, *chain.from_iterable(others)]):
                 try:
                     check_access(needed)
                 except HubError as error:

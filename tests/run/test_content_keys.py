@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
+from streamline.baselines import _sizes
 from streamline.evaluation import evaluate as evaluation
-from streamline.run import model_run
+from streamline.run import inputs, model_run
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.inputs import settle, shared_inputs
 from streamline.run.pipeline import run
-from streamline.testing.models import tiny_tokenizer
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -226,17 +227,34 @@ def test_the_source_of_a_method_is_part_of_its_key(settings, tmp_path, monkeypat
     assert found[0] != found[1]
 
 
-def test_a_model_that_a_method_names_is_known_by_its_content(mine, settings):
-    from streamline.testing.models import tiny_model
-
+@pytest.mark.parametrize("named", [True, False], ids=["named", "chosen"])
+def test_a_model_that_a_method_loads_is_known_by_its_content(named, mine, settings, monkeypatch):
     small = mine / "small"
+    monkeypatch.setattr(_sizes, "LADDERS", ((str(mine / "model"), str(small)),))
+    method = f"smaller-dense+model={small}" if named else "smaller-dense"
 
     def keep(seed: int) -> None:
         tiny_model("llama", n_layers=2, seed=seed).save_pretrained(small)
         tiny_tokenizer().save_pretrained(small)
 
     keep(1)
-    first = run(settings("out", methods=f"smaller-dense+model={small}"))[1]
+    first = run(settings("out", methods=method))
     keep(2)
-    again = run(settings("out", methods=f"smaller-dense+model={small}"))[1]
-    assert again.status == "ok" and again.summary.perplexity != first.summary.perplexity
+    again = run(settings("out", methods=method))
+    assert again[1].status == "ok" and again[1].key != first[1].key
+    assert again[1].summary.perplexity != first[1].summary.perplexity
+    assert again[0].key == first[0].key
+
+
+def test_a_run_keeps_to_the_commits_of_what_methods_choose_to_load(settings, monkeypatch):
+    monkeypatch.setattr(inputs, "hub_commit", lambda name: f"commit of {name}")
+    config = settings(
+        "out",
+        models="opt-6.7b,opt-13b",
+        methods="dense,smaller-dense,smaller-dense+model=opt-125m",
+        sparsities="0.25,0.8",
+    )
+    assert settle(config).models == {
+        f"facebook/opt-{size}": f"commit of opt-{size}"
+        for size in ("6.7b", "13b", "2.7b", "1.3b", "125m")
+    }
