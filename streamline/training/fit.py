@@ -5,7 +5,8 @@ hidden states at the span's start to those at its stop; the teacher is the dense
 batch for all students, as deep as the last stop. With ``"lm"`` it learns from the next-token loss
 of the whole pruned model (:mod:`streamline.training.next_token`). Each student has its own
 optimiser, schedule and files, is called with the masks and positions of use, and comes out the same
-whatever is trained beside it.
+whatever is trained beside it. Where memory does not hold all of them at once, they are trained in
+waves (:func:`streamline.training.schedule.waves`).
 
 Example::
 
@@ -40,7 +41,7 @@ from streamline.training.loop import run as train_run
 from streamline.training.losses import Losses
 from streamline.training.next_token import holds
 from streamline.training.objectives import StudentGroup
-from streamline.training.schedule import BatchSchedule, Schedule
+from streamline.training.schedule import BatchSchedule, Schedule, taking_turns, waves
 from streamline.training.state import TrainingState
 from streamline.training.student import Student
 
@@ -67,6 +68,7 @@ def fit(
     cache: ActivationCache | None = None,
     paths: Sequence[Path] | None = None,
     save_seconds: float = 30.0,
+    memory: int | None = None,
 ) -> list[Losses]:
     """Train students in place; each ends with the weights of its lowest validation loss.
 
@@ -91,6 +93,8 @@ def fit(
         paths: For the LM objective, the pruned model of each student; students of one path are
             trained together. By default each student's span is replaced in the dense model.
         save_seconds: How often the state is written.
+        memory: Bytes that the students of a wave may hold beside their own activations: weights,
+            gradients, moments and the best weights; None trains all at once.
 
     Returns:
         One summary per student, in order; ``not_finite`` says why one came to nothing.
@@ -128,9 +132,9 @@ def fit(
         first: dict[str, StudentGroup] = {}
         for group in groups:
             first.setdefault(group.state.key, group)
-        runs = _runs(list(first.values()))
+        runs = [wave for run in _runs(list(first.values())) for wave in waves(run, memory)]
         total, done = sum(args.tokens(run[0].batch_schedule) for run in runs), 0
-        for run in runs:
+        for run, _ in zip(runs, taking_turns(runs, decoder.device), strict=True):
 
             def show(n_tokens: int, text: str, done: int = done) -> None:
                 if progress is not None:

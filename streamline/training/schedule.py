@@ -2,7 +2,9 @@
 
 Everything here is a pure function of a seed and a step number, so a run that was killed resumes
 exactly where it was, and two runs with one seed see the same batches whatever else is trained
-beside them.
+beside them. So students may be trained in waves, as many at once as memory holds, each to its end
+before the next: that changes no number and costs a teacher pass more. Those that wait, and those
+that are done, lie in main memory.
 
 Example::
 
@@ -15,16 +17,21 @@ Example::
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamline.errors import ConfigError
 
-__all__ = ["BatchSchedule", "Schedule", "data_order"]
+__all__ = [
+    "COPIES", "BatchSchedule", "Schedule", "data_order", "taking_turns", "training_bytes", "waves",
+]  # fmt: skip
+
+#: What is held of each trained number, all in float32: itself, gradient, two moments, the best.
+COPIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +145,68 @@ class BatchSchedule:
         """Whether the validation loss is to be measured after a step."""
         before = (step - 1) * self.evaluations // self.n_steps
         return step == self.n_steps or step * self.evaluations // self.n_steps > before
+
+
+class _Sized(Protocol):
+    @property
+    def n_parameters(self) -> int: ...
+
+
+class _Group(Protocol):
+    """Networks with one optimiser: a :class:`streamline.training.objectives.StudentGroup`."""
+
+    modules: nn.ModuleList
+
+    @property
+    def state(self) -> _Sized: ...
+
+
+AnyGroup = TypeVar("AnyGroup", bound=_Group)
+
+
+def training_bytes(n_parameters: int) -> int:
+    """Bytes that a network of so many parameters holds while it is trained."""
+    return 4 * COPIES * n_parameters
+
+
+def waves(groups: Sequence[AnyGroup], memory: int | None) -> list[list[AnyGroup]]:
+    """Groups in their order, divided so that each part fits into some memory.
+
+    Args:
+        groups: What could be trained together.
+        memory: Bytes that the groups of a part may hold; None for no bound. A group that needs
+            more is a part of its own.
+    """
+    parts: list[list[AnyGroup]] = []
+    left = 0
+    for group in groups:
+        needed = training_bytes(group.state.n_parameters)
+        if not parts or (memory is not None and needed > left):
+            parts.append([])
+            left = memory or 0
+        parts[-1].append(group)
+        left -= needed
+    return parts
+
+
+def taking_turns(
+    parts: Sequence[Sequence[AnyGroup]], device: torch.device
+) -> Iterator[Sequence[AnyGroup]]:
+    """The parts one by one: of several, only the networks of the present one are on the device.
+
+    Args:
+        parts: Waves, in their order; each group in one of them.
+        device: The model's.
+    """
+    if len(parts) == 1 or device.type == "cpu":
+        yield from parts
+        return
+    homes = {id(g): next(g.modules.parameters()).device for part in parts for g in part}
+    for group in (group for part in parts[1:] for group in part):
+        group.modules.to("cpu")
+    for part in parts:
+        for group in part:
+            group.modules.to(homes[id(group)])
+        yield part
+        for group in part:
+            group.modules.to("cpu")

@@ -234,9 +234,11 @@ class TrainingState:
         self.rows = facts["rows"]
 
     def finish(self) -> None:
-        """Put the best weights back, if any were kept, and leave them on disk."""
+        """Put the best weights back, leave them on disk, and let go of all that trained them."""
         for name, value in self.best.items():
             self.parameters[name].data.copy_(value)
+        self.best = {}
+        self.optimiser.state.clear()
         self.write_rows()
         if self.directory is None or self._finished:
             return

@@ -81,11 +81,14 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _see(self, tensor: Tensor, *, made: bool) -> None:
         """Know a tensor's storage; count it if an operation made it."""
-        storage = tensor.untyped_storage()
+        # Of weights that oneDNN has laid out nothing but their size is known.
+        opaque = tensor.layout is torch._mkldnn  # type: ignore[attr-defined]
+        storage: Any = tensor if opaque else tensor.untyped_storage()
         key = id(storage)  # the object lives as long as the memory does
         if key in self._known:
             return
-        size = storage.nbytes() if made else 0
+        size = tensor.numel() * tensor.element_size() if opaque else storage.nbytes()
+        size = size if made else 0
         self._known[key] = weakref.finalize(storage, self._gone, key, size)
         self._live += size
         self._peak.bytes = max(self._peak.bytes, self._live)
