@@ -15,11 +15,12 @@ Notation: N sequences, T tokens.
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import asdict
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
@@ -27,8 +28,8 @@ from streamline.errors import ConfigError
 from streamline.hashing import content_key
 from streamline.sources.drawing import Drawn, draw, encoded
 from streamline.sources.instructions import Example, is_instructions, load_examples
-from streamline.sources.mixing import Encoded, Exhausted, first, gather
-from streamline.sources.texts import Split, encoded_texts
+from streamline.sources.mixing import MIXTURES, Encoded, Exhausted, first, gather
+from streamline.sources.texts import Split, encoded_texts, split_of
 
 __all__ = [
     "Part",
@@ -36,6 +37,8 @@ __all__ = [
     "batches_fingerprint",
     "token_batches",
 ]
+
+log = logging.getLogger(__name__)
 
 #: Part of a text: what is set apart for validation is in no training, what is held out in neither.
 Part = Literal["train", "validation", "heldout"]
@@ -137,11 +140,14 @@ class TokenBatches:
         amount = n_samples if n_documents is None else f"{n_documents} documents"
         key = (texts, part, amount, length, seed)
         if key not in self._made:
-            found = self._pool(texts, part, n_samples, n_documents, length, seed)
-            self._made[key], self._drawn[key] = draw(found, n_samples, length, seed)
+            spent: dict[str, int] = {}
+            found = self._pool(texts, part, n_samples, n_documents, length, seed, spent)
+            self._made[key], drawn = draw(found, n_samples, length, seed)
+            self._drawn[key] = drawn = _as_promised(drawn, texts, spent)
+            if drawn.lacking:
+                log.warning("text %r (%s): %s", texts, part, drawn.lacking)
         self._used[key] = None
-        made: Tensor = self._made[key]
-        return made
+        return cast(Tensor, self._made[key])
 
     def _pool(
         self,
@@ -151,8 +157,9 @@ class TokenBatches:
         n_documents: int | None,
         length: int,
         seed: int,
+        spent: dict[str, int],
     ) -> list[Encoded]:
-        """The documents of one draw."""
+        """The documents of one draw; domains that ran out are put into ``spent``."""
         least = (n_samples or 1) * length
         most = max(least, min(_MOST, _TIMES[part] * least))
         split: Split = "heldout" if part == "heldout" else "train"
@@ -164,11 +171,12 @@ class TokenBatches:
             validation=None if part == "heldout" else part == "validation",
             longest=None if n_documents else max(1, most // _LONGEST),
             revisions=self.revisions,
+            spent=spent,
         )
         try:
             if n_documents is not None:
-                return first(stream, n_documents, least=length)
-            return gather(stream, least=least, most=most)
+                return first(stream, n_documents, least=length, spent=spent)
+            return gather(stream, least=least, most=most, spent=spent)
         except Exhausted as error:
             asked = f"{n_samples} sequences of {length} tokens" if n_samples else "that"
             raise ConfigError(
@@ -281,6 +289,14 @@ class TokenBatches:
         if key in self._drawn:
             return asdict(self._drawn[key])
         return {"documents": sum(map(len, self._made[key]))}  # instructions
+
+
+def _as_promised(drawn: Drawn, texts: str, spent: dict[str, int]) -> Drawn:
+    """A draw with what the mixture of its text promises, and where that is not kept."""
+    fractions, counted = MIXTURES.get(split_of(texts)[0], ({}, None))
+    total = sum(fractions.values())
+    promised = {domain: fraction / total for domain, fraction in fractions.items()}
+    return replace(drawn, counted=counted, promised=promised, spent=spent)
 
 
 class _Encoding:

@@ -9,15 +9,16 @@ Example::
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streamline.sources.mixing import Encoded
+from streamline.sources.mixing import Counted, Encoded
 
 __all__ = ["Drawn", "draw", "encoded"]
 
@@ -33,6 +34,11 @@ class Drawn:
         tokens: Tokens in all.
         samples: Sequences that they are in.
         pool: Documents that it was drawn from.
+        counts: Documents that have tokens in it, by domain.
+        counted: What the fractions of its mixture count, ``tokens`` or ``rows``; else None.
+        promised: The fraction that the mixture has for each domain.
+        spent: Domains that ran out while it was put together, with the documents that they had:
+            the fractions are not met.
     """
 
     documents: int
@@ -41,11 +47,35 @@ class Drawn:
     tokens: int
     samples: int
     pool: int
+    counts: dict[str, int] = field(default_factory=dict)
+    counted: Counted | None = None
+    promised: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, int] = field(default_factory=dict)
 
     @property
     def lopsided(self) -> bool:
         """Whether one document gives more than a fifth, and more than one sample."""
         return self.largest > max(0.2, 1 / self.samples)
+
+    @property
+    def lacking(self) -> str | None:
+        """What there is of each domain where some have run out, in words; else None."""
+        if not self.spent:
+            return None
+        rows = self.counted == "rows"
+        parts = []
+        for domain, promised in self.promised.items():
+            count, share = self.counts.get(domain, 0), self.domains.get(domain, 0.0)
+            tokens = round(share * self.tokens)
+            share = count / sum(self.counts.values()) if rows else share
+            parts.append(
+                f"{domain} {count:,} documents with {tokens:,} tokens, "
+                f"{100 * share:.3g} % for {100 * promised:.3g}"
+            )
+        return (
+            f"{', '.join(self.spent)} ran out and the others went on, so that its fractions of "
+            f"{'documents' if rows else 'tokens'} are not met: {'; '.join(parts)}"
+        )
 
 
 def encoded(tokenizer: Any, text: str) -> array[int]:
@@ -93,5 +123,8 @@ def draw(
         tokens=int(counts.sum()),
         samples=len(order),
         pool=len(found),
+        counts=dict(
+            sorted(Counter(one.domain for one, n in zip(found, counts, strict=True) if n).items())
+        ),
     )
     return pieces[order].to(torch.int64), facts

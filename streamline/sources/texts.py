@@ -17,7 +17,8 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -91,7 +92,7 @@ def load_texts(
     """
     if n_documents is None and split_of(spec)[0].split(":")[0] in ("slimpajama", "c4"):
         raise ConfigError(f"{spec!r} is too large to load whole: give n_documents.")
-    found = list(islice(_documents(spec, split, seed, revisions, None), n_documents))
+    found = list(islice(_Documents(spec, split, seed, revisions), n_documents))
     if n_documents is not None and len(found) < n_documents:
         raise ConfigError(
             f"{n_documents} documents of {spec!r} are needed and it has {len(found)}: choose fewer."
@@ -108,6 +109,7 @@ def encoded_texts(
     validation: bool | None = None,
     longest: int | None = None,
     revisions: Mapping[str, str | None] | None = None,
+    spent: MutableMapping[str, int] | None = None,
 ) -> Iterator[Encoded]:
     """Documents of a named text as tokens, in the order of its mixture.
 
@@ -120,16 +122,17 @@ def encoded_texts(
         seed: Order of the documents.
         split: Part of the text.
         revisions: Commits of repositories on the hub.
+        spent: As for :func:`streamline.sources.mixing.mixed`.
 
     Raises:
-        ConfigError: As there; or, when it is read, if a domain runs out.
+        ConfigError: As there.
         AssetError: As there.
     """
-    documents = _documents(spec, split, seed, revisions, validation)
+    documents = _Documents(spec, split, seed, revisions, validation)
     mixture = MIXTURES.get(split_of(spec)[0])
     if mixture is None:
         return plain(documents, encode)
-    return mixed(documents, *mixture, encode=encode, longest=longest, seed=seed)
+    return mixed(documents, *mixture, encode=encode, longest=longest, seed=seed, spent=spent)
 
 
 def check_text(spec: str) -> None:
@@ -165,32 +168,38 @@ def _parse(spec: str, split: Split) -> tuple[str, Split]:
     return spec, split
 
 
-def _documents(
-    spec: str,
-    split: Split,
-    seed: int | None,
-    revisions: Mapping[str, str | None] | None,
-    validation: bool | None,
-) -> Iterator[Document]:
-    """A split's documents in seeded order, and of them those set apart for validation, or not."""
-    name, split = _parse(spec, split)
-    if name.split(":")[0] in ("slimpajama", "c4"):
-        for document in _streamed(name, split, seed, revisions):
-            if validation is None or (_lot(document.text) < _APART) == validation:
-                yield document
-        return
-    rows = _whole(name, split, revisions)
-    if not rows:
-        raise ConfigError(f"{spec!r} has no document in the split {split!r}; use '{name}:all'.")
-    if validation is not None:
-        lots = sorted({group for _, group in rows}, key=_lot)
-        apart = set(lots[: max(1, round(_APART * len(lots)))]) if len(lots) > 1 else set()
-        rows = [row for row in rows if (row[1] in apart) == validation]
+@dataclass(frozen=True)
+class _Documents:
+    """A split's documents in seeded order, and of them those set apart for validation, or not.
+
+    They are read anew, in the same order, whenever one begins.
+    """
+
+    spec: str
+    split: Split
+    seed: int | None
+    revisions: Mapping[str, str | None] | None
+    validation: bool | None = None
+
+    def __iter__(self) -> Iterator[Document]:
+        spec, (name, split) = self.spec, _parse(self.spec, self.split)
+        if name.split(":")[0] in ("slimpajama", "c4"):
+            for document in _streamed(name, split, self.seed, self.revisions):
+                if self.validation in (None, _lot(document.text) < _APART):
+                    yield document
+            return
+        rows = _whole(name, split, self.revisions)
         if not rows:
-            raise ConfigError(f"{spec!r} is one document, and validation needs one of its own.")
-    if seed is not None:
-        random.Random(seed).shuffle(rows)
-    yield from (document for document, _ in rows)
+            raise ConfigError(f"{spec!r} has no document in the split {split!r}; use '{name}:all'.")
+        if self.validation is not None:
+            lots = sorted({group for _, group in rows}, key=_lot)
+            apart = set(lots[: max(1, round(_APART * len(lots)))]) if len(lots) > 1 else set()
+            rows = [row for row in rows if (row[1] in apart) == self.validation]
+            if not rows:
+                raise ConfigError(f"{spec!r} is one document, and validation needs one of its own.")
+        if self.seed is not None:
+            random.Random(self.seed).shuffle(rows)
+        yield from (document for document, _ in rows)
 
 
 def _lot(group: str) -> float:

@@ -10,6 +10,7 @@ import torch
 from streamline.errors import ConfigError
 from streamline.sources.batches import TokenBatches, token_batches
 from streamline.sources.drawing import Drawn
+from streamline.sources.mixing import MIXTURES
 from streamline.testing.models import tiny_tokenizer
 
 
@@ -155,3 +156,31 @@ def test_one_document_is_much_only_beyond_a_fifth_and_a_sample():
 
     assert drawn(0.21, 50) and not drawn(0.2, 50)
     assert drawn(0.3, 4) and not drawn(0.25, 4)
+
+
+def test_where_a_mixture_is_not_met_it_is_said_once_and_recorded(
+    batches, monkeypatch, tmp_path, caplog
+):
+    """The books end; 30,000 documents of SlimPajama in small."""
+    file = tmp_path / "mixed.jsonl"
+    rows = [("book", 40)] * 6 + [("web", 20)] * 60 + [("page", 20)] * 60
+    lines = [{"text": f"{i:03d}" + "x" * (n - 4), "domain": d} for i, (d, n) in enumerate(rows)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    fractions = {"book": 4.0, "web": 2.0, "page": 2.0}
+    monkeypatch.setitem(MIXTURES, str(file), (fractions, "rows"))
+    name = f"{file}:all"
+    for _ in range(2):
+        batches.tokens(name, n_documents=46, length=10, seed=0, part="heldout")
+    (said,) = caplog.messages
+    assert "book ran out and the others went on, so that its fractions of documents" in said
+    assert "book 6 documents with 240 tokens, 13 % for 50; web 20 documents with 400" in said
+    (facts,) = batches.texts()
+    assert facts["counts"] == {"book": 6, "page": 20, "web": 20} and facts["spent"] == {"book": 6}
+    assert facts["promised"] == {"book": 0.5, "web": 0.25, "page": 0.25}
+    assert facts["counted"] == "rows" and facts["domains"]["book"] == pytest.approx(240 / 1040)
+
+    caplog.clear()
+    batches.tokens(name, n_samples=4, length=10, seed=0, part="heldout")
+    assert batches.texts()[1]["spent"] == {} and not caplog.messages
+    with pytest.raises(ConfigError, match=r"999 documents are needed and the text has 126 \(6 of"):
+        batches.tokens(name, n_documents=999, length=10, seed=0, part="heldout")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,7 +9,16 @@ from itertools import islice
 import pytest
 
 from streamline.errors import ConfigError
-from streamline.sources.mixing import Document, Encoded, Exhausted, first, gather, mixed, plain
+from streamline.sources.mixing import (
+    Counted,
+    Document,
+    Encoded,
+    Exhausted,
+    first,
+    gather,
+    mixed,
+    plain,
+)
 
 DOCUMENTS = [Document(f"{i:04d} " * (1 + i % 7), "ab"[i % 2]) for i in range(200)]
 
@@ -72,13 +82,74 @@ def test_a_stream_is_read_only_as_far_as_needed():
     assert len(read) == 10
 
 
-def test_a_domain_that_runs_out_is_named_with_what_there_is():
-    with pytest.raises(Exhausted, match=r"9 documents are needed .* has 1 \(of the domain 'c' it "):
-        first(mixed(DOCUMENTS, {"a": 1, "c": 1}, "rows", encode=encode), 9)
-    message = r"1,000,000 tokens are needed and the text has [\d,]+ in 200 documents \(of the .*'a'"
+@pytest.mark.parametrize("by", ["rows", "tokens"])
+def test_where_a_domain_runs_out_the_others_go_on_in_their_proportions(by: Counted):
+    documents = [Document("x" * 10, name) for name in ("a" * 40 + "b" * 200 + "c" * 5)]
+    spent: dict[str, int] = {}
+    stream = mixed(documents, {"a": 1, "b": 2, "c": 1}, by, encode=encode, spent=spent)
+    found = Counter(one.domain for one in first(stream, 80, spent=spent))
+    assert found == {"a": 25, "b": 50, "c": 5} and spent == {"c": 5}
+    for _ in stream:
+        pass
+    assert spent == {"c": 5, "a": 40, "b": 200}
+
+
+def test_a_text_with_too_few_documents_in_all_says_how_many_of_each_domain():
+    few = r"201 documents are needed and the text has 200 \(0 of 'c', 100 of '.', 100 of '.'\)"
+    spent: dict[str, int] = {}
+    fractions = {"a": 1, "b": 1, "c": 1}
+    with pytest.raises(Exhausted, match=few):
+        first(mixed(DOCUMENTS, fractions, "rows", encode=encode, spent=spent), 201, spent=spent)
+    message = r"1,000,000 tokens are needed and the text has [\d,]+ in 200 documents \(0 of 'c', "
     with pytest.raises(Exhausted, match=message):
-        stream = mixed(DOCUMENTS, {"a": 1, "b": 1}, "rows", encode=encode)
-        gather(stream, least=10**6, most=10**6)
+        stream = mixed(DOCUMENTS, fractions, "rows", encode=encode, spent=spent)
+        gather(stream, least=10**6, most=10**6, spent=spent)
+
+
+def test_a_pool_that_has_what_is_needed_ends_where_a_domain_runs_out():
+    documents = [Document("x" * 10, name) for name in ("a" * 40 + "b" * 10)]
+
+    def pool(least: int) -> tuple[Counter[str], dict[str, int]]:
+        spent: dict[str, int] = {}
+        stream = mixed(documents, {"a": 1, "b": 1}, "tokens", encode=encode, spent=spent)
+        found = gather(stream, least=least, most=10**6, spent=spent)
+        return Counter(one.domain for one in found), spent
+
+    assert pool(100) == ({"a": 11, "b": 10}, {})
+    assert pool(300) == ({"a": 20, "b": 10}, {"b": 10})
+
+
+class Rare:
+    """4,000 common documents, one rare one behind each 1,000, and what is alive of all of them."""
+
+    def __init__(self) -> None:
+        self.alive: weakref.WeakSet[Document] = weakref.WeakSet()
+        self.most, self.begun = 0, 0
+
+    def __iter__(self) -> Iterator[Document]:
+        self.begun += 1
+        for i in range(4_000):
+            yield self._seen(Document(f"{i:05d}", "common"))
+            if i % 1_000 == 999:
+                yield self._seen(Document(f"{i:05d}", "rare"))
+
+    def _seen(self, document: Document) -> Document:
+        self.alive.add(document)
+        self.most = max(self.most, len(self.alive))
+        return document
+
+
+def test_no_document_is_lost_while_a_rare_one_is_looked_for():
+    rare = Rare()
+    found = [text(one) for one in mixed(rare, {"common": 1, "rare": 1}, "rows", encode=encode)]
+    assert len(found) == 4_004 and set(found) == {f"{i:05d}" for i in range(4_000)}
+    assert rare.begun > 1 and rare.most < 1_100
+
+
+def test_a_stream_that_cannot_be_read_again_ends_where_it_ends():
+    once = iter(Rare())
+    found = list(mixed(once, {"common": 1, "rare": 1}, "rows", encode=encode))
+    assert 1_000 <= len(found) < 1_100
 
 
 @pytest.mark.parametrize("proportions", [{}, {"a": 1.0, "b": 0.0}])
