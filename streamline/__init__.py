@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from streamline.method import DepthMethod, Method
     from streamline.modeling.modeling_streamline import register
     from streamline.plan import Plan, Span
+    from streamline.training.distillation.settings import DistillationSettings
     from streamline.training.lora_recipe import LoraSettings
     from streamline.training.student import Recipe
 
@@ -45,6 +46,7 @@ __all__ = [
     "Calibration",
     "ConfigError",
     "DepthMethod",
+    "DistillationSettings",
     "LoraSettings",
     "Method",
     "Plan",
@@ -72,6 +74,7 @@ __version__ = version("streamline-bench")
 _LAZY = {
     "Calibration": "streamline.calibration",
     "DepthMethod": "streamline.method",
+    "DistillationSettings": "streamline.training.distillation.settings",
     "LoraSettings": "streamline.training.lora_recipe",
     "Method": "streamline.method",
     "Plan": "streamline.plan",

@@ -13,6 +13,7 @@ from streamline.api.pruned_model import PrunedModel
 from streamline.engine.budget import check_sparsity
 from streamline.errors import ConfigError
 from streamline.method import Method
+from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.lora_recipe import LoraSettings
 from streamline.training.student import Recipe
 
@@ -95,7 +96,7 @@ def check_texts(n_samples: int, length: int) -> None:
         )
 
 
-def check_pruning(method: Any, sparsity: Any, train: Any, lora: Any) -> None:
+def check_pruning(method: Any, sparsity: Any, train: Any, lora: Any, kd: Any) -> None:
     """Refuse what is no method, no sparsity or no recipe.
 
     Raises:
@@ -107,7 +108,12 @@ def check_pruning(method: Any, sparsity: Any, train: Any, lora: Any) -> None:
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool):
         raise ConfigError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
     check_sparsity(float(sparsity))
-    for name, value, kind in (("train", train, Recipe), ("lora", lora, LoraSettings)):
+    stages = [
+        ("train", train, Recipe),
+        ("lora", lora, LoraSettings),
+        ("kd", kd, DistillationSettings),
+    ]
+    for name, value, kind in stages:
         if value is not None and not isinstance(value, kind):
             raise ConfigError(f"{name} must be a {kind.__name__} or None, got {value!r}")
 

@@ -28,6 +28,7 @@ from streamline.evaluation.prompting import Prompting
 from streamline.method import Method
 from streamline.progress import Progress
 from streamline.sources.models import load_model
+from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.loop import fingerprint
 from streamline.training.lora_recipe import LoraSettings
 from streamline.training.student import Recipe
@@ -109,6 +110,7 @@ def prune(
     sparsity: float,
     train: Recipe | None = None,
     lora: LoraSettings | None = None,
+    kd: DistillationSettings | None = None,
     seed: int = 0,
     texts: str = "packaged",
     n_samples: int = 64,
@@ -125,6 +127,7 @@ def prune(
         sparsity: Fraction of all parameters to remove, in [0, 1).
         train: How a replacement is trained; None for what the method recommends.
         lora: Fine-tune with LoRA afterwards, and how; None for no fine-tuning.
+        kd: Distil the dense model into it instead, and how; on the text and tokens of ``lora``.
         seed: Seed of everything random.
         texts: Calibration text, and training text where the recipe names none.
         n_samples: Calibration sequences.
@@ -142,7 +145,7 @@ def prune(
     with session(
         model, tokenizer, texts=texts, n_samples=n_samples, length=length, progress=progress
     ) as one:
-        return one.prune(method, sparsity=sparsity, train=train, lora=lora, seed=seed)
+        return one.prune(method, sparsity=sparsity, train=train, lora=lora, kd=kd, seed=seed)
 
 
 def evaluate(

@@ -24,7 +24,8 @@ from streamline.api.arguments import (
 from streamline.api.evaluation import Evaluation, assessed
 from streamline.api.pruned_model import PrunedModel
 from streamline.api.pruning import prune
-from streamline.api.training import fine_tune, train
+from streamline.api.recovery import fine_tune
+from streamline.api.training import train
 from streamline.api.variants import Dense, Target, Variant, only_variant, unsupported_reason
 from streamline.engine.decoder import Decoder, eval_mode
 from streamline.engine.paths import Path as LayerPath
@@ -43,6 +44,7 @@ from streamline.registry import build_method
 from streamline.results.assess import CellResult
 from streamline.sources.batches import TokenBatches
 from streamline.streaming.decoder import StreamedDecoder
+from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
@@ -113,6 +115,7 @@ class Session:
         sparsity: float,
         train: Recipe | None = None,
         lora: LoraSettings | None = None,
+        kd: DistillationSettings | None = None,
         seed: int = 0,
     ) -> PrunedModel:
         """Prune the model, and train what has to be trained.
@@ -122,6 +125,7 @@ class Session:
             sparsity: Fraction of all parameters to remove, in [0, 1).
             train: How a replacement is trained; None for what the method recommends.
             lora: Fine-tune with LoRA afterwards, and how; None for no fine-tuning.
+            kd: Distil the dense model into it instead, and how; on the text and tokens of ``lora``.
             seed: Seed of everything random.
 
         Raises:
@@ -130,11 +134,12 @@ class Session:
             UnsupportedModelError: If the method cannot do it with this model; known before any
                 work is done.
         """
-        check_pruning(method, sparsity, train, lora)
+        check_pruning(method, sparsity, train, lora, kd)
         made = build_method(method) if isinstance(method, str) else method
         spec = method if isinstance(method, str) else made.name
-        recovery = "none" if lora is None else "lora"
-        if lora is not None:
+        recovery = "kd" if kd is not None else "none" if lora is None else "lora"
+        if recovery != "none":
+            lora = lora or LoraSettings()
             recipe_of(lora.preset, lora.trained_parameters)
         decoder = self.dense.decoder
         reason = unsupported_reason(made, decoder, sparsity, recovery=recovery)
@@ -160,6 +165,7 @@ class Session:
                     self.batches,
                     lora,
                     train or Recipe(),
+                    kd=kd,
                     texts=self.texts,
                     folder=self.folder,
                     progress=self.progress,

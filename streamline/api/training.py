@@ -1,4 +1,4 @@
-"""Training of variants: their replacements side by side, then LoRA fine-tuning one by one.
+"""Training of the replacements of variants, side by side.
 
 Each stage hands back variants with what they cost added to what they had cost.
 
@@ -20,21 +20,17 @@ from torch import Tensor
 
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.variants import Dense, Failure, Variant
-from streamline.engine.assemble import assemble
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import NotFiniteError
 from streamline.method import Pruned
 from streamline.progress import Progress
 from streamline.sources.batches import TokenBatches
-from streamline.sources.instructions import Example
-from streamline.training import lora
 from streamline.training.activations import ActivationCache
 from streamline.training.fit import fit
-from streamline.training.flops import adapting_flops, replacing_flops
-from streamline.training.lora_recipe import LoraSettings
+from streamline.training.flops import replacing_flops
 from streamline.training.student import Recipe
 
-__all__ = ["fine_tune", "train", "training_data", "tuning_data"]
+__all__ = ["train", "trained", "training_data"]
 
 log = logging.getLogger(__name__)
 
@@ -129,29 +125,6 @@ def training_data(
     )
 
 
-def tuning_data(
-    batches: TokenBatches, settings: LoraSettings, recipe: Recipe, texts: str, seed: int
-) -> tuple[Tensor | list[Example], Tensor | list[Example] | None]:
-    """What a whole model is fine-tuned on, and what its validation loss is of, if there is one.
-
-    Args:
-        batches: The model's token batches.
-        settings: What LoRA is to do.
-        recipe: Says what the settings leave open: text, length and amount.
-        texts: The text where neither names one.
-        seed: Seed of the draw.
-    """
-    amount = settings.amount(recipe)
-    return batches.fine_tuning(
-        settings.texts or recipe.texts or texts,
-        n_tokens=amount.n_tokens,
-        n_documents=amount.n_documents,
-        validation_tokens=settings.validation_tokens,
-        length=recipe.length,
-        seed=seed,
-    )
-
-
 def _train_together(
     variants: list[Variant],
     dense: Dense,
@@ -231,72 +204,11 @@ def _train_together(
             "train_steps": max(steps, default=0),
         }
         summaries = {label: result.summary() for label, result in by_label.items()}
-        out.append(_trained(variant, variant.pruned, costs, len(variants), peak, summaries))
+        out.append(trained(variant, variant.pruned, costs, len(variants), peak, summaries))
     return out
 
 
-def fine_tune(
-    variant: Variant,
-    dense: Dense,
-    batches: TokenBatches,
-    settings: LoraSettings,
-    recipe: Recipe,
-    *,
-    texts: str,
-    folder: Path,
-    progress: Progress,
-) -> Variant:
-    """Fine-tune a pruned model with LoRA.
-
-    Args:
-        variant: The model, trained where it had something to train.
-        dense: The dense model; tensors that both share are not written to.
-        batches: The model's token batches.
-        settings: What LoRA is to do.
-        recipe: Says what the settings leave open: text, length and number of tokens.
-        texts: The text where neither names one.
-        folder: Where its state is kept: a killed fine-tuning resumes.
-        progress: Where to report what is being done.
-
-    Returns:
-        The variant as a model of its own, with what it cost beside what it had cost.
-
-    Raises:
-        UnknownNameError: If there is no such preset.
-        ConfigError: If the text cannot be used, or the model has no linear map to adapt.
-    """
-    progress.stage(f"LoRA fine-tuning of {variant.target.name}")
-    pruned = variant.pruned
-    data, validation = tuning_data(batches, settings, recipe, texts, variant.target.seed)
-    own_budget = settings.amount(recipe) is settings
-    seen = settings.n_tokens if own_budget else recipe.seen_tokens
-    if not own_budget and recipe.n_documents is not None:
-        # What documents hold is counted; examples are seen as often as the preset says.
-        seen = recipe.counted(data.numel()).seen_tokens if isinstance(data, Tensor) else None
-    result = lora.fine_tune(
-        pruned.model or assemble(pruned.path(dense.decoder)),
-        data,
-        tokenizer=dense.tokenizer,
-        validation=validation,
-        preset=settings.preset,
-        token_budget=seen,
-        trained_parameters=settings.trained_parameters,
-        seed=variant.target.seed,
-        directory=folder / "lora" / variant.target.label,
-        progress=progress.step,
-    )
-    own = replace(pruned, model=result.model)
-    costs = {
-        "train_s": result.seconds,
-        "train_tokens": result.tokens,
-        "train_flops": adapting_flops(result.model, result.trained_parameters, result.tokens),
-        "train_steps": result.n_steps,
-    }
-    peak = result.peak_memory_bytes
-    return _trained(variant, own, costs, 1, peak, {"lora": result.summary()})
-
-
-def _trained(
+def trained(
     variant: Variant,
     pruned: Pruned,
     costs: Mapping[str, float],

@@ -128,7 +128,8 @@ class Target:
         method: How it is pruned.
         sparsity: Fraction of parameters to remove, in [0, 1); 0 is the dense model.
         seed: Seed of everything random.
-        recovery: What follows the pruning, for what it needs of the model: ``none`` or ``lora``.
+        recovery: What follows the pruning, for what it needs of the model: ``none``, ``lora``
+            or ``kd``.
     """
 
     label: str

@@ -39,6 +39,7 @@ _RUN = {
     "prunings": "what the methods decided",
     "training": "trained replacements and unfinished training",
     "activations": "the dense model's states for training",
+    "kd": "distillation, finished or not",
     "lora": "LoRA fine-tuning, finished or not",
     "batch_tokens": "batch sizes found by trial",
 }

@@ -1,5 +1,7 @@
 """The head, in chunks: log-probabilities at chosen positions, summed losses, likeliest tokens.
 
+Also how far the next-token distributions of one model are from another's.
+
 A vocabulary is wide, so logits exist for a few positions at a time: on a CPU they then stay in its
 cache between the product and the softmax. Softmax and losses are computed in float32.
 
@@ -13,7 +15,8 @@ Notation: B batch, T tokens, D hidden size, P positions, S scored tokens, V voca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +27,10 @@ from torch.utils.checkpoint import checkpoint
 
 from streamline.engine.decoder import Decoder
 
-__all__ = ["chunk_rows", "likeliest", "predicting", "summed_loss", "token_logprobs"]
+__all__ = [
+    "chunk_rows", "divergence", "likeliest", "predicting", "summed_divergence", "summed_loss",
+    "token_logprobs",
+]  # fmt: skip
 
 _LOGITS_ON_CPU, _LOGITS = 1 << 22, 1 << 26  # logits that exist at once
 _LEAST_ROWS = 64  # of a chunk: fewer would read the head's weights too often
@@ -133,19 +139,103 @@ def summed_loss(
         A scalar, float32 in each chunk; chunks are added in float32 where gradients are enabled,
         else in float64.
     """
-    training = torch.is_grad_enabled()
 
     def piece(states: Tensor, targets: Tensor) -> Tensor:
         logits = decoder.leave(states).float()  # [P, V]
         return cross_entropy(logits, targets.to(logits.device), reduction="sum")
 
-    chunks = list(predicting(decoder, hidden, ids, scored))
+    return _added(piece, list(predicting(decoder, hidden, ids, scored)))
+
+
+def summed_divergence(
+    teacher: tuple[Decoder, Tensor],
+    student: tuple[Decoder, Tensor],
+    ids: Tensor,
+    scored: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> Tensor:
+    """KL(teacher || student) of the next-token distributions, summed over positions, in nats.
+
+    ``temperature**2 * KL(softmax(t / temperature) || softmax(s / temperature))`` for the logits t
+    and s; with ``top_k`` both softmaxes are over the teacher's k largest logits alone. The factor
+    keeps gradients of one size whatever the temperature. Gradients flow to the student only.
+
+    Args:
+        teacher: The model whose final norm and head are used, and its hidden states after the last
+            layer, [B, T, D].
+        student: The same of the model that learns.
+        ids: The tokens, [B, T]; they decide nothing but the shape.
+        scored: Which tokens' predictions count, [B, T], bool; None for all but the first.
+        temperature: What logits are divided by.
+        top_k: Logits of a position that count; None for all, as is a number above the vocabulary.
+
+    Returns:
+        A scalar, as from :func:`summed_loss`.
+
+    Reference:
+        Hinton et al., arXiv:1503.02531 (temperature); LinearPatch, arXiv:2505.24680, section 4.2
+        (the teacher's largest logits).
+    """
+    judge, pupil = teacher[0], student[0]
+
+    def piece(states: Tensor, wanted: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(wanted.device.type, enabled=False):
+            target = judge.leave(wanted).float() / temperature  # [P, V]
+        logits = pupil.leave(states).float() / temperature
+        target = target.to(logits.device)
+        if top_k is not None and top_k < target.shape[-1]:
+            target, places = target.topk(top_k, dim=-1)  # [P, k]
+            logits = logits.gather(-1, places)
+        return divergence(target, logits).sum() * temperature**2
+
+    wanted = [states for states, _ in predicting(judge, teacher[1], ids, scored)]
+    found = [states for states, _ in predicting(pupil, student[1], ids, scored)]
+    return _added(piece, list(zip(found, wanted, strict=True)))
+
+
+class _Divergence(torch.autograd.Function):
+    """KL of softmaxes; the gradient is their difference, zero to the bit where they agree."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        wanted, found = teacher.log_softmax(-1), student.log_softmax(-1)
+        likely = wanted.exp()
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(found.exp() - likely)
+        return (likely * (wanted - found)).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (difference,) = ctx.saved_tensors
+        return None, gradient[..., None] * difference
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmaxes of logits, at each position, in nats.
+
+    Args:
+        teacher: Logits, [..., V], float32; no gradient flows to them.
+        student: Logits, [..., V], float32.
+
+    Returns:
+        One number for each position, [...], float32.
+    """
+    return _Divergence.apply(teacher, student)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _added(
+    piece: Callable[[Tensor, Tensor], Tensor], chunks: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """The sum of a loss over chunks; with gradients, each is made again on the way back."""
+    training = torch.is_grad_enabled()
     total: Tensor | None = None
-    for states, targets in chunks:
+    for states, others in chunks:
         if training and len(chunks) > 1:
-            loss = checkpoint(piece, states, targets, use_reentrant=False)
+            loss = checkpoint(piece, states, others, use_reentrant=False)
         else:
-            loss = piece(states, targets)
+            loss = piece(states, others)
         if not training:
             loss = (loss.cpu() if loss.device.type == "mps" else loss).double()
         total = loss if total is None else total + loss.to(total.device)

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamline.engine import head
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.finite import not_finite
 from streamline.engine.forward import TokenJob, run
-from streamline.engine.head import chunk_rows
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Path, dense_path
 from streamline.methods.loss import check_length
@@ -45,9 +45,7 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     Returns:
         A scalar, computed in float32 and added up in float64.
     """
-    wanted = teacher.float().log_softmax(-1)
-    found = student.float().log_softmax(-1).to(wanted.device)
-    each = (wanted.exp() * (wanted - found)).sum(-1)
+    each = head.divergence(teacher.float(), student.float().to(teacher.device))
     return (each.cpu() if each.device.type == "mps" else each).double().sum()
 
 
@@ -70,8 +68,8 @@ class Divergences:
     ) -> None:
         self.decoder = decoder
         self.batch_tokens = batch_tokens
-        head = submodule(decoder.model, decoder.family.head)
-        self._fast = FastLinears([head, *decoder.layers, *modules], decoder.model)
+        last = submodule(decoder.model, decoder.family.head)
+        self._fast = FastLinears([last, *decoder.layers, *modules], decoder.model)
 
     def __call__(self, paths: Sequence[Path], pieces: Sequence[Tensor]) -> list[float]:
         """Mean KL(dense || path) per predicted token of each path, in nats.
@@ -116,7 +114,7 @@ class _Divergence(TokenJob):
     def combine(self, answers: list[Any]) -> list[float]:
         decoder, teacher = answers[0]
         totals = [0.0] * (len(answers) - 1)
-        step = chunk_rows(decoder, teacher.device)
+        step = head.chunk_rows(decoder, teacher.device)
         for low in range(0, len(teacher), step):
             wanted = decoder.leave(teacher[low : low + step])
             for index, (_, states) in enumerate(answers[1:]):

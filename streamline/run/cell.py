@@ -37,7 +37,7 @@ class Cell:
         method: Method spec.
         sparsity: Target: the fraction of parameters to remove.
         seed: Seed of calibration, training and whatever is random in the method.
-        recovery: ``"none"`` or ``"lora"``.
+        recovery: ``"none"``, ``"lora"`` or ``"kd"``.
     """
 
     model: str

@@ -45,6 +45,7 @@ from streamline.run.stage_config import (
 from streamline.run.suites import load_suite
 from streamline.sources.instructions import is_instructions
 from streamline.sources.texts import check_text
+from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
@@ -175,7 +176,12 @@ class RunConfig(Matrix):
     )
     lora: LoraSettings = setting(
         LoraSettings(),
-        "LoRA fine-tuning after pruning; used where `recovery` is lora.",
+        "LoRA fine-tuning after pruning; used where `recovery` is lora, and for what kd is of.",
+        per_model=True,
+    )
+    kd: DistillationSettings = setting(
+        DistillationSettings(),
+        "Distillation after pruning, on the text and tokens of lora; used where `recovery` is kd.",
         per_model=True,
     )
     perplexity: PerplexityConfig = setting(
@@ -238,7 +244,7 @@ class RunConfig(Matrix):
     def fine_tunes(self) -> bool:
         """Whether any cell is fine-tuned after pruning."""
         own = (method.recovery or () for method in self.per_method.values())
-        return any("lora" in stages for stages in (self.recovery, *own))
+        return any({*stages} - {"none"} for stages in (self.recovery, *own))
 
     def check_names(self) -> None:
         """Look up tasks, texts and fields of methods before anything is loaded or fetched.

@@ -53,7 +53,7 @@ FORMAT = 3
 
 _STREAMED = frozenset(REPOSITORIES.values())
 _ASKED = ("limit", "tasks", "prompting", "perplexity")  # of a model; all else makes the model
-_OF_RECOVERY = ("lora",)  # what matters to cells alone that are fine-tuned
+_OF_RECOVERY = {"none": (), "lora": ("lora",), "kd": ("lora", "kd")}  # what each stage reads
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def shared_inputs(config: RunConfig, fingerprint: str, sources: Sources) -> dict
         AssetError: If a text is not there any more.
     """
     found: dict[str, Any] = {"format": FORMAT, "model": fingerprint}
-    for name in (*names(RunConfig, "keyed"), *_OF_RECOVERY):
+    for name in (*names(RunConfig, "keyed"), *_OF_RECOVERY["kd"]):
         value = getattr(config, name)
         if name == "tasks":
             found[name] = _questions(config, sources.origins)
@@ -243,7 +243,7 @@ def cell_inputs(cell: Mapping[str, Any], shared: Mapping[str, Any], method: Meth
         method: The method.
     """
     asked = {name: shared[name] for name in _ASKED}
-    others = {*_ASKED, *(_OF_RECOVERY if cell["recovery"] == "none" else ())}
+    others = {*_ASKED, *_OF_RECOVERY["kd"]} - {*_OF_RECOVERY[cell["recovery"]]}
     if not cell["sparsity"] and cell["recovery"] == "none":
         others |= {"calibration", "training"}
     read = read_content(method, cell["model"], cell["sparsity"])
@@ -314,6 +314,7 @@ def _stage(
 ) -> dict[str, Any]:
     """The settings of a stage, its text by content; that of calibration where it names none."""
     values = stage.model_dump(mode="json")
-    texts = values["texts"] or config.calibration.texts
-    values["texts"] = content_key(text_content(texts, revisions))[:16]
+    if "texts" in values:
+        texts = values["texts"] or config.calibration.texts
+        values["texts"] = content_key(text_content(texts, revisions))[:16]
     return values

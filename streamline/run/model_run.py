@@ -15,7 +15,8 @@ from functools import partial
 
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.pruning import prune
-from streamline.api.training import fine_tune, train
+from streamline.api.recovery import fine_tune
+from streamline.api.training import train
 from streamline.api.variants import Dense, Failure, Variant, load_dense
 from streamline.engine.memory import free_memory
 from streamline.environment import peak_memory_bytes, restart_peak_memory
@@ -39,13 +40,7 @@ from streamline.run.folder import kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
 from streamline.run.measuring.texts import calibration_tokens, cell_texts
-from streamline.run.preparation import (
-    Preparation,
-    cell_facts,
-    loading,
-    preparation,
-    todo,
-)
+from streamline.run.preparation import Preparation, cell_facts, loading, preparation, todo
 from streamline.run.recorder import Recorder
 from streamline.sources.batches import TokenBatches
 from streamline.sources.hub.commits import pinned
@@ -262,13 +257,14 @@ def _alone(model: _Model, variant: Variant) -> None:
 
     def tune() -> None:
         nonlocal found
-        if model.job(variant).cell.recovery == "lora":
+        if model.job(variant).cell.recovery != "none":
             found = fine_tune(
                 variant,
                 model.dense,
                 model.batches,
                 config.lora,
                 config.training,
+                kd=config.kd,
                 texts=config.calibration.texts,
                 folder=config.out / "cache",
                 progress=model.progress,

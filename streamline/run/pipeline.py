@@ -168,7 +168,8 @@ def prune_to_checkpoint(
                     train=own.training.model_copy(
                         update={"texts": own.training.texts or own.calibration.texts}
                     ),
-                    lora=own.lora if own.recovery == ("lora",) else None,
+                    lora=None if own.recovery == ("none",) else own.lora,
+                    kd=own.kd if own.recovery == ("kd",) else None,
                     seed=own.seeds[0],
                 )
                 made.save(target, verify=verify)

@@ -1,7 +1,8 @@
 """What a run asks of each of its stages: checked values, each with its default.
 
-How replacements are trained is :class:`streamline.training.student.Recipe`, and LoRA fine-tuning
-:class:`streamline.training.lora_recipe.LoraSettings`.
+How replacements are trained is :class:`streamline.training.student.Recipe`, LoRA fine-tuning
+:class:`streamline.training.lora_recipe.LoraSettings`, and distillation
+:class:`streamline.training.distillation.settings.DistillationSettings`.
 
 Example::
 
@@ -50,7 +51,7 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], *Several]
 ThereFolder = Annotated[DirectoryPath, BeforeValidator(at_home)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sparsities = Annotated[tuple[Sparsity, ...], *Several]
-Recoveries = Annotated[tuple[Literal["none", "lora"], ...], *Several]
+Recoveries = Annotated[tuple[Literal["none", "lora", "kd"], ...], *Several]
 
 
 def _none_is_zero(value: Any) -> Any:
@@ -133,7 +134,9 @@ class Matrix(Strict):
         (0,), "Seeds, with commas between; each is a cell of its own.", flag="--seed"
     )
     recovery: Recoveries = setting(
-        ("none",), "Stages after pruning: none, lora, or both.", flag="--recovery"
+        ("none",),
+        "Stages after pruning: none, lora, kd (distillation), or several.",
+        flag="--recovery",
     )
 
 

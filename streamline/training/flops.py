@@ -22,7 +22,7 @@ from streamline.training.student import Objective, Student
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["adapting_flops", "replacing_flops"]
+__all__ = ["adapting_flops", "distilling_flops", "replacing_flops"]
 
 
 def replacing_flops(
@@ -65,6 +65,28 @@ def adapting_flops(model: PreTrainedModel, adapters: int, tokens: int) -> float:
     decoder = Decoder(model)
     frozen = _matrices(decoder.layers) + _head(model, decoder)
     return float(tokens) * (4 * frozen + 6 * adapters)
+
+
+def distilling_flops(
+    model: PreTrainedModel, dense: Decoder, tokens: int, *, shared: int, adapters: int = 0
+) -> float:
+    """FLOPs of distillation: the dense model forward; the other behind what both have alike, twice.
+
+    Args:
+        model: The model that has learnt.
+        dense: The teacher.
+        tokens: Training tokens, epochs counted.
+        shared: First layers that ran once for both.
+        adapters: Parameters of the adapters; 0 where weights were trained, which are then those
+            that the dense model does not have.
+    """
+    decoder = Decoder(model)
+    parts = [*decoder.layers[shared:], submodule(model, decoder.family.head)]
+    teacher = _matrices(dense.layers) + _head(dense.model, dense)
+    known = {id(parameter) for parameter in dense.model.parameters()}
+    own = [p for part in parts for p in part.parameters() if p.dim() >= 2 and id(p) not in known]
+    trained = 6 * adapters if adapters else 2 * sum(p.numel() for p in own)
+    return float(tokens) * (2 * teacher + 4 * _matrices(parts) + trained)
 
 
 def _matrices(modules: Iterable[nn.Module]) -> int:

@@ -1,7 +1,8 @@
-"""LoRA fine-tuning: train adapters on any pruned model and merge them into its weights.
+"""Recovery of a pruned model: train adapters (LoRA) and merge them, or weights of its own.
 
 A stage of a run that can follow every method: same data, same tokens, merged before evaluation.
-Only this file imports peft.
+What it learns is the next token of the text, or what the dense model predicts there
+(:mod:`streamline.training.distillation`). Only this file imports peft.
 
 Example::
 
@@ -29,6 +30,9 @@ from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import ConfigError
 from streamline.hashing import content_key
 from streamline.training.digest import digest
+from streamline.training.distillation.settings import DistillationSettings, Trainees
+from streamline.training.distillation.teacher import Distillation, Teacher
+from streamline.training.distillation.trainees import weights
 from streamline.training.loop import fingerprint
 from streamline.training.lora_loop import LoraLoop, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
@@ -46,7 +50,7 @@ class FineTuned:
     Attributes:
         model: The model with the adapters merged into its weights.
         recipe: The recipe that was used, with its rank.
-        trained_parameters: Parameters of the adapters.
+        trained_parameters: Parameters of the adapters, or the weights that were trained.
         tokens: Training tokens seen, epochs counted, padding not.
         n_steps: Optimiser steps.
         seconds: Time spent.
@@ -54,6 +58,8 @@ class FineTuned:
         losses: One row per optimiser step, as in the JSON lines file.
         before: Validation loss before, if validation data was given.
         after: Validation loss of the weights that were kept, likewise.
+        distillation: How it learnt from the dense model, if it did.
+        shared_layers: First layers that ran once for it and the dense model.
     """
 
     model: PreTrainedModel
@@ -66,12 +72,23 @@ class FineTuned:
     losses: list[dict[str, Any]] = field(default_factory=list, repr=False)
     before: float | None = None
     after: float | None = None
+    distillation: DistillationSettings | None = None
+    shared_layers: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Everything but model and rows, as a JSON object."""
         names = ("trained_parameters", "tokens", "n_steps", "seconds", "peak_memory_bytes")
+        taught = (
+            {}
+            if self.distillation is None
+            else {
+                "distillation": self.distillation.model_dump(mode="json"),
+                "shared_layers": self.shared_layers,
+            }
+        )
         return {
             "recipe": asdict(self.recipe),
+            **taught,
             **{name: getattr(self, name) for name in (*names, "before", "after")},
         }
 
@@ -92,11 +109,12 @@ def fine_tune(
     autocast: torch.dtype | None = None,
     micro_batch: int = 4096,
     save_seconds: float = 30.0,
+    distillation: Distillation | None = None,
 ) -> FineTuned:
-    """Train LoRA adapters on a model and merge them.
+    """Train LoRA adapters on a model and merge them; or distil the dense model into it.
 
-    Tensors that the model shares with another (the dense one) are not written to: merged weights
-    are new tensors. Only the adapters' dropout is on.
+    Tensors that the model shares with another (the dense one) are not written to: merged and
+    trained weights are new tensors. Only the adapters' dropout is on.
 
     Args:
         model: Any pruned model of a known family.
@@ -115,6 +133,8 @@ def fine_tune(
         autocast: ``torch.bfloat16`` for mixed precision. Adapters are always float32.
         micro_batch: Tokens per forward pass, padding included.
         save_seconds: How often the state is written.
+        distillation: Learn what the dense model predicts, in place of the text's tokens; the
+            batches are the same. None for no teacher.
 
     Returns:
         The merged model, on the device and in the dtype it came in, and what it cost.
@@ -123,6 +143,7 @@ def fine_tune(
         UnknownNameError: If there is no such preset.
         ConfigError: If the data cannot be used, ``matched`` has no number to match, or the model
             has no linear map to adapt.
+        UnsupportedModelError: If what a model inserts is to learn, and it inserts nothing.
 
     Reference:
         LoRA, arXiv:2106.09685; the presets after arXiv:2305.11627, arXiv:2401.15024 and
@@ -133,13 +154,17 @@ def fine_tune(
     """
     recipe = recipe_of(preset, trained_parameters)
     decoder = Decoder(model)
-    targets = target_modules(decoder, recipe.targets)
-    if not targets:
+    trainees: Trainees = "lora"
+    if distillation is not None:
+        trainees, recipe = distillation.settings.trainees, distillation.settings.recipe(recipe)
+        autocast = autocast or distillation.autocast()
+    targets = target_modules(decoder, recipe.targets) if trainees == "lora" else {}
+    if not targets and trainees == "lora":
         raise ConfigError(
             f"{decoder.name} has no linear map among the LoRA targets {recipe.targets!r}; "
             "choose other targets"
         )
-    if trained_parameters is not None:
+    if trained_parameters is not None and targets:
         rank = matched_rank(targets.values(), trained_parameters)
         recipe = replace(recipe, rank=rank, alpha=2 * rank)
     sequences = as_sequences(data, tokenizer, recipe.length)
@@ -152,6 +177,9 @@ def fine_tune(
         warmup_steps=min(recipe.warmup_steps, len(batches) // 10),
         shape=recipe.shape,
     )
+    taught = None
+    if distillation is not None:
+        taught = [distillation.fingerprint, distillation.settings.model_dump(mode="json")]
     key = content_key(
         {
             "recipe": asdict(recipe),
@@ -161,12 +189,19 @@ def fine_tune(
             "seed": seed,
             "batches": digest(batches),
             "autocast": str(autocast),
+            **({} if taught is None else {"taught": taught}),
         }
     )
     restart_peak_memory()
-    with _adapters(model, list(targets), recipe, seed) as (parameters, dropouts):
+    trained = (
+        _adapters(model, list(targets), recipe, seed)
+        if distillation is None or trainees == "lora"
+        else weights(decoder, distillation.dense, trainees)
+    )
+    with trained as (parameters, dropouts):
+        teacher = None if distillation is None else Teacher.of(distillation, decoder, autocast)
         state = TrainingState(
-            label="lora",
+            label="lora" if teacher is None else "kd",
             key=key,
             parameters=parameters,
             schedule=schedule,
@@ -177,8 +212,9 @@ def fine_tune(
         )
         state.resume()
         loop = LoraLoop(
-            decoder, sequences, held_out, batches, dropouts, recipe, seed, autocast, micro_batch
-        )
+            decoder, sequences, held_out, batches, dropouts, recipe, seed, autocast, micro_batch,
+            teacher,
+        )  # fmt: skip
         loop.train(state, evaluations, progress, save_seconds)
         state.finish()
         _merge(model)
@@ -193,6 +229,8 @@ def fine_tune(
         losses=state.rows,
         before=None if held_out is None else state.rows[0]["validation_loss"],
         after=None if held_out is None else state.best_loss,
+        distillation=None if distillation is None else distillation.settings,
+        shared_layers=0 if teacher is None else teacher.shared,
     )
 
 

@@ -20,6 +20,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.head import summed_loss
 from streamline.engine.seed import seeded
 from streamline.errors import ConfigError, NotFiniteError
+from streamline.training.distillation.teacher import Teacher
 from streamline.training.lora_recipe import LoraRecipe
 from streamline.training.objectives import mixed
 from streamline.training.schedule import data_order
@@ -72,6 +73,7 @@ class LoraLoop:
     seed: int
     autocast: torch.dtype | None
     micro_batch: int = 4096
+    teacher: Teacher | None = None
 
     def train(
         self,
@@ -130,8 +132,9 @@ class LoraLoop:
         ended = state.done or self._settled(state)
         if state.not_finite is None or (state.failed_step is None and not ended):
             return
+        what = "LoRA fine-tuning" if self.teacher is None else "distillation"
         raise NotFiniteError(
-            f"LoRA fine-tuning: {state.not_finite} is not finite: the model's states or the "
+            f"{what}: {state.not_finite} is not finite: the model's states or the "
             "training overflow; take bfloat16 for a float16 model, or a lower learning rate"
         )
 
@@ -165,8 +168,10 @@ class LoraLoop:
         return torch.split(indices, max(1, self.micro_batch // width))
 
     def _sum(self, sequences: Sequences, indices: Tensor) -> Tensor:
-        """Summed loss of some sequences."""
+        """Summed loss of some sequences: of their tokens, or of what the teacher expects there."""
         ids, scored = sequences.part(indices)
+        if self.teacher is not None:
+            return self.teacher.divergence(ids, scored)
         decoder = self.decoder
         with mixed(decoder.device, self.autocast):
             entry = decoder.enter(ids)

@@ -107,6 +107,7 @@ def test_what_cannot_be_evaluated_is_refused(changes: dict[str, Any], message: s
         ({"method": sl.methods.StreamlineLayer}, "got the class StreamlineLayer; make one of it"),
         ({"train": {"n_tokens": 64}}, "train must be a Recipe or None"),
         ({"lora": True}, "lora must be a LoraSettings or None"),
+        ({"kd": "all"}, "kd must be a DistillationSettings or None"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused(changes: dict[str, Any], message: str) -> None:

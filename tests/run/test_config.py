@@ -60,7 +60,7 @@ def test_merge_goes_into_mappings_and_changes_nothing_given() -> None:
         ({"sparsities": ","}, "sparsities: at least one value is needed"),
         ({"sparsities": "0.1,0.1"}, "sparsities: 0.1 given twice"),
         ({"limit": 0}, r"limit: .*greater than or equal to 1 \(given: 0\)"),
-        ({"recovery": "heal"}, "recovery: .*'none' or 'lora'"),
+        ({"recovery": "heal"}, "recovery: .*'none', 'lora' or 'kd'"),
         ({"device": "gpu"}, r"device: .*\(given: 'gpu'\)"),
         ({"dtype": "fp8"}, "dtype: .*'float32'"),
         ({"training": {"objective": "kl"}}, "training.objective: .*'mse' or 'lm'"),

@@ -139,7 +139,7 @@ def test_the_file_that_a_tasks_yaml_names_is_part_of_its_questions(mine, setting
 @pytest.mark.parametrize("block", ["calibration", "training", "lora", "perplexity"])
 def test_every_text_of_a_run_is_in_the_key(block, mine, settings):
     other = Path(shutil.copy(mine / "text.jsonl", mine / "other.jsonl"))
-    changes = {block: {"texts": str(other)}, "recovery": "lora"}
+    changes = {block: {"texts": str(other)}, "recovery": "lora,kd"}
     config = settings("out", methods="llm-streamline-layer", **changes)
 
     def keys() -> list[str]:
@@ -150,7 +150,7 @@ def test_every_text_of_a_run_is_in_the_key(block, mine, settings):
     before = keys()
     _same_length(other, lambda text: text.replace("quick", "quite"))
     changed = [a != b for a, b in zip(before, keys(), strict=True)]
-    assert changed == [block == "perplexity", True]
+    assert changed == [block == "perplexity", True, True]
 
 
 def test_a_kept_answer_belongs_to_its_question(mine, settings, numbers, monkeypatch):

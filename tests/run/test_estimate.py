@@ -74,6 +74,16 @@ def test_recovery_costs_every_cell_that_has_it() -> None:
     assert estimate.flops["recovery"] == 4 * 700 * (6_738_415_616 - 8 * 202_383_360)
 
 
+def test_distillation_also_runs_the_dense_model_and_holds_every_weight_it_trains() -> None:
+    dense, pruned = 6_738_415_616, 6_738_415_616 - 8 * 202_383_360
+    run = {"methods": "llm-streamline-none", "lora": {"n_tokens": 700}}
+    tuned, taught = (plan_run(_config(**run, recovery=stage)) for stage in ("lora", "kd"))
+    assert taught.flops["recovery"] == 700 * (4 * pruned + 2 * dense)
+    assert taught.memory_bytes == tuned.memory_bytes
+    whole = plan_run(_config(**run, recovery="kd", kd={"trainees": "all"}))
+    assert whole.memory_bytes - taught.memory_bytes == 5 * 4 * pruned
+
+
 def test_each_model_is_planned_with_its_own_settings() -> None:
     config = _config(
         models="opt-1.3b,opt-2.7b",

@@ -5,11 +5,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, dense_path
 from streamline.plan import Span
 from streamline.testing.models import tiny_model
-from streamline.training.flops import adapting_flops, replacing_flops
+from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.distillation.teacher import Distillation, Teacher
+from streamline.training.distillation.trainees import weights
+from streamline.training.flops import adapting_flops, distilling_flops, replacing_flops
 from streamline.training.student import Recipe, Student
 
 TOKENS = 24
@@ -75,3 +79,27 @@ def test_the_loss_of_the_whole_model_takes_what_the_counter_sees_but_for_attenti
 def test_adapters_pass_gradients_through_all_weights(decoder):
     weights = matrices(*decoder.layers) + decoder.model.lm_head.weight.numel()
     assert adapting_flops(decoder.model, 100, TOKENS) == TOKENS * (4 * weights + 600)
+
+
+@pytest.mark.parametrize("trainees", ["replacement", "all"])
+def test_distillation_takes_what_the_counter_sees_but_for_attention(decoder, trainees):
+    decoder.model.requires_grad_(False)
+    nodes = dense_path(decoder).nodes
+    block = Block().requires_grad_(False)
+    path = Path(decoder, (nodes[0], Node(block, 1), nodes[3]))
+    pupil = Decoder(assemble(path))
+    ids = torch.arange(TOKENS)[None]
+    settings = DistillationSettings(trainees=trainees)
+    with weights(pupil, decoder, trainees):
+        teacher = Teacher.of(Distillation(decoder, "", settings), pupil)
+        with FlopCounterMode(display=False) as counter:
+            teacher.divergence(ids, torch.ones_like(ids, dtype=torch.bool)).backward()
+    head = decoder.model.lm_head.weight.numel()  # the last token predicts nothing
+    counted = counter.get_flop_counts()["Global"]
+    attention = sum(n for op, n in counted.items() if "attention" in str(op) or "bmm" in str(op))
+    unread = 2 * head * (4 if trainees == "all" else 3)
+    if trainees == "replacement":  # no gradient is wanted of what enters its first matrix
+        unread += 2 * TOKENS * block.up.weight.numel()
+    found = distilling_flops(pupil.model, decoder, TOKENS, shared=teacher.shared)
+    assert teacher.shared == (1 if trainees == "replacement" else 0)
+    assert found == counter.get_total_flops() - attention + unread

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from streamline.api.training import training_data, tuning_data
+from streamline.api.recovery import RECOVERIES, tuning_data
+from streamline.api.training import training_data
 from streamline.api.variants import Variant
 from streamline.evaluation.questions import Questions, heldout_text
 from streamline.hashing import content_key
@@ -81,8 +82,8 @@ def cell_texts(
         config,
         seed=variant.target.seed,
         prunes=bool(variant.target.sparsity),
-        trains=bool(trained - {"lora"}),
-        tunes="lora" in trained,
+        trains=bool(trained - RECOVERIES),
+        tunes=bool(trained & RECOVERIES),
     )
     if HELDOUT in questions.unavailable:
         del uses[HELDOUT]

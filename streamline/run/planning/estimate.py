@@ -201,7 +201,8 @@ def _add_costs(
     trained = [row for row in pruned if methods[row.cell.method].trains]
     added = sum(_added(row, decoder) for row in trained)
     tuned = [row for row in working if row.cell.recovery != "none"]
-    each = config.lora.planned_tokens(training)
+    taught = [row for row in tuned if row.cell.recovery == "kd"]
+    each, teachers = config.lora.planned_tokens(training), sum(row.dense for row in taught)
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
         "training": training.seen_tokens * bool(trained),
@@ -211,7 +212,7 @@ def _add_costs(
     flops = {
         "calibration": 2.0 * body * tokens["calibration"],
         "training": (2.0 * body + 6.0 * added) * tokens["training"],
-        "recovery": 4.0 * each * sum(row.pruned or row.dense for row in tuned),
+        "recovery": each * (4.0 * sum(row.pruned or row.dense for row in tuned) + 2.0 * teachers),
         "evaluation_per_1000_tokens": 2.0 * 1000 * sum(row.pruned or row.dense for row in working),
     }
     planned = planned_texts(config, prunes=bool(pruned), trains=bool(trained), tunes=bool(tuned))
@@ -222,6 +223,8 @@ def _add_costs(
         estimate.flops[name] = estimate.flops.get(name, 0.0) + value
     resident = _streamed_parameters(decoder) if config.stream else dense
     memory = resident * _BYTES[config.dtype] + added // len(config.seeds) * 4 * _TRAINING_COPIES
+    if config.kd.trainees == "all":
+        memory += max((r.pruned or r.dense for r in taught), default=0) * 4 * _TRAINING_COPIES
     estimate.memory_bytes = max(estimate.memory_bytes, memory)
     estimate.work_bytes += added * 4 * _STATE_COPIES + training.cache_bytes * bool(trained)
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from streamline.api.pruned_model import PrunedModel
 from streamline.api.pruning import prune
-from streamline.api.training import fine_tune, train
+from streamline.api.recovery import fine_tune
+from streamline.api.training import train
 from streamline.api.variants import Dense, Variant, only_variant
 from streamline.errors import ConfigError
 from streamline.plan import Plan
@@ -101,13 +102,14 @@ class Remaking:
                 **common,
             )
             variant = only_variant(trained)
-            if job.cell.recovery == "lora":
+            if job.cell.recovery != "none":
                 variant = fine_tune(
                     variant,
                     dense,
                     batches,
                     config.lora,
                     config.training,
+                    kd=config.kd,
                     progress=self.progress,
                     **common,
                 )

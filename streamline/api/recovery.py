@@ -1,0 +1,134 @@
+"""Recovery of variants, one by one: LoRA fine-tuning, or distillation from the dense model.
+
+Example::
+
+    variant = fine_tune(variant, dense, batches, LoraSettings(), Recipe(), texts=..., folder=f)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from streamline.api.training import trained
+from streamline.api.variants import Dense, Variant
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder
+from streamline.progress import Progress
+from streamline.sources.batches import TokenBatches
+from streamline.sources.instructions import Example
+from streamline.training import lora
+from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.distillation.teacher import Distillation
+from streamline.training.flops import adapting_flops, distilling_flops
+from streamline.training.lora_recipe import LoraSettings
+from streamline.training.student import Recipe
+
+__all__ = ["RECOVERIES", "fine_tune", "tuning_data"]
+
+#: Stages after pruning that train a model as it is then.
+RECOVERIES = frozenset({"lora", "kd"})
+
+
+def tuning_data(
+    batches: TokenBatches, settings: LoraSettings, recipe: Recipe, texts: str, seed: int
+) -> tuple[Tensor | list[Example], Tensor | list[Example] | None]:
+    """What a whole model is fine-tuned on, and what its validation loss is of, if there is one.
+
+    Args:
+        batches: The model's token batches.
+        settings: What LoRA is to do.
+        recipe: Says what the settings leave open: text, length and amount.
+        texts: The text where neither names one.
+        seed: Seed of the draw.
+    """
+    amount = settings.amount(recipe)
+    return batches.fine_tuning(
+        settings.texts or recipe.texts or texts,
+        n_tokens=amount.n_tokens,
+        n_documents=amount.n_documents,
+        validation_tokens=settings.validation_tokens,
+        length=recipe.length,
+        seed=seed,
+    )
+
+
+def fine_tune(
+    variant: Variant,
+    dense: Dense,
+    batches: TokenBatches,
+    settings: LoraSettings,
+    recipe: Recipe,
+    *,
+    kd: DistillationSettings | None = None,
+    texts: str,
+    folder: Path,
+    progress: Progress,
+) -> Variant:
+    """Train a pruned model once more, as its target's ``recovery`` says: on text, or as the dense.
+
+    Args:
+        variant: The model, trained where it had something to train.
+        dense: The dense model; tensors that both share are not written to.
+        batches: The model's token batches.
+        settings: What LoRA is to do; of distillation the preset, the text and the amount.
+        recipe: Says what the settings leave open: text, length and number of tokens.
+        kd: How it learns from the dense model, where the recovery is ``kd``.
+        texts: The text where neither names one.
+        folder: Where its state is kept: a killed fine-tuning resumes.
+        progress: Where to report what is being done.
+
+    Returns:
+        The variant as a model of its own, with what it cost beside what it had cost.
+
+    Raises:
+        UnknownNameError: If there is no such preset.
+        ConfigError: If the text cannot be used, or the model has no linear map to adapt.
+    """
+    stage, pruned = variant.target.recovery, variant.pruned
+    taught = None
+    if stage == "kd":
+        taught = Distillation(dense.decoder, dense.fingerprint, kd or DistillationSettings())
+    noun = "LoRA fine-tuning" if taught is None else "distillation"
+    progress.stage(f"{noun} of {variant.target.name}")
+    data, validation = tuning_data(batches, settings, recipe, texts, variant.target.seed)
+    own_budget = settings.amount(recipe) is settings
+    seen = settings.n_tokens if own_budget else recipe.seen_tokens
+    if not own_budget and recipe.n_documents is not None:
+        # What documents hold is counted; examples are seen as often as the preset says.
+        seen = recipe.counted(data.numel()).seen_tokens if isinstance(data, Tensor) else None
+    result = lora.fine_tune(
+        pruned.model or assemble(pruned.path(dense.decoder)),
+        data,
+        tokenizer=dense.tokenizer,
+        validation=validation,
+        preset=settings.preset,
+        token_budget=seen,
+        trained_parameters=settings.trained_parameters,
+        seed=variant.target.seed,
+        directory=folder / stage / variant.target.label,
+        progress=progress.step,
+        distillation=taught,
+    )
+    own = replace(pruned, model=result.model)
+    costs = {
+        "train_s": result.seconds,
+        "train_tokens": result.tokens,
+        "train_flops": _recovery_flops(result, dense.decoder),
+        "train_steps": result.n_steps,
+    }
+    peak = result.peak_memory_bytes
+    return trained(variant, own, costs, 1, peak, {stage: result.summary()})
+
+
+def _recovery_flops(result: lora.FineTuned, dense: Decoder) -> float:
+    """FLOPs of a recovery, those of its teacher included."""
+    settings, model = result.distillation, result.model
+    if settings is None:
+        return adapting_flops(model, result.trained_parameters, result.tokens)
+    adapters = result.trained_parameters if settings.trainees == "lora" else 0
+    return distilling_flops(
+        model, dense, result.tokens, shared=result.shared_layers, adapters=adapters
+    )

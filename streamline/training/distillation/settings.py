@@ -1,0 +1,55 @@
+"""How a pruned model learns from its dense one's next-token distributions; imports no torch.
+
+Example::
+
+    DistillationSettings(trainees="replacement", temperature=2.0, top_k=100)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streamline.training.lora_recipe import LoraRecipe
+from streamline.training.student import Positive
+
+__all__ = ["DistillationSettings", "Trainees"]
+
+Trainees = Literal["lora", "replacement", "all"]
+
+
+class DistillationSettings(BaseModel):
+    """Distillation after pruning; text, amount and preset are those of LoRA fine-tuning.
+
+    The loss of a position is ``T**2 * KL(softmax(t / T) || softmax(s / T))`` for the dense model's
+    logits t and the pruned model's s.
+
+    Reference:
+        Hinton et al., arXiv:1503.02531; for pruned models Minitron, arXiv:2407.14679 (logits
+        alone, all weights), and LinearPatch, arXiv:2505.24680, section 4.2 (the largest logits,
+        what is inserted alone).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trainees: Trainees = Field(
+        "lora",
+        description="What learns: lora (adapters of the preset, merged afterwards), replacement "
+        "(what the pruned model has that the dense one has not) or all (every weight).",
+    )
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="What the logits of both models are divided by."
+    )
+    top_k: Positive | None = Field(
+        None, description="The dense model's largest logits, which alone count; none for all."
+    )
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Peak learning rate; none for the preset's."
+    )
+
+    def recipe(self, preset: LoraRecipe) -> LoraRecipe:
+        """A recipe with what differs here."""
+        rate = self.learning_rate
+        return preset if rate is None else replace(preset, learning_rate=rate)

@@ -1,0 +1,94 @@
+"""Weights of a model that are trained themselves, in float32, without adapters.
+
+Example::
+
+    with weights(decoder, dense, "replacement") as (parameters, _):
+        ...                                     # the model holds float32 copies
+    # the model has the trained weights in its own dtype; the dense model is as it was
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from streamline.engine.decoder import Decoder, eval_mode
+from streamline.errors import UnsupportedModelError
+from streamline.training.distillation.settings import Trainees
+
+__all__ = ["weights"]
+
+
+@contextmanager
+def weights(
+    student: Decoder, dense: Decoder, trainees: Trainees
+) -> Iterator[tuple[dict[str, nn.Parameter], list[nn.Module]]]:
+    """Train weights of a model, and nothing else.
+
+    Tensors that the model shares with the dense one are not written to: trained weights are new
+    tensors. If the body fails, the model has its old ones again.
+
+    Args:
+        student: The pruned model.
+        dense: The dense model.
+        trainees: ``"all"``, or ``"replacement"``: what its layers have that the dense model has
+            not.
+
+    Yields:
+        The trained parameters by name, float32, and the modules whose dropout is on: none.
+
+    Raises:
+        UnsupportedModelError: If the model has no weights of its own.
+    """
+    model = student.model
+    chosen = _chosen(student, dense, trainees)
+    touched = [model] if trainees == "all" else [x for x in student.layers if _holds(x, chosen)]
+    places = [
+        (part, name, parameter)
+        for module in touched
+        for part in module.modules()
+        for name, parameter in part._parameters.items()
+        if parameter is not None
+    ]
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    held = {id(old): old for _, _, old in places}
+    copies = {
+        key: nn.Parameter(old.detach().to(torch.float32, copy=True), requires_grad=key in chosen)
+        for key, old in held.items()
+    }
+    try:
+        with eval_mode(model):
+            model.requires_grad_(False)
+            for part, name, old in places:
+                part._parameters[name] = copies[id(old)]
+            yield {name: p for name, p in model.named_parameters() if p.requires_grad}, []
+        for key in chosen & set(held):
+            held[key] = nn.Parameter(
+                copies[key].detach().to(held[key].dtype), requires_grad=flags[held[key]]
+            )
+    finally:
+        for part, name, old in places:
+            part._parameters[name] = held[id(old)]
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def _chosen(student: Decoder, dense: Decoder, trainees: Trainees) -> set[int]:
+    """The ids of the parameters that are trained."""
+    if trainees == "all":
+        return {id(parameter) for parameter in student.model.parameters()}
+    shared = {id(parameter) for parameter in dense.model.parameters()}
+    own = {id(p) for layer in student.layers for p in layer.parameters()} - shared
+    if not own:
+        raise UnsupportedModelError(
+            "distillation of the replacement: the pruned model has no weights of its own to train, "
+            "only layers of the dense one; take kd.trainees lora or all"
+        )
+    return own
+
+
+def _holds(module: nn.Module, chosen: set[int]) -> bool:
+    return any(id(parameter) in chosen for parameter in module.parameters())
