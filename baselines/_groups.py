@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from streamline.engine.assemble import shared_copy
 from streamline.engine.decoder import Decoder, submodule
-from streamline.engine.families import Family
 from streamline.modeling.modeling_layers import Spec
 from streamline.modeling.modeling_narrow import resize
 
@@ -82,8 +81,21 @@ class Heads:
         return cls(groups, n_heads // groups, size)
 
 
-def reason_against(family: Family) -> str | None:
-    """Why a family's layers have no such groups, or None if they do."""
+def reason_against(decoder: Decoder) -> str | None:
+    """Why a model's layers have no such groups, or None if they do."""
+    family = decoder.family
+    if family.mixture:
+        return (
+            f"channels cannot be removed from {family.name} by their gradients: its experts see "
+            "different tokens, so that scores of one say nothing beside those of another"
+        )
+    attention = submodule(decoder.layers[0], family.attention) if decoder.layers else None
+    norm = getattr(attention, "q_norm", None)
+    if norm is not None and norm.weight.numel() != Heads.of(decoder).size:
+        return (
+            f"heads cannot be removed from {family.name}: it normalises the queries of all heads "
+            "together"
+        )
     if family.fused and not family.qkv_layout:
         return (
             f"heads cannot be removed from {family.name}: its fused projection and its position "

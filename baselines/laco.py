@@ -57,7 +57,7 @@ class LaCo(Method):
         The threshold is the unknown, found for the target sparsity, and merging stops as soon as
         the sparsity is met. Short sequences of the run's calibration texts replace the paper's few
         Wikipedia sentences. Biases of projections are merged like weights, which the models of the
-        paper do not have.
+        paper do not have. Mixtures of experts are unsupported: their experts are in no order.
     """
 
     name: ClassVar[str] = "laco"
@@ -74,6 +74,11 @@ class LaCo(Method):
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Models whose layers cannot be added to each other."""
+        if decoder.family.mixture:
+            return (
+                f"{self.name} adds up the projections of neighbouring layers, and an expert of one "
+                f"layer of {decoder.family.name} has no counterpart in the next"
+            )
         odd = odd_layer(decoder, alike=True)
         if odd is not None:
             return f"{self.name} adds up the projections of neighbouring layers, and {odd}"

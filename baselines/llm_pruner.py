@@ -59,7 +59,7 @@ class LLMPruner(Method):
         number of key-value heads. At least one head and one channel of a layer stay. Sequences
         come from the run's calibration texts instead of BookCorpus. Its scripts and README remove
         0.25 of the groups (19.52 % of Llama-2-7B); here the target sparsity of all parameters
-        decides. Falcon and Bloom are unsupported. It cannot be
+        decides. Falcon, Bloom, OLMo 2 and mixtures of experts are unsupported. It cannot be
         wrapped: it is scripts with model classes of their own for Llama and a few more.
     """
 
@@ -72,6 +72,7 @@ class LLMPruner(Method):
         "qwen2",
         "qwen3",
         "gemma2",
+        "gemma3",
         "phi3",
         "opt",
         "gpt2",
@@ -86,7 +87,7 @@ class LLMPruner(Method):
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Families whose heads cannot be separated."""
-        reason = reason_against(decoder.family) or super().unsupported(decoder)
+        reason = reason_against(decoder) or super().unsupported(decoder)
         odd = odd_layer(decoder, alike=True) if reason is None else None
         return reason if odd is None else f"{self.name} removes heads and channels, and {odd}"
 

@@ -7,6 +7,7 @@ folded into weights, so the checkpoint is a plain one with fewer layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from streamline.engine.paths import dense_path
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Length
 from streamline.method import Method, Pruned, Size
-from streamline.methods.layers import odd_layer
+from streamline.methods.layers import odd_layer, projection
 from streamline.methods.loss import loss_sample, path_losses
 from streamline.plan import Plan, Span
 from streamline.progress import part
@@ -39,7 +40,8 @@ class PruneAndComp(Method):
     A removed layer changes the mean magnitude of channel ``c`` by ``r_c``, the mean over samples of
     ``mean_t |x_out[c]| / mean_t |x_in[c]|``; the factor is the mean of ``r_c`` over the channels.
     The embeddings and all that the layers before write into the residual stream are multiplied by
-    it: since every layer reads through a norm, they compute what they did, at that magnitude.
+    it: since every layer reads through a norm, they compute what they did, at that magnitude. Of a
+    mixture all experts are multiplied, and the router chooses as it did.
 
     Attributes:
         criterion: What the next layer is chosen by, on the model as it is by then:
@@ -56,7 +58,7 @@ class PruneAndComp(Method):
         can be chosen. Criteria by gradients and of a whole span are left out, and the run's
         calibration texts stand in for 128 sequences of 2048 tokens of WikiText-2. A norm's small
         constant makes the scaling inexact, there as here. Families that normalise what a layer
-        writes (Gemma 2, OPT-350m) or their embeddings (Bloom) are unsupported.
+        writes (Gemma 2 and 3, OLMo 2, OPT-350m) or their embeddings (Bloom) are unsupported.
     """
 
     name: ClassVar[str] = "prune-and-comp"
@@ -165,13 +167,14 @@ def without(decoder: Decoder, index: int, factor: float) -> PreTrainedModel:
         _scale(submodule(model, family.positions), factor)
     for layer in list(submodule(model, family.layers).children())[:index]:
         for path in (family.o, family.mlp_out):
-            _scale(submodule(layer, path), factor)
+            module, parameters = projection(layer, path)
+            _scale(module, factor, parameters)
     return model
 
 
-def _scale(module: Any, factor: float) -> None:
-    """Multiply a module's weight and bias, as new tensors: the old ones may be shared."""
-    for name in ("weight", "bias"):
+def _scale(module: Any, factor: float, names: Iterable[str] = ("weight", "bias")) -> None:
+    """Multiply some parameters of a module, as new tensors: the old ones may be shared."""
+    for name in names:
         old = getattr(module, name, None)
         if old is not None:
             new = nn.Parameter(old.detach() * factor, requires_grad=old.requires_grad)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
@@ -20,7 +21,7 @@ from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, NonNegative, Positive
 from streamline.method import Method, Pruned, Size
-from streamline.methods.layers import odd_layer
+from streamline.methods.layers import odd_layer, projection
 from streamline.methods.linear_algebra import solve
 from streamline.plan import Plan, Span, Step
 
@@ -57,7 +58,8 @@ class ReplaceMe(Method):
         in its accurate form, which is the one here, and keeps states in bfloat16 (here
         float32, three vectors for each calibration token). One run is replaced; replacing
         several at once is left out. Families with a norm after the MLP (Gemma 2, OPT-350m) are
-        unsupported: nothing can be folded there.
+        unsupported: nothing can be folded there. In a mixture the map is folded into every expert,
+        which is the same, since what they give is added up.
     """
 
     name: ClassVar[str] = "replaceme"
@@ -207,7 +209,10 @@ def states(
     """
     width = decoder.hidden_size
     outputs: list[Tensor] = []
-    out = submodule(decoder.layers[span.start - 1], decoder.family.mlp_out)
+    family = decoder.family  # the experts' outputs are added up in the MLP
+    out = submodule(
+        decoder.layers[span.start - 1], family.mlp if family.mixture else family.mlp_out
+    )
     hook = out.register_forward_hook(lambda module, args, output: outputs.append(output))
     rows = max(1, batch_tokens // batches.shape[1])
     try:
@@ -238,11 +243,11 @@ def fold(decoder: Decoder, index: int, transform: Tensor) -> nn.Module:
         A layer of the same class that has no tensor in common with the model.
     """
     layer = copy.deepcopy(decoder.layers[index], {id(decoder.config): decoder.config})
-    out: Any = submodule(layer, decoder.family.mlp_out)
-    t = transform.to(out.weight.device)
-    weight = out.weight.double()
-    # A Linear keeps [D, inner], GPT-2's Conv1D the transpose.
-    out.weight.copy_(t.T @ weight if isinstance(out, nn.Linear) else weight @ t)
-    if out.bias is not None:
-        out.bias.copy_(out.bias.double() @ t)
+    module, parameters = projection(layer, decoder.family.mlp_out)
+    weight, *bias = parameters.values()
+    t, before = transform.to(weight.device), weight.double()
+    # Linear maps and experts keep [..., D, inner], GPT-2's Conv1D the transpose.
+    weight.copy_(before @ t if isinstance(module, Conv1D) else t.T @ before)
+    for shift in bias:
+        shift.copy_(shift.double() @ t)
     return layer

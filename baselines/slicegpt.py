@@ -54,8 +54,8 @@ class SliceGPT(Method):
         of the family. A block with parallel sublayers has one basis. The released package cannot be
         wrapped: it pins transformers 4.42.4, whose layer classes it subclasses, and covers only
         Llama, OPT and Phi; `benchmarks/compare_slicegpt.py` compares with it. GPT-2 (its forward
-        fixes the last width), Gemma 2 (norms before the addition), Falcon and Bloom are
-        unsupported.
+        fixes the last width), Gemma 2 and 3 and OLMo 2 (norms before the addition), mixtures of
+        experts, Falcon and Bloom are unsupported.
     """
 
     name: ClassVar[str] = "slicegpt"
@@ -82,6 +82,11 @@ class SliceGPT(Method):
             return (
                 f"{self.name} rotates what is added to the residual, and {decoder.family.name} "
                 "puts a norm with a scale of its own between the projection and the residual"
+            )
+        if decoder.family.mixture:
+            return (
+                f"{self.name} slices the projections of one MLP a layer, and the layers of "
+                f"{decoder.family.name} have a router and experts in its place"
             )
         if not getattr(config, "do_layer_norm_before", True):
             return f"{self.name} needs norms before the projections; {decoder.name} has them after"

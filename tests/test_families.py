@@ -18,7 +18,7 @@ from streamline.baselines.slicegpt import SliceGPT
 from streamline.calibration import measure
 from streamline.checkpoints.checkpoint import load, save
 from streamline.engine.assemble import assemble
-from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.evaluation.generation.engine import generate
 from streamline.evaluation.generation.prompts import Prompt
@@ -26,6 +26,7 @@ from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.perplexity import perplexity
 from streamline.evaluation.scoring.score import score
 from streamline.method import Pruned
+from streamline.methods.layers import projection
 from streamline.methods.replacement import INITS, added_parameters, make
 from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Plan, Span, Step
@@ -46,12 +47,18 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("bloom", {"apply_residual_connection_post_layernorm": True}),
     ("gpt_neox", {"use_parallel_residual": False}),
     ("gemma2", {"sliding_window": 4}),
+    ("gemma3_text", {"sliding_window": 4}),
     ("mistral", {"sliding_window": 4}),
+    ("mixtral", {"sliding_window": 4}),
+    ("olmoe", {"clip_qkv": 0.5, "norm_topk_prob": True}),
+    ("qwen3_moe", {"mlp_only_layers": [1]}),
+    ("qwen3_moe", {"decoder_sparse_step": 2}),
 ]
 REACHED = {
     "slicegpt": {"llama", "mistral", "qwen2", "qwen3", "phi3", "opt", "gpt_neox"},
     "llm-pruner": {
-        "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "opt", "gpt2", "gpt_neox",
+        "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt2",
+        "gpt_neox",
     },
 }  # fmt: skip
 """The families whose every layer a method knows how to make narrower."""
@@ -152,7 +159,7 @@ def written(model: Any, use_cache: bool) -> Tensor:
 @torch.no_grad()
 def test_a_path_is_a_model_that_generates_with_its_cache(family: str) -> None:
     # A window shorter than the sequence, so that the two kinds of attention differ.
-    changes = {"sliding_window": 4} if family == "gemma2" else {}
+    changes = {"sliding_window": 4} if family.startswith("gemma") else {}
     decoder = Decoder(tiny_model(family, n_layers=7, **changes))
     path, mask = mixed(decoder).path(decoder), padded()
     model = assemble(path)
@@ -193,7 +200,7 @@ def test_a_removed_sublayer_is_one_that_gives_zeros(family: str, part: Any) -> N
     entry = decoder.enter(IDS)
     zeroed = copy.deepcopy(decoder.layers[1])
     out = decoder.family.o if part == "attention" else decoder.family.mlp_out
-    for parameter in submodule(zeroed, out).parameters():
+    for parameter in projection(zeroed, out)[1].values():
         parameter.zero_()
     found = decoder.run(remove_sublayer(decoder, 1, part), entry.hidden, entry, 1)
     near(found, decoder.run(zeroed, entry.hidden, entry, 1))

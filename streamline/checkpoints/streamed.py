@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from os.path import commonprefix
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ from streamline.engine.paths import Path as LayerPath
 from streamline.errors import AssetError
 from streamline.files import write_json_atomic
 from streamline.sources.accounting import OLD_NAMES, account
-from streamline.sources.weights import DTYPES, WeightSource, memory_of
+from streamline.sources.stored.places import DTYPES
+from streamline.sources.weights import WeightSource, memory_of
 from streamline.streaming.decoder import HEAD, StreamedDecoder
 from streamline.streaming.opening import empty_model
 
@@ -69,12 +71,25 @@ def write_weights(
         model.generation_config = GenerationConfig.from_pretrained(decoder.source.folder)
     model.save_pretrained(folder, state_dict={})
 
+    parts: dict[int, str] = {}  # of tensors that lie in the files as several
+
+    def each() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in _tensors(model):
+            key = decoder.key_of(tensor) if tensor.is_meta else None
+            stored = () if key is None else decoder.source[key].parts
+            for old, place in stored:
+                part = torch.empty(place.shape, dtype=tensor.dtype, device="meta")
+                parts[id(part)] = old
+                yield _renamed(old, str(key), name), part
+            if not stored:
+                yield name, tensor
+
     def value(tensor: Tensor) -> Tensor:
-        key = decoder.key_of(tensor) if tensor.is_meta else None
+        key = parts.get(id(tensor)) or (decoder.key_of(tensor) if tensor.is_meta else None)
         assert key is not None or not tensor.is_meta
         return tensor.detach() if key is None else decoder.source.read(key, tensor.dtype)
 
-    write_shards(folder, _tensors(model), value, shard_bytes=shard_bytes)
+    write_shards(folder, each(), value, shard_bytes=shard_bytes)
 
 
 def write_shards(
@@ -187,6 +202,12 @@ def _stored(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     renamed = bool(old) and not hasattr(model.config, "streamline")
     for name, tensor in model.state_dict(keep_vars=True).items():
         yield old + name.removeprefix(new) if renamed and name.startswith(new) else name, tensor
+
+
+def _renamed(old: str, key: str, name: str) -> str:
+    """The name of a stored part of a tensor, which was read as ``key`` and is now ``name``."""
+    same = commonprefix([key[::-1], name[::-1]])[::-1]
+    return name.removesuffix(same) + old.removeprefix(key.removesuffix(same))
 
 
 def _size(tensor: Tensor) -> int:

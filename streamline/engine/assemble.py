@@ -89,6 +89,13 @@ def renumber(model: PreTrainedModel, origin: list[int], decoder: Decoder) -> Non
         values = getattr(decoder.config, name, None)
         if isinstance(values, list) and len(values) == decoder.n_layers:
             setattr(config, name, [values[i] for i in origin])
+    if hasattr(
+        config, "mlp_only_layers"
+    ):  # a mixture in which every so many layers have no experts
+        dense, step = set(config.mlp_only_layers or ()), decoder.config.decoder_sparse_step
+        dense |= {i for i in range(decoder.n_layers) if (i + 1) % step}
+        config.mlp_only_layers = [i for i, layer in enumerate(origin) if layer in dense]
+        config.decoder_sparse_step = 1
     config.num_hidden_layers = len(origin)
     layers = list(submodule(model, decoder.family.layers).children())
     number_caches(layers, config)

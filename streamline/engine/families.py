@@ -7,6 +7,7 @@ do with them is the business of :mod:`streamline.engine.decoder` and of the meth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from streamline.errors import UnsupportedModelError
 
@@ -25,9 +26,9 @@ class Family:
         project_out: Path to a projection between final norm and head, if the family may have one.
         attention: Path from a layer to its attention module.
         mlp: Path from a layer to its MLP; empty when its projections lie in the layer itself.
-        attention_norm: Path from a layer to the norm before attention.
-        mlp_norm: Path from a layer to the norm before the MLP.
-        extra_norms: Further norms of a layer (after attention, after the MLP).
+        attention_norm: Path from a layer to the norm before attention; empty where there is none.
+        mlp_norm: Path from a layer to the norm before the MLP; empty where there is none.
+        extra_norms: Norms of what a layer writes (after attention, after the MLP).
         q: Path from a layer to the query projection; empty where q, k and v are fused.
         k: Path to the key projection.
         v: Path to the value projection.
@@ -35,8 +36,10 @@ class Family:
         qkv_layout: Order of its outputs: ``"blocks"`` for all queries, all keys, all values,
             ``"heads"`` for q, k and v of each head in turn, empty where it is another.
         o: Path to the attention's output projection.
-        mlp_in: Paths to the projections into the MLP (gate before up).
-        mlp_out: Path to the projection out of the MLP.
+        mlp_in: Paths to the projections into the MLP (gate before up). In a mixture they are one
+            tensor for all experts, [experts, outputs, inputs].
+        mlp_out: Path to the projection out of the MLP, likewise.
+        mixture: Whether the MLP is one of several experts that a router chooses for each token.
         norm_kind: ``"rms"`` or ``"layer"``.
         positions: Path to learned position embeddings, if any.
         tree: Whether attention accepts an arbitrary 4-D mask with explicit positions.
@@ -66,6 +69,7 @@ class Family:
     mlp_out: str = "mlp.down_proj"
     norm_kind: str = "rms"
     positions: str = ""
+    mixture: bool = False
     tree: bool = True
     tuple_output: bool = False
     parallel: bool = False
@@ -81,11 +85,12 @@ class Family:
         heads = (self.qkv,) if self.fused else (self.q, self.k, self.v)
         return (*heads, self.o, *self.mlp_in, self.mlp_out)
 
-    @property
-    def norms(self) -> tuple[str, ...]:
-        """Paths of every norm of a layer."""
-        return (self.attention_norm, self.mlp_norm, *self.extra_norms)
 
+_EXPERTS: dict[str, Any] = {
+    "mlp_in": ("mlp.experts.gate_up_proj",),
+    "mlp_out": "mlp.experts.down_proj",
+    "mixture": True,
+}
 
 FAMILIES: tuple[Family, ...] = (
     Family(name="llama", model_types=("llama",)),
@@ -98,6 +103,22 @@ FAMILIES: tuple[Family, ...] = (
         mlp_norm="pre_feedforward_layernorm",
         extra_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
     ),
+    Family(
+        name="gemma3",
+        model_types=("gemma3_text",),
+        mlp_norm="pre_feedforward_layernorm",
+        extra_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+    Family(
+        name="olmo2",
+        model_types=("olmo2",),
+        attention_norm="",
+        mlp_norm="",
+        extra_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+    Family(name="mixtral", model_types=("mixtral",), **_EXPERTS),
+    Family(name="olmoe", model_types=("olmoe",), **_EXPERTS),
+    Family(name="qwen3_moe", model_types=("qwen3_moe",), **_EXPERTS),
     Family(
         name="phi3",
         model_types=("phi3",),

@@ -20,9 +20,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder
 from streamline.engine.seed import seeded
 from streamline.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from streamline.methods.layers import projection
 from streamline.modeling.modeling_layers import FFN, LayerModule, LinearMap, Repeated, Stack, SwiGLU
 from streamline.plan import Span
 
@@ -55,9 +56,10 @@ def make(
 
     Args:
         kind: ``"ffn"`` (d-4d-d, ReLU), ``"mlp"`` (d-2d-d, ReLU), ``"swiglu"`` (the model's own
-            intermediate size), ``"linear"``, ``"layer"`` (a decoder layer), or one of these after
-            ``shared-`` (one network applied once per layer of the span) or ``multiple-`` (one
-            network per layer of the span, in a row).
+            intermediate size; of a mixture that of all experts a token meets), ``"linear"``,
+            ``"layer"`` (a decoder layer), or one of these after ``shared-`` (one network applied
+            once per layer of the span) or ``multiple-`` (one network per layer of the span, in a
+            row).
         decoder: The dense model; it is not changed.
         span: The layers to replace.
         init: ``"random"``; for layers also ``"first"``, ``"last"`` or ``"mean"`` of the span's
@@ -177,10 +179,18 @@ def _network(kind: str, decoder: Decoder, residual: bool, norm: bool) -> FFN | S
     if kind == "linear":
         return LinearMap(d)
     if kind == "swiglu":
-        out = submodule(decoder.layers[0], decoder.family.mlp_out)
-        width: int = out.weight.numel() // d  # type: ignore[operator]
-        return SwiGLU(d, width, residual=residual, norm=_eps(decoder) if norm else None)
+        eps = _eps(decoder) if norm else None
+        return SwiGLU(d, _mlp_width(decoder), residual=residual, norm=eps)
     return FFN(d, 4 * d if kind == "ffn" else 2 * d, residual=residual)
+
+
+def _mlp_width(decoder: Decoder) -> int:
+    """Hidden units of a model's MLP; of a mixture those of the experts that a token meets."""
+    _, parameters = projection(decoder.layers[0], decoder.family.mlp_out)
+    weight = next(iter(parameters.values()))
+    if weight.dim() == 3:  # [experts, D, inner]
+        return int(weight.shape[-1] * decoder.config.num_experts_per_tok)
+    return weight.numel() // decoder.hidden_size
 
 
 def _eps(decoder: Decoder) -> float:
@@ -276,6 +286,15 @@ def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
         raise UnsupportedModelError(
             f"a decoder layer that replaces {span} starts from weights of {decoder.name} that "
             "are offloaded; use more devices, or a kind that starts from random weights"
+        )
+    kinds = [
+        [(name, p.shape) for name, p in decoder.layers[i].named_parameters()]
+        for i in (span.layers if init == "mean" else (span.start, span.stop - 1))
+    ]
+    if init in ("last", "mean") and any(kind != kinds[0] for kind in kinds):
+        raise UnsupportedModelError(
+            f"the layers {span} of {decoder.name} are not alike, and one that starts from their "
+            f'{init} takes the place of the first; take init="first"'
         )
     memo = {id(decoder.config): decoder.config}
     layer = _without_hooks(copy.deepcopy(source, memo)).to("cpu", torch.float32)

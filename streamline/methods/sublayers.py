@@ -140,10 +140,10 @@ def unused_norms(decoder: Decoder, layer: nn.Module, sublayer: Sublayer) -> list
         return []
     if hasattr(layer, "ln_attn") and hasattr(layer, "ln_mlp"):
         return ["ln_attn" if sublayer == "attention" else "ln_mlp"]
-    if not hasattr(layer, family.mlp_norm):
+    if family.mlp_norm and not hasattr(layer, family.mlp_norm):
         return []
     first = sublayer == "attention"
     norms = [family.attention_norm if first else family.mlp_norm]
-    if len(family.extra_norms) == 2:
+    if family.extra_norms:
         norms.append(family.extra_norms[0 if first else 1])
-    return norms
+    return [norm for norm in norms if norm]

@@ -56,6 +56,8 @@ def remove_modules(layer: nn.Module, spec: Spec) -> nn.Module:
     """
     for name in spec.get("attention", ()):
         setattr(layer, name, ZeroModule(pair=True))
+        if hasattr(layer, "layer_idx"):  # a layer that keeps its attention's index has none now
+            layer.layer_idx = None  # type: ignore[assignment]
     for name in spec.get("zero", ()):
         setattr(layer, name, ZeroModule(pair=False))
     for name in spec.get("identity", ()):

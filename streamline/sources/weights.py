@@ -12,15 +12,11 @@ Example::
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import pickle
 import re
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +25,11 @@ from torch import Tensor
 
 from streamline.errors import AssetError
 from streamline.sources.folders import layout
+from streamline.sources.stored.experts import with_experts_joined
+from streamline.sources.stored.places import StoredTensor, pickled_places, safe_places
 
-__all__ = ["DTYPES", "StoredTensor", "WeightSource", "is_harmless", "memory_of"]
+__all__ = ["WeightSource", "is_harmless", "memory_of"]
 
-DTYPES: dict[str, torch.dtype] = {
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-}
-"""Names of number formats in a safetensors header that weights may have here."""
-
-_LARGEST_HEADER = 100_000_000  # as in the safetensors library
 _ONE_READ = 1 << 30  # a single system call reads less than 2 GiB
 _HARMLESS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids"
@@ -54,31 +37,11 @@ _HARMLESS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies.
-
-    Attributes:
-        file: Its safetensors file.
-        start: First byte in the file.
-        stop: Byte after the last.
-        shape: Its shape.
-        dtype: Its number format in the file.
-        stride: Its strides, where its numbers do not lie one after the other.
-    """
-
-    file: Path
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    stride: tuple[int, ...] | None = None
-
-
 class WeightSource:
     """The tensors of one model in a folder: one file, or shards with an index.
 
-    Reading is safe from several threads.
+    The experts of a mixture, which lie one by one, are read as one tensor each for what goes into
+    them and what comes out. Reading is safe from several threads.
 
     Args:
         folder: A folder as ``save_pretrained`` writes it.
@@ -106,6 +69,8 @@ class WeightSource:
                     self._add(file)
             if index is not None:
                 self._compare(*index)
+            self._stored = self._tensors
+            self._tensors = with_experts_joined(self._stored)
         except BaseException:
             self.close()
             raise
@@ -134,7 +99,7 @@ class WeightSource:
         """Read one tensor.
 
         Args:
-            name: Its name in the checkpoint.
+            name: Its name, or that of one stored tensor of several that are read as one.
             dtype: Number format to give floating-point tensors; None for the file's own.
 
         Returns:
@@ -144,21 +109,12 @@ class WeightSource:
             AssetError: If the file ends before the tensor does, cannot be read, or holds numbers
                 too large for float16.
         """
-        place = self._tensors[name]
+        place = self._tensors[name] if name in self._tensors else self._stored[name]
         tensor = torch.empty(_extent(place), dtype=place.dtype)
-        view = memory_of(tensor)
-        done, size = 0, place.stop - place.start
-        try:
-            while done < size:
-                part = view[done : done + _ONE_READ]
-                count = os.preadv(self._open[place.file], [part], place.start + done)
-                if count == 0:
-                    raise AssetError(
-                        f"{place.file} ends in the middle of {name!r}; fetch the model again"
-                    )
-                done += count
-        except OSError as error:
-            raise AssetError(f"{place.file} cannot be read: {error}") from error
+        view, size = memory_of(tensor), 0
+        for part, one in place.parts or ((name, place),):
+            self._fill(view[size : size + one.stop - one.start], one, part)
+            size += one.stop - one.start
         self.reads[name] += 1
         self.bytes_read += size
         if place.stride is not None:
@@ -177,6 +133,21 @@ class WeightSource:
         """Close the files; nothing can be read afterwards. A source let go closes by itself."""
         _close(self._open)
 
+    def _fill(self, view: memoryview, place: StoredTensor, name: str) -> None:
+        """Read what lies in one place."""
+        done = 0
+        try:
+            while done < len(view):
+                part = view[done : done + _ONE_READ]
+                count = os.preadv(self._open[place.file], [part], place.start + done)
+                if count == 0:
+                    raise AssetError(
+                        f"{place.file} ends in the middle of {name!r}; fetch the model again"
+                    )
+                done += count
+        except OSError as error:
+            raise AssetError(f"{place.file} cannot be read: {error}") from error
+
     def _add(self, file: Path) -> None:
         """Open a file and find its tensors."""
         try:
@@ -185,7 +156,7 @@ class WeightSource:
             raise AssetError(
                 f"{file} cannot be opened ({error.strerror}); fetch the model again"
             ) from error
-        places = _pickled_places(file) if file.suffix == ".bin" else _safe_places(file, descriptor)
+        places = pickled_places(file) if file.suffix == ".bin" else safe_places(file, descriptor)
         for name, place in places.items():
             if name in self._tensors:
                 other = self._tensors[name].file
@@ -237,95 +208,3 @@ def memory_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, to be read or written in place."""
     array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(array)
-
-
-def _safe_places(file: Path, descriptor: int) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file.
-
-    Args:
-        file: Its name, for messages.
-        descriptor: The open file.
-
-    Raises:
-        AssetError: If it is damaged, cut short, or holds quantised weights.
-    """
-    length = os.fstat(descriptor).st_size
-    size = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-    if not 2 <= size <= min(_LARGEST_HEADER, length - 8):
-        raise AssetError(f"{file} is not a safetensors file; fetch the model again")
-    found: dict[str, StoredTensor] = {}
-    try:
-        header = json.loads(os.pread(descriptor, size, 8))
-        header.pop("__metadata__", None)
-        for name, row in header.items():
-            start, stop = row["data_offsets"]
-            if row["dtype"] not in DTYPES:
-                known = ", ".join(DTYPES)
-                raise AssetError(
-                    f"{name!r} in {file} is of format {row['dtype']}; reading takes "
-                    f"{known}. Take a checkpoint that is not quantised"
-                )
-            place = StoredTensor(
-                file, 8 + size + start, 8 + size + stop, tuple(row["shape"]), DTYPES[row["dtype"]]
-            )
-            if stop - start != math.prod(place.shape) * place.dtype.itemsize:
-                raise _cut(file, length, name)
-            found[name] = place
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise AssetError(f"{file} has a damaged header ({error!r})") from error
-    end = 8 + size
-    for name, place in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if place.start != end or place.stop > length:
-            raise _cut(file, length, name)
-        end = place.stop
-    if end != length:
-        raise _cut(file, length, "its tensors")
-    return found
-
-
-def _cut(file: Path, length: int, name: str) -> AssetError:
-    return AssetError(
-        f"{file} holds {length} bytes, too few or too many for {name!r}; it is damaged or cut "
-        "short: fetch the model again"
-    )
-
-
-def _pickled_places(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file of ``torch.save``, found without running code and without reading them.
-
-    Raises:
-        AssetError: If the file is damaged, holds anything but a dictionary of tensors, or is of a
-            format before torch 1.6.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    try:
-        with FakeTensorMode():
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes of the reader
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds more than tensors, or is damaged"
-        raise AssetError(
-            f"{file} cannot be read as weights alone ({reason}). Code in it is never run; take the "
-            "safetensors of this model, or fetch it again"
-        ) from error
-    found: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items() if isinstance(tensors, dict) else [("", tensors)]:
-        storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-        start = getattr(storage, "_checkpoint_offset", None)
-        if not isinstance(tensor, Tensor) or start is None or tensor.dtype not in DTYPES.values():
-            raise AssetError(
-                f"{file} cannot be read as weights alone ({name!r} is no plain tensor of a file "
-                "of torch 1.6 or later). Load it with what wrote it and save it with "
-                "`save_pretrained`"
-            )
-        plain = tensor.is_contiguous()
-        last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        count = tensor.numel() if plain or not tensor.numel() else last + 1
-        start += tensor.storage_offset() * tensor.dtype.itemsize
-        found[name] = StoredTensor(
-            file, start, start + count * tensor.dtype.itemsize, tuple(tensor.shape), tensor.dtype,
-            None if plain else tensor.stride(),
-        )  # fmt: skip
-    return found

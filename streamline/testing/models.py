@@ -49,6 +49,13 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "alibi": False,
     },
     "gemma2": {**_ROPE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 256},
+    "gemma3_text": {
+        **_ROPE,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 256,
+        "sliding_window_pattern": 2,
+    },
     "gpt2": {**_BASE, "n_embd": 32, "n_head": 4, "n_positions": 512},
     "gpt_neox": {
         **_BASE,
@@ -59,6 +66,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
     "llama": _ROPE,
     "mistral": {**_ROPE, "sliding_window": None},
+    "mixtral": {**_ROPE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": _ROPE,
+    "olmoe": {**_ROPE, "num_experts": 4, "num_experts_per_tok": 2},
     "opt": {
         **_BASE,
         "hidden_size": 32,
@@ -70,6 +80,13 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": _ROPE,
     "qwen2": _ROPE,
     "qwen3": {**_ROPE, "head_dim": 8},
+    "qwen3_moe": {
+        **_ROPE,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
 }
 _LAYER_KEY = {"bloom": "n_layer", "gpt2": "n_layer"}
 

@@ -27,7 +27,9 @@ N_LAYERS = 6
 #: Settings beside switches by which layers differ.
 WINDOWS: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4},
     "mistral": {"sliding_window": 4},
+    "mixtral": {"sliding_window": 4},
     "phi3": {"sliding_window": 4},
     "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3},
     "qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3},
@@ -88,6 +90,7 @@ def test_what_depends_on_the_index_is_known() -> None:
     windows = {"self_attn.layer_type", "self_attn.sliding_window"}
     assert {family: names for family, names in found.items() if names} == {
         "gemma2": windows,
+        "gemma3_text": windows | {"self_attn.is_sliding"},
         "gpt2": {"attn.scaling"},
         "qwen2": windows,
         "qwen3": windows,
@@ -122,6 +125,7 @@ def shared(decoder: Decoder) -> Pruned:
 
 DEPENDENT = [
     ("gemma2", WINDOWS["gemma2"]),
+    ("gemma3_text", WINDOWS["gemma3_text"]),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     ("qwen3", WINDOWS["qwen3"]),
 ]

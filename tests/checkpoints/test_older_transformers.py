@@ -77,6 +77,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mistral": {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
     "falcon": {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}},
     "gemma2": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4},
     "qwen2": WINDOWS,
     "qwen3": WINDOWS,
 }

@@ -28,7 +28,7 @@ from streamline.testing.models import tiny_model
 
 SHORT = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
 WINDOWS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("gemma2", "mistral", "phi3"), {"sliding_window": 4}),
+    **dict.fromkeys(("gemma2", "gemma3_text", "mistral", "mixtral", "phi3"), {"sliding_window": 4}),
     "qwen2": SHORT, "qwen3": SHORT,
 }  # fmt: skip
 

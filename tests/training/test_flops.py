@@ -103,3 +103,11 @@ def test_distillation_takes_what_the_counter_sees_but_for_attention(decoder, tra
     found = distilling_flops(pupil.model, decoder, TOKENS, shared=teacher.shared)
     assert teacher.shared == (1 if trainees == "replacement" else 0)
     assert found == counter.get_total_flops() - attention + unread
+
+
+def test_of_a_mixture_the_experts_that_a_token_meets_are_counted():
+    decoder = Decoder(tiny_model("olmoe", n_layers=4, num_experts=8, num_experts_per_tok=2))
+    same = Decoder(tiny_model("olmoe", n_layers=4, num_experts=2, num_experts_per_tok=2))
+    routers = 2 * TOKENS * 3 * 32 * (8 - 2)
+    found, wanted = (replacing_flops(d, [student()], "mse", TOKENS) for d in (decoder, same))
+    assert found == wanted + routers

@@ -46,7 +46,7 @@ def counts(model: PreTrainedModel, context: int) -> dict[str, int]:
     with torch.inference_mode():
         last_logits(model, prompt(model, 1, context), cache)
         before = cache_bytes(cache)
-        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
             last_logits(model, prompt(model, 1, 1), cache)
     return {
         "parameters": count_parameters([model]),
@@ -107,15 +107,26 @@ def _attention_flops(
     return int(2 * batch * heads * n * key[-2] * (width + value[-1]))
 
 
-_aten = torch.ops.aten
-# PyTorch's own formulas lack the CPU's kernel, and refuse fewer heads of keys than of queries.
-_ATTENTION = {
-    getattr(_aten, name): _attention_flops
-    for name in (
+def _experts_flops(rows: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """FLOPs of rows [n, d], each through the matrix of its expert [experts, d, e], from shapes."""
+    return int(2 * rows[0] * rows[1] * weight[-1])
+
+
+def _formulas() -> dict[Any, Any]:
+    """Formulas of what PyTorch counts otherwise or not at all.
+
+    Its own lack the CPU's kernel of attention, refuse fewer heads of keys than of queries, and know
+    no experts. Transformers has an operation for these once a mixture was made.
+    """
+    attention = (
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_flash_attention",
         "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_cudnn_attention",
     )
-    if hasattr(_aten, name)
-}
+    named: list[tuple[Any, str, Any]] = [
+        *((torch.ops.aten, name, _attention_flops) for name in attention),
+        (torch.ops.aten, "_grouped_mm", _experts_flops),
+        (torch.ops.transformers, "grouped_mm_fallback", _experts_flops),
+    ]
+    return {getattr(ops, name): formula for ops, name, formula in named if hasattr(ops, name)}

@@ -40,7 +40,10 @@ def test_the_flops_of_a_token_are_those_of_its_matrices_and_its_attention(family
     decoder = Decoder(model)
     matrices = [p for layer in decoder.layers for p in layer.parameters() if p.dim() == 2]
     matrices.append(submodule(model, decoder.family.head).weight)
-    expected = 2 * sum(p.numel() for p in matrices) + attention_flops(
+    experts = [p for layer in decoder.layers for p in layer.parameters() if p.dim() == 3]
+    assert bool(experts) == decoder.family.mixture
+    met = sum(p[0].numel() for p in experts) * getattr(model.config, "num_experts_per_tok", 0)
+    expected = 2 * (sum(p.numel() for p in matrices) + met) + attention_flops(
         model.config, decoder.n_layers
     )
     assert counts(model, CONTEXT)["flops_per_token"] == expected
