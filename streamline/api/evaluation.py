@@ -18,7 +18,7 @@ from streamline.engine.budget import removed_fraction
 from streamline.engine.paths import Path as LayerPath
 from streamline.environment import versions
 from streamline.errors import ConfigError
-from streamline.report.comparison_tables import comparison_tables
+from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.render import screen_width, terminal
 from streamline.report.table import Table, number, percent
 from streamline.results.assess import CellResult, assess

@@ -108,7 +108,7 @@ def _finite(value: Any) -> Any:
 
 
 def _show(result: Comparison) -> None:
-    from streamline.report.comparison_tables import comparison_tables
+    from streamline.report.findings.comparison_tables import comparison_tables
     from streamline.report.render import screen_width, terminal
 
     print(terminal(comparison_tables(result), screen_width()), end="")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from streamline.report.frames import CELL, seeds_frame, sort_records
-from streamline.report.table import MISSING, Table, cells_table, fixed, percent, slug
+from streamline.report.table import MISSING, Table, cells_table, fixed, percent
 from streamline.results.blocks.efficiency import WAYS, Counts, Efficiency, Phase
 from streamline.results.record import Record, label, method_label
 
@@ -226,7 +226,7 @@ def seeds_table(records: Sequence[Record]) -> Table:
     measures = ("accuracy", "relative_accuracy", "stability")
     heads = ("average\naccuracy", "relative\naccuracy", "stability")
     return Table(
-        name=f"seeds-{slug(model)}",
+        name=f"seeds-{model}",
         title=f"{model}: mean ± sample standard deviation over seeds, in percent",
         columns=("method", "target", "seeds", *heads),
         rows=tuple(

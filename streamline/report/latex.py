@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from streamline.report.table import MISSING, Table, chosen_columns, plain, slug
+from streamline.report.table import MISSING, Table, chosen_columns, plain
 
 __all__ = ["latex"]
 
@@ -68,7 +68,7 @@ def latex(table: Table, form: Literal["compact", "full"] = "full") -> str:
         + r" \\"
         for index, row in enumerate(table.rows)
     ]
-    name = slug(table.name) + ("-compact" if form == "compact" else "")
+    name = table.name + ("-compact" if form == "compact" else "")
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs,graphicx}.",

@@ -12,8 +12,9 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_text_atomic
@@ -22,16 +23,18 @@ from streamline.report.figures.figure import Drawn, drawn
 from streamline.report.frames import results_frame, seeds_frame
 from streamline.report.latex import latex
 from streamline.report.layouts import layout_table
+from streamline.report.names import distinct
 from streamline.report.pages import Page, html, markdown_page
 from streamline.report.provenance import provenance
 from streamline.report.render import csv_text, parquet_bytes
 from streamline.report.runs import RunFolder, side_by_side
 from streamline.report.sections import Section, first_screen, gather, run_sections
-from streamline.report.table import slug
 from streamline.report.tables import results_table
 from streamline.results.record import Record
 
 __all__ = ["write_report"]
+
+_FORMS: dict[str, Literal["compact", "full"]] = {"-compact": "compact", "-full": "full"}
 
 
 def write_report(
@@ -71,6 +74,7 @@ def write_report(
         said = [layout_note] if layout_note else []
         section = Section(title="Published and measured", tables=tables, notes=said, open=True)
         sections = [section, *sections]
+    first, *sections = every = _told_apart([first, *sections])
     page = Page(
         gathered=gathered,
         first=first,
@@ -79,22 +83,36 @@ def write_report(
         notes=notes,
         command=command,
     )
-    every = [first, *sections]
     drawings = [one for section in every for figure in section.figures for one in drawn(figure)]
-    _write_tables(out / "tables", records, every)
-    for model in gathered.models:
-        table = results_table(gathered.of(model))
-        for form in ("compact", "full"):
-            file = out / "tables" / f"{slug(table.name)}-{form}.tex"
-            write_text_atomic(file, latex(table, "compact" if form == "compact" else "full"))
+    _write_tables(out / "tables", records, sections)
+    results = [results_table(gathered.of(model)) for model in gathered.models]
+    for table in distinct(results, lambda one: [one.name, *map(one.name.__add__, _FORMS)]):
+        for ending, form in _FORMS.items():
+            write_text_atomic(out / "tables" / f"{table.name}{ending}.tex", latex(table, form))
     _write_figures(out / "figures", drawings)
     write_text_atomic(out / "report.md", markdown_page(page))
     write_text_atomic(out / "report.html", html(page, drawings))
     return out / "report.html"
 
 
+def _told_apart(sections: Sequence[Section]) -> list[Section]:
+    """The sections with no link, and no file of a figure or table, that two of them have."""
+    pictures = [figure for one in sections for figure in one.figures]
+    listed = [table for one in sections for table in one.tables]
+    figures = iter(distinct(pictures, lambda one: {one.name, *map(one.file_of, one.views)}))
+    tables = iter(distinct(listed, lambda one: [one.name]))
+    return [
+        replace(
+            one,
+            figures=[next(figures) for _ in one.figures],
+            tables=[next(tables) for _ in one.tables],
+        )
+        for one in distinct(sections, lambda one: [one.name])
+    ]
+
+
 def _write_tables(folder: Path, records: Sequence[Record], sections: Sequence[Section]) -> None:
-    """Plain numbers as CSV and Parquet, and every other table of the report as LaTeX."""
+    """Plain numbers as CSV and Parquet, and the tables of sections as LaTeX."""
     cells = results_frame(records)
     write_text_atomic(folder / "results.csv", csv_text(cells))
     write_bytes_atomic(folder / "results.parquet", parquet_bytes(cells))
@@ -104,9 +122,9 @@ def _write_tables(folder: Path, records: Sequence[Record], sections: Sequence[Se
     ):
         if not frame.empty:
             write_text_atomic(folder / f"{name}.csv", csv_text(frame))
-    for section in sections[1:]:
+    for section in sections:
         for table in section.tables:
-            write_text_atomic(folder / f"{slug(table.name)}.tex", latex(table))
+            write_text_atomic(folder / f"{table.name}.tex", latex(table))
 
 
 def _write_figures(folder: Path, drawings: Sequence[Drawn]) -> None:

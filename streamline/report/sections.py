@@ -25,8 +25,9 @@ from streamline.report.figures.pareto import pareto_figure
 from streamline.report.figures.style import Style
 from streamline.report.findings.chance import Comparisons, chance_tables, paired
 from streamline.report.findings.rows import Row, rows
+from streamline.report.names import slug
 from streamline.report.runs import RunFolder
-from streamline.report.table import Table, slug
+from streamline.report.table import Table
 from streamline.report.tables import failures_table, results_table, stability_table
 from streamline.results.answers import Floats
 from streamline.results.record import Record
@@ -41,18 +42,23 @@ _POST = re.compile(r"-post(, seed \d+)?$")
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading with its figures and tables; in a page the tables open when asked to."""
+    """A heading with its figures and tables; in a page the tables open when asked to.
+
+    Its ``name`` is that in links: of its title, if none is given.
+    """
 
     title: str
+    name: str = ""
     figures: Sequence[Figure] = field(default_factory=tuple)
     tables: Sequence[Table] = field(default_factory=tuple)
     notes: Sequence[str] = field(default_factory=tuple)
     open: bool = False
+    given: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def anchor(self) -> str:
-        """The heading's name in links."""
-        return slug(self.title)
+    def __post_init__(self) -> None:
+        """Make a name for links."""
+        object.__setattr__(self, "given", self.title)
+        object.__setattr__(self, "name", self.name or slug(self.title))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +133,7 @@ def run_sections(gathered: Gathered) -> list[Section]:
         losses = {target: found for (name, target), found in curves.items() if name == model}
         before = "" if alone else f"{model}: "
         sections += [
-            replace(section, title=before + section.title)
+            replace(section, title=before + section.title, name="")
             for section in _of_model(gathered, model, own, losses)
             if section.figures or section.tables or section.notes
         ]

@@ -7,11 +7,11 @@ Example::
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from streamline.report.names import slug
 from streamline.results.record import Record, method_label
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "number",
     "percent",
     "plain",
-    "slug",
 ]
 
 MISSING = "-"
@@ -36,7 +35,8 @@ class Table:
     """Text cells with headings.
 
     Attributes:
-        name: For file names, such as ``results-opt-1.3b``.
+        name: For file names, such as ``results-opt-1.3b``; made one.
+        given: The name as it was given.
         title: One line above the table.
         columns: Headings; a newline separates a task from its metric.
         rows: As many cells each as there are columns.
@@ -60,10 +60,13 @@ class Table:
     folded: frozenset[int] = frozenset()
     spare: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    given: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Take control characters out: names and reasons come from anywhere."""
+        """Make its name one for files, and take control characters out of texts."""
         put = object.__setattr__
+        put(self, "given", self.name)
+        put(self, "name", slug(self.name))
         put(self, "title", plain(self.title))
         put(self, "columns", tuple("\n".join(map(plain, c.split("\n"))) for c in self.columns))
         put(self, "rows", tuple(tuple(map(plain, row)) for row in self.rows))
@@ -137,7 +140,7 @@ def cells_table(
         label = method_label(record.method, record.recovery)
         rows.append((label, f"{record.sparsity:g}", *seed, *values))
     return Table(
-        name=f"{kind}-{slug(model)}",
+        name=f"{kind}-{model}",
         title=f"{model}: {title}",
         columns=(*names, *heads),
         rows=tuple(rows),
@@ -149,14 +152,3 @@ def cells_table(
         ),
         notes=tuple(notes),
     )
-
-
-_LONGEST = 120  # letters of a file's name
-
-
-def slug(text: str) -> str:
-    """A name for files and links; a long one is cut, and told apart by a hash."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
-    if len(name) <= _LONGEST:
-        return name
-    return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from streamline.report.findings.rows import Column, Row, task_columns
 from streamline.report.findings.uncertainty import Estimate
 from streamline.report.frames import sort_records
-from streamline.report.table import MISSING, Table, number, percent, slug
+from streamline.report.table import MISSING, Table, number, percent
 from streamline.results.averages import collapsed_tasks
 from streamline.results.metrics import METRICS
 from streamline.results.record import Record, TaskResult, method_label
@@ -95,7 +95,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     )
     shown = models[0] if len(models) == 1 else "all models"
     return Table(
-        name=f"results-{slug(shown)}",
+        name=f"results-{shown}",
         title=f"{shown}: results",
         columns=tuple(heads.values()),
         rows=tuple(tuple(row[name] for name in names) for row in cells),
@@ -140,7 +140,7 @@ def stability_table(rows: Sequence[Row]) -> Table | None:
         own = percent(record.summary.stability)
         cells.append((row.method, f"{row.sparsity:g}", own, agreement, *each))
     return Table(
-        name=f"stability-{slug(rows[0].model)}",
+        name=f"stability-{rows[0].model}",
         title=f"{rows[0].model}: stability in percent (answers lost, gained against dense)",
         columns=("method", "target", "average", "agreement", *_heads(tasks)),
         rows=tuple(cells),

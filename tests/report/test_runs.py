@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
+from streamline.report.names import distinct
+from streamline.report.report import write_report
 from streamline.report.runs import RunFolder, side_by_side
+from streamline.report.table import Table
 from streamline.results.record import Record
 
 
@@ -146,3 +149,34 @@ def test_refusals_on_the_command_line(folders: list[Path], tmp_path: Path) -> No
     ):
         with pytest.raises(ConfigError, match=re.escape(why)):
             CliRunner().invoke(app, ["report", *words], catch_exceptions=False)
+
+
+def test_models_of_one_file_name_keep_their_own_files(tmp_path: Path) -> None:
+    """``a/b`` and ``a-b`` give one name for files, as ``C`` and ``c`` do on some systems."""
+    models = ("a/b", "a-b", "C", "c", "alone")
+    records = []
+    for number, model in enumerate(models):
+        for method, value in (("dense", 0.5), ("shortgpt", 0.3 + 0.01 * number)):
+            records.append(cell(method, value, model=model, summary={"accuracy": value}))
+    runs = [RunFolder(path=tmp_path, records=records)]
+    page = write_report(tmp_path, runs).read_text()
+    files = [path.name for path in (*tmp_path.glob("figures/*.svg"), *tmp_path.glob("tables/*"))]
+    assert len({name.lower() for name in files}) == len(files)
+    assert {"accuracy-alone.svg", "results-alone-full.tex"} <= set(files)
+    for number, model in enumerate(models):
+        texts = [path.read_text() for path in tmp_path.glob("tables/results-*-full.tex")]
+        (mine,) = [text for text in texts if f"caption{{{model}: results}}" in text]
+        assert f"{30 + number}.0" in mine
+        texts = [path.read_text() for path in tmp_path.glob("figures/accuracy-*.svg")]
+        assert len([text for text in texts if f"{30 + number}.0" in text]) == 1
+    ids = re.findall(r'<[^>]* id="([^"]*)"', re.sub(r"<script.*?</script>", "", page, flags=re.S))
+    assert len(ids) == len(set(ids))
+
+
+def test_a_name_does_not_depend_on_what_came_first() -> None:
+    tables = [Table(name=name, title=name, columns=(), rows=()) for name in ("x/y", "x-y", "z")]
+    names = {one.title: one.name for one in distinct(tables, lambda one: [one.name])}
+    back = {one.title: one.name for one in distinct(tables[::-1], lambda one: [one.name])}
+    assert names == back and names["x-y"] != names["x/y"] and names["z"] == "z"
+    same = distinct([tables[0], tables[0], tables[2]], lambda one: [one.name])
+    assert len({one.name for one in same}) == 3

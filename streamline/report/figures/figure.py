@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from streamline.report.figures.style import INK, LINE, PAGE, SOFT, config
-from streamline.report.table import plain, slug
+from streamline.report.names import slug
+from streamline.report.table import plain
 
 __all__ = [
     "CHOICE", "FAINT", "WIDE", "Drawn", "Figure", "Spec", "View", "drawn", "in_page", "mark",
@@ -55,7 +56,8 @@ class Figure:
     """A figure of the report.
 
     Attributes:
-        name: For files and links.
+        name: For files and links; made one for them.
+        given: The name as it was given.
         caption: What it shows, in words.
         data: Name -> rows; the views' charts name them.
         views: The first is shown; a reader may switch.
@@ -69,10 +71,12 @@ class Figure:
     views: Sequence[View]
     switch: str = "show"
     half: bool = False
+    given: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Make its name one for files, and take control characters out of texts."""
         put = object.__setattr__
+        put(self, "given", self.name)
         put(self, "name", slug(self.name))
         put(self, "caption", plain(self.caption))
         put(self, "data", _clean(self.data))

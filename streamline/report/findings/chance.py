@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from streamline.errors import ConfigError
-from streamline.report.comparison_tables import comparison_tables
+from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.runs import RunFolder
-from streamline.report.table import Table, slug
+from streamline.report.table import Table
 from streamline.results.compare import Comparison, compare
 from streamline.results.predictions import cell_predictions, comparable
 from streamline.results.record import Record, label, method_label
@@ -81,7 +81,7 @@ def chance_tables(comparisons: Comparisons, model: str) -> list[Table]:
     return [
         replace(
             table,
-            name=f"{table.name}-{slug(model)}-{sparsity:g}",
+            name=f"{table.name}-{model}-{sparsity:g}",
             title=f"Target {sparsity:g}: {table.title}",
         )
         for (name, sparsity), result in comparisons.items()
