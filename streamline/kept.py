@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -193,7 +194,8 @@ def set_aside(path: Path, why: str) -> Path:
         why: What is wrong with it.
 
     Returns:
-        Its new name, ending in ``.damaged``; what was set aside before is replaced.
+        Its new name, ending in ``.damaged``; what was set aside before is replaced. So it is also
+        where another process was faster.
 
     Raises:
         Damaged: If it cannot be renamed.
@@ -203,6 +205,8 @@ def set_aside(path: Path, why: str) -> Path:
         if aside.is_dir():
             shutil.rmtree(aside)
         path.replace(aside)
+    except FileNotFoundError:
+        return aside
     except OSError as error:
         raise Damaged(path, f"{why}, and it cannot be set aside ({error.strerror})") from error
     log.warning("%s is damaged (%s): set aside as %s, made again", path, why, aside.name)
@@ -211,12 +215,22 @@ def set_aside(path: Path, why: str) -> Path:
 
 def _kept(path: Path, read: Callable[[Path], Any]) -> Any | None:
     try:
-        return read(path)
+        return _fresh(read, path)
     except FileNotFoundError:
         return None
     except Damaged as error:
         set_aside(path, error.why)
         return None
+
+
+def _fresh(read: Callable[[Path], Any], path: Path) -> Any:
+    """What is read; once more where another machine replaced the file just then."""
+    try:
+        return read(path)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return read(path)
 
 
 def _reason(data: bytes, otherwise: str) -> str:

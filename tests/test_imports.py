@@ -37,6 +37,7 @@ _GROUND = (
     "plan",
     "progress",
     "reading",
+    "sharing",
 )
 _MAY_IMPORT = {
     "ground": "",

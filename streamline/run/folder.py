@@ -36,15 +36,19 @@ from streamline.run.cell import Cell, CellJob, expand
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.inputs import Sources, changes, shared_inputs
+from streamline.sharing.claims import Claim
 from streamline.sources.models import model_fingerprint
 
 SETTINGS = "run.json"
-_LOCK = ".run.lock"
+_MARK = ".run.lock"  # lies in every run's folder
+_RUNNING = ".running"
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; a killed run's claim ends with its process.
+    """Keep other runs out of a folder, also those of other machines.
+
+    A killed run's claim ends with its process; on another machine that is known after a minute.
 
     What such a run has left of files that were not written to their end is removed.
 
@@ -54,22 +58,18 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: If another run has it.
     """
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    claim = Claim(folder / _RUNNING)
+    if not claim.acquire_unless_held():
         raise ConfigError(
             f"another run is using {folder}: wait until it ends, stop it, or give another "
             "folder with --out"
-        ) from None
+        )
     try:
+        (folder / _MARK).touch()
         sweep(folder)
         yield
     finally:
-        lock.release()
+        claim.release()
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -81,7 +81,7 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         ConfigError: If it holds files and none that a run has left.
     """
-    ours = any((folder / name).exists() for name in (SETTINGS, FILE_NAME, _LOCK))
+    ours = any((folder / name).exists() for name in (SETTINGS, FILE_NAME, _MARK))
     if folder.is_dir() and not ours and any(folder.iterdir()):
         raise ConfigError(
             f"{folder} is not empty and no run's folder, so a report would be written among other "

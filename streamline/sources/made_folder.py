@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +15,21 @@ from pathlib import Path
 from streamline.errors import AssetError
 from streamline.files import cache_dir, ordinary_modes, sweep_of, temporary_folder
 from streamline.kept import folder_damage, set_aside, write_list
+from streamline.sharing.claims import held
 
 __all__ = ["atomic_folder", "cache_lock", "made_folder"]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def cache_lock(name: str) -> Iterator[None]:
-    """Hold the cache's lock of this name; other processes wait.
+    """Hold the cache's claim of this name; other processes, also of other machines, wait.
 
     Args:
         name: What is being made, as a file name without a suffix.
     """
-    from filelock import FileLock
-
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
+    with held(cache_dir() / "locks" / name, lambda: log.info("waiting for %s", name)):
         yield
 
 
@@ -64,6 +64,8 @@ def made_folder(target: Path, *, lock: str, make: Callable[[Path], None], below:
                     make(folder)
                     write_list(folder)
     except OSError as error:
+        if _reason(target, below) is None:  # another process has made it at the same time
+            return target
         raise AssetError(
             f"{target} cannot be used, {why}, and it cannot be made: {error.strerror or error}. "
             "Give a cache that can be written (STREAMLINE_CACHE) or has room."
