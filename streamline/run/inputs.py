@@ -314,6 +314,8 @@ def _stage(
 ) -> dict[str, Any]:
     """The settings of a stage, its text by content; that of calibration where it names none."""
     values = stage.model_dump(mode="json")
+    if values.get("cache_bytes"):
+        values["cache_bytes"] = 1  # kept states are rounded, however many are kept
     if "texts" in values:
         texts = values["texts"] or config.calibration.texts
         values["texts"] = content_key(text_content(texts, revisions))[:16]

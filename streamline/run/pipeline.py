@@ -42,7 +42,7 @@ from streamline.run.folder import (
 from streamline.run.inputs import settle
 from streamline.run.model_run import run_model
 from streamline.run.planning.estimate import require_fit
-from streamline.run.preparation import loading, prepared
+from streamline.run.preparation import finished, loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells
 from streamline.sources.hub.commits import pinned
@@ -79,9 +79,7 @@ def run(
 
 def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Record]:
     refuse_foreign(config.out)
-    with pinned((kept_sources(config) or {}).get("models", {})):
-        remarks = require_fit(config).remarks
-    for remark in remarks:
+    for remark in _remarks(config, bool(redo)):
         progress.say(remark)
     with claimed(config.out), ExitStack() as run_long:
         again = named_cells(config.out, redo)
@@ -105,6 +103,21 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
         if config.save:
             save_cells(config, sources, progress)
     return records
+
+
+def _remarks(config: RunConfig, redo: bool) -> list[str]:
+    """What is to be said of a run before it begins, which must fit on this machine.
+
+    One that is finished needs nothing: its models may be gone from here and from the hub.
+    """
+    kept = kept_sources(config)
+    with pinned((kept or {}).get("models", {})):
+        try:
+            return require_fit(config).remarks
+        except Exception:
+            if kept is None or redo or not finished(config, settle(config, kept)):
+                raise
+            return []
 
 
 def prune_to_checkpoint(

@@ -45,6 +45,7 @@ from streamline.sources.models import (
 __all__ = [
     "Preparation",
     "cell_facts",
+    "finished",
     "loading",
     "preparation",
     "prepared",
@@ -94,6 +95,20 @@ def todo(
     found = [(job, find(records, *job.cell.identity)) for job in jobs]
     undone = [job for job, one in found if one is None or not is_done(config.out, job, one)]
     return fingerprint, jobs, undone
+
+
+def finished(config: RunConfig, sources: Sources) -> bool:
+    """Whether no cell of a run is left to be done, as far as that can be known.
+
+    Args:
+        config: The run.
+        sources: What the names in its settings mean.
+    """
+    try:
+        return not any(todo(config.for_model(name), name, sources)[2] for name in config.models)
+    except Exception:  # the run itself will say what is wrong
+        log.debug("it cannot be told what is left to be done", exc_info=True)
+        return False
 
 
 def loading(config: RunConfig) -> dict[str, Any]:

@@ -153,6 +153,16 @@ def test_every_text_of_a_run_is_in_the_key(block, mine, settings):
     assert changed == [block == "perplexity", True, True]
 
 
+def test_a_cache_rounds_what_it_keeps_and_its_size_decides_nothing(settings):
+    def key(cache_bytes: int) -> str:
+        config = settings("out", training={"n_tokens": 256, "cache_bytes": cache_bytes})
+        cells = expand(config, config.models[0])
+        shared = shared_inputs(config, "fingerprint", settle(config))
+        return cell_job(cells[1], shared).key
+
+    assert key(0) != key(10**6) == key(10**9)
+
+
 def test_a_kept_answer_belongs_to_its_question(mine, settings, numbers, monkeypatch):
     """Stopped between answers and records; then the questions change and the run goes on."""
 
