@@ -19,7 +19,8 @@ __all__ = ["EPILOG", "command"]
 
 EPILOG = """
 A record is a run's folder (all of its finished cells), `DIR:METHOD@SPARSITY,seed=1` (keys model,
-method, sparsity, seed, recovery), a samples parquet, or any source that `stability` reads.
+method, sparsity, seed, recovery), a samples parquet, or any source that `stability` reads. Cells
+of a folder that differ by their seeds alone are one model; one named with its seed is by itself.
 
     streamline-bench compare out
 
@@ -60,12 +61,13 @@ def command(
     if not models:
         raise ConfigError("no record has an answer that can be used; evaluate the models again")
     chosen = _dense(models) if reference is None else reference
+    groups = _by_seeds(models)
     result = compare(
-        {name: item.tasks for name, item in models.items()},
-        chosen,
+        {name: [item.tasks for item in group] for name, group in groups.items()},
+        _group_of(groups, models, chosen),
         alpha=alpha,
         seed=seed,
-        versions={name: _versions(item) for name, item in models.items()},
+        versions={name: [*map(_versions, group)] for name, group in groups.items()},
         pooled_only=not tasks,
     )
     if as_json:
@@ -94,6 +96,34 @@ def _dense(models: dict[str, Predictions]) -> str:
         if item.record is not None and item.record.method == "dense":
             return name
     return next(iter(models))
+
+
+def _by_seeds(models: dict[str, Predictions]) -> dict[str, list[Predictions]]:
+    """The cells of one source that differ by their seeds alone, under one name."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    for name, item in models.items():
+        one = item.record
+        own = (name,) if one is None else (one.model, one.method, one.sparsity, one.recovery)
+        names.setdefault((item.source, *own), []).append(name)
+    return {
+        _without_seed(own[0], models[own[0]]) if len(own) > 1 else own[0]: [
+            models[name] for name in own
+        ]
+        for own in names.values()
+    }
+
+
+def _without_seed(name: str, item: Predictions) -> str:
+    return name if item.record is None else name.removesuffix(f" seed {item.record.seed}")
+
+
+def _group_of(
+    groups: dict[str, list[Predictions]], models: dict[str, Predictions], name: str
+) -> str:
+    """The group that a model is in, or the name itself."""
+    one = models.get(name)
+    inside = (group for group, own in groups.items() if any(item is one for item in own))
+    return name if name in groups else next(inside, name)
 
 
 def _versions(item: Predictions) -> dict[str, object]:

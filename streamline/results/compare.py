@@ -2,8 +2,9 @@
 
 All models answer the same questions, so they are compared question by question: McNemar's exact
 test on the questions that only one of two gets right, and a paired bootstrap interval of the
-difference in accuracy. P-values are corrected over the whole table (Holm), and methods that the
-corrected tests cannot distinguish share a letter.
+difference in accuracy. Where a model was made with several seeds whose answers differ, questions
+and seeds are tested together (``statistics.seeds_test``). P-values are corrected over the whole
+table (Holm), and methods that the corrected tests cannot distinguish share a letter.
 
 Example::
 
@@ -17,6 +18,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,16 +27,22 @@ from streamline.results.answers import Answers, Bools, align
 from streamline.results.averages import grouped_by_task
 from streamline.results.statistics import (
     RESAMPLES,
+    Tested,
     compact_letters,
     difference_interval,
     holm,
     mcnemar,
     noise_floor,
+    seeds_test,
 )
 
 __all__ = ["POOLED", "Comparison", "Difference", "compare"]
 
 POOLED = "all questions"
+#: A model's answers, and versions, by task, of one seed.
+Tasks = Mapping[str, Answers]
+Versions = Mapping[str, object]
+_One = TypeVar("_One", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +54,16 @@ class Difference:
         model: The model that is compared.
         against: The one it is compared with.
         n: Number of questions.
-        accuracy: Of ``model``, in [0, 1].
+        accuracy: Of ``model``, in [0, 1]; the mean over its seeds.
         difference: Accuracy of ``model`` minus that of ``against``.
         low: Lower end of the difference's interval.
         high: Upper end.
-        gained: Questions that only ``model`` gets right.
-        lost: Questions that only ``against`` gets right.
-        p: McNemar's exact p-value, two-sided.
+        gained: Questions that only ``model`` gets right; of several seeds the mean over pairs.
+        lost: Questions that only ``against`` gets right, likewise.
+        p: McNemar's exact p-value, or that of the test over questions and seeds; two-sided.
         p_holm: The same, corrected over the comparisons with the same aim.
         floor: The smallest difference that would be significant here (see ``noise_floor``).
+        seeds: Seeds of the two whose answers differ, the larger number; 1 where they do not.
     """
 
     task: str
@@ -65,11 +74,12 @@ class Difference:
     difference: float
     low: float
     high: float
-    gained: int
-    lost: int
+    gained: float
+    lost: float
     p: float
     p_holm: float
     floor: float
+    seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +92,7 @@ class Comparison:
             model beside the reference.
         rows: Against the reference, then against the best.
         letters: Model -> letters; two models that share a letter cannot be distinguished over all
-            questions (pairwise McNemar tests, Holm-corrected).
+            questions (pairwise tests, Holm-corrected).
         alpha: The level of significance; intervals cover 1 - alpha.
         seed: The bootstrap's, with the answers that are compared.
     """
@@ -96,24 +106,25 @@ class Comparison:
 
 
 def compare(
-    models: Mapping[str, Mapping[str, Answers]],
+    models: Mapping[str, Tasks | Sequence[Tasks]],
     reference: str,
     *,
     alpha: float = 0.05,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    versions: Mapping[str, Mapping[str, object]] | None = None,
+    versions: Mapping[str, Versions | Sequence[Versions]] | None = None,
     pooled_only: bool = False,
 ) -> Comparison:
     """Compare models with a reference and with the best of them.
 
     Args:
-        models: Name -> answers by task; at least two, all with the same tasks and questions.
+        models: Name -> answers by task, or those of each seed; at least two, all with the same
+            tasks and questions.
         reference: The name of the one that all are compared with.
         alpha: Level of significance.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
-        versions: Name -> task -> version of the task, where known.
+        versions: Name -> task -> version of the task, where known, or those of each seed.
         pooled_only: Whether to test only all questions together, and no single task.
 
     Returns:
@@ -128,7 +139,7 @@ def compare(
             f"A comparison needs two models or more and one of them as the reference; given are "
             f"{', '.join(models) or 'none'} and the reference {reference}."
         )
-    marks = _marks(models, reference, versions or {})
+    marks = _marks(_lists(models), reference, _lists(versions or {}))
     if pooled_only:
         marks = {name: {POOLED: own[POOLED]} for name, own in marks.items()}
     others = [name for name in models if name != reference]
@@ -139,7 +150,7 @@ def compare(
         rest = [name for name in others if name != best]
         rows += _rows(marks, rest, best, alpha, resamples, seed)
     pairs = list(itertools.combinations(models, 2))
-    corrected = holm([mcnemar(pooled[a], pooled[b]) for a, b in pairs])
+    corrected = holm([_p_value(pooled[a], pooled[b]) for a, b in pairs])
     apart = {frozenset(pair) for pair, p in zip(pairs, corrected, strict=True) if p < alpha}
     ranked = sorted(models, key=lambda name: -float(pooled[name].mean()))
     return Comparison(
@@ -153,17 +164,22 @@ def compare(
 
 
 def _marks(
-    models: Mapping[str, Mapping[str, Answers]],
+    models: Mapping[str, Sequence[Tasks]],
     reference: str,
-    versions: Mapping[str, Mapping[str, object]],
+    versions: Mapping[str, Sequence[Versions]],
 ) -> dict[str, dict[str, Bools]]:
-    """Right or wrong by model and task in the reference's order, and pooled over tasks.
+    """Right or wrong, [seeds, N], by model and task in the reference's order, and pooled.
 
-    The subjects of MMLU and CMMLU are put together as one task each.
+    Seeds that gave the same answers to everything are one. The subjects of MMLU and CMMLU are put
+    together as one task each.
     """
-    first = models[reference]
-    marks: dict[str, dict[str, Bools]] = {}
-    for name, tasks in models.items():
+    first = models[reference][0]
+    found: dict[str, list[dict[str, Bools]]] = {}
+    known = {name: versions.get(name, [{}] * len(own)) for name, own in models.items()}
+    every = [
+        (name, *pair) for name in models for pair in zip(models[name], known[name], strict=True)
+    ]
+    for name, tasks, own_versions in every:
         odd = sorted(set(tasks) ^ set(first))
         if odd:
             raise ConfigError(
@@ -172,7 +188,7 @@ def _marks(
             )
         own: dict[str, Bools] = {}
         for task, answers in tasks.items():
-            pair = [versions.get(model, {}).get(task) for model in (reference, name)]
+            pair = [one.get(task) for one in (known[reference][0], own_versions)]
             if None not in pair and pair[0] != pair[1]:
                 raise ConfigError(
                     f"Task {task} has version {pair[0]} in {reference} and {pair[1]} in {name}; "
@@ -187,9 +203,42 @@ def _marks(
         if not own:
             raise ConfigError(f"{name} has no task to compare. Evaluate it first.")
         blocks = grouped_by_task((task, own[task]) for task in first)
-        marks[name] = {task: np.concatenate(block) for task, block in blocks.items()}
-        marks[name][POOLED] = np.concatenate([own[task] for task in first])
-    return marks
+        marks = {task: np.concatenate(block) for task, block in blocks.items()}
+        marks[POOLED] = np.concatenate([own[task] for task in first])
+        found.setdefault(name, []).append(marks)
+    return {name: _stacked(each) for name, each in found.items()}
+
+
+def _lists(given: Mapping[str, _One | Sequence[_One]]) -> dict[str, list[_One]]:
+    """What each model has, for each of its seeds."""
+    return {name: [*own] if isinstance(own, Sequence) else [own] for name, own in given.items()}
+
+
+def _stacked(seeds: Sequence[Mapping[str, Bools]]) -> dict[str, Bools]:
+    """The answers of several seeds, [seeds, N] for each task."""
+    same = all(np.array_equal(one[POOLED], seeds[0][POOLED]) for one in seeds)
+    kept = seeds[:1] if same else seeds
+    return {task: np.stack([one[task] for one in kept]) for task in seeds[0]}
+
+
+def _p_value(first: Bools, second: Bools) -> float:
+    """Of the difference between two models, [seeds, N] each."""
+    if len(first) == len(second) == 1:
+        return mcnemar(first[0], second[0])
+    return seeds_test(first, second).p
+
+
+def _tested(mine: Bools, theirs: Bools, alpha: float, resamples: int, seed: int) -> Tested:
+    """The interval and the floor of a difference between two models, [seeds, N] each."""
+    if max(len(mine), len(theirs)) > 1:
+        return seeds_test(mine, theirs, alpha)
+    one, other = mine[0], theirs[0]
+    drawn = hashlib.sha256(np.packbits(one).tobytes() + np.packbits(other).tobytes())
+    rng = np.random.default_rng([seed, len(one), int.from_bytes(drawn.digest()[:8], "big")])
+    low, high = difference_interval(one, other, rng, alpha, resamples)
+    return Tested(
+        low, high, mcnemar(one, other), noise_floor(len(one), int((one ^ other).sum()), alpha)
+    )
 
 
 def _rows(
@@ -206,29 +255,34 @@ def _rows(
     has one interval, whatever else stands in the table.
     """
     keys = [(task, name) for task in marks[against] for name in names]
-    values = [mcnemar(marks[name][task], marks[against][task]) for task, name in keys]
+    tests = [
+        _tested(marks[name][task], marks[against][task], alpha, resamples, seed)
+        for task, name in keys
+    ]
     rows = []
-    for (task, name), p, p_holm in zip(keys, values, holm(values), strict=True):
+    for (task, name), found, p_holm in zip(
+        keys, tests, holm([one.p for one in tests]), strict=True
+    ):
         mine, theirs = marks[name][task], marks[against][task]
-        gained, lost = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
-        drawn = hashlib.sha256(np.packbits(mine).tobytes() + np.packbits(theirs).tobytes())
-        rng = np.random.default_rng([seed, len(mine), int.from_bytes(drawn.digest()[:8], "big")])
-        low, high = difference_interval(mine, theirs, rng, alpha, resamples)
+        right, other = mine.mean(0), theirs.mean(0)  # [N], over seeds
+        gained, lost = (float(v.sum()) for v in (right * (1 - other), (1 - right) * other))
+        seeds = max(len(mine), len(theirs))
         rows.append(
             Difference(
                 task=task,
                 model=name,
                 against=against,
-                n=len(mine),
+                n=mine.shape[1],
                 accuracy=float(mine.mean()),
-                difference=(gained - lost) / len(mine),
-                low=low,
-                high=high,
-                gained=gained,
-                lost=lost,
-                p=p,
+                difference=(gained - lost) / mine.shape[1],
+                low=found.low,
+                high=found.high,
+                gained=gained if seeds > 1 else int(gained),
+                lost=lost if seeds > 1 else int(lost),
+                p=found.p,
                 p_holm=p_holm,
-                floor=noise_floor(len(mine), gained + lost, alpha),
+                floor=found.floor,
+                seeds=seeds,
             )
         )
     return rows

@@ -10,15 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from streamline.errors import ConfigError
 from streamline.results.answers import Bools
 
-__all__ = ["RESAMPLES", "compact_letters", "difference_interval", "holm", "mcnemar", "noise_floor"]
+__all__ = [
+    "RESAMPLES", "Tested", "compact_letters", "difference_interval", "holm", "mcnemar",
+    "noise_floor", "seeds_test",
+]  # fmt: skip
 
 RESAMPLES = 9999
+
+
+class Tested(NamedTuple):
+    """What a test says of a difference.
+
+    Attributes:
+        low: Lower end of its interval.
+        high: Upper end.
+        p: Two-sided p-value.
+        floor: The smallest difference that would be significant.
+    """
+
+    low: float
+    high: float
+    p: float
+    floor: float
 
 
 def mcnemar(first: Bools, second: Bools) -> float:
@@ -82,6 +102,45 @@ def difference_interval(
         rng=rng,
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def seeds_test(first: Bools, second: Bools, alpha: float = 0.05) -> Tested:
+    """Test a difference in accuracy where models were made with several seeds.
+
+    Questions and seeds are both samples: the question is whether the difference would be there with
+    other questions and other seeds. Its variance is that of the mean over questions of
+    the difference (each model's answers averaged over its seeds; paired, since all answer the same)
+    plus, for each model, that of the mean over its seeds of its accuracy; the seeds of two models
+    are taken as independent. A model of one seed adds nothing of its own. The statistic follows
+    Student's t with the degrees of freedom of Welch and Satterthwaite, so that two seeds that
+    differ a lot prove little, and seeds that agree cost nothing.
+
+    Args:
+        first: Right or wrong, [seeds, N].
+        second: The same questions, [seeds, N]; the number of seeds may be another.
+        alpha: The interval covers 1 - alpha.
+
+    Reference:
+        Satterthwaite, Biometrics Bulletin 2 (1946). What is between questions and seeds is counted
+        in both parts, which errs on the side of no difference.
+    """
+    from scipy.stats import t
+
+    each = first.mean(0) - second.mean(0)  # [N]
+    difference, n = float(each.mean()), len(each)
+    parts = [(float(each.var(ddof=1)) / n, n - 1)] if n > 1 else []
+    for marks in (first, second):
+        seeds = len(marks)
+        if seeds > 1:
+            parts.append((float(marks.mean(1).var(ddof=1)) / seeds, seeds - 1))
+    variance = sum(part for part, _ in parts)
+    if variance == 0.0:
+        return Tested(difference, difference, float(difference == 0.0 or n < 2), 0.0)
+    freedom = variance**2 / sum(part**2 / least for part, least in parts)
+    error = math.sqrt(variance)
+    floor = float(t.isf(alpha / 2, freedom)) * error
+    p = float(2 * t.sf(abs(difference) / error, freedom))
+    return Tested(difference - floor, difference + floor, p, floor)
 
 
 def holm(values: Sequence[float]) -> list[float]:

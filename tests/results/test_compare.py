@@ -8,12 +8,13 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
+from streamline.report.comparison_tables import comparison_tables
 from streamline.report.findings.chance import chance_tables, paired
 from streamline.report.runs import RunFolder
 from streamline.results.answers import Answers
 from streamline.results.compare import POOLED, compare
 from streamline.results.record_file import load
-from streamline.results.statistics import holm
+from streamline.results.statistics import holm, seeds_test
 
 
 def answers(correct, task="t", metric="acc", hashes=None):
@@ -162,3 +163,47 @@ def test_a_pair_has_one_interval_whatever_stands_beside_it(run_folder):
     cells = next(row for row in table.rows if row[0] == "shortgpt")
     low, high = shown["two"]
     assert f"{100 * low:+.1f} to {100 * high:+.1f}" in cells
+
+
+def test_seeds_are_compared_together():
+    rng = np.random.default_rng(0)
+    dense = {"t": answers(rng.random(200) < 0.8)}
+    good, bad = ([{"t": answers(rng.random(200) < level)} for level in (0.6, 0.4)] for _ in "ab")
+    result = compare({"dense": [dense, dense], "x": good, "y": bad}, "dense", resamples=99)
+    row = next(r for r in result.rows if (r.task, r.model, r.against) == (POOLED, "x", "dense"))
+    marks = np.stack([one["t"].correct for one in good])
+    assert (row.seeds, row.n) == (2, 200)
+    assert row.accuracy == pytest.approx(marks.mean())
+    assert row.difference == pytest.approx(marks.mean() - dense["t"].correct.mean())
+    found = seeds_test(marks, dense["t"].correct[None])
+    assert (row.low, row.high, row.p) == pytest.approx((found.low, found.high, found.p))
+    assert result.letters == {"dense": "a", "x": "a", "y": "a"}  # seeds that far apart prove little
+    note = "Answers of up to 2 seeds"
+    assert all(any(note in text for text in table.notes) for table in comparison_tables(result))
+
+
+def test_seeds_that_answer_alike_are_one():
+    once = compare(models(), "dense", resamples=99)
+    again = compare({name: [own] * 3 for name, own in models().items()}, "dense", resamples=99)
+    assert again == once and {row.seeds for row in again.rows} == {1}
+
+
+def test_versions_of_every_seed_are_looked_at():
+    one = answers([True, False])
+    versions = {"a": [{"t": 1}], "b": [{"t": 1}, {"t": 2}]}
+    with pytest.raises(ConfigError, match="version 1 in a and 2 in b"):
+        compare({"a": [{"t": one}], "b": [{"t": one}, {"t": one}]}, "a", versions=versions)
+
+
+def test_a_run_s_seeds_are_one_model_unless_one_is_named(run_folder):
+    def names(*sources):
+        result = CliRunner().invoke(app, ["compare", *sources, "--no-tasks", "--json"])
+        return {row["model"]: row["seeds"] for row in json.loads(result.stdout)["rows"]}
+
+    found = names(str(run_folder))
+    assert found["random-layers@0.1"] == 2 and "random-layers@0.1 seed 1" not in found
+    apart = [f"{run_folder}:random-layers@0.1,seed={seed}" for seed in (0, 1)]
+    assert set(names(f"{run_folder}:dense", *apart).values()) == {1}
+    report, _ = paired([RunFolder(path=run_folder, records=load(run_folder))])
+    rows = report["smollm2-135m-instruct", 0.1].rows
+    assert {row.model: row.seeds for row in rows if row.against == "dense"}["random-layers"] == 2

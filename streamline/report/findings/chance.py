@@ -26,7 +26,7 @@ Comparisons = Mapping[tuple[str, float], Comparison]
 
 
 def paired(runs: Sequence[RunFolder]) -> tuple[Comparisons, dict[str, list[str]]]:
-    """Compare the cells of each model and sparsity over all questions, by each cell's first seed.
+    """Compare the cells of each model and sparsity over all questions and seeds.
 
     Args:
         runs: Folders with records and samples.
@@ -35,20 +35,19 @@ def paired(runs: Sequence[RunFolder]) -> tuple[Comparisons, dict[str, list[str]]
         (model, sparsity) -> comparison, and by model notes on cells that could not be compared.
     """
     notes: dict[str, list[str]] = {}
-    first: dict[str, dict[tuple[str, float, str], tuple[Record, RunFolder]]] = {}
+    there: dict[str, list[tuple[Record, RunFolder]]] = {}
     cells = [(record, run) for run in runs for record in run.records]
     for record, run in sorted(cells, key=lambda item: item[0].seed):
         if record.status != "ok" or not record.tasks:
             continue
         if samples_path(run.path, record).is_file():
-            key = (record.method, record.sparsity, record.recovery)
-            first.setdefault(record.model, {}).setdefault(key, (record, run))
+            there.setdefault(record.model, []).append((record, run))
         else:
             why = f"{label(record)}: no samples beside the record, left out"
             notes.setdefault(record.model, []).append(why)
     found: dict[tuple[str, float], Comparison] = {}
-    for model, mine in first.items():
-        found |= _of_model(model, list(mine.values()), notes.setdefault(model, []))
+    for model, mine in there.items():
+        found |= _of_model(model, mine, notes.setdefault(model, []))
     return found, notes
 
 
@@ -59,16 +58,16 @@ def _of_model(
     read, left_out = comparable(given)
     notes += [f"{name}: left out. {why}" for name, why in left_out.items()]
     there = [(one, read[label(one)].tasks) for one, _ in cells if label(one) in read]
-    dense = next((tasks for record, tasks in there if record.method == "dense"), None)
-    if dense is None:
+    dense = [tasks for record, tasks in there if record.method == "dense"]
+    if not dense:
         return {}
     found = {}
     for sparsity in sorted({record.sparsity for record, _ in there if record.method != "dense"}):
-        models = {"dense": dense} | {
-            method_label(record.method, record.recovery): tasks
-            for record, tasks in there
-            if record.sparsity == sparsity and record.method != "dense"
-        }
+        models = {"dense": dense}
+        for record, tasks in there:
+            if record.sparsity == sparsity and record.method != "dense":
+                name = method_label(record.method, record.recovery)
+                models.setdefault(name, []).append(tasks)
         try:
             found[model, sparsity] = compare(models, "dense", pooled_only=True)
         except ConfigError as error:

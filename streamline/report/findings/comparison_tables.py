@@ -9,6 +9,7 @@ Example::
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from streamline.report.table import Table, fixed
 from streamline.results.compare import POOLED, Comparison, Difference
@@ -60,6 +61,7 @@ def _groups(result: Comparison) -> Table:
         notes=(
             f"{n} questions, all tasks pooled, each question counted once: {least}.",
             f"Pairwise McNemar tests, Holm-corrected, level {result.alpha:g}.",
+            *_of_seeds(result.rows),
         ),
     )
 
@@ -91,8 +93,8 @@ def _differences(result: Comparison, against: str, rows: list[Difference]) -> Ta
                 str(row.n),
                 f"{100 * row.difference:+.1f}",
                 f"{100 * row.low:+.1f} to {100 * row.high:+.1f}",
-                str(row.gained),
-                str(row.lost),
+                f"{row.gained:.4g}",
+                f"{row.lost:.4g}",
                 _p(row.p),
                 _p(row.p_holm) + (" *" if row.p_holm < result.alpha else ""),
                 fixed(None if math.isinf(row.floor) else 100 * row.floor, ".1f"),
@@ -107,8 +109,20 @@ def _differences(result: Comparison, against: str, rows: list[Difference]) -> Ta
             f"* after Holm's correction over this table below {result.alpha:g}.",
             "floor: the smallest difference that would be significant, uncorrected, with as many "
             "questions that only one of the two gets right.",
+            *_of_seeds(rows),
         ),
     )
+
+
+def _of_seeds(rows: Sequence[Difference]) -> list[str]:
+    """How models of several seeds were tested, if there are any."""
+    seeds = max(row.seeds for row in rows)
+    if seeds == 1:
+        return []
+    return [
+        f"Answers of up to {seeds} seeds: where they differ, test, interval and floor are those of "
+        "Student's t (Welch) over questions and seeds together, and gained and lost are means."
+    ]
 
 
 def _p(value: float) -> str:
