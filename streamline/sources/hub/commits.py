@@ -27,6 +27,7 @@ __all__ = [
     "data_revisions",
     "dataset_commit",
     "forget_commits",
+    "is_commit",
     "kept_folder",
     "known_as",
     "known_commit",
@@ -38,6 +39,11 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _FOUND: dict[str, str] = {}  # what this process has looked up
 _PINNED: dict[str, str] = {}  # what the run that it works on keeps to
 _ASKED: dict[str, str] = {}  # revisions of data sets in place of their own
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit, and what it names stays the same."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def known_as(repository: str, revision: str | None) -> str:
@@ -149,19 +155,19 @@ def dataset_commit(
     Returns:
         40 hexadecimal digits, or None if neither the hub nor the cache has it.
     """
-    asked = None if _COMMIT.fullmatch(revision) else _ASKED.get(repository)
+    asked = None if is_commit(revision) else _ASKED.get(repository)
     revision = asked or revision
     if hub_reachable():
         found = _asked(repository, revision)
         if found is not None:
             return found
-    if asked and not _COMMIT.fullmatch(asked):
+    if asked and not is_commit(asked):
         return None
     if kept:
         rows = [path.name for path in _newest(kept_folder(repository).glob("*"))]
         return revision if revision in rows else next(iter(rows), None)
     here = cached_commits(repository, config)
-    if _COMMIT.fullmatch(revision):
+    if is_commit(revision):
         return revision if revision in here and _made_newest(repository, config, revision) else None
     return here[0] if here else None
 
@@ -204,7 +210,7 @@ def _copies(repository: str, config: str | None) -> list[Path]:
 
 def _newest(folders: Iterable[Path]) -> list[Path]:
     """The folders that are named by a commit, the newest first."""
-    found = [path for path in folders if path.is_dir() and _COMMIT.fullmatch(path.name)]
+    found = [path for path in folders if path.is_dir() and is_commit(path.name)]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
