@@ -218,7 +218,7 @@ def test_a_replacement_runs_where_the_layers_were_and_is_counted(family: str, ki
     assert output.shape == entry.hidden.shape
     assert not torch.allclose(output, entry.hidden)
     counted = Decoder.from_config(tiny_config(family, n_layers=4))
-    added = added_parameters(kind, counted, len(span))
+    added = added_parameters(kind, counted)(len(span))
     assert added == sum(p.numel() for p in module.parameters())
 
 

@@ -20,6 +20,7 @@ sampling is seeded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -148,8 +149,8 @@ class StreamlineReplacement(Method):
         super().__post_init__()
         check_start(self.kind, self.init, self.residual)
 
-    def _added(self, decoder: Decoder, n_remove: int) -> int:
-        return added_parameters(self.kind, decoder, n_remove, norm=self._norm)
+    def _added(self, decoder: Decoder) -> Callable[[int], int]:
+        return added_parameters(self.kind, decoder, norm=self._norm)
 
     @property
     def _norm(self) -> bool:
@@ -158,7 +159,7 @@ class StreamlineReplacement(Method):
 
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:
         """How many layers the network replaces at a sparsity."""
-        return layers_to_remove(decoder, sparsity, lambda n: self._added(decoder, n))
+        return layers_to_remove(decoder, sparsity, self._added(decoder))
 
     def prune(
         self,
@@ -200,7 +201,7 @@ class StreamlineReplacement(Method):
         """
         n_remove = self.n_remove(decoder, sparsity)
         check_runner_up(self.runner_up, decoder.n_layers, n_remove)
-        return Size.without(decoder, n_remove, self._added(decoder, n_remove) if n_remove else 0)
+        return Size.without(decoder, n_remove, self._added(decoder)(n_remove))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ layer, ready to be trained; the training stage converts them to the model's dtyp
 
 Example:
     module = make("ffn", decoder, Span(21, 30), init="random", seed=0)
-    added_parameters("ffn", decoder, 9)                 # 134,238,208 for Llama-2-7B
+    added_parameters("ffn", decoder)(9)                 # 134,238,208 for Llama-2-7B
 
     maps = linear_maps(decoder, [span], batches)
     make("linear", decoder, span, init="linear", linear=maps[span])
@@ -16,10 +16,12 @@ Notation: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.engine.seed import seeded
 from streamline.errors import ConfigError, UnknownNameError, UnsupportedModelError
@@ -135,27 +137,24 @@ def home(decoder: Decoder, layer: int) -> torch.device:
     return decoder.device if device.type == "meta" else device
 
 
-def added_parameters(kind: str, decoder: Decoder, n: int, *, norm: bool = False) -> int:
-    """Parameters that a replacement of ``n`` layers adds.
+def added_parameters(kind: str, decoder: Decoder, *, norm: bool = False) -> Callable[[int], int]:
+    """Parameters that a replacement of ``n`` layers adds, for any ``n``; 0 adds nothing.
 
     Args:
         kind: As for :func:`make`.
-        decoder: The dense model; its weights may lie on the meta device.
-        n: Layers in the span; 0 needs no replacement and adds nothing.
+        decoder: The dense model; its weights may lie on the meta device. It is counted once.
         norm: As for :func:`make`.
 
     Raises:
         UnknownNameError: If the kind does not exist.
     """
     prefix, base = split_kind(kind)
-    if n == 0:
-        return 0
     if base == "layer":
-        one = round(sum(map(decoder.layer_parameters, range(decoder.n_layers))) / decoder.n_layers)
+        one = round(mean_layer_parameters(decoder))
     else:
         with torch.device("meta"):
             one = sum(p.numel() for p in _network(base, decoder, False, norm).parameters())
-    return one * n if prefix == "multiple-" else one
+    return lambda n: one * n if prefix == "multiple-" else one * bool(n)
 
 
 def split_kind(kind: str) -> tuple[str, str]:

@@ -38,9 +38,7 @@ def test_llama2_7b_counts(llama2_7b: Decoder) -> None:
 def test_published_shares(
     llama2_7b: Decoder, kind: str | None, n_layers: int, percent: float
 ) -> None:
-    def added(n: int) -> int:
-        return 0 if kind is None else added_parameters(kind, llama2_7b, n)
-
+    added = (lambda n: 0) if kind is None else added_parameters(kind, llama2_7b)
     n = layers_to_remove(llama2_7b, 0.25, added)
     gone = n * llama2_7b.layer_parameters(0) - added(n)
     dense = llama2_7b.n_parameters()

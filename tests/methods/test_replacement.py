@@ -54,7 +54,7 @@ def test_runs_in_a_layers_place_and_counts(family: str, kind: str) -> None:
     assert output.shape == entry.hidden.shape
     assert not torch.allclose(output, entry.hidden)
     counted = Decoder.from_config(tiny_config(family, n_layers=4))
-    added = added_parameters(kind, counted, len(SPAN))
+    added = added_parameters(kind, counted)(len(SPAN))
     assert added == sum(p.numel() for p in module.parameters())
 
 
@@ -162,9 +162,9 @@ def test_multiple_form_has_a_layer_of_its_own_for_each(decoder: Decoder) -> None
 def test_llama2_7b_ffn_has_the_papers_size() -> None:
     config = tiny_config("llama", n_layers=1, hidden_size=4096, num_attention_heads=32)
     counted = Decoder.from_config(config)
-    assert added_parameters("ffn", counted, 9) == 8 * 4096**2 + 5 * 4096
-    assert added_parameters("mlp", counted, 9) == 4 * 4096**2 + 3 * 4096
-    assert added_parameters("ffn", counted, 0) == 0
+    assert added_parameters("ffn", counted)(9) == 8 * 4096**2 + 5 * 4096
+    assert added_parameters("mlp", counted)(9) == 4 * 4096**2 + 3 * 4096
+    assert added_parameters("ffn", counted)(0) == 0
 
 
 @pytest.mark.parametrize("kind", ["mlpp", "shared-", "both-ffn"])
@@ -172,7 +172,7 @@ def test_unknown_kind(decoder: Decoder, kind: str) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown kind of replacement '{kind}'.*swiglu"):
         make(kind, decoder, SPAN)
     with pytest.raises(UnknownNameError, match="unknown kind of replacement"):
-        added_parameters(kind, decoder, 1)
+        added_parameters(kind, decoder)
 
 
 @pytest.mark.parametrize(
