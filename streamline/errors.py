@@ -7,6 +7,9 @@ its traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "AssetError",
     "ConfigError",
@@ -17,6 +20,7 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedModelError",
     "reason",
+    "unknown_name",
 ]
 
 
@@ -50,6 +54,21 @@ class UnsupportedModelError(StreamlineError):
 
 class AssetError(StreamlineError):
     """A model, a text or a set of questions cannot be found, fetched or trusted."""
+
+
+def unknown_name(kind: str, name: str, names: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is in no list: nearest names first, then all.
+
+    Args:
+        kind: What the name should have been, such as "method".
+        name: What was given.
+        names: What would have been accepted.
+    """
+    known = sorted(names)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean: {', '.join(near)}?" if near else ""
+    listing = ", ".join(known) if known else "none"
+    return UnknownNameError(f"unknown {kind} {name!r}.{hint} Available: {listing}")
 
 
 def reason(error: BaseException) -> str:

@@ -24,17 +24,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from streamline.errors import ConfigError, UnknownNameError, reason
+from streamline.errors import ConfigError, reason, unknown_name
 from streamline.method_source import source_key
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ __all__ = [
     "method_names",
     "method_summary",
     "source_key",
-    "unknown_name",
 ]
 
 METHODS = "streamline.methods"
@@ -75,7 +74,7 @@ def available(group: str) -> dict[str, EntryPoint]:
         ConfigError: If two distributions announce the same name; both are named.
     """
     found: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group=group), key=lambda point: point.name):
+    for point in sorted(_announced(entry_points, group, _places()), key=lambda point: point.name):
         other = found.get(point.name)
         if other is None:
             found[point.name] = point
@@ -86,6 +85,19 @@ def available(group: str) -> dict[str, EntryPoint]:
                 "uninstall one of them, or rename its entry point"
             )
     return found
+
+
+@lru_cache(maxsize=64)
+def _announced(
+    read: Callable[..., EntryPoints], group: str, places: tuple[tuple[str, int], ...]
+) -> tuple[EntryPoint, ...]:
+    """A group's entry points, read again when a package was installed or the path has changed."""
+    return tuple(read(group=group))
+
+
+def _places() -> tuple[tuple[str, int], ...]:
+    """Where packages are looked for, and when something was last put there."""
+    return tuple((p, Path(p).stat().st_mtime_ns) for p in sys.path if Path(p).exists())
 
 
 def load(group: str, name: str) -> Any:
@@ -328,21 +340,6 @@ def _class_node(point: EntryPoint) -> ast.ClassDef | None:
         return None
     found = (node for node in tree.body if isinstance(node, ast.ClassDef))
     return next((node for node in found if node.name == point.attr), None)
-
-
-def unknown_name(kind: str, name: str, names: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is in no list: nearest names first, then all.
-
-    Args:
-        kind: What the name should have been, such as "method".
-        name: What was given.
-        names: What would have been accepted.
-    """
-    known = sorted(names)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f" Did you mean: {', '.join(near)}?" if near else ""
-    listing = ", ".join(known) if known else "none"
-    return UnknownNameError(f"unknown {kind} {name!r}.{hint} Available: {listing}")
 
 
 def _owner(point: EntryPoint) -> str:

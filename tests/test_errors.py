@@ -5,7 +5,9 @@ import pytest
 from streamline import errors
 
 
-@pytest.mark.parametrize("name", sorted({*errors.__all__} - {"StreamlineError", "reason"}))
+@pytest.mark.parametrize(
+    "name", sorted({*errors.__all__} - {"StreamlineError", "reason", "unknown_name"})
+)
 def test_every_error_is_one_of_ours_and_shows_its_text(name: str) -> None:
     error = getattr(errors, name)("what was given")
     assert isinstance(error, errors.StreamlineError)

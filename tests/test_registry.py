@@ -76,6 +76,16 @@ def test_the_same_distribution_seen_twice_is_one(monkeypatch: pytest.MonkeyPatch
     assert list(registry.available(METHODS)) == ["mine"]
 
 
+def test_what_is_installed_later_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.available("streamline.later") == {}
+    metadata = tmp_path / "later-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[streamline.later]\nmine = later.mine:Mine\n")
+    assert list(registry.available("streamline.later")) == ["mine"]
+
+
 def test_a_class_path_needs_no_entry_point() -> None:
     found = registry.load_method("streamline.baselines.shortgpt:ShortGPT")
     assert found is registry.load_method("shortgpt")

@@ -74,7 +74,7 @@ def clear_cache(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove what the cache holds, all or some kinds. Results of runs are never touched."""
-    from streamline.registry import unknown_name
+    from streamline.errors import unknown_name
     from streamline.run.folder import claimed
 
     folder, known = _cache(run)

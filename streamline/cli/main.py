@@ -40,8 +40,7 @@ from streamline.cli.checkpoints import export, prune, push, verify
 from streamline.cli.screen.show import show_error
 from streamline.cli.screen.streams import lasting_streams
 from streamline.distributed import LostProcess, follows
-from streamline.errors import StreamlineError, reason
-from streamline.registry import unknown_name
+from streamline.errors import StreamlineError, reason, unknown_name
 from streamline.run.commands import commanded
 
 __all__ = ["app", "main"]

@@ -32,8 +32,8 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Check that a method keeps every promise of the plugin contract; exit code 1 if not."""
-    from streamline.errors import ConfigError
-    from streamline.registry import build_method, method_names, unknown_name
+    from streamline.errors import ConfigError, unknown_name
+    from streamline.registry import build_method, method_names
     from streamline.testing.models import FAMILIES
 
     wanted = [name.strip() for name in families.split(",") if name.strip()]

@@ -20,13 +20,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from streamline.errors import ConfigError, StreamlineError
+from streamline.errors import ConfigError, StreamlineError, unknown_name
 from streamline.evaluation.origins import repositories_of
 from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.files import sweep
 from streamline.hashing import file_hashes
 from streamline.kept import kept_json, write_json
-from streamline.registry import unknown_name
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, recorded, remove

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamline.errors import ConfigError
-from streamline.registry import SUITES, folders, unknown_name
+from streamline.errors import ConfigError, unknown_name
+from streamline.registry import SUITES, folders
 from streamline.run.checks.yaml_file import read_yaml
 
 __all__ = ["COMMAND_LINE", "Suite", "as_suite", "load_suite", "suite_files"]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streamline import registry
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, unknown_name
 from streamline.evaluation.tasks.declared import lm_eval_tasks, names_below, names_elsewhere
 from streamline.evaluation.tasks.question_sets import find
 from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
@@ -273,7 +273,7 @@ def _entry(name: str, own: Iterable[str]) -> TaskEntry:
         return TaskEntry(
             name=name, tasks=(name,), protocol="lm-eval", metric="acc", folder=elsewhere[name]
         )
-    raise registry.unknown_name("task or group", name, [*own, *GROUPS, *TASKS])
+    raise unknown_name("task or group", name, [*own, *GROUPS, *TASKS])
 
 
 def include_paths(entries: Iterable[TaskEntry]) -> tuple[list[str], bool]:

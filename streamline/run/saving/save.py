@@ -23,11 +23,10 @@ from streamline.checkpoints.folder import CLAIM, require_free, target_folder
 from streamline.checkpoints.formats.serving import FORMATS, write_format
 from streamline.checkpoints.info import PLAN, read_info
 from streamline.engine.following import with_leader
-from streamline.errors import ConfigError, StreamlineError
+from streamline.errors import ConfigError, StreamlineError, unknown_name
 from streamline.evaluation.questions import heldout_name
 from streamline.files import temporary_folder
 from streamline.progress import Prefixed, Progress, Silent
-from streamline.registry import unknown_name
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
 from streamline.results.record_file import recorded
