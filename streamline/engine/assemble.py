@@ -41,7 +41,8 @@ def assemble(path: Path) -> PreTrainedModel:
     """
     decoder = path.decoder
     parts = [(part, node.layer) for node in path.nodes for part in applications(node.module)]
-    model = cast("PreTrainedModel", shared_copy(decoder.model))
+    own = submodule(decoder.model, decoder.family.layers)
+    model = cast("PreTrainedModel", shared_copy(decoder.model, {id(own): nn.ModuleList()}))
     kept = {id(decoder.config): model.config}
     layers = nn.ModuleList([shared_copy(part, kept) for part, _ in parts])
     for module in layers.modules():

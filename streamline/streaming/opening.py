@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from streamline.errors import UnsupportedModelError
 from streamline.files import cache_dir
@@ -60,7 +61,7 @@ def empty_model(
     Raises:
         UnsupportedModelError: If a buffer was left without a value.
     """
-    with _EmptyOnMeta():
+    with _EmptyOnMeta(), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
