@@ -152,13 +152,19 @@ FAINT = {"condition": {"param": "chosen", "empty": True, "value": 1}, "value": 0
 
 def svg(figure: Figure, one: View) -> str:
     """A view as an SVG file: letters as text, the same bytes each time."""
-    import vl_convert
-
-    text = vl_convert.vegalite_to_svg({**one.wide, "datasets": figure.data, "config": config()})
+    text = _as_svg(json.dumps({**one.wide, "datasets": figure.data, "config": config()}))
     ids: dict[str, str] = {}  # the library counts on from one figure to the next
     for found in re.findall(r'(?:id="|url\(#)((?:clip|gradient_?)\d+)', text):
         ids.setdefault(found, f"{figure.file_of(one)}.{len(ids)}")
     return re.sub(r'(id="|url\(#)((?:clip|gradient_?)\d+)', lambda m: m[1] + ids[m[2]], text)
+
+
+@lru_cache(maxsize=64)
+def _as_svg(spec: str) -> str:
+    """A specification as the library draws it; a report that is made again draws nothing twice."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(spec))
 
 
 def drawn(figure: Figure) -> list[Drawn]:
@@ -170,6 +176,7 @@ def drawn(figure: Figure) -> list[Drawn]:
     return found
 
 
+@lru_cache(maxsize=64)
 def pdf(text: str) -> bytes:
     """An SVG file as PDF, its letters embedded, the same bytes each time.
 
