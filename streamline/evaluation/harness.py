@@ -18,6 +18,8 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,19 +39,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
-    "aggregate",
-    "continuations",
-    "doc_hash",
-    "generate",
-    "load_tasks",
-    "max_length",
-    "quiet",
-    "task_manager",
-    "task_part",
-    "text_of",
-    "token_pairs",
-    "unsupported_options",
-]
+    "aggregate", "continuations", "doc_hash", "generate", "load_tasks", "max_length", "quiet",
+    "task_manager", "task_part", "text_of", "token_pairs", "unsupported_options",
+]  # fmt: skip
 
 _BOOTSTRAP = 1000
 
@@ -62,12 +54,18 @@ def max_length(config: PretrainedConfig, tokenizer: Any = None) -> int:
 
 
 def task_manager(entries: Iterable[TaskEntry]) -> Any:
-    """lm-eval's index of the folders that some rows are defined in."""
+    """lm-eval's index of the folders that some rows are defined in, as they are written now."""
+    paths, defaults = include_paths(entries)
+    files = sorted(file for path in paths for file in Path(path).glob("**/*.yaml"))
+    return _indexed(tuple(paths), defaults, tuple((f, f.stat().st_mtime_ns) for f in files))
+
+
+@lru_cache(maxsize=4)
+def _indexed(paths: tuple[str, ...], defaults: bool, _: tuple[tuple[Path, int], ...]) -> Any:
     from lm_eval.tasks import TaskManager
 
-    paths, defaults = include_paths(entries)
     with quiet():
-        return TaskManager(include_path=paths, include_defaults=defaults)
+        return TaskManager(include_path=list(paths), include_defaults=defaults)
 
 
 def load_tasks(manager: Any, name: str, changes: Mapping[str, Any]) -> list[Any]:
