@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from hub.contents import publish_datasets
 from hub.loopback import LoopbackHub
+from hub.nursery import Nursery
 
 #: Runs code in a process that knows the hub's address before it imports its client.
 Child = Callable[..., subprocess.CompletedProcess[str]]
@@ -26,12 +26,19 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
         yield serving
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where children come from."""
+    with Nursery() as serving:
+        yield serving
+
+
 @pytest.fixture
-def child(tmp_path: Path) -> Child:
+def child(tmp_path: Path, nursery: Nursery) -> Child:
     """Run a piece of Python with arguments against a hub, in a home of this test's own."""
 
     def run(
-        code: str, hub: LoopbackHub, *arguments: Any, **environment: str
+        code: str, hub: LoopbackHub, *arguments: Any, limit_s: float = 250, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         known = {
             "HF_ENDPOINT": hub.url,
@@ -42,14 +49,12 @@ def child(tmp_path: Path) -> Child:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "STREAMLINE_CACHE": str(tmp_path / "cache"),
         }
-        return subprocess.run(
-            [sys.executable, "-c", code, *map(json.dumps, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=250,
-            cwd=tmp_path,
+        return nursery.run(
+            code,
+            [json.dumps(argument) for argument in arguments],
             env=os.environ | known | environment,
+            folder=tmp_path,
+            limit_s=limit_s,
         )
 
     return run
