@@ -36,7 +36,8 @@ from streamline.hashing import content_key
 from streamline.method import Method, Pruned
 from streamline.methods.unfinished import resuming
 from streamline.plan import Plan
-from streamline.progress import Progress, clock, portions, showing
+from streamline.progress import Progress, clock, portions, showing, tell
+from streamline.sharing.once import turn
 from streamline.sources.batches import batches_fingerprint
 
 __all__ = ["calibrate", "prune"]
@@ -71,12 +72,18 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
         ]
     )
     place = folder / "calibration" / key[:16]
-    kept = Calibration.kept(place)
-    if kept is not None:
-        return _checked(kept, method)
+    with turn(f"calibration-{key[:16]}", lambda: tell(0, 1, "another process is making it")):
+        kept = Calibration.kept(place)
+        if kept is not None:
+            return _checked(kept, method)
+        return _measured(method, dense, tokens, place, key)
+
+
+def _measured(method: Method, dense: Dense, tokens: Tensor, place: Path, key: str) -> Calibration:
+    """What a method decides by, measured now and kept in a place."""
     start = time.perf_counter()
     doing = f"{method.name}: calibrate"
-    searching = resuming(folder / "calibration" / f"{key[:32]}.search.json")
+    searching = resuming(place.parent / f"{key[:32]}.search.json")
     with Watch(dense.decoder, dense).over(doing), searching:
         found = method.calibrate(dense.decoder, tokens.clone())
     if not isinstance(found, Calibration):

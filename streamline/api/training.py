@@ -47,6 +47,7 @@ def train(
     texts: str,
     folder: Path,
     losses: Path | None = None,
+    activations: Path | None = None,
     progress: Progress,
 ) -> list[Variant | Failure]:
     """Fit the replacements of all variants; those of one seed and recipe share their teacher.
@@ -60,6 +61,8 @@ def train(
         texts: The text of a recipe that names none.
         folder: Where states are kept: a killed training resumes, a finished one is loaded.
         losses: Folder of the losses' JSON lines, if not in ``folder``.
+        activations: Folder of the teacher's activations, of one process at a time; by default one
+            in ``folder``.
         progress: Where to report what is being done.
 
     Returns:
@@ -91,6 +94,7 @@ def train(
                         seed,
                         folder,
                         losses,
+                        activations or folder / "activations",
                         progress,
                     )
                 found |= dict(zip(going, made, strict=True))
@@ -134,6 +138,7 @@ def _train_together(
     seed: int,
     folder: Path,
     losses: Path | None,
+    activations: Path,
     progress: Progress,
 ) -> list[Variant | Failure]:
     """Train all replacements of some variants by one recipe and objective."""
@@ -173,7 +178,7 @@ def _train_together(
         seed=seed,
         progress=step,
         autocast=None if decoder.dtype == torch.float32 else torch.bfloat16,
-        cache=ActivationCache(folder / "activations", cache) if cache else None,
+        cache=ActivationCache(activations, cache) if cache else None,
         paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
     )
     # What a process has held on a CPU before cannot be told from it.

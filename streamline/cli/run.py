@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamline.cli.options import Plans, given_layers, takes
-from streamline.cli.screen.show import show_failure, show_results
+from streamline.cli.screen.show import show_failed, show_results
 
 if TYPE_CHECKING:
     from streamline.run.config import RunConfig
@@ -68,31 +68,30 @@ def command(
         return
 
     from streamline.cli.screen.bar import progress_display
-    from streamline.results.record import label
     from streamline.run import pipeline
 
     with progress_display(_title(config)) as display:
         records = pipeline.run(config, progress=display, redo=redo)
-    show_results(records)
-    print(f"report: {config.out / 'report.html'}")
-    failed: dict[str | None, list[str]] = {}
-    for record in records:
-        if record.status == "failed":
-            failed.setdefault(record.reason, []).append(f"{record.model} {label(record)}")
-        for name, why in record.notes.get("missing", {}).items():
-            failed.setdefault(f"{name} is missing: {why}", []).append(
-                f"{record.model} {label(record)}"
-            )
-    for reason, names in failed.items():
-        show_failure(", ".join(names), reason)
-    if failed:
+    if config.shard is None:
+        show_results(records)
+        print(f"report: {config.out / 'report.html'}")
+    else:
+        print(f"shard {config.shard}: {_cells(len(records))}; when all shards have ended:")
+        print(f"streamline-bench merge {config.out}")
+    if show_failed(records):
         raise typer.Exit(1)
 
 
 def _title(config: RunConfig) -> str:
     """What the whole run is."""
     from streamline.run.cell import expand
+    from streamline.run.shards.dividing import shard_part
 
-    n_cells = sum(len(expand(config.for_model(model), model)) for model in config.models)
+    part = shard_part(config)
+    n_cells = sum(len(part.of(expand(config.for_model(name), name))) for name in config.models)
     models = config.models[0] if len(config.models) == 1 else f"{len(config.models)} models"
-    return f"{n_cells} cell{'s' * (n_cells > 1)} of {models}"
+    return f"{_cells(n_cells)} of {models}" + (f", shard {config.shard}" if config.shard else "")
+
+
+def _cells(number: int) -> str:
+    return f"{number} cell{'s' * (number != 1)}"

@@ -21,7 +21,7 @@ from streamline.hashing import content_key
 from streamline.reading import read_json
 from streamline.results.record import SCHEMA_VERSION, Record
 
-__all__ = ["FILE_NAME", "find", "load", "recorded", "remove", "upsert"]
+__all__ = ["FILE_NAME", "find", "load", "recorded", "remove", "replace_all", "upsert"]
 
 FILE_NAME = "results.json"
 _LOCK_NAME = ".results.lock"
@@ -43,8 +43,14 @@ def load(directory: str | Path) -> list[Record]:
     """
     path = _results_path(directory)
     if not path.is_file():
+        apart = (path.parent / "shards").is_dir()
         raise ConfigError(
-            f"No {FILE_NAME} in {path.parent}. Give the folder that a run wrote with --out."
+            f"No {FILE_NAME} in {path.parent}. "
+            + (
+                f"Put its shards together first: streamline-bench merge {path.parent}"
+                if apart
+                else "Give the folder that a run wrote with --out."
+            )
         )
     return _records(path)
 
@@ -106,6 +112,16 @@ def remove(directory: str | Path, records: Sequence[Record]) -> list[Record]:
         remaining = [record for record in load(directory) if record.identity not in gone]
         _write(path, remaining)
     return remaining
+
+
+def replace_all(directory: str | Path, records: Sequence[Record]) -> None:
+    """Write the records of a folder anew, in their order; made if missing.
+
+    Args:
+        directory: The run's folder.
+        records: All of its records, each cell once.
+    """
+    _write(Path(directory) / FILE_NAME, records)
 
 
 def find(

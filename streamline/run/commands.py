@@ -21,7 +21,7 @@ from typing import Any
 from streamline import __version__
 from streamline.files import write_json_atomic
 
-__all__ = ["COMMANDS", "commanded", "commands_of", "made_with", "note_command"]
+__all__ = ["COMMANDS", "commanded", "commands_of", "gather_commands", "made_with", "note_command"]
 
 COMMANDS = "commands.json"
 _COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
@@ -50,6 +50,20 @@ def note_command(folder: Path) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"time": now, "argv": list(arguments), "version": __version__, "commit": _commit()}
     write_json_atomic(folder / COMMANDS, [*_entries(folder), entry])
+
+
+def gather_commands(folder: Path, parts: Sequence[Path]) -> None:
+    """Add the commands that are listed in other folders to those of a folder, each once, by time.
+
+    Args:
+        folder: Receives them.
+        parts: The others; they stay as they are.
+    """
+    entries = _entries(folder)
+    entries += [one for part in parts for one in _entries(part) if one not in entries]
+    if entries:
+        entries.sort(key=lambda entry: str(entry.get("time") or ""))
+        write_json_atomic(folder / COMMANDS, entries)
 
 
 def commands_of(folder: Path) -> list[str]:

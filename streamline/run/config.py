@@ -29,6 +29,7 @@ from streamline.run.checks.values import (
     device_name,
     folder_of_its_own,
     one_revision_each,
+    shard_name,
     wrong_values,
 )
 from streamline.run.settings import names, setting
@@ -89,6 +90,12 @@ class RunConfig(Matrix):
     )
     executor: Literal["local", "ray"] = setting(
         "local", "Where cells run: local, ray.", flag="--executor"
+    )
+    shard: Annotated[str, AfterValidator(shard_name)] | None = setting(
+        None,
+        "Work the I-th of N parts of the cells, from 1/N to N/N; `merge` puts them together.",
+        flag="--shard",
+        metavar="I/N",
     )
     save: Literal["best", "all"] | None = setting(
         None, "Save checkpoints: all, or best (perplexity) of each sparsity.", flag="--save"

@@ -35,6 +35,7 @@ from streamline.run.cell import Cell, CellJob, expand
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.inputs import Sources, changes, shared_inputs
+from streamline.run.shards.part import busy_parts, part_folders
 from streamline.sharing.claims import Claim
 from streamline.sources.models import model_fingerprint
 
@@ -55,7 +56,7 @@ def claimed(folder: Path) -> Iterator[None]:
         folder: Made if missing.
 
     Raises:
-        ConfigError: If another run has it.
+        ConfigError: If another run has it, or works on a shard in it.
     """
     claim = Claim(folder / _RUNNING)
     if not claim.acquire_unless_held():
@@ -64,11 +65,36 @@ def claimed(folder: Path) -> Iterator[None]:
             "folder with --out"
         )
     try:
+        busy = busy_parts(folder)
+        if busy:
+            raise ConfigError(
+                f"shards are working in {folder} ({', '.join(busy[:4])}): wait until they end, "
+                "stop them, or give another folder with --out"
+            )
         (folder / _MARK).touch()
         sweep(folder)
         yield
     finally:
         claim.release()
+
+
+def refuse_claimed(folder: Path) -> None:
+    """Refuse to work on a shard in a folder that a run of all cells has.
+
+    Args:
+        folder: The run's; it may be missing.
+
+    Raises:
+        ConfigError: If one has it.
+    """
+    claim = Claim(folder / _RUNNING)
+    if not claim.acquire_unless_held():
+        raise ConfigError(
+            f"a run of all cells is using {folder}: wait until it ends, or stop it, before shards "
+            "of it are worked"
+        )
+    (folder / _MARK).touch()
+    claim.release()
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -260,8 +286,13 @@ def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:
         The records that remain.
 
     Raises:
-        ConfigError: If a run is using the folder.
+        ConfigError: If a run is using the folder, or shards in it are not put together.
     """
+    if part_folders(folder):
+        raise ConfigError(
+            f"{folder} holds shards that are not put together, in which the cells may lie too; "
+            f"first: streamline-bench merge {folder}"
+        )
     with claimed(folder):
         note_command(folder)
         return forget_cells(folder, records)

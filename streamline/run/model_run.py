@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from streamline.api.guards import no_exit, require_intact
@@ -24,7 +23,6 @@ from streamline.errors import NotFiniteError, StreamlineError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate, stored
 from streamline.evaluation.harness import max_length
-from streamline.evaluation.questions import Questions
 from streamline.evaluation.scoring.token_budget import TokenBudget
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
@@ -32,7 +30,7 @@ from streamline.plan import Plan
 from streamline.progress import Prefixed, Progress, portions
 from streamline.results.assess import assess
 from streamline.results.record import Record
-from streamline.results.record_file import find, recorded
+from streamline.results.record_file import find
 from streamline.results.samples import write_samples
 from streamline.run.cell import CellJob, replaced, stage_weights, unrecorded
 from streamline.run.config import RunConfig
@@ -40,9 +38,11 @@ from streamline.run.folder import kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
 from streamline.run.measuring.texts import calibration_tokens, cell_texts
-from streamline.run.preparation import Preparation, cell_facts, loading, preparation, todo
+from streamline.run.one_model import OneModel
+from streamline.run.preparation import cell_facts, loading, preparation, todo
 from streamline.run.recorder import Recorder
-from streamline.sources.batches import TokenBatches
+from streamline.run.shards.dense import DenseTurn
+from streamline.run.shards.part import WHOLE, Part
 from streamline.sources.hub.commits import pinned
 
 __all__ = ["run_model"]
@@ -50,51 +50,17 @@ __all__ = ["run_model"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Model:
-    """What all cells of a model share."""
-
-    config: RunConfig
-    dense: Dense
-    ready: Preparation
-    store: AnswerStore
-    budget: TokenBudget
-    recorder: Recorder
-    speeds: Speeds
-    jobs: dict[str, CellJob]
-    reference: CellJob
-    progress: Progress
-
-    @property
-    def batches(self) -> TokenBatches:
-        """The model's token batches."""
-        return self.ready.batches
-
-    @property
-    def questions(self) -> Questions:
-        """What every cell is asked."""
-        return self.ready.questions
-
-    def job(self, variant: Variant | Failure) -> CellJob:
-        """The cell that a variant belongs to."""
-        return self.jobs[variant.target.label]
-
-    def answered(self, job: CellJob) -> bool:
-        """Whether all answers of a cell are there."""
-        return self.store.has(job.model_key, self.questions.places)
-
-
-def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
+def run_model(config: RunConfig, name: str, progress: Progress, part: Part = WHOLE) -> list[Record]:
     """Run every cell of a model that has no record yet.
 
     Args:
         config: The run.
         name: One of its models.
         progress: Where to report what is being done.
+        part: The part of the run whose cells are meant.
 
     Returns:
-        The records of all cells of this model, in the order of
-        :func:`streamline.run.cell.expand`.
+        The records of these cells, in the order of :func:`streamline.run.cell.expand`.
 
     Raises:
         StreamlineError: If the model, a text or all questions cannot be had.
@@ -104,24 +70,25 @@ def run_model(config: RunConfig, name: str, progress: Progress) -> list[Record]:
     config = config.for_model(name)
     sources = settle(config, kept_sources(config))
     with pinned(sources.models):
-        fingerprint, jobs, missing = todo(config, name, sources)
-        slow = unmeasured(config, [job for job in jobs if job not in missing])
+        fingerprint, jobs, missing = todo(config, name, sources, part)
+        mine = [job for job in jobs if part.has(job.cell)]
+        slow = unmeasured(config, [job for job in mine if job not in missing], part)
         if missing or slow:
-            for remark in replaced(missing, _records(config, missing)):
+            for remark in replaced(missing, _records(config, missing, part)):
                 progress.say(remark)
             dense = load_dense(name, fingerprint, progress, **loading(config))
             if missing:
-                _run(config, name, dense, sources, jobs, missing, progress)
+                _run(config, name, dense, sources, jobs, missing, progress, part)
             if slow:
-                measure_done(config, name, dense, sources, slow, progress)
+                measure_done(config, name, dense, sources, slow, progress, part)
         else:
-            progress.say(f"all {len(jobs)} cells are done already")
-    return [record for record in _records(config, jobs) if record is not None]
+            progress.say(f"all {len(mine)} cells are done already")
+    return [record for record in _records(config, mine, part) if record is not None]
 
 
-def _records(config: RunConfig, jobs: Sequence[CellJob]) -> list[Record | None]:
-    """The cells' records as they lie in the folder, read once; None where there is none."""
-    records = recorded(config.out)
+def _records(config: RunConfig, jobs: Sequence[CellJob], part: Part) -> list[Record | None]:
+    """The cells' records, read once; None where there is none."""
+    records = part.records(config.out)
     return [find(records, *job.cell.identity) for job in jobs]
 
 
@@ -133,6 +100,7 @@ def _run(
     jobs: Sequence[CellJob],
     missing: Sequence[CellJob],
     progress: Progress,
+    part: Part,
 ) -> None:
     """Run the cells that are missing."""
     cache = config.out / "cache"
@@ -144,19 +112,21 @@ def _run(
         sources,
         progress,
     )
-    model = _Model(
+    model = OneModel(
         config=config,
         dense=dense,
         ready=ready,
         store=AnswerStore(cache / "answers"),
         budget=TokenBudget(config.batch_tokens, cache / "batch_tokens"),
-        recorder=Recorder(config, name, dense.fingerprint, progress),
-        speeds=Speeds(config, name, dense, missing, progress),
+        recorder=Recorder(config, name, dense.fingerprint, progress, part),
+        speeds=Speeds(config, name, dense, missing, progress, part),
         jobs={job.target.label: job for job in jobs},
         reference=jobs[0],
+        part=part,
+        turn=DenseTurn(jobs[0].model_key, progress),
         progress=progress,
     )
-    model.recorder.begin(unrecorded(missing, _records(config, missing)))
+    model.recorder.begin(unrecorded(missing, _records(config, missing, part)))
     shared = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     pruning, training, jointly, alone = portions(
@@ -171,13 +141,14 @@ def _run(
         for variant in variants
         if variant.pruned.model is None and model.job(variant).cell.recovery == "none"
     ]
+    if (variants or own) and not model.answered(model.reference):
+        others = [variant for variant in joint if model.job(variant) is not model.reference]
+        if not model.turn.attempt():  # another process answers for the dense model
+            joint = others
+        elif len(joint) == len(others):  # another part's cell, or its answers are gone
+            joint = [_dense(model), *others]
     rest = [variant for variant in variants if not any(variant is other for other in joint)]
-    there = any(model.job(variant) is model.reference for variant in joint)
-    if not there and not model.answered(model.reference) and (variants or own):
-        # Run before, but its answers are gone.
-        plan = Plan.dense(dense.decoder.n_layers)
-        joint.insert(0, Variant(target=model.reference.target, pruned=Pruned(plan)))
-    with jointly:
+    with jointly, model.turn:
         _jointly(model, joint)
     with alone:
         places = portions([1.0] * (len(rest) + len(own)))
@@ -189,7 +160,12 @@ def _run(
                 _own(model, job)
 
 
-def _pruned(model: _Model, jobs: Sequence[CellJob]) -> list[Variant]:
+def _dense(model: OneModel) -> Variant:
+    plan = Plan.dense(model.dense.decoder.n_layers)
+    return Variant(target=model.reference.target, pruned=Pruned(plan))
+
+
+def _pruned(model: OneModel, jobs: Sequence[CellJob]) -> list[Variant]:
     """Prune some cells and write down what was decided."""
     made = prune(
         [job.target for job in jobs],
@@ -209,7 +185,7 @@ def _pruned(model: _Model, jobs: Sequence[CellJob]) -> list[Variant]:
     return variants
 
 
-def _trained(model: _Model, variants: Sequence[Variant]) -> list[Variant]:
+def _trained(model: OneModel, variants: Sequence[Variant]) -> list[Variant]:
     """Train the replacements of some cells, together unless each is to be trained by itself."""
     config, made = model.config, list[Variant | Failure]()
     for group in [[one] for one in variants] if config.one_by_one else [variants]:
@@ -221,12 +197,13 @@ def _trained(model: _Model, variants: Sequence[Variant]) -> list[Variant]:
             texts=config.calibration.texts,
             folder=config.out / "cache",
             losses=config.out / "losses",
+            activations=config.out / "cache" / "activations" / model.part.name,
             progress=model.progress,
         )
     return _kept(model, made)
 
 
-def _kept(model: _Model, made: Sequence[Variant | Failure]) -> list[Variant]:
+def _kept(model: OneModel, made: Sequence[Variant | Failure]) -> list[Variant]:
     """What succeeded; what failed is recorded."""
     for one in made:
         if isinstance(one, Failure):
@@ -234,7 +211,7 @@ def _kept(model: _Model, made: Sequence[Variant | Failure]) -> list[Variant]:
     return [one for one in made if isinstance(one, Variant)]
 
 
-def _jointly(model: _Model, variants: Sequence[Variant]) -> None:
+def _jointly(model: OneModel, variants: Sequence[Variant]) -> None:
     """Evaluate cells that share the dense model's layers in one forward pass.
 
     If that fails they are evaluated one by one, so that an error stays with its cell; what was
@@ -251,7 +228,7 @@ def _jointly(model: _Model, variants: Sequence[Variant]) -> None:
         _guarded(model, variant, partial(_evaluate, model, [variant]))
 
 
-def _alone(model: _Model, variant: Variant) -> None:
+def _alone(model: OneModel, variant: Variant) -> None:
     """Fine-tune a cell that needs it, evaluate it by itself, and let it go."""
     config, found = model.config, variant
 
@@ -274,13 +251,13 @@ def _alone(model: _Model, variant: Variant) -> None:
         _guarded(model, found, partial(_evaluate, model, [found]))
 
 
-def _own(model: _Model, job: CellJob) -> None:
+def _own(model: OneModel, job: CellJob) -> None:
     """Run a cell whose method returns a model of its own."""
     for variant in _pruned(model, [job]):
         _alone(model, variant)
 
 
-def _guarded(model: _Model, variant: Variant, action: Callable[[], None]) -> bool:
+def _guarded(model: OneModel, variant: Variant, action: Callable[[], None]) -> bool:
     """Run one cell's step; a failure becomes its record, the others continue, and it is False."""
     try:
         action()
@@ -291,7 +268,7 @@ def _guarded(model: _Model, variant: Variant, action: Callable[[], None]) -> boo
     return True
 
 
-def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
+def _evaluate(model: OneModel, variants: Sequence[Variant]) -> None:
     """Answer all questions for some cells and write each cell's record."""
     if not variants:
         return
@@ -299,6 +276,8 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
     jobs = [model.job(variant) for variant in variants]
     paths = [v.pruned.path(model.dense.decoder, v.target.name) for v in variants]
     restart_peak_memory()
+    if model.reference in jobs:
+        model.turn.wait()
     with no_exit(f"a module of {' or '.join(variant.target.name for variant in variants)}"):
         results = evaluate(
             {job.model_key: path for job, path in zip(jobs, paths, strict=True)},
@@ -312,6 +291,9 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
                 [job for job in jobs if job.model_key in keys], f"{name} answered"
             ),
         )
+    if model.turn.awaited(lambda: model.answered(model.reference)):
+        with model.turn:
+            _evaluate(model, [_dense(model)])
     dense = model.answered(model.reference)
     reference = stored(model.reference.model_key, model.questions, model.store) if dense else None
     peak = peak_memory_bytes(paths[0].decoder.device)
@@ -323,6 +305,8 @@ def _evaluate(model: _Model, variants: Sequence[Variant]) -> None:
     speeds = model.speeds.of(cells, seconds_of(results.values(), variants))
     for job, variant, path in zip(jobs, variants, paths, strict=True):
         result = results[job.model_key]
+        if not model.part.has(job.cell):  # the dense model, which another part records
+            continue
         if isinstance(result, NotFiniteError):
             model.recorder.failed(job, result, variant.costs)
             continue

@@ -36,6 +36,7 @@ from streamline.run.folder import (
     forget_cells,
     kept_sources,
     named_cells,
+    refuse_claimed,
     refuse_foreign,
     refuse_mixture,
 )
@@ -45,6 +46,10 @@ from streamline.run.planning.estimate import require_fit
 from streamline.run.preparation import finished, loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells
+from streamline.run.shards.agreeing import agreed, plain_settings
+from streamline.run.shards.dividing import shard_part
+from streamline.run.shards.merging import merge
+from streamline.run.shards.part import Part, part_folders, working
 from streamline.sources.hub.commits import pinned
 from streamline.sources.models import model_fingerprint
 
@@ -81,15 +86,17 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
     refuse_foreign(config.out)
     for remark in _remarks(config, bool(redo)):
         progress.say(remark)
+    if config.shard is not None:
+        return _run_shard(config, shard_part(config), progress, redo)
     with claimed(config.out), ExitStack() as run_long:
+        if part_folders(config.out):
+            merge(config.out)
         again = named_cells(config.out, redo)
         kept = kept_sources(config)
         sources = settle(config, kept)
         run_long.enter_context(pinned(sources.models))
         refuse_mixture(config, sources)
-        settings = config.model_dump(
-            mode="json", exclude={"dry_run", "executor", "device", "device_map", "skip_missing"}
-        )
+        settings = plain_settings(config)
         for remark in sources.origins.remarks:
             progress.say(remark)
         with prepared(config, sources, progress, again):
@@ -118,6 +125,27 @@ def _remarks(config: RunConfig, redo: bool) -> list[str]:
             if kept is None or redo or not finished(config, settle(config, kept)):
                 raise
             return []
+
+
+def _run_shard(
+    config: RunConfig, part: Part, progress: Progress, redo: Sequence[str]
+) -> list[Record]:
+    """Work one part of the cells beside those that work on the others; there is no report yet."""
+    if redo:
+        raise ConfigError(
+            "--redo takes cells out of the folder that other shards are working in; put the shards "
+            f"together (streamline-bench merge {config.out}) and give --redo without --shard"
+        )
+    refuse_claimed(config.out)
+    with working(config.out, part):
+        sources = agreed(config, part)
+        with pinned(sources.models):
+            refuse_mixture(config, sources)
+            for remark in sources.origins.remarks:
+                progress.say(remark)
+            note_command(part.folder(config.out))
+            with prepared(config, sources, progress, part=part):
+                return executor("local").run(config, progress, part)
 
 
 def prune_to_checkpoint(

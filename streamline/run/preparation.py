@@ -27,12 +27,13 @@ from streamline.evaluation.harness import max_length
 from streamline.evaluation.questions import Questions, Text, heldout_text, lacking_error, prepare
 from streamline.progress import Prefixed, Progress
 from streamline.results.record import Record
-from streamline.results.record_file import find, recorded
+from streamline.results.record_file import find
 from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import is_done
 from streamline.run.inputs import Sources, shared_inputs
 from streamline.run.measuring.texts import HELDOUT, try_texts
+from streamline.run.shards.part import WHOLE, Part
 from streamline.sources.batches import TokenBatches
 from streamline.sources.hub.failures import HubError
 from streamline.sources.models import (
@@ -76,23 +77,28 @@ _READY: ContextVar[dict[str, Preparation] | None] = ContextVar("ready", default=
 
 
 def todo(
-    config: RunConfig, name: str, sources: Sources
+    config: RunConfig, name: str, sources: Sources, part: Part = WHOLE
 ) -> tuple[str, list[CellJob], list[CellJob]]:
     """A model's fingerprint, its cells, and those of them that are not done.
+
+    Of a part of the run the dense cell comes first all the same, since the others are measured
+    against it; it is undone only where it belongs to the part.
 
     Args:
         config: The run, as the model has it.
         name: The model.
         sources: What the names in its settings mean.
+        part: The part of the run whose cells are meant.
 
     Raises:
         StreamlineError: If the model, a method or a text is not there.
     """
     fingerprint = model_fingerprint(name)
     shared = shared_inputs(config, fingerprint, sources)
-    jobs = [cell_job(cell, shared) for cell in expand(config, name)]
-    records = recorded(config.out)
-    found = [(job, find(records, *job.cell.identity)) for job in jobs]
+    cells = [cell for cell in expand(config, name) if cell.is_dense or part.has(cell)]
+    jobs = [cell_job(cell, shared) for cell in cells]
+    records = part.records(config.out)
+    found = [(job, find(records, *job.cell.identity)) for job in jobs if part.has(job.cell)]
     undone = [job for job, one in found if one is None or not is_done(config.out, job, one)]
     return fingerprint, jobs, undone
 
@@ -119,7 +125,11 @@ def loading(config: RunConfig) -> dict[str, Any]:
 
 @contextmanager
 def prepared(
-    config: RunConfig, sources: Sources, progress: Progress, again: Sequence[Record] = ()
+    config: RunConfig,
+    sources: Sources,
+    progress: Progress,
+    again: Sequence[Record] = (),
+    part: Part = WHOLE,
 ) -> Iterator[None]:
     """Within it, every model of a run that has something to do can be asked all questions.
 
@@ -133,6 +143,7 @@ def prepared(
         sources: What the names in its settings mean.
         progress: Where to report what is left out.
         again: Records of cells that are done again.
+        part: The part of the run that is meant.
 
     Raises:
         AssetError: If a model on the hub, a set of questions or a text cannot be had and is not to
@@ -144,7 +155,7 @@ def prepared(
     built: list[tuple[Any, ...]] = []
     tried: set[str] = set()
     several = len(config.models) > 1
-    for name, (own, tokenizer, longest, undone) in _to_ask(config, sources, again).items():
+    for name, (own, tokenizer, longest, undone) in _to_ask(config, sources, again, part).items():
         if ready and own.skip_missing:
             continue  # what it cannot be asked is left out in its own run
         told = Prefixed(progress, name) if several else progress
@@ -169,7 +180,7 @@ def prepared(
 
 
 def _to_ask(
-    config: RunConfig, sources: Sources, again: Sequence[Record]
+    config: RunConfig, sources: Sources, again: Sequence[Record], part: Part
 ) -> dict[str, tuple[RunConfig, Any, int, list[CellJob]]]:
     """The models with something to do: the run as each has it, its tokenizer, positions, cells.
 
@@ -181,7 +192,7 @@ def _to_ask(
     for name in config.models:
         own = config.for_model(name)
         try:
-            undone = todo(own, name, sources)[2]
+            undone = todo(own, name, sources, part)[2]
             if not undone and all(record.model != name for record in again):
                 continue
             others = (read_models(j.target.method, name, j.cell.sparsity) for j in undone)

@@ -25,6 +25,7 @@ from streamline.results.record_file import upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.folder import write_checksums
+from streamline.run.shards.part import WHOLE, Part
 from streamline.sources.models import hub_commit, planned_model
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,19 @@ class Recorder:
         name: The model.
         fingerprint: Content hash of the model; empty if it cannot be read.
         progress: Where to report that a cell was skipped or failed.
+        part: The part of the run that its records belong to.
     """
 
-    def __init__(self, config: RunConfig, name: str, fingerprint: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        name: str,
+        fingerprint: str,
+        progress: Progress,
+        part: Part = WHOLE,
+    ) -> None:
         self.config = config
+        self.folder = part.folder(config.out)
         self.name = name
         self.fingerprint = fingerprint
         self.progress = progress
@@ -168,7 +178,7 @@ class Recorder:
             why = f"not finished: {state}. The same command goes on with it"
             records.append(self._values(job, status="failed", reason=why))
         if records:
-            upsert(self.config.out, *records)
+            upsert(self.folder, *records)
 
     @cached_property
     def _dense(self) -> Decoder:
@@ -178,7 +188,7 @@ class Recorder:
 
     def _write(self, job: CellJob, **values: Any) -> None:
         self._open.pop(job.cell.slug, None)
-        upsert(self.config.out, self._values(job, **values))
+        upsert(self.folder, self._values(job, **values))
 
     def _values(
         self,

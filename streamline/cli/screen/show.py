@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "require_yes",
     "show_error",
+    "show_failed",
     "show_failure",
     "show_json",
     "show_results",
@@ -36,6 +37,26 @@ def show_error(error: object) -> None:
 def show_failure(what: str, reason: str | None) -> None:
     """Write to standard error that one piece of the work failed, and why."""
     _say("failed", "bold red", f"{what}: {reason or 'no reason given'}")
+
+
+def show_failed(records: Iterable[Record]) -> bool:
+    """Write to standard error which cells failed or lack what they were to be asked, and why.
+
+    Returns:
+        Whether there are any.
+    """
+    from streamline.results.record import label
+
+    failed: dict[str | None, list[str]] = {}
+    for record in records:
+        name = f"{record.model} {label(record)}"
+        if record.status == "failed":
+            failed.setdefault(record.reason, []).append(name)
+        for what, why in record.notes.get("missing", {}).items():
+            failed.setdefault(f"{what} is missing: {why}", []).append(name)
+    for reason, names in failed.items():
+        show_failure(", ".join(names), reason)
+    return bool(failed)
 
 
 def show_warning(message: str) -> None:

@@ -157,6 +157,18 @@ def is_text(value: str) -> bool:
     return "\0" not in value
 
 
+def shard_name(text: str) -> str:
+    """Refuse what names no shard.
+
+    Raises:
+        ValueError: If it is not one of some parts.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
+        raise ValueError("write I/N, the I-th of N parts counted from 1, such as 1/8 or 8/8")
+    return f"{int(match.group(1))}/{int(match.group(2))}"
+
+
 def contradiction(config: Any) -> str | None:
     """Which settings of a run cannot be had together, in words, or None.
 
@@ -170,4 +182,9 @@ def contradiction(config: Any) -> str | None:
         )
     if config.save == "best" and not config.perplexity.n_tokens:
         return "save=best goes by held-out perplexity, and none is to be measured"
+    if config.shard and config.save:
+        return (
+            "save goes by all cells, and shard does some of them; give --save to the same command "
+            "without --shard when the shards are put together: it finds them done"
+        )
     return None

@@ -10,13 +10,14 @@ from streamline.results.record import Record
 from streamline.run.config import RunConfig
 from streamline.run.executors.local import LocalExecutor
 from streamline.run.executors.ray import RayExecutor
+from streamline.run.shards.part import WHOLE, Part
 
 
 class Executor(Protocol):
     """Works all models of a run."""
 
-    def run(self, config: RunConfig, progress: Progress) -> list[Record]:
-        """Work every cell and give back its record."""
+    def run(self, config: RunConfig, progress: Progress, part: Part = WHOLE) -> list[Record]:
+        """Work every cell of a part of the run and give back its record."""
 
 
 def executor(name: str) -> Executor:

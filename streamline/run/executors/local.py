@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from streamline.progress import Progress, portions
 from streamline.results.record import Record
+from streamline.run.cell import expand
 from streamline.run.config import RunConfig
 from streamline.run.executors.lost import lost_model
 from streamline.run.model_run import run_model
+from streamline.run.shards.part import WHOLE, Part
 
 
 class LocalExecutor:
     """Works the models of a run in turn on the run's device."""
 
-    def run(self, config: RunConfig, progress: Progress) -> list[Record]:
+    def run(self, config: RunConfig, progress: Progress, part: Part = WHOLE) -> list[Record]:
         """Work every cell; the models come in the order of the run.
 
         Raises:
@@ -20,10 +22,11 @@ class LocalExecutor:
                 be worked is recorded and the others go on.
         """
         records = []
-        for model, place in zip(config.models, portions([1.0] * len(config.models)), strict=True):
+        models = [m for m in config.models if part.of(expand(config.for_model(m), m))]
+        for model, place in zip(models, portions([1.0] * len(models)), strict=True):
             with place:
                 try:
-                    records += run_model(config, model, progress)
+                    records += run_model(config, model, progress, part)
                 except Exception as error:  # of this model, and no other
-                    records += lost_model(config, model, error, progress)
+                    records += lost_model(config, model, error, progress, part)
         return records

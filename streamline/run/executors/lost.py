@@ -1,4 +1,4 @@
-"""A model that cannot be worked: its cells are failed, those of the other models go on."""
+"""Cells that cannot be worked: they are failed, the others go on."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import logging
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.progress import Progress
 from streamline.results.record import Record
-from streamline.results.record_file import find, load, recorded
+from streamline.results.record_file import find
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import settle, shared_inputs
 from streamline.run.recorder import Recorder
+from streamline.run.shards.part import WHOLE, Part
 
-__all__ = ["lost_model"]
+__all__ = ["lost_cells", "lost_model"]
 
 log = logging.getLogger(__name__)
 
 
-def lost_model(config: RunConfig, model: str, error: Exception, progress: Progress) -> list[Record]:
+def lost_model(
+    config: RunConfig, model: str, error: Exception, progress: Progress, part: Part = WHOLE
+) -> list[Record]:
     """Record every cell of a model as failed, but those that are done.
 
     Args:
@@ -27,6 +30,7 @@ def lost_model(config: RunConfig, model: str, error: Exception, progress: Progre
         model: The model that could not be worked.
         error: Why.
         progress: Where to report it.
+        part: The part of the run whose cells they are.
 
     Returns:
         The records of its cells, in their order.
@@ -36,18 +40,36 @@ def lost_model(config: RunConfig, model: str, error: Exception, progress: Progre
     """
     if len(config.models) == 1:
         raise error
+    return lost_cells(config, model, error, progress, part)
+
+
+def lost_cells(
+    config: RunConfig, model: str, error: Exception, progress: Progress, part: Part
+) -> list[Record]:
+    """Record the cells of a model in a part of the run as failed, but those that are done.
+
+    Args:
+        config: The run.
+        model: The model.
+        error: Why they could not be worked.
+        progress: Where to report it.
+        part: The part.
+
+    Returns:
+        The records of these cells, in their order.
+    """
     log.debug("%s cannot be worked", model, exc_info=error)
     if isinstance(error, UnsupportedModelError):  # of a method it would be a cell to skip
         error = AssetError(str(error)).with_traceback(error.__traceback__)
     own = config.for_model(model)
-    recorder = Recorder(own, model, "", progress)
-    cells = expand(own, model)
+    recorder = Recorder(own, model, "", progress, part)
+    cells = part.of(expand(own, model))
     shared = shared_inputs(own, "", settle(own, kept_sources(own)))
-    there = recorded(own.out)
+    there = part.records(own.out)
     for cell in cells:
         record = find(there, *cell.identity)
         if record is None or record.status == "failed":
             recorder.failed(cell_job(cell, shared), error, {})
-    records = load(own.out)
+    records = part.records(own.out)
     found = [find(records, *cell.identity) for cell in cells]
     return [record for record in found if record is not None]

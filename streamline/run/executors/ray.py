@@ -15,12 +15,13 @@ from streamline.results.record import Record
 from streamline.run.config import RunConfig
 from streamline.run.executors.lost import lost_model
 from streamline.run.model_run import run_model
+from streamline.run.shards.part import WHOLE, Part
 
 
 class RayExecutor:
     """Works the models of a run as tasks of a Ray cluster, one GPU each where there are GPUs."""
 
-    def run(self, config: RunConfig, progress: Progress) -> list[Record]:
+    def run(self, config: RunConfig, progress: Progress, part: Part = WHOLE) -> list[Record]:
         """Compute every cell; one model whose task fails or dies does not end the others.
 
         Raises:

@@ -24,11 +24,12 @@ from streamline.errors import reason
 from streamline.evaluation.efficiency.bench import Bench, lacks
 from streamline.progress import Progress
 from streamline.results.record import Record, label
-from streamline.results.record_file import find, recorded, upsert
+from streamline.results.record_file import find, upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.inputs import Sources
 from streamline.run.measuring.texts import calibration_tokens
+from streamline.run.shards.part import WHOLE, Part
 from streamline.sources.batches import TokenBatches
 
 __all__ = ["Speeds", "measure_done", "seconds_of", "unmeasured"]
@@ -45,6 +46,7 @@ class Speeds:
         dense: The model itself.
         jobs: The cells that are to be measured.
         progress: Where to report what is being done.
+        part: The part of the run that they belong to.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class Speeds:
         dense: Dense,
         jobs: Sequence[CellJob],
         progress: Progress,
+        part: Part = WHOLE,
     ) -> None:
         self._progress = progress
         self._level = config.efficiency
         self._bench: Bench | None = None
         if config.efficiency != "off":
-            records = [record for record in recorded(config.out) if record.model == name]
+            records = [record for record in part.records(config.out) if record.model == name]
             self._bench = Bench(dense.decoder, config.efficiency, records, len(jobs))
 
     def of(
@@ -102,9 +105,11 @@ def seconds_of(results: Iterable[Any], variants: Sequence[Variant]) -> float:
     return asked + sum(one.costs.get(name, 0.0) for one in variants for name in stages)
 
 
-def unmeasured(config: RunConfig, jobs: Sequence[CellJob]) -> list[tuple[CellJob, Record]]:
+def unmeasured(
+    config: RunConfig, jobs: Sequence[CellJob], part: Part = WHOLE
+) -> list[tuple[CellJob, Record]]:
     """Cells that are done, but whose speed is not known as well as the run wants it."""
-    records = recorded(config.out)
+    records = part.records(config.out)
     found = ((job, find(records, *job.cell.identity)) for job in jobs)
     return [
         (job, record)
@@ -120,6 +125,7 @@ def measure_done(
     sources: Sources,
     cells: Sequence[tuple[CellJob, Record]],
     progress: Progress,
+    part: Part = WHOLE,
 ) -> None:
     """Measure cells that are done, and write it into their records.
 
@@ -133,9 +139,10 @@ def measure_done(
         sources: What the names in the settings mean.
         cells: From :func:`unmeasured`.
         progress: Where to report what is being done.
+        part: The part of the run that they belong to.
     """
     batches = TokenBatches(dense.tokenizer, sources.revisions)
-    speeds = Speeds(config, name, dense, [job for job, _ in cells], progress)
+    speeds = Speeds(config, name, dense, [job for job, _ in cells], progress, part)
     shared = [one for one in cells if not one[0].target.method.returns_model]
     own = [[one] for one in cells if one[0].target.method.returns_model]
     for group in ([shared] if shared else []) + own:
@@ -157,7 +164,8 @@ def measure_done(
                 values = {"level": config.efficiency, "reason": reason(one.error)}
             else:
                 values = found[job.target.label]
-            upsert(config.out, Record.build(record.to_json() | {"efficiency": values}))
+            measured = Record.build(record.to_json() | {"efficiency": values})
+            upsert(part.folder(config.out), measured)
 
 
 def _label(job: CellJob) -> str:

@@ -26,6 +26,7 @@ from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.measuring.texts import planned_texts
+from streamline.run.shards.dividing import shard_part
 from streamline.sources.models import local_folder, planned_model, resolve_model
 from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 
@@ -127,9 +128,12 @@ def plan_run(config: RunConfig) -> Estimate:
     for model in config.models:
         resolve_model(model)
     errors: list[Exception] = []
+    part = shard_part(config)
     for model in config.models:
         try:
-            _add_model(estimate, model, config.for_model(model))
+            own = config.for_model(model)
+            if cells := part.of(expand(own, model)):
+                _add_model(estimate, model, own, cells)
         except Exception as error:  # of this model; the others are planned
             errors.append(error)
             estimate.broken[model] = reason(error)
@@ -138,12 +142,12 @@ def plan_run(config: RunConfig) -> Estimate:
     return estimate
 
 
-def _add_model(estimate: Estimate, model: str, own: RunConfig) -> None:
-    """Add one model's cells and what they cost."""
+def _add_model(estimate: Estimate, model: str, own: RunConfig, cells: list[Cell]) -> None:
+    """Add some of one model's cells and what they cost."""
     decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
-    methods = {cell.method: build_method(cell.method) for cell in expand(own, model)}
+    methods = {cell.method: build_method(cell.method) for cell in cells}
     watch = Watch(decoder)
-    rows = [_row(cell, methods[cell.method], decoder, watch, own) for cell in expand(own, model)]
+    rows = [_row(cell, methods[cell.method], decoder, watch, own) for cell in cells]
     estimate.remarks += _too_long(rows, methods, decoder, own)
     estimate.rows += rows
     _add_costs(estimate, rows, methods, decoder, own)

@@ -1,0 +1,1 @@
+"""Parts of a run's cells, worked side by side by processes that share its folder."""
