@@ -130,6 +130,17 @@ def layer_groups(decoder: Decoder, layer: int) -> list[Coupling]:
         index = index.view(heads.groups, -1)  # [groups, 3 * head size]
         attention = [Member(family.qkv, "out", index)]
     attention.append(Member(family.o, "in", queries))
+    return [_coupling(module, "attention", attention, heads.size), channel_groups(decoder, layer)]
+
+
+def channel_groups(decoder: Decoder, layer: int) -> Coupling:
+    """The channels of one layer's MLP; every family has them.
+
+    Args:
+        decoder: A model; its weights may lie on the meta device.
+        layer: Index of the layer.
+    """
+    family, module = decoder.family, decoder.layers[layer]
     channels = torch.arange(shape(submodule(module, family.mlp_out))[1])
     channels = channels.unsqueeze(1)  # [channels, 1]
     mlp = []
@@ -138,10 +149,7 @@ def layer_groups(decoder: Decoder, layer: int) -> list[Coupling]:
         index = torch.cat([part * len(channels) + channels for part in range(parts)], dim=1)
         mlp.append(Member(path, "out", index))
     mlp.append(Member(family.mlp_out, "in", channels))
-    return [
-        _coupling(module, "attention", attention, heads.size),
-        _coupling(module, "mlp", mlp, 1),
-    ]
+    return _coupling(module, "mlp", mlp, 1)
 
 
 def _coupling(layer: nn.Module, kind: str, members: Sequence[Member], size: int) -> Coupling:
@@ -191,21 +199,26 @@ def shrink(decoder: Decoder, layer: int, keep: Mapping[str, Sequence[int]]) -> n
     Args:
         decoder: The dense model; it is not changed.
         layer: Index of the layer.
-        keep: For ``"attention"`` and ``"mlp"`` the groups that stay, in rising order.
+        keep: For ``"attention"`` and ``"mlp"``, or for the latter alone, the groups that stay, in
+            rising order.
 
     Returns:
-        A layer of the same class. Its norms are the dense model's, its projections are copies.
+        A layer of the same class. Its norms, and an attention that keeps all its heads, are the
+        dense model's; other projections are copies.
     """
     source = decoder.layers[layer]
-    selected = dict(_selected(layer_groups(decoder, layer), keep))
+    whole = "attention" not in keep
+    groups = [channel_groups(decoder, layer)] if whole else layer_groups(decoder, layer)
+    selected = dict(_selected(groups, keep))
     linear = {}
-    for path in decoder.family.projections:
+    for path in selected:
         n_out, n_in = shape(submodule(source, path))
         for side, index in selected[path].items():
             n_out, n_in = (len(index), n_in) if side == "out" else (n_out, len(index))
         linear[path] = [n_out, n_in]
     spec: Spec = {"kind": "resized", "linear": linear}
-    spec |= _head_fields(decoder, source, len(keep["attention"]))
+    if not whole:
+        spec |= _head_fields(decoder, source, len(keep["attention"]))
     small = resize(shared_copy(source, {id(decoder.config): decoder.config}), spec)
     with torch.no_grad():
         for path, sides in selected.items():

@@ -1,4 +1,4 @@
-"""Taylor importance of coupled groups, from the gradients of one parameter at a time."""
+"""Importance of coupled groups: of gradients, one parameter's at a time, or of weights alone."""
 
 from __future__ import annotations
 
@@ -78,24 +78,16 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
     Args:
         decoder: The dense model; left as it was.
         tokens: Token ids, [N, T]; one batch.
-        importance: ``"param_first"``, ``"param_mix"`` or ``"vectorize"``; see
+        importance: ``"param_first"``, ``"param_second"``, ``"param_mix"`` or ``"vectorize"``; see
             :class:`streamline.baselines.llm_pruner.LLMPruner`.
 
     Returns:
         ``"attention"`` [L, heads] and ``"mlp"`` [L, channels], float64, on the CPU.
     """
-    couplings = [layer_groups(decoder, i) for i in range(decoder.n_layers)]
-    owners: dict[int, tuple[int, str, str, nn.Module]] = {}
-    parameters = []
-    for index, layer in enumerate(decoder.layers):
-        for member in (m for coupling in couplings[index] for m in coupling.members):
-            linear = submodule(layer, member.path)
-            for parameter in linear.parameters(recurse=False):
-                if parameter.dim() > 1 or member.side == "out":
-                    owners[id(parameter)] = index, member.path, member.side, linear
-                    parameters.append(parameter)
+    scores = _Scores(decoder)
+    parameters = scores.parameters
     fisher: dict[int, Tensor] = {}
-    if importance == "param_mix":
+    if importance in ("param_second", "param_mix"):
 
         def square(parameter: nn.Parameter, gradient: Tensor) -> None:
             squared = gradient.float().square() / len(tokens)
@@ -104,27 +96,88 @@ def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str
             )
 
         for n, sequence in enumerate(torch.split(tokens, 1)):
-            with part(n, len(tokens) + 1):
+            with part(n, len(tokens) + (importance == "param_mix")):
                 each_gradient(decoder, sequence, parameters, square)
-    sums: list[dict[tuple[str, str], Tensor]] = [{} for _ in couplings]
+    if importance == "param_second":
+        for parameter in parameters:
+            weight = parameter.detach().float()
+            scores.add(parameter, weight * fisher[id(parameter)] * weight)
+        return scores.of_groups()
 
     def add(parameter: nn.Parameter, gradient: Tensor) -> None:
-        index, path, side, linear = owners[id(parameter)]
         weight = parameter.detach().float()
         change = weight * gradient.float()
         if importance == "param_mix":
             change = change - 0.5 * weight * fisher[id(parameter)] * weight
-        if change.dim() > 1:
-            table = rows(linear, change)
-            table = table if side == "out" else table.T  # [owned, others]
-            change = table.sum(1) if importance == "vectorize" else table.abs().sum(1)
-        values = change.abs().cpu().double()
-        sums[index][path, side] = sums[index].get((path, side), 0.0) + values
+        scores.add(parameter, change, vectorize=importance == "vectorize")
 
     n_done = len(tokens) if fisher else 0
     with part(n_done, n_done + 1):
         each_gradient(decoder, tokens, parameters, add)
-    return {
-        kind: torch.stack([group_sums(pair[position], sums[i]) for i, pair in enumerate(couplings)])
-        for position, kind in enumerate(("attention", "mlp"))
-    }
+    return scores.of_groups()
+
+
+def magnitude_scores(decoder: Decoder, power: int) -> dict[str, Tensor]:
+    """The sum of ``|w|^power`` over what each head and channel of every layer owns.
+
+    Args:
+        decoder: The dense model.
+        power: 1 or 2.
+
+    Returns:
+        As :func:`taylor_scores`.
+    """
+    scores = _Scores(decoder)
+    for parameter in scores.parameters:
+        scores.add(parameter, parameter.detach().float().abs() ** power)
+    return scores.of_groups()
+
+
+class _Scores:
+    """Scores of weights, added up for the groups that own them.
+
+    Attributes:
+        parameters: Every parameter that a head or a channel owns a part of.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.parameters: list[nn.Parameter] = []
+        self._couplings = [layer_groups(decoder, i) for i in range(decoder.n_layers)]
+        self._owners: dict[int, tuple[int, str, str, nn.Module]] = {}
+        self._sums: list[dict[tuple[str, str], Tensor]] = [{} for _ in self._couplings]
+        for index, layer in enumerate(decoder.layers):
+            for member in (m for coupling in self._couplings[index] for m in coupling.members):
+                linear = submodule(layer, member.path)
+                for parameter in linear.parameters(recurse=False):
+                    if parameter.dim() > 1 or member.side == "out":
+                        self._owners[id(parameter)] = index, member.path, member.side, linear
+                        self.parameters.append(parameter)
+
+    def add(self, parameter: nn.Parameter, change: Tensor, *, vectorize: bool = False) -> None:
+        """Add the scores of one parameter's weights, of its own shape.
+
+        Args:
+            parameter: One of :attr:`parameters`.
+            change: The scores; their absolute values count.
+            vectorize: Whether each row or column is summed before the absolute value is taken.
+        """
+        index, path, side, linear = self._owners[id(parameter)]
+        if change.dim() > 1:
+            table = rows(linear, change)
+            table = table if side == "out" else table.T  # [owned, others]
+            change = table.sum(1) if vectorize else table.abs().sum(1)
+        values = change.abs().cpu().double()
+        sums = self._sums[index]
+        sums[path, side] = sums.get((path, side), 0.0) + values
+
+    def of_groups(self) -> dict[str, Tensor]:
+        """``"attention"`` [L, heads] and ``"mlp"`` [L, channels], float64, on the CPU."""
+        return {
+            kind: torch.stack(
+                [
+                    group_sums(pair[k], sums)
+                    for pair, sums in zip(self._couplings, self._sums, strict=True)
+                ]
+            )
+            for k, kind in enumerate(("attention", "mlp"))
+        }

@@ -1,7 +1,8 @@
 """LLM-Pruner: remove the least important heads and channels of every layer of a range.
 
 Heads and channels are coupled groups of rows and columns; the importance of a group is a Taylor
-estimate of what the loss would change without it, from one backward pass over a few sequences.
+estimate of what the loss would change without it, from one backward pass over a few sequences, or
+the size of its weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from streamline.calibration import Calibration, measure
 from streamline.engine.assemble import assemble
-from streamline.engine.budget import check_sparsity, mean_layer_parameters
+from streamline.engine.budget import check_sparsity, layers_to_remove, mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError, UnsupportedModelError
@@ -28,7 +29,7 @@ from streamline.methods.loss import loss_sample
 from streamline.plan import Plan
 
 from ._groups import Coupling, layer_groups, reason_against, shrink
-from ._taylor import taylor_scores
+from ._taylor import magnitude_scores, taylor_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,17 @@ class LLMPruner(Method):
 
     The same fraction of each layer of a range is removed. With weights ``w``, gradient ``g`` of the
     mean loss of one batch and ``F`` the mean over sequences of their squared gradients, a weight
-    scores ``w g`` (first order) or ``w g - w F w / 2`` (mixed). Absolute scores are summed over a
-    group; ``vectorize`` uses the absolute value only after summing over each row or column. The
-    fraction is solved for the target sparsity by exact count.
+    scores ``w g`` (first order), ``w F w`` (second) or ``w g - w F w / 2`` (mixed). Absolute scores
+    are summed over a group; ``vectorize`` uses the absolute value only after summing over each row
+    or column. Without gradients a group scores the sum of ``|w|`` (``l1``) or of ``w^2`` (``l2``)
+    of what it owns, or a number drawn at random. The fraction is solved for the target sparsity by
+    exact count.
 
     Attributes:
-        importance: ``"param_first"``, ``"param_mix"`` or ``"vectorize"``.
+        importance: ``"param_first"``, ``"param_second"``, ``"param_mix"``, ``"vectorize"``,
+            ``"l1"``, ``"l2"`` or ``"random"``, which draws with the seed.
+        unit: ``"block"``: heads and channels as above; ``"layer"``: nothing but the first layers
+            stays, as many as the sparsity leaves, and no importance is asked.
         start: First layer pruned: an index, or a fraction of the layers (rounded up).
         stop: Layer after the last one pruned: an index, or a fraction (rounded down). The defaults
             are layers 4 to 29 of 32.
@@ -59,8 +65,11 @@ class LLMPruner(Method):
         number of key-value heads. At least one head and one channel of a layer stay. Sequences
         come from the run's calibration texts instead of BookCorpus. Its scripts and README remove
         0.25 of the groups (19.52 % of Llama-2-7B); here the target sparsity of all parameters
-        decides. Falcon, Bloom, OLMo 2 and mixtures of experts are unsupported. It cannot be
-        wrapped: it is scripts with model classes of their own for Llama and a few more.
+        decides. Left out: its channel-wise form, which cuts channels of the residual stream in all
+        layers at once (SliceGPT does so after a rotation); other ways than the sum to put a group
+        together (mean, largest, product); ranks over all layers at once; and several rounds.
+        Falcon, Bloom, OLMo 2 and mixtures of experts are unsupported. It cannot be wrapped: it is
+        scripts with model classes of their own for Llama and a few more.
     """
 
     name: ClassVar[str] = "llm-pruner"
@@ -79,7 +88,10 @@ class LLMPruner(Method):
         "gpt_neox",
     )
 
-    importance: Literal["param_first", "param_mix", "vectorize"] = "param_first"
+    importance: Literal[
+        "param_first", "param_second", "param_mix", "vectorize", "l1", "l2", "random"
+    ] = "param_first"
+    unit: Literal["block", "layer"] = "block"
     start: Natural | Fraction = 0.125
     stop: Natural | Fraction = 0.9375
     n_samples: Count = 10
@@ -87,21 +99,30 @@ class LLMPruner(Method):
 
     def unsupported(self, decoder: Decoder) -> str | None:
         """Families whose heads cannot be separated."""
+        if self.unit == "layer":
+            return super().unsupported(decoder)
         reason = reason_against(decoder) or super().unsupported(decoder)
         odd = odd_layer(decoder, alike=True) if reason is None else None
         return reason if odd is None else f"{self.name} removes heads and channels, and {odd}"
 
     def calibration_key(self) -> str:
         """One pass per criterion and sample; the range of layers is applied afterwards."""
+        if not self._scored:
+            return f"{self.name}-unscored-{self.n_samples}-{self.length}"
         fields = [self.importance, self.n_samples, self.length]
         return f"{self.name}-{content_key(fields)[:12]}"
 
     def calibrate(self, decoder: Decoder, batches: Tensor) -> Calibration:
         """Score every head and channel of every layer, as well as the shared statistics."""
         tokens = loss_sample(batches, self.n_samples, self.length)
-        scores = taylor_scores(decoder, tokens, self.importance)
         shared = measure(decoder, tokens)
-        passes = 1 + (len(tokens) if self.importance == "param_mix" else 0)
+        if not self._scored:
+            return shared
+        if self.importance in ("l1", "l2"):
+            return replace(shared, extras=magnitude_scores(decoder, int(self.importance[1])))
+        scores = taylor_scores(decoder, tokens, self.importance)
+        second = self.importance in ("param_second", "param_mix")
+        passes = (self.importance != "param_second") + len(tokens) * second
         return replace(shared, extras=scores, facts=shared.facts | {"backward_passes": passes})
 
     def layers(self, n_layers: int) -> range:
@@ -129,18 +150,24 @@ class LLMPruner(Method):
         seed: int,
     ) -> Pruned:
         """Solve the fraction, drop the lowest groups of each layer, and build the model."""
+        if self.unit == "layer":
+            return self._first_layers(decoder, sparsity)
         plan = Plan.dense(decoder.n_layers)
         ratio = self.ratio(decoder, sparsity)
         chosen = self.layers(decoder.n_layers)
         if ratio == 0.0:
             return Pruned(plan)
+        drawn = torch.Generator().manual_seed(seed)
         nodes, removed = [], {}
         for index, layer in enumerate(decoder.layers):
             module = layer
             if index in chosen:
                 gone, keep = {}, {}
                 for coupling in layer_groups(decoder, index):
-                    scores = calibration.extras[coupling.kind][index]
+                    if self.importance == "random":
+                        scores = torch.rand(coupling.n_groups, generator=drawn)
+                    else:
+                        scores = calibration.extras[coupling.kind][index]
                     gone[coupling.kind] = lowest(scores, n_removed(coupling, ratio))
                     out = set(gone[coupling.kind])
                     keep[coupling.kind] = [g for g in range(coupling.n_groups) if g not in out]
@@ -156,6 +183,18 @@ class LLMPruner(Method):
             **calibration.facts,
         }
         return Pruned(plan, model=model, notes=notes)
+
+    @property
+    def _scored(self) -> bool:
+        """Whether calibration has anything to score."""
+        return self.unit == "block" and self.importance != "random"
+
+    def _first_layers(self, decoder: Decoder, sparsity: float) -> Pruned:
+        n_removed = layers_to_remove(decoder, sparsity)
+        if n_removed == 0:
+            return Pruned(Plan.dense(decoder.n_layers))
+        plan = Plan.drop(decoder.n_layers, range(decoder.n_layers - n_removed, decoder.n_layers))
+        return Pruned(plan, model=assemble(Pruned(plan).path(decoder)))
 
     def couplings(self, decoder: Decoder) -> list[Coupling]:
         """The coupled groups of the layers that are pruned."""
@@ -188,7 +227,9 @@ class LLMPruner(Method):
         return low if sparsity - below <= abs(above - sparsity) else high
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
-        """The count from the shapes of the groups."""
+        """The count from the shapes of the groups, or of the layers that go."""
+        if self.unit == "layer":
+            return Size.without(decoder, layers_to_remove(decoder, sparsity))
         dense = decoder.n_parameters()
         ratio = self.ratio(decoder, sparsity)
         return Size(dense, dense - removed_parameters(self.couplings(decoder), ratio))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from .modeling_layers import Spec, builder
+from .modeling_narrow import resize
 
 
 class ZeroModule(nn.Module):
@@ -49,7 +50,8 @@ def remove_modules(layer: nn.Module, spec: Spec) -> nn.Module:
         layer: A decoder layer; it is changed.
         spec: ``kind``, and lists of attribute names: ``attention`` (replaced by a
             :class:`ZeroModule` with a pair of outputs), ``zero`` (by a :class:`ZeroModule`) and
-            ``identity`` (projections and norms without a use any more).
+            ``identity`` (projections and norms without a use any more). ``linear`` says which
+            shapes projections have that were made narrower before.
 
     Returns:
         The same layer, which now carries the spec.
@@ -98,4 +100,6 @@ def number_caches(layers: list[nn.Module], config: Any) -> None:
 @builder("no-attention")
 @builder("no-mlp")
 def _without_sublayer(spec: Spec, config: PretrainedConfig, layer: nn.Module) -> nn.Module:
+    if "linear" in spec:
+        resize(layer, spec)
     return remove_modules(layer, spec)

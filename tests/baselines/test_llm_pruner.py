@@ -17,7 +17,7 @@ from streamline.testing.snapshot import differences, snapshot
 TOKENS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(3))
 IDS = TOKENS[:2, :12]
 FAMILIES = ["llama", "gpt2", "gpt_neox"]
-CRITERIA = ["param_first", "param_mix", "vectorize"]
+CRITERIA = ["param_first", "param_second", "param_mix", "vectorize", "l1", "l2"]
 
 
 def silence(decoder: Decoder, layer: int, kind: str, group: int) -> None:
@@ -54,7 +54,10 @@ def test_zeroed_groups_go_first_and_nothing_changes(family, criterion):
         for channel in range(8, 8 + 63):
             if channel < layer_groups(decoder, layer)[1].n_groups:
                 silence(decoder, layer, "mlp", channel)
-    scores = taylor_scores(decoder, TOKENS, criterion)
+    measured = LLMPruner(importance=criterion).calibrate(decoder, TOKENS)
+    scores = measured.extras
+    passes = {"param_second": len(TOKENS), "param_mix": len(TOKENS) + 1, "l1": 0, "l2": 0}
+    assert measured.facts.get("backward_passes", 0) == passes.get(criterion, 1)
     assert lowest(scores["attention"][2], 1) == [1]
     assert 5 in lowest(scores["mlp"][0], 10)
     assert float(scores["attention"][:, 1].max()) == 0.0 < float(scores["attention"][:, 0].min())
@@ -144,13 +147,59 @@ def test_second_order_term_lowers_the_mixed_score():
 
     batch = gradients(TOKENS)
     single = [gradients(row) for row in TOKENS.split(1)]
-    want = torch.zeros(64)
+    want, second = torch.zeros(64), torch.zeros(64)
     for i, (weight, gradient) in enumerate(zip((gate, up, down), batch, strict=True)):
         fisher = torch.stack([g[i] ** 2 for g in single]).mean(0)
         change = (weight * gradient - 0.5 * weight * fisher * weight).abs().detach()
         want += change.sum(0 if i == 2 else 1)
+        second += (weight * fisher * weight).detach().sum(0 if i == 2 else 1)
     found = taylor_scores(decoder, TOKENS, "param_mix")["mlp"][0]
     torch.testing.assert_close(found.float(), want)
+    found = taylor_scores(decoder, TOKENS, "param_second")["mlp"][0]
+    torch.testing.assert_close(found.float(), second)
+
+
+def test_magnitudes_are_those_of_what_a_group_owns():
+    """A head's rows of q, k and v with their biases and its columns of o; a channel's likewise."""
+    layer = (decoder := Decoder(tiny_model("opt", n_layers=1))).layers[0]
+    own = slice(8, 16)
+    attention = [getattr(layer.self_attn, f"{name}_proj") for name in "qkv"]
+    head = [part[own] for linear in attention for part in (linear.weight, linear.bias)]
+    head.append(layer.self_attn.out_proj.weight[:, own])
+    channel = [layer.fc1.weight[5], layer.fc1.bias[5], layer.fc2.weight[:, 5]]
+    for power in (1, 2):
+        found = LLMPruner(importance=f"l{power}").calibrate(decoder, TOKENS).extras
+        for kind, group, parts in (("attention", 1, head), ("mlp", 5, channel)):
+            true = sum(float((part.detach().abs() ** power).sum()) for part in parts)
+            assert float(found[kind][0, group]) == pytest.approx(true, rel=1e-5)
+
+
+def test_random_groups_are_those_of_the_seed():
+    decoder, method = Decoder(tiny_model("llama", n_layers=4)), LLMPruner(importance="random")
+    calibration = method.calibrate(decoder, TOKENS)
+    assert not calibration.extras
+
+    def kept(seed):
+        pruned = method.prune(decoder, calibration, 0.2, TOKENS, seed)
+        return [layer.mlp.down_proj.weight[0].tolist() for layer in pruned.model.model.layers]
+
+    assert kept(1) == kept(1) != kept(2)
+    assert len(kept(1)[1]) == len(
+        pruned(decoder.model, 0.2).model.model.layers[1].mlp.down_proj.weight[0]
+    )
+
+
+def test_layers_as_the_unit_leave_the_first_ones():
+    model = tiny_model("gpt2", n_layers=5)
+    result = pruned(model, 0.3, unit="layer")
+    assert result.plan.removed_layers == [3, 4]
+    with torch.no_grad():
+        wanted = Decoder(model)
+        wanted.layers = wanted.layers[:3]
+        torch.testing.assert_close(result.model(IDS).logits, wanted.logits(IDS))
+    held = sum(p.numel() for p in result.model.parameters())
+    assert LLMPruner(unit="layer").size(Decoder(model), 0.3).pruned == held
+    assert pruned(model, 0.0, unit="layer").plan.is_dense
 
 
 def test_a_key_head_goes_with_its_own_query_heads():
