@@ -28,7 +28,7 @@ LEFT_OUT = {"dense", "given-layers", "smaller-dense"}
 #: Those that are run where they do not refuse, beside all of them among the slow tests.
 FEW = {"laco", "llm-drop", "llm-pruner", "llm-streamline-layer", "replaceme", "shortgpt"}
 #: Those that look into the layers.
-INSIDE = {"laco", "laco-release", "llm-pruner", "replaceme", "slicegpt"}
+INSIDE = {"2ssp", "laco", "laco-release", "llm-pruner", "replaceme", "slicegpt"}
 
 
 @pytest.fixture(scope="module")
