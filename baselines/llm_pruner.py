@@ -98,9 +98,9 @@ class LLMPruner(Method):
     length: Length = 128
 
     def unsupported(self, decoder: Decoder) -> str | None:
-        """Families whose heads cannot be separated."""
+        """Families whose heads cannot be separated; layers can be left out of any."""
         if self.unit == "layer":
-            return super().unsupported(decoder)
+            return None
         reason = reason_against(decoder) or super().unsupported(decoder)
         odd = odd_layer(decoder, alike=True) if reason is None else None
         return reason if odd is None else f"{self.name} removes heads and channels, and {odd}"
