@@ -7,7 +7,6 @@ before, so the pruned model has no new parameter and no new code.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,12 +16,13 @@ from transformers.pytorch_utils import Conv1D
 
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
-from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, NonNegative, Positive
 from streamline.method import Method, Pruned, Size
 from streamline.methods.layers import odd_layer, projection
 from streamline.methods.linear_algebra import solve
+from streamline.methods.teacher_fits import Fit, fitted
 from streamline.plan import Plan, Span, Step
 
 from ._cosine_map import fit_cosine
@@ -105,6 +105,12 @@ class ReplaceMe(Method):
         start = 1 + int(torch.argmin(values.diagonal(n_remove)[1:]))
         return Span(start, start + n_remove)
 
+    def fits(self, decoder: Decoder, calibration: Calibration, sparsity: float) -> list[Fit]:
+        """The sums for the chosen run."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        kind = StatesFit if self.objective == "cosine" else FoldFit
+        return [kind(self.span(calibration, n_remove))] if n_remove else []
+
     def prune(
         self,
         decoder: Decoder,
@@ -135,11 +141,8 @@ class ReplaceMe(Method):
     def _by_cosine(
         self, decoder: Decoder, batches: Tensor, span: Span, seed: int
     ) -> tuple[Tensor, dict[str, Any]]:
-        rows = [
-            (mlp.float(), (start - mlp).float(), stop.float())
-            for mlp, start, stop in states(decoder, batches, span)
-        ]
-        mlp, rest, target = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        (found,) = fitted(decoder, [StatesFit(span)], batches)
+        mlp, rest, target = (torch.cat(parts) for parts in zip(*found.rows, strict=True))
         return fit_cosine(
             mlp,
             rest,
@@ -156,7 +159,6 @@ class ReplaceMe(Method):
         return Size.without(decoder, layers_to_remove(decoder, sparsity))
 
 
-@torch.no_grad()
 def fit(
     decoder: Decoder, batches: Tensor, span: Span, ridge: float, *, batch_tokens: int = 4096
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -173,61 +175,61 @@ def fit(
         ``T`` [D, D], float64 on the CPU, for row vectors (``M T``), and the relative squared error
         of the states after the span with the map (``error``) and without it (``error_dropped``).
     """
-    width = decoder.hidden_size
-    gram, moment = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
-    target_square = total_square = dropped_square = 0.0
-    for mlp, start, stop in states(decoder, batches, span, batch_tokens=batch_tokens):
+    (sums,) = fitted(decoder, [FoldFit(span)], batches, batch_tokens=batch_tokens)
+    gram, moment = sums.gram, sums.moment
+    penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    transform = solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype), moment)
+    explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
+    error = max(0.0, sums.target_square - float(explained)) / sums.total_square
+    return transform, {"error": error, "error_dropped": sums.dropped_square / sums.total_square}
+
+
+class StatesFit(Fit):
+    """The states that a map is fitted to, batch by batch."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span, reads_mlp=True)
+
+    def begin(self, decoder: Decoder) -> None:
+        """No batch yet."""
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, start: Tensor, stop: Tensor, mlp: Tensor | None) -> None:
+        """Keep a batch in float32, [tokens, D] each: ``M``, ``Y`` and what comes after the span."""
+        mlp, start, stop = _rows(start, stop, mlp)
+        self.rows.append((mlp.float(), (start - mlp).float(), stop.float()))
+
+
+class FoldFit(Fit):
+    """The sums that a map of least squares is solved from."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span, reads_mlp=True)
+
+    def begin(self, decoder: Decoder) -> None:
+        """Sums of nothing, float64 on the CPU."""
+        width = decoder.hidden_size
+        self.gram, self.moment = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
+        self.target_square = self.total_square = self.dropped_square = 0.0
+
+    def update(self, start: Tensor, stop: Tensor, mlp: Tensor | None) -> None:
+        """Add a batch."""
+        mlp, start, stop = _rows(start, stop, mlp)
         step = stop - start
         target = mlp + step
-        gram += mlp.T @ mlp
-        moment += mlp.T @ target
-        target_square += float(target.square().sum())
-        dropped_square += float(step.square().sum())
-        total_square += float(stop.square().sum())
-    penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    transform = solve(gram + penalty * torch.eye(width, dtype=gram.dtype), moment)
-    explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
-    error = max(0.0, target_square - float(explained)) / total_square
-    return transform, {"error": error, "error_dropped": dropped_square / total_square}
+        self.gram += mlp.T @ mlp
+        self.moment += mlp.T @ target
+        self.target_square += float(target.square().sum())
+        self.dropped_square += float(step.square().sum())
+        self.total_square += float(stop.square().sum())
 
 
-@torch.no_grad()
-def states(
-    decoder: Decoder, batches: Tensor, span: Span, *, batch_tokens: int = 4096
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The states that a map is fitted to, batch by batch.
-
-    Args:
-        decoder: The dense model; left as it was.
-        batches: Token ids, [N, T].
-        span: The run of layers, starting at 1 or later.
-        batch_tokens: Tokens per forward pass.
-
-    Yields:
-        The MLP output before the span and the states at its two ends, [tokens, D] each, float64 on
-        the CPU.
-    """
-    width = decoder.hidden_size
-    outputs: list[Tensor] = []
-    family = decoder.family  # the experts' outputs are added up in the MLP
-    out = submodule(
-        decoder.layers[span.start - 1], family.mlp if family.mixture else family.mlp_out
-    )
-    hook = out.register_forward_hook(lambda module, args, output: outputs.append(output))
-    rows = max(1, batch_tokens // batches.shape[1])
-    try:
-        for begin in range(0, len(batches), rows):
-            entry = decoder.enter(batches[begin : begin + rows])
-            outputs.clear()
-            found = {
-                depth: hidden.reshape(-1, width).to("cpu", torch.float64)
-                for depth, hidden in decoder.trace(entry, span.stop)
-                if depth in (span.start, span.stop)
-            }
-            mlp = outputs[-1].reshape(-1, width).to("cpu", torch.float64)  # [tokens, D]
-            yield mlp, found[span.start], found[span.stop]
-    finally:
-        hook.remove()
+def _rows(start: Tensor, stop: Tensor, mlp: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The MLP's output and both states as [tokens, D], float64 on the CPU."""
+    assert mlp is not None
+    width = start.shape[-1]
+    mlp, start, stop = (x.reshape(-1, width).to("cpu", torch.float64) for x in (mlp, start, stop))
+    return mlp, start, stop
 
 
 @torch.no_grad()

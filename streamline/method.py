@@ -205,6 +205,21 @@ class Method(ABC):
             The pruned model as a plan with modules, or as a model of its own.
         """
 
+    def fits(self, decoder: Decoder, calibration: Calibration, sparsity: float) -> Sequence[Any]:
+        """What :meth:`prune` will fit to the dense model's states, if that is known beforehand.
+
+        A run sums the fits of all its cells in one pass; a method that names none makes its own.
+
+        Args:
+            decoder: The dense model.
+            calibration: What :meth:`calibrate` returned for this model.
+            sparsity: Fraction of parameters to remove.
+
+        Returns:
+            Objects of :class:`streamline.methods.teacher_fits.Fit`.
+        """
+        return ()
+
     def unsupported(self, decoder: Decoder) -> str | None:
         """Why the method cannot work on a model, or None if it can."""
         if self.families != ("all",) and decoder.family.name not in self.families:

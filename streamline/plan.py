@@ -10,7 +10,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,18 +113,23 @@ class Plan:
         return cls(n_layers, tuple(Step(i) for i in range(n_layers) if i not in set(gone)))
 
     @classmethod
-    def replace(cls, n_layers: int, span: Span, kind: str) -> Plan:
-        """Replace a span by one module of a kind.
+    def replace(cls, n_layers: int, span: Span | Sequence[Span], kind: str) -> Plan:
+        """Replace a span, or each of several that follow each other, by one module of a kind.
 
         Raises:
-            PlanError: If the span is empty or does not fit.
+            PlanError: If a span is empty, does not fit, or does not begin where the one before
+                ends.
         """
-        if not len(span) or span.stop > n_layers:
-            raise PlanError(f"cannot replace span {span} of a model of {n_layers} layers")
+        spans = [span] if isinstance(span, Span) else list(span)
+        for part in spans:
+            if not len(part) or part.stop > n_layers:
+                raise PlanError(f"cannot replace span {part} of a model of {n_layers} layers")
+        if not spans or any(a.stop != b.start for a, b in zip(spans, spans[1:], strict=False)):
+            raise PlanError(f"spans to replace must follow each other, got {spans}")
         steps = (
-            *(Step(i) for i in range(span.start)),
-            Step(span.start, kind, span),
-            *(Step(i) for i in range(span.stop, n_layers)),
+            *(Step(i) for i in range(spans[0].start)),
+            *(Step(part.start, kind, part) for part in spans),
+            *(Step(i) for i in range(spans[-1].stop, n_layers)),
         )
         return cls(n_layers, steps, kind)
 

@@ -17,6 +17,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from streamline.engine.finite import bad_weight
 from streamline.errors import MethodError, NotFiniteError, UnsupportedModelError
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned
+from streamline.methods.teacher_fits import Fit, together
 from streamline.methods.unfinished import resuming
 from streamline.plan import Plan
 from streamline.progress import Progress, clock, portions, showing, tell
@@ -187,20 +189,69 @@ def _group(
     if seconds >= _WORTH_SAYING:
         progress.say(f"calibrated in {clock(seconds)} for {names}")
     found: list[Variant | Failure] = []
-    for target in targets:
-        progress.stage(f"prune {target.name}")
-        try:
-            require_intact(dense)
-            with showing(progress):
-                variant = _pruned(target, dense, watch, calibration, batches, folder)
-        except Exception as error:  # an error of one method loses no other variant
-            log.debug("%s failed", target.name, exc_info=True)
-            traceback.clear_frames(error.__traceback__)
-            found.append(Failure(target, error))
-            continue
-        progress.say(_summary(variant, dense.decoder, calibration))
-        found.append(variant)
+    wanted = _fits(targets, dense, watch, calibration, batches, folder)
+    with ExitStack() as stack:
+        shares = _sum_together(stack, wanted, dense, batches, progress)
+        for target in targets:
+            progress.stage(f"prune {target.name}")
+            try:
+                require_intact(dense)
+                with showing(progress):
+                    share = shares.get(target.label, 0.0)
+                    variant = _pruned(target, dense, watch, calibration, batches, folder, share)
+            except Exception as error:  # an error of one method loses no other variant
+                log.debug("%s failed", target.name, exc_info=True)
+                traceback.clear_frames(error.__traceback__)
+                found.append(Failure(target, error))
+                continue
+            progress.say(_summary(variant, dense.decoder, calibration))
+            found.append(variant)
     return found
+
+
+def _fits(
+    targets: Sequence[Target],
+    dense: Dense,
+    watch: Watch,
+    calibration: Calibration,
+    tokens: Tensor,
+    folder: Path,
+) -> dict[str, Sequence[Fit]]:
+    """What the targets that are still to be pruned will fit, by their labels."""
+    wanted: dict[str, Sequence[Fit]] = {}
+    for target in targets:
+        if type(target.method).fits is Method.fits:
+            continue
+        try:
+            with watch.over(f"{target.method.name}: fits"):
+                named = target.method.fits(dense.decoder, own_copy(calibration), target.sparsity)
+            if named and not pruning_file(target, dense, tokens, folder).exists():
+                wanted[target.label] = named
+        except Exception:  # it will fail by itself with that
+            log.debug("fits of %s failed", target.name, exc_info=True)
+    return wanted
+
+
+def _sum_together(
+    stack: ExitStack,
+    wanted: Mapping[str, Sequence[Fit]],
+    dense: Dense,
+    tokens: Tensor,
+    progress: Progress,
+) -> dict[str, float]:
+    """Sum the fits of several targets in one pass; each one's share of its seconds."""
+    if len(wanted) < 2:
+        return {}
+    progress.stage(f"fit to the dense model's states for {len(wanted)} variants")
+    start = time.perf_counter()
+    fits = [fit for named in wanted.values() for fit in named]
+    try:
+        with showing(progress):
+            stack.enter_context(together(dense.decoder, fits, tokens))
+    except Exception:  # each fails, or not, by itself
+        log.debug("fitting together failed", exc_info=True)
+        return {}
+    return dict.fromkeys(wanted, (time.perf_counter() - start) / len(wanted))
 
 
 def _pruned(
@@ -210,8 +261,9 @@ def _pruned(
     calibration: Calibration,
     tokens: Tensor,
     folder: Path,
+    share: float,
 ) -> Variant:
-    """What one method decided, from disk or now."""
+    """What one method decided, from disk or now; it has cost some seconds beforehand."""
     file = pruning_file(target, dense, tokens, folder)
     kept = read_pruning(file, dense.decoder)
     if kept is not None:
@@ -219,6 +271,7 @@ def _pruned(
     else:
         with resuming(file.with_suffix(".search.json")):
             pruned, seconds = _decided(target, dense.decoder, watch, calibration, tokens)
+        seconds += share
         write_pruning(file, pruned, dense.decoder, seconds)
     costs = {
         "calibrate_s": seconds + calibration.facts.get("seconds", 0.0),

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamline.distributed import local
 from streamline.engine.decoder import Decoder
 from streamline.methods.linear_algebra import solve
+from streamline.methods.teacher_fits import Fit, fitted
 from streamline.plan import Span
-from streamline.training.activations import teacher_pass
 
 
 def linear_maps(
@@ -43,28 +42,23 @@ def linear_maps(
         For each span ``(W [D, D], b [D])``, float64 on the CPU, with ``output`` near ``W x + b``:
         the ``linear`` of :func:`streamline.methods.replacement.make`.
     """
-    device = "cpu" if decoder.device.type == "mps" else decoder.device  # float64 is needed
-    moments = {span: LinearMoments(decoder.hidden_size, device) for span in sorted(set(spans))}
-    last = {span.start: 0 for span in moments}
-    for span in moments:
-        last[span.start] = max(last[span.start], span.stop)
-    held: dict[int, Tensor] = {}
-
-    def at(depth: int, hidden: Tensor) -> None:
-        for span, moment in moments.items():
-            if span.stop == depth:
-                moment.update(held[span.start], hidden)
-        for start in [start for start in held if last[start] <= depth]:
-            del held[start]
-        if depth in last:
-            held[depth] = hidden
-
-    depths = {depth for span in moments for depth in (span.start, span.stop)}
-    with local(), torch.no_grad():
-        for ids in torch.split(train, max(1, micro_batch // train.shape[1])):
-            teacher_pass(decoder, ids, decoder.enter(ids), depths, at)
-    solved = {span: moment.solve(ridge) for span, moment in moments.items()}
+    wanted = sorted(set(spans))
+    fits = fitted(decoder, [LinearFit(span) for span in wanted], train, batch_tokens=micro_batch)
+    solved = {span: fit.moments.solve(ridge) for span, fit in zip(wanted, fits, strict=True)}
     return {span: (weight.cpu(), bias.cpu()) for span, (weight, bias) in solved.items()}
+
+
+class LinearFit(Fit):
+    """The moments that the linear map of a span is solved from."""
+
+    def begin(self, decoder: Decoder) -> None:
+        """Moments of nothing, where float64 can be had."""
+        device = "cpu" if decoder.device.type == "mps" else decoder.device
+        self.moments = LinearMoments(decoder.hidden_size, device)
+
+    def update(self, start: Tensor, stop: Tensor, mlp: Tensor | None) -> None:
+        """Add a batch."""
+        self.moments.update(start, stop)
 
 
 class LinearMoments:

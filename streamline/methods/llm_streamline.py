@@ -1,9 +1,9 @@
 """LLM-Streamline: replace the most similar run of layers by one trained network.
 
 The span is the one whose input and output hidden states have the highest mean token cosine among
-all spans of its length (:meth:`Calibration.ranked_spans`). What replaces it is
-decided by the variants below; it is trained afterwards by :mod:`streamline.training.fit`, together
-with the replacements of every other cell.
+all spans of its length (:meth:`Calibration.ranked_spans`), or the one without which the loss is
+lowest. What replaces it is decided by the variants below; it is trained afterwards by
+:mod:`streamline.training.fit`, together with the replacements of every other cell.
 
 Example:
     method = StreamlineLayer(init="first")
@@ -30,58 +30,24 @@ from torch import Tensor
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
-from streamline.errors import UnsupportedModelError
-from streamline.fields import Fraction, Natural
+from streamline.fields import Count, Fraction
 from streamline.method import DepthMethod, Method, Pruned, Size
-from streamline.methods.linear_map import linear_maps
+from streamline.methods.linear_map import LinearFit, linear_maps
 from streamline.methods.replacement import added_parameters, check_start, make
+from streamline.methods.spans import (
+    Criterion,
+    RunnerUp,
+    Scored,
+    check_runner_up,
+    divided,
+    ranked_spans,
+    span_notes,
+)
+from streamline.methods.teacher_fits import Fit
 from streamline.plan import Plan, Span
 from streamline.training.student import Recipe, Student
 
 PAPER = "arXiv:2403.19135"
-
-#: How many spans beside the chosen one are kept in the notes.
-N_RUNNERS_UP = 4
-
-
-#: Which of the next best spans is taken; no model has as many layers.
-RunnerUp = Annotated[Natural, Field(le=255)]
-
-
-def chosen_span(calibration: Calibration, length: int, runner_up: int) -> Span:
-    """The span of highest cosine of a length, or a runner-up.
-
-    Args:
-        calibration: Statistics of the dense model.
-        length: Layers in the span.
-        runner_up: 0 for the best, 1 for the next, and so on.
-
-    Raises:
-        UnsupportedModelError: If there are not so many.
-    """
-    check_runner_up(runner_up, calibration.n_layers, length)
-    return calibration.ranked_spans(length)[runner_up][0]
-
-
-def check_runner_up(runner_up: int, n_layers: int, length: int) -> None:
-    """Refuse a runner-up that a model does not have.
-
-    Raises:
-        UnsupportedModelError: If spans of this length are fewer.
-    """
-    n_spans = n_layers - length + 1
-    if length and runner_up >= n_spans:
-        raise UnsupportedModelError(
-            f"runner_up={runner_up} is too large: there are {n_spans} spans of {length} layers"
-        )
-
-
-def span_notes(calibration: Calibration, length: int) -> dict[str, Any]:
-    """The chosen span and its runners-up with their cosines, as JSON."""
-    ranked = calibration.ranked_spans(length)[: 1 + N_RUNNERS_UP]
-    return {
-        "spans": [{"span": [s.start, s.stop], "cosine": round(c, 6)} for s, c in ranked],
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +57,9 @@ class StreamlineNone(DepthMethod):
     Attributes:
         runner_up: 0 for the span of highest cosine, 1 for the next best, and so on: what the
             criterion's near misses would give.
+        criterion: ``"cosine"``, the highest of the states at a span's ends; or ``"perplexity"``,
+            the lowest without the span, on the first 10 calibration sequences of 128 tokens (the
+            paper compares both and does not say on how much).
 
     Reference:
         arXiv:2403.19135, section 3.3 ("None" in the tables).
@@ -98,13 +67,33 @@ class StreamlineNone(DepthMethod):
 
     name: ClassVar[str] = "llm-streamline-none"
     paper: ClassVar[str] = PAPER
+    supports_streaming: ClassVar[bool] = True
 
     runner_up: RunnerUp = 0
+    criterion: Criterion = "cosine"
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
         """Drop the span of highest cosine (or the chosen runner-up)."""
-        span = chosen_span(calibration, n_remove, self.runner_up)
+        check_runner_up(self.runner_up, calibration.n_layers, n_remove)
+        span, _ = calibration.ranked_spans(n_remove)[self.runner_up]
         return Plan.drop(calibration.n_layers, span.layers)
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """Drop the best span by the criterion (or the chosen runner-up)."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        if n_remove == 0 or self.criterion == "cosine":
+            return super().prune(decoder, calibration, sparsity, batches, seed)
+        check_runner_up(self.runner_up, decoder.n_layers, n_remove)
+        ranked = ranked_spans(decoder, calibration, batches, n_remove, self.criterion)
+        plan = Plan.drop(decoder.n_layers, ranked[self.runner_up].span.layers)
+        return Pruned(plan, notes=span_notes(ranked))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go.
@@ -118,7 +107,7 @@ class StreamlineNone(DepthMethod):
 
     def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:
         """The chosen span and its runners-up."""
-        return span_notes(calibration, n_remove)
+        return span_notes([Scored(*pair) for pair in calibration.ranked_spans(n_remove)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +118,12 @@ class StreamlineReplacement(Method):
         init: How the network starts; see :func:`streamline.methods.replacement.make`.
         residual: Whether the network learns the span's increment instead of its output. The
             released networks learn the output.
-        runner_up: 0 for the span of highest cosine, 1 for the next best, and so on.
+        runner_up: 0 for the best span by the criterion, 1 for the next best, and so on.
+        criterion: As of :class:`StreamlineNone`.
+        n_replacements: Networks that stand for the span, each for its part of the layers (alike in
+            number, the first parts have the odd ones): with the squared error each is trained to
+            the states at its own part's end, with the language-model loss all are trained as one.
+            The authors' Llama-3.1-5.4B has two decoder layers for fourteen.
         share: Fraction of the run's training tokens that it is trained on, in (0, 1].
         recipe: How it is trained; a run uses its own, so it is no part of the name.
     """
@@ -141,6 +135,8 @@ class StreamlineReplacement(Method):
     init: str = "random"
     residual: bool = False
     runner_up: RunnerUp = 0
+    criterion: Criterion = "cosine"
+    n_replacements: Count = 1
     share: Annotated[Fraction, Field(gt=0)] = 1.0
     recipe: Recipe = field(default_factory=Recipe, repr=False)
 
@@ -150,7 +146,12 @@ class StreamlineReplacement(Method):
         check_start(self.kind, self.init, self.residual)
 
     def _added(self, decoder: Decoder) -> Callable[[int], int]:
-        return added_parameters(self.kind, decoder, norm=self._norm)
+        one = added_parameters(self.kind, decoder, norm=self._norm)
+        return lambda n: sum(one(len(part)) for part in self._parts(Span(0, n)))
+
+    def _parts(self, span: Span) -> list[Span]:
+        """What each network stands for; no more networks than layers."""
+        return divided(span, min(self.n_replacements, len(span))) if len(span) else []
 
     @property
     def _norm(self) -> bool:
@@ -160,6 +161,14 @@ class StreamlineReplacement(Method):
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:
         """How many layers the network replaces at a sparsity."""
         return layers_to_remove(decoder, sparsity, self._added(decoder))
+
+    def fits(self, decoder: Decoder, calibration: Calibration, sparsity: float) -> list[Fit]:
+        """The linear maps that the networks start from; a span chosen by loss is not known yet."""
+        n_remove = self.n_remove(decoder, sparsity)
+        if self.init != "linear" or self.criterion != "cosine" or n_remove == 0:
+            return []
+        span, _ = calibration.ranked_spans(n_remove)[self.runner_up]
+        return [LinearFit(part) for part in self._parts(span)]
 
     def prune(
         self,
@@ -173,24 +182,34 @@ class StreamlineReplacement(Method):
         n_remove = self.n_remove(decoder, sparsity)
         if n_remove == 0:
             return Pruned(Plan.dense(decoder.n_layers))
-        span = chosen_span(calibration, n_remove, self.runner_up)
-        plan = Plan.replace(decoder.n_layers, span, self.kind)
-        linear = linear_maps(decoder, [span], batches)[span] if self.init == "linear" else None
-        module = make(
-            self.kind,
-            decoder,
-            span,
-            init=self.init,
-            residual=self.residual,
-            norm=self._norm,
-            seed=seed,
-            linear=linear,
-        )
+        check_runner_up(self.runner_up, decoder.n_layers, n_remove)
+        ranked = ranked_spans(decoder, calibration, batches, n_remove, self.criterion)
+        span = ranked[self.runner_up].span
+        parts = self._parts(span)
+        maps = linear_maps(decoder, parts, batches) if self.init == "linear" else {}
+        students = [
+            Student(
+                part,
+                make(
+                    self.kind,
+                    decoder,
+                    part,
+                    init=self.init,
+                    residual=self.residual,
+                    norm=self._norm,
+                    seed=seed + index,
+                    linear=maps.get(part),
+                ),
+                self.recipe,
+                token_fraction=self.share,
+            )
+            for index, part in enumerate(parts)
+        ]
         return Pruned(
-            plan,
-            modules={span.start: module},
-            students=[Student(span, module, self.recipe, token_fraction=self.share)],
-            notes=span_notes(calibration, n_remove),
+            Plan.replace(decoder.n_layers, parts, self.kind),
+            modules={span.start + i: student.module for i, student in enumerate(students)},
+            students=students,
+            notes=span_notes(ranked),
         )
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:

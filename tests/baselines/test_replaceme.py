@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from streamline.baselines._cosine_map import cosine_distance, fit_cosine
-from streamline.baselines.replaceme import ReplaceMe, fit, fold, states
+from streamline.baselines.replaceme import ReplaceMe, StatesFit, fit, fold
 from streamline.calibration import measure
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import dense_path
 from streamline.errors import ConfigError, UnsupportedModelError
+from streamline.methods.teacher_fits import fitted
 from streamline.plan import Span
 from streamline.testing.models import tiny_model
 from streamline.testing.snapshot import differences, snapshot
@@ -115,12 +116,14 @@ def test_cosine_distance_by_hand():
     assert float(cosine_distance(found, wanted)) == pytest.approx(expected)
 
 
+def states(decoder, span):
+    (found,) = fitted(decoder, [StatesFit(span)], TOKENS)
+    return [torch.cat(part) for part in zip(*found.rows, strict=True)]
+
+
 def cosine_fit(decoder, span, **changes):
-    rows = list(states(decoder, TOKENS, span))
-    parts = [torch.cat(part).float() for part in zip(*rows, strict=True)]
-    mlp, start, stop = parts
     settings = {"epochs": 40, "learning_rate": 1e-2, "batch": 128, "seed": 0} | changes
-    return fit_cosine(mlp, start - mlp, stop, device=decoder.device, **settings)
+    return fit_cosine(*states(decoder, span), device=decoder.device, **settings)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -134,7 +137,7 @@ def test_the_cosine_objective_recovers_a_span_that_is_linear(family):
     decoder.layers = [layers[0], LinearOfMLP(out, matrix), layers[2], layers[3]]
     transform, error = cosine_fit(decoder, Span(1, 2))
     assert error["error"] < 1e-2 * error["error_dropped"]
-    mlp = torch.cat([part[0] for part in states(decoder, TOKENS, Span(1, 2))])
+    mlp = states(decoder, Span(1, 2))[0].double()
     wanted = matrix.double()
     missed = (mlp @ (transform - wanted)).norm() / (mlp @ (torch.eye(width) - wanted)).norm()
     assert missed < 0.1, "the map itself, not only the angle, is found"

@@ -8,7 +8,9 @@ from transformers import LlamaConfig
 
 from streamline.calibration import Calibration, measure
 from streamline.checkpoints.checkpoint import load, save
+from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
 from streamline.errors import UnsupportedModelError
 from streamline.methods.llm_streamline import (
     StreamlineFFN,
@@ -16,11 +18,16 @@ from streamline.methods.llm_streamline import (
     StreamlineNone,
     StreamlineSwiGLU,
 )
+from streamline.methods.loss import path_losses
+from streamline.methods.spans import divided, ranked_spans
 from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Span
 from streamline.registry import build_method
 from streamline.testing.models import tiny_model
+from streamline.training.fit import fit
+from streamline.training.student import Recipe
 
+IDS = torch.randint(0, 256, (12, 16), generator=torch.Generator().manual_seed(5))
 VARIANTS = [StreamlineNone, StreamlineFFN, StreamlineSwiGLU, StreamlineLayer]
 
 
@@ -139,3 +146,67 @@ def test_swiglu_with_norm_and_residual_starts_as_the_identity_and_travels(tmp_pa
     folder = save(pruned, decoder, None, tmp_path / "c", {}, verify=False)
     again, _, _ = load(folder)
     assert torch.equal(again.model.decoder.layers[start](hidden), network(hidden))
+
+
+def test_several_networks_stand_for_a_span_each_for_its_part(llama2_7b):
+    """The authors' Llama-3.1-5.4B: two decoder layers for fourteen."""
+    assert divided(Span(16, 30), 2) == [Span(16, 23), Span(23, 30)]
+    assert divided(Span(3, 10), 3) == [Span(3, 6), Span(6, 8), Span(8, 10)]
+    layer = 202_383_360
+    size = StreamlineLayer(n_replacements=2).size(llama2_7b, 12 * layer / 6_738_415_616)
+    assert (size.n_removed, size.dense - size.pruned) == (14, 12 * layer)
+    size = StreamlineFFN(n_replacements=3).size(llama2_7b, 0.25)
+    assert size.dense - size.pruned == size.n_removed * layer - 3 * 134_238_208
+
+
+@pytest.mark.parametrize("kind", ["layer", "ffn"])
+def test_each_of_several_networks_learns_its_own_part(kind, tmp_path):
+    decoder = Decoder(tiny_model("llama", n_layers=8))
+    method = build_method(f"llm-streamline-{kind}+n_replacements=2")
+    found = measure(decoder, IDS)
+    pruned = method.prune(decoder, found, 0.3, IDS, 0)
+    first, second = pruned.students
+    assert first.span.stop == second.span.start
+    span, _ = found.ranked_spans(second.span.stop - first.span.start)[0]
+    assert (first.span.start, second.span.stop) == (span.start, span.stop)
+    assert method.size(decoder, 0.3).pruned == pruned.n_parameters(decoder)
+    path = pruned.path(decoder)
+    assert [node.layer for node in path.nodes[span.start : span.start + 2]] == [
+        first.span.start, second.span.start,
+    ]  # fmt: skip
+    recipe = Recipe(epochs=8, batch_tokens=64, learning_rate=3e-3, validation_tokens=64)
+    for student in pruned.students:
+        student.apply(recipe)
+    results = fit(decoder, pruned.students, IDS, IDS)
+    assert [result.spans for result in results] == [
+        [[student.span.start, student.span.stop]] for student in pruned.students
+    ]
+    assert all(result.best < result.before for result in results)
+    save(pruned, decoder, None, tmp_path / "saved", {}, verify=False)
+    loaded, _, _ = load(tmp_path / "saved")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(IDS).logits, assemble(pruned.path(decoder))(IDS).logits)
+
+
+def test_by_perplexity_the_span_that_costs_least_loss_goes():
+    decoder = Decoder(tiny_model("llama", n_layers=6))
+    found = measure(decoder, IDS)
+    nodes = dense_path(decoder).nodes
+    losses = path_losses([Path(decoder, (*nodes[:i], *nodes[i + 2 :])) for i in range(5)], IDS[:10])
+    order = sorted(range(5), key=losses.__getitem__)
+    sparsity = 2 * decoder.layer_parameters(0) / decoder.n_parameters()
+    for runner_up in (0, 1):
+        method = StreamlineNone(criterion="perplexity", runner_up=runner_up)
+        pruned = method.prune(decoder, found, sparsity, IDS, 0)
+        start = order[runner_up]
+        assert pruned.plan.removed_layers == [start, start + 1]
+    spans = pruned.notes["spans"]
+    assert [entry["span"][0] for entry in spans] == order
+    assert spans[0]["loss"] == pytest.approx(min(losses), abs=1e-5)
+    other = StreamlineFFN(criterion="perplexity")
+    n = other.n_remove(decoder, 0.3)
+    made = other.prune(decoder, found, 0.3, IDS, 0)
+    best = ranked_spans(decoder, found, IDS, n, "perplexity")[0].span
+    assert made.students[0].span == best
+    with pytest.raises(UnsupportedModelError, match="runner_up=9 is too large"):
+        StreamlineNone(criterion="perplexity", runner_up=9).prune(decoder, found, sparsity, IDS, 0)

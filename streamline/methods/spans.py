@@ -1,0 +1,118 @@
+"""Which span of layers can best be spared, and how it is divided among several networks.
+
+Example::
+
+    ranked = ranked_spans(decoder, calibration, batches, 9, "cosine")
+    divided(ranked[0].span, 2)              # Span(21, 30) as [21, 26) and [26, 30)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from streamline.calibration import Calibration
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
+from streamline.errors import UnsupportedModelError
+from streamline.fields import Natural
+from streamline.methods.loss import loss_sample, path_losses
+from streamline.plan import Span
+
+__all__ = [
+    "Criterion",
+    "RunnerUp",
+    "Scored",
+    "check_runner_up",
+    "divided",
+    "ranked_spans",
+    "span_notes",
+]
+
+#: How many spans beside the chosen one are kept in the notes.
+N_RUNNERS_UP = 4
+
+
+#: Which of the next best spans is taken; no model has as many layers.
+RunnerUp = Annotated[Natural, Field(le=255)]
+
+
+#: What the span is chosen by.
+Criterion = Literal["cosine", "perplexity"]
+#: Calibration sequences, and tokens of each, that a loss is measured on.
+LOSS_SAMPLE = (10, 128)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A span, and how well it can be spared.
+
+    Attributes:
+        span: The layers.
+        cosine: Mean token cosine of the states at its two ends.
+        loss: Mean loss per token of the model without it, in nats; None where it was not asked.
+    """
+
+    span: Span
+    cosine: float
+    loss: float | None = None
+
+    def note(self) -> dict[str, Any]:
+        """As JSON."""
+        found = {"span": [self.span.start, self.span.stop], "cosine": round(self.cosine, 6)}
+        return found if self.loss is None else found | {"loss": round(self.loss, 6)}
+
+
+def ranked_spans(
+    decoder: Decoder, calibration: Calibration, batches: Tensor, length: int, criterion: Criterion
+) -> list[Scored]:
+    """Every span of a length, the one that can best be spared first.
+
+    Args:
+        decoder: The dense model.
+        calibration: Its statistics.
+        batches: Calibration tokens, [N, T]; the first of them for a loss (:data:`LOSS_SAMPLE`).
+        length: Layers in the span.
+        criterion: ``"cosine"``, the highest; or ``"perplexity"``, the lowest without the span.
+    """
+    ranked = [Scored(span, cosine) for span, cosine in calibration.ranked_spans(length)]
+    if criterion == "cosine":
+        return ranked
+    ranked.sort(key=lambda one: one.span.start)
+    nodes = dense_path(decoder).nodes
+    paths = [
+        Path(decoder, (*nodes[: one.span.start], *nodes[one.span.stop :]), f"without {one.span}")
+        for one in ranked
+    ]
+    losses = path_losses(paths, loss_sample(batches, *LOSS_SAMPLE))
+    found = [Scored(one.span, one.cosine, x) for one, x in zip(ranked, losses, strict=True)]
+    return sorted(found, key=lambda one: one.loss or 0.0)
+
+
+def divided(span: Span, parts: int) -> list[Span]:
+    """A span in parts that follow each other, alike in length; the first ones may have one more."""
+    size, more = divmod(len(span), parts)
+    ends = [span.start + size * i + min(i, more) for i in range(parts + 1)]
+    return [Span(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+
+
+def check_runner_up(runner_up: int, n_layers: int, length: int) -> None:
+    """Refuse a runner-up that a model does not have.
+
+    Raises:
+        UnsupportedModelError: If spans of this length are fewer.
+    """
+    n_spans = n_layers - length + 1
+    if length and runner_up >= n_spans:
+        raise UnsupportedModelError(
+            f"runner_up={runner_up} is too large: there are {n_spans} spans of {length} layers"
+        )
+
+
+def span_notes(ranked: Sequence[Scored]) -> dict[str, Any]:
+    """The best spans with their scores, as JSON."""
+    return {"spans": [one.note() for one in ranked[: 1 + N_RUNNERS_UP]]}
