@@ -87,8 +87,8 @@ def fine_tune(
         UnknownNameError: If there is no such preset.
         ConfigError: If the text cannot be used, or the model has no linear map to adapt.
     """
-    stage, pruned = variant.target.recovery, variant.pruned
-    taught = None
+    pruned, taught = variant.pruned, None
+    stage = "kd" if variant.target.recovery == "kd" else "lora"
     if stage == "kd":
         taught = Distillation(dense.decoder, dense.fingerprint, kd or DistillationSettings())
     noun = "LoRA fine-tuning" if taught is None else "distillation"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamline.api import training
+from streamline.api import recovery, training
 from streamline.api.pruning import prune
 from streamline.api.training import train
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
@@ -197,9 +197,9 @@ def test_documents_are_counted_when_they_are_loaded(dense, text, tmp_path):
         0
     ].numel()
     assert after.costs["train_tokens"] == 2 * distinct > 0
-    tuned = training.fine_tune(after, dense, batches, LoraSettings(), recipe, **options)
+    tuned = recovery.fine_tune(after, dense, batches, LoraSettings(), recipe, **options)
     assert tuned.costs["train_tokens"] == pytest.approx(4 * distinct, rel=0.1)
-    own = training.fine_tune(after, dense, batches, LoraSettings(n_documents=2), recipe, **options)
+    own = recovery.fine_tune(after, dense, batches, LoraSettings(n_documents=2), recipe, **options)
     assert 0 < own.costs["train_tokens"] - 2 * distinct < distinct
 
 
