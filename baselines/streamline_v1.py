@@ -45,6 +45,7 @@ def v1_recipe() -> Recipe:
         epochs=5,
         learning_rate=1e-3,
         final_learning_rate=2.5e-4,
+        normalize=False,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from listed_parts import commands, families, lora_presets, models, suites
 from method_parts import catalogue, methods
-from setting_parts import block, configuration, quick
+from setting_parts import block, budgets, configuration, quick
 from words import table
 
 __all__ = ["GENERATED", "catalogue", "commands", "table"]
@@ -19,6 +19,7 @@ GENERATED = {
         configuration,
         block,
         quick,
+        budgets,
         commands,
         models,
         families,

@@ -110,6 +110,8 @@ def _amount(training: Any) -> str:
     """What a training is on, and how often."""
     if training.n_documents is not None:
         return f"{training.n_documents:,} documents, {training.epochs} x"
+    if training.n_tokens == "auto":
+        return "auto"
     return f"{training.n_tokens:,} tokens, {training.epochs} x"
 
 

@@ -68,6 +68,25 @@ def quick(_: str) -> str:
     return table(("setting", "in a trial"), rows)
 
 
+def budgets(_: str) -> str:
+    """The training budgets that papers state."""
+    from streamline.run.deciding.budgets import BUDGETS
+
+    rows = [
+        (
+            one.shown,
+            f"{one.n_samples:,} of {one.length:,} tokens",
+            f"{one.epochs}",
+            f"{one.batch_tokens:,}",
+            f"{one.learning_rate:g}",
+            one.source,
+        )
+        for one in BUDGETS
+    ]
+    head = ("stated for", "samples", "epochs", "tokens of a step", "learning rate", "where")
+    return table(head, rows)
+
+
 def _default(value: Any, annotation: Any) -> str:
     if value is None:
         return "none" if type(None) in getattr(annotation, "__args__", ()) else "must be given"

@@ -42,13 +42,13 @@ from streamline.run.stage_config import (
     PerplexityConfig,
     Positive,
     ThereFolder,
+    TrainingConfig,
 )
 from streamline.run.suites import load_suite
 from streamline.sources.instructions import is_instructions
 from streamline.sources.texts import check_text
 from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.lora_recipe import LoraSettings, recipe_of
-from streamline.training.student import Recipe
 
 __all__ = ["RunConfig", "build_config"]
 
@@ -81,9 +81,9 @@ class RunConfig(Matrix):
         flag="--stream",
         per_model=True,
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32",
-        "float32 (unless given), bfloat16 or float16.",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto",
+        "auto (the checkpoint's own on an accelerator, float32 on a CPU), or its name.",
         flag="--dtype",
         keyed=True,
         per_model=True,
@@ -174,8 +174,8 @@ class RunConfig(Matrix):
         keyed=True,
         per_model=True,
     )
-    training: Recipe = setting(
-        Recipe(),
+    training: TrainingConfig = setting(
+        TrainingConfig(),
         "How replacements are trained, and on what.",
         flags={"--objective": "objective", "--train-tokens": "n_tokens"},
         keyed=True,
@@ -274,7 +274,7 @@ class RunConfig(Matrix):
             if own is not None and not is_instructions(own):
                 check_text(own)
             for part in (config.calibration, config.training, config.perplexity):
-                if part.texts is not None:
+                if part.texts not in (None, "auto"):
                     check_text(part.texts)
 
 

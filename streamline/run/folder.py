@@ -141,8 +141,8 @@ def kept_sources(config: RunConfig) -> dict[str, Any] | None:
     found = kept.model_dump()
     same = before.get("data") == config.data
     same = same and (before.get("data_dir") is None) == (config.data_dir is None)
-    if not same:
-        found["tasks"] = {}
+    if not same:  # what was decided by what the hub gives is decided anew too
+        found["tasks"], found["settings"] = {}, {}
     now, then = set(config.data_revisions or ()), set(before.get("data_revisions") or ())
     moved = {name.partition("@")[0] for name in now ^ then}
     return {
@@ -168,12 +168,20 @@ def _is_source(values: dict[str, str | None]) -> dict[str, str | None]:
 _Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 
 
+class _Choice(BaseModel, extra="forbid", strict=True):
+    """What was decided of a setting that was left open."""
+
+    value: str | int | float | bool
+    why: str
+
+
 class _KeptSources(BaseModel, extra="forbid", strict=True):
     """The form of a run's ``sources``."""
 
     tasks: dict[str, Annotated[dict[str, str | None], AfterValidator(_is_source)]]
     texts: dict[str, _Commit | None]
     models: dict[str, _Commit]
+    settings: dict[str, dict[str, _Choice]] = {}
 
 
 def refuse_mixture(config: RunConfig, sources: Sources) -> None:

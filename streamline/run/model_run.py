@@ -34,6 +34,7 @@ from streamline.results.record_file import find
 from streamline.results.samples import write_samples
 from streamline.run.cell import CellJob, replaced, stage_weights, unrecorded
 from streamline.run.config import RunConfig
+from streamline.run.deciding.decide import decided_for
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
@@ -67,7 +68,7 @@ def run_model(config: RunConfig, name: str, progress: Progress, part: Part = WHO
     """
     if len(config.models) > 1:
         progress = Prefixed(progress, name)
-    config = config.for_model(name)
+    config, choices = decided_for(config, name)
     sources = settle(config, kept_sources(config))
     with pinned(sources.models):
         fingerprint, jobs, missing = todo(config, name, sources, part)
@@ -76,9 +77,10 @@ def run_model(config: RunConfig, name: str, progress: Progress, part: Part = WHO
         if missing or slow:
             for remark in replaced(missing, _records(config, missing, part)):
                 progress.say(remark)
+            recorder = Recorder(config, name, fingerprint, progress, part, choices)
             dense = load_dense(name, fingerprint, progress, **loading(config))
             if missing:
-                _run(config, name, dense, sources, jobs, missing, progress, part)
+                _run(config, name, dense, sources, jobs, missing, recorder, part)
             if slow:
                 measure_done(config, name, dense, sources, slow, progress, part)
         else:
@@ -99,26 +101,20 @@ def _run(
     sources: Sources,
     jobs: Sequence[CellJob],
     missing: Sequence[CellJob],
-    progress: Progress,
+    recorder: Recorder,
     part: Part,
 ) -> None:
     """Run the cells that are missing."""
-    cache = config.out / "cache"
-    ready = preparation(
-        config,
-        name,
-        dense.tokenizer,
-        max_length(dense.decoder.config, dense.tokenizer),
-        sources,
-        progress,
-    )
+    cache, progress = config.out / "cache", recorder.progress
+    longest = max_length(dense.decoder.config, dense.tokenizer)
+    ready = preparation(config, name, dense.tokenizer, longest, sources, progress)
     model = OneModel(
         config=config,
         dense=dense,
         ready=ready,
         store=AnswerStore(cache / "answers"),
         budget=TokenBudget(config.batch_tokens, cache / "batch_tokens"),
-        recorder=Recorder(config, name, dense.fingerprint, progress, part),
+        recorder=recorder,
         speeds=Speeds(config, name, dense, missing, progress, part),
         jobs={job.target.label: job for job in jobs},
         reference=jobs[0],
@@ -126,7 +122,7 @@ def _run(
         turn=DenseTurn(jobs[0].model_key, progress),
         progress=progress,
     )
-    model.recorder.begin(unrecorded(missing, _records(config, missing, part)))
+    recorder.begin(unrecorded(missing, _records(config, missing, part)))
     shared = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     pruning, training, jointly, alone = portions(

@@ -29,6 +29,7 @@ from streamline.results.record import Parameters, Record
 from streamline.results.samples import samples_path
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
+from streamline.run.deciding.decide import Decided, decided
 from streamline.run.executors import executor
 from streamline.run.folder import (
     SETTINGS,
@@ -84,10 +85,13 @@ def run(
 
 def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Record]:
     refuse_foreign(config.out)
-    for remark in _remarks(config, bool(redo)):
+    with pinned((kept_sources(config) or {}).get("models", {})):
+        found = decided(config)
+    config = found.config
+    for remark in [*found.remarks(), *_remarks(config, bool(redo))]:
         progress.say(remark)
     if config.shard is not None:
-        return _run_shard(config, shard_part(config), progress, redo)
+        return _run_shard(found, shard_part(config), progress, redo)
     with claimed(config.out), ExitStack() as run_long:
         if part_folders(config.out):
             merge(config.out)
@@ -101,7 +105,7 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
             progress.say(remark)
         with prepared(config, sources, progress, again):
             # Only now: a run that is refused leaves the sources that the folder keeps to.
-            settings["sources"] = sources.to_json(kept)
+            settings["sources"] = sources.to_json(kept) | {"settings": found.to_json(kept)}
             write_json_atomic(config.out / SETTINGS, settings)
             note_command(config.out)
             forget_cells(config.out, again)
@@ -127,10 +131,9 @@ def _remarks(config: RunConfig, redo: bool) -> list[str]:
             return []
 
 
-def _run_shard(
-    config: RunConfig, part: Part, progress: Progress, redo: Sequence[str]
-) -> list[Record]:
+def _run_shard(found: Decided, part: Part, progress: Progress, redo: Sequence[str]) -> list[Record]:
     """Work one part of the cells beside those that work on the others; there is no report yet."""
+    config = found.config
     if redo:
         raise ConfigError(
             "--redo takes cells out of the folder that other shards are working in; put the shards "
@@ -138,7 +141,7 @@ def _run_shard(
         )
     refuse_claimed(config.out)
     with working(config.out, part):
-        sources = agreed(config, part)
+        sources = agreed(found, part)
         with pinned(sources.models):
             refuse_mixture(config, sources)
             for remark in sources.origins.remarks:
@@ -183,12 +186,14 @@ def prune_to_checkpoint(
         require_free(target)
         alone = {"models": (model,), "methods": (method,), "sparsities": (sparsity,)}
         own = config.for_model(model).model_copy(update={**alone, "per_method": {}})
+        found = decided(own)
+        own = found.config
         estimate = require_fit(own)
         reason = next((row.reason for row in estimate.rows if row.reason), None)
         if reason is not None:
             raise UnsupportedModelError(reason)
         shown = progress or Silent()
-        for remark in estimate.remarks:
+        for remark in [*found.remarks(), *estimate.remarks]:
             shown.say(remark)
         cache = _unfinished(target.resolve())
         cache.mkdir(parents=True, exist_ok=True)

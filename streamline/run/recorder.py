@@ -24,6 +24,8 @@ from streamline.results.record import Cost
 from streamline.results.record_file import upsert
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
+from streamline.run.deciding.choices import Choices
+from streamline.run.deciding.decide import remarks
 from streamline.run.folder import write_checksums
 from streamline.run.shards.part import WHOLE, Part
 from streamline.sources.models import hub_commit, planned_model
@@ -42,6 +44,7 @@ class Recorder:
         fingerprint: Content hash of the model; empty if it cannot be read.
         progress: Where to report that a cell was skipped or failed.
         part: The part of the run that its records belong to.
+        choices: What the run left open and what it became, with the reasons.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Recorder:
         fingerprint: str,
         progress: Progress,
         part: Part = WHOLE,
+        choices: Choices | None = None,
     ) -> None:
         self.config = config
         self.folder = part.folder(config.out)
         self.name = name
         self.fingerprint = fingerprint
         self.progress = progress
+        self.decided = remarks(choices or {})
         self._open: dict[str, tuple[CellJob, list[str]]] = {}
 
     def done(
@@ -96,6 +101,8 @@ class Recorder:
             )
         if self.config.quick:
             notes["trial"] = "--quick: too few questions and tokens for its numbers to count"
+        if self.decided:
+            notes["auto"] = self.decided
         if variant.training:
             notes["training"] = dict(variant.training)
         tasks, summary = dict(assessment.tasks), dict(assessment.summary)

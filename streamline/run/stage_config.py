@@ -12,17 +12,18 @@ Example::
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, DirectoryPath, Field
 
+from streamline.run.checks.left_open import left_open
 from streamline.run.checks.values import at_home, distinct, one_folder_each
 from streamline.run.settings import setting
-from streamline.training.student import Positive
+from streamline.training.student import Positive, Recipe
 
 __all__ = [
-    "QUICK", "CalibrationConfig", "Matrix", "MethodConfig", "Names", "PerplexityConfig",
-    "Positive", "ThereFolder", "parts",
+    "AUTO", "QUICK", "TRAINING_AUTO", "CalibrationConfig", "Matrix", "MethodConfig", "Names",
+    "PerplexityConfig", "Positive", "ThereFolder", "TrainingConfig", "parts",
 ]  # fmt: skip
 
 
@@ -69,9 +70,9 @@ class CalibrationConfig(Strict):
     """The text that methods look at before they decide."""
 
     texts: str = Field(
-        "packaged",
-        description="Calibration text: packaged, slimpajama, wikitext2, or a file; samples are "
-        "drawn at random from a large part of it.",
+        "auto",
+        description="Calibration text: auto (slimpajama where the hub answers, else packaged), "
+        "another known name, or a file; samples are drawn at random from a large part of it.",
     )
     n_samples: Positive = Field(64, description="Samples of calibration text; else 64.")
     length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each sample.")
@@ -80,11 +81,35 @@ class CalibrationConfig(Strict):
 class PerplexityConfig(Strict):
     """The held-out text whose perplexity is in the summary."""
 
-    texts: str = Field("packaged:heldout", description="Held-out text.")
+    texts: str = Field(
+        "auto",
+        description="Held-out text: auto (wikitext2 where the hub answers, else packaged:heldout), "
+        "another known name, or a file.",
+    )
     n_tokens: Annotated[int, Field(ge=0), BeforeValidator(_none_is_zero)] = Field(
         16_384, description="Tokens whose perplexity is measured, or none; else 16,384."
     )
     length: Annotated[int, Field(ge=2)] = Field(512, description="Tokens of each window.")
+
+
+#: Fields of a training that a run leaves open; what each becomes: `streamline.run.deciding`.
+TRAINING_AUTO = (
+    "n_tokens", "length", "epochs", "batch_tokens", "learning_rate", "final_learning_rate",
+    "warmup", "normalize", "validation_tokens", "evaluations",
+)  # fmt: skip
+
+#: Every setting that may be left open, in the order in which they are decided.
+AUTO = (
+    "dtype", "calibration.texts", "perplexity.texts", "calibration.length", "perplexity.length",
+    *(f"training.{name}" for name in TRAINING_AUTO),
+)  # fmt: skip
+
+if TYPE_CHECKING:  # what they are once everything is decided
+    TrainingConfig = Recipe
+else:
+    CalibrationConfig = left_open(CalibrationConfig, "length")
+    PerplexityConfig = left_open(PerplexityConfig, "length")
+    TrainingConfig = left_open(Recipe, *TRAINING_AUTO)
 
 
 class MethodConfig(Strict):

@@ -66,7 +66,7 @@ def test_every_default_of_the_trainings_has_a_source():
     expected = _fields("training", recipe)
     expected |= _fields("post_train", PostTraining().model_dump())
     expected |= _fields(
-        "v1", {k: v for k, v in v1.items() if v != recipe[k] or k == "batch_tokens"}
+        "v1", {k: v for k, v in v1.items() if v != recipe[k] or k == "learning_rate"}
     )
     expected |= _fields("matched", matched)
     for name, preset in presets.items():

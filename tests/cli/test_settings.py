@@ -93,7 +93,7 @@ def test_the_resolved_run_shows_every_field(capsys: pytest.CaptureFixture[str]) 
     assert _exit("--models", "opt-1.3b", "--methods", "dense", "--print-config") == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert set(shown) == set(RunConfig.model_fields) - set(COMMAND_LINE)
-    assert shown["training"]["n_tokens"] == 100_000
+    assert shown["training"]["n_tokens"] == "auto"
 
 
 def test_costs_that_a_limit_does_not_touch_have_flags(ran: list[RunConfig]) -> None:

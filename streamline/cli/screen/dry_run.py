@@ -34,8 +34,11 @@ def show_plan(config: RunConfig) -> bool:
     Raises:
         StreamlineError: If a method cannot be had, or no model can.
     """
+    from streamline.run.deciding.decide import decided
     from streamline.run.planning.estimate import check_fits, plan_run, run_memory
 
+    found = decided(config)
+    config = found.config
     estimate = plan_run(config)
     paper = _Paper(config.suite)
     few: dict[str, str | None] = {}
@@ -47,6 +50,8 @@ def show_plan(config: RunConfig) -> bool:
         if any(_trains(row) for row in rows):
             few[model] = config.for_model(model).training.too_few(rows[0].dense)
     paper.show()
+    for line in found.remarks():
+        show_text(f"auto: {line}")
     _show_texts(estimate)
     for line in [*_costs(estimate), _speed(config)]:
         print(line)

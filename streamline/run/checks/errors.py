@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from streamline.run.checks.left_open import TAG
+
 __all__ = ["errors_text", "explain", "given", "model_in", "renamed"]
 
 _MOST = 8  # errors in one message
@@ -75,7 +77,7 @@ def _joined(lines: list[str]) -> str:
 def _lines(found: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> list[str]:
     lines = []
     for one in found:
-        place = [part for part in one["loc"] if isinstance(part, str)]
+        place = [part for part in one["loc"] if isinstance(part, str) and part != TAG]
         name = ".".join(place)
         if one["type"] == "extra_forbidden":
             lines.append(f"{name} is not a field of a run{_nearest(place, model)}")

@@ -25,6 +25,7 @@ from streamline.method import Method, Size
 from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
+from streamline.run.deciding.decide import decided
 from streamline.run.measuring.texts import planned_texts
 from streamline.run.shards.dividing import shard_part
 from streamline.sources.models import local_folder, planned_model, resolve_model
@@ -124,10 +125,10 @@ def plan_run(config: RunConfig) -> Estimate:
         AssetError: If a name cannot be that of a model.
         Exception: What keeps the first model from being planned, if none can be.
     """
-    estimate = Estimate()
+    estimate, errors = Estimate(), list[Exception]()
     for model in config.models:
         resolve_model(model)
-    errors: list[Exception] = []
+    config = decided(config).config
     part = shard_part(config)
     for model in config.models:
         try:

@@ -18,6 +18,7 @@ from streamline.errors import ConfigError
 from streamline.files import write_json_atomic
 from streamline.report.artifacts import run_settings
 from streamline.run.config import RunConfig
+from streamline.run.deciding.decide import Decided
 from streamline.run.folder import SETTINGS, kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.shards.part import Part, claims_of, part_folders
@@ -38,17 +39,18 @@ def plain_settings(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_MACHINERY)
 
 
-def agreed(config: RunConfig, part: Part) -> Sources:
+def agreed(found: Decided, part: Part) -> Sources:
     """What the names in a run's settings mean, for all of its parts.
 
     Args:
-        config: The run.
+        found: The run, and what it has decided of what was left open.
         part: The part that begins.
 
     Raises:
         ConfigError: If parts that lie there have other settings, or are of another division.
         StreamlineError: As :func:`streamline.run.inputs.settle`.
     """
+    config = found.config
     now = plain_settings(config)
     with held(claims_of(config.out) / "settings"):
         there = [folder.name for folder in part_folders(config.out)]
@@ -56,7 +58,8 @@ def agreed(config: RunConfig, part: Part) -> Sources:
             _refuse_others(config, part, there, run_settings(config.out), now)
         kept = kept_sources(config)
         sources = settle(config, kept)
-        write_json_atomic(config.out / SETTINGS, now | {"sources": sources.to_json(kept)})
+        now["sources"] = sources.to_json(kept) | {"settings": found.to_json(kept)}
+        write_json_atomic(config.out / SETTINGS, now)
         part.folder(config.out).mkdir(exist_ok=True)
     return sources
 
