@@ -18,7 +18,7 @@ from streamline.report.findings.uncertainty import Estimate
 from streamline.report.frames import sort_records
 from streamline.report.table import MISSING, Table, number, percent
 from streamline.results.averages import collapsed_tasks
-from streamline.results.metrics import METRICS
+from streamline.results.metrics import METRICS, is_fraction
 from streamline.results.record import Record, TaskResult, method_label
 
 __all__ = ["failures_table", "protocol_notes", "results_table", "stability_table"]
@@ -27,6 +27,7 @@ _PROTOCOLS = {
     "lm-eval": "Scored as by lm-eval",
     "opencompass-ppl": "Scored as by OpenCompass, mean NLL of the whole text",
     "gen": "Generated",
+    "bpb": "Given, in bits per byte of the right answer (lower is better, in no average)",
 }
 _SPEEDS = (("decode", "decode\n× dense"), ("prefill", "prefill\n× dense"))
 
@@ -103,7 +104,9 @@ def results_table(rows: Sequence[Row]) -> Table:
         words=names.index("target"),
         sections=_groups(rows),
         strong=strong,
-        folded=frozenset(i for i, name in enumerate(names) if name.startswith("task ")),
+        folded=frozenset(
+            names.index(f"task {place}") for place, (_, m) in enumerate(tasks) if is_fraction(m)
+        ),
         spare=tuple(names.index(name) for name in ("prefill", "removed", "seeds") if name in names),
         notes=(
             *_meanings(bool(strong), letters, bool(speeds)),
@@ -194,7 +197,7 @@ def protocol_notes(records: Sequence[Record]) -> list[str]:
         f"Asked with {prompts}: {', '.join(_short(task, names) for task in tasks)}."
         for prompts, tasks in around.items()
     ]
-    if len(found) > 1:
+    if len(found.keys() - {"bpb"}) > 1:
         notes.append("Tasks scored in different ways have no average over all of them.")
     return notes
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamline.results.answers import Answers
 from streamline.results.averages import average, relative_accuracy
+from streamline.results.metrics import is_fraction
 from streamline.results.predictions import from_samples
 from streamline.results.stability import Stability, macro, stability
 
@@ -69,18 +70,20 @@ def assess(result: CellResult, dense: CellResult) -> Assessment:
     own, other = from_samples(result.samples), from_samples(dense.samples)
     tasks: dict[str, dict[str, Any]] = {}
     for name, facts in result.tasks.items():
-        measured = _stability(facts["subtasks"], other, own)
-        tasks[name] = {key: value for key, value in facts.items() if key != "subtasks"} | {
-            **measured.to_fields(),
-        }
+        tasks[name] = {key: value for key, value in facts.items() if key != "subtasks"}
+        if is_fraction(facts["metric"]):
+            tasks[name] |= _stability(facts["subtasks"], other, own).to_fields()
     protocols: dict[str, list[str]] = {}
     for name, facts in result.tasks.items():
+        if not is_fraction(facts["metric"]):
+            continue  # what has no right answers is in no average
         protocols.setdefault(str(facts.get("protocol")), []).append(name)
     averages = {
         protocol: _averages({name: tasks[name] for name in names}, dense.tasks)
         for protocol, names in protocols.items()
     }
-    whole = _averages(tasks if len(protocols) == 1 else {}, dense.tasks)
+    (asked,) = protocols.values() if len(protocols) == 1 else ([],)
+    whole = _averages({name: tasks[name] for name in asked}, dense.tasks)
     summary: dict[str, Any] = {
         **whole,
         "perplexity": {name: facts["value"] for name, facts in result.perplexity.items()},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from streamline.errors import UnknownNameError
 
-__all__ = ["METRICS", "Metric", "direction", "metric"]
+__all__ = ["METRICS", "Metric", "direction", "is_fraction", "metric"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +68,11 @@ def metric(name: str) -> Metric:
 def direction(name: str) -> str:
     """``higher`` or ``lower``: what is better under a metric."""
     return "higher" if metric(name).higher_is_better else "lower"
+
+
+def is_fraction(name: str) -> bool:
+    """Whether values of a metric can be averaged as accuracies; one without a row is taken as such.
+
+    What is no fraction (bits per byte) has no right answers either.
+    """
+    return name not in METRICS or METRICS[name].is_fraction

@@ -26,6 +26,7 @@ import numpy as np
 from streamline.errors import ConfigError
 from streamline.results import lm_eval_logs, opencompass
 from streamline.results.answers import Answers, Found, usable
+from streamline.results.metrics import is_fraction
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME
 from streamline.results.samples import COLUMNS, read_samples, samples_path
@@ -191,12 +192,14 @@ def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
             ``results.samples.COLUMNS`` may be absent.
 
     Returns:
-        Answers by task, questions in the order of ``doc_id``.
+        Answers by task, questions in the order of ``doc_id``; none of tasks without right answers.
 
     Raises:
         ConfigError: If a question's rows contradict each other, or have no finite number.
     """
-    return {task: _task_answers(task, rows) for task, rows in _by_task(frame)}
+    return {
+        task: _task_answers(task, rows) for task, rows in _by_task(frame) if not _unmarked(rows)
+    }
 
 
 def read_tasks(path: Path) -> Found:
@@ -207,6 +210,9 @@ def read_tasks(path: Path) -> Found:
     """
     found = Found({}, {}, {})
     for task, rows in _by_task(read_samples(path)):
+        if why := _unmarked(rows):
+            found.skipped[task] = why
+            continue
         try:
             found.tasks[task] = _task_answers(task, rows)
         except ConfigError as error:
@@ -218,6 +224,13 @@ def _by_task(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     whole = frame.reindex(columns=list(COLUMNS))
     for task, rows in whole.groupby("task", sort=False):
         yield str(task), rows
+
+
+def _unmarked(rows: pd.DataFrame) -> str | None:
+    """Why a task's answers are neither right nor wrong, or None if they are."""
+    metrics = sorted({str(name) for name in rows["metric"].dropna()} - {""})
+    odd = [name for name in metrics if not is_fraction(name)]
+    return f"{odd[0]} knows no right answers" if odd and odd == metrics else None
 
 
 def _of_record(text: str, folder: Path, record: Record) -> Predictions:

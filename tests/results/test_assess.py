@@ -6,6 +6,7 @@ import pytest
 
 from streamline.errors import ConfigError
 from streamline.results.assess import CellResult, assess
+from streamline.results.predictions import from_samples
 
 
 def _result(right: dict[str, list[bool]], protocols: dict[str, str]) -> CellResult:
@@ -81,3 +82,23 @@ def test_a_row_of_several_tasks_of_any_name_is_their_mean():
     row = assess(after, before).tasks["arc"]
     assert row["counts"] == {"both_right": 4, "lost": 2, "gained": 0, "both_wrong": 2}
     assert row["agreement"] == pytest.approx((0.75 + 0.75) / 2)
+
+
+def test_what_has_no_right_answers_is_in_no_average():
+    same = dict.fromkeys("ab", "lm-eval")
+    results = []
+    for right, bits in ((AFTER, 2.5), (BEFORE, 1.5)):
+        result = _result(right, same)
+        told = pd.DataFrame(
+            {"task": "told", "doc_id": 0, "doc_hash": "d", "option": 0, "loglikelihood": -bits,
+             "n_tokens": 1, "n_bytes": 1, "gold": 0, "chosen": 0, "correct": False,
+             "metric": "bits_per_byte"}, index=[0],
+        )  # fmt: skip
+        facts = {"metric": "bits_per_byte", "value": bits, "subtasks": ["told"], "protocol": "bpb"}
+        tasks = result.tasks | {"told": facts}
+        results.append(CellResult(tasks, pd.concat([result.samples, told], ignore_index=True)))
+    found = assess(*results)
+    alone = assess(_result(AFTER, same), _result(BEFORE, same))
+    assert found.summary == alone.summary
+    assert found.tasks["told"]["value"] == 2.5 and "counts" not in found.tasks["told"]
+    assert set(from_samples(results[0].samples)) == {"a", "b"}

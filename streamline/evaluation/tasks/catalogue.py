@@ -8,6 +8,7 @@ and CMMLU the unweighted mean over their subjects. Three ways of scoring never m
 | ``lm-eval`` | lm-eval's own prompts; conditional log-likelihood of each option |
 | ``opencompass-ppl`` | mean NLL over the whole text with the option in it; smallest wins |
 | ``gen`` | greedy generation, an answer extracted from it |
+| ``bpb`` | nothing: bits per byte of a right answer or of a worked solution |
 | ``perplexity`` | windows of running text |
 
 Example::
@@ -30,7 +31,7 @@ from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
 __all__ = ["GROUPS", "TASKS", "Protocol", "TaskEntry", "include_paths", "listing", "resolve"]
 
-Protocol = Literal["lm-eval", "opencompass-ppl", "gen", "perplexity"]
+Protocol = Literal["lm-eval", "opencompass-ppl", "gen", "bpb", "perplexity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class TaskEntry:
         tasks: lm-eval task names; the row is the unweighted mean over them. Empty for perplexity.
         protocol: How it is scored.
         metric: The number that is reported: ``acc``, ``acc_norm``, ``rouge1``, ``exact_match``
-            or ``perplexity``.
+            ``bits_per_byte`` or ``perplexity``.
         questions: Name of its question set, or None for a name only lm-eval knows.
         chance: Expected value of guessing, in [0, 1], or None where there is none.
         shots: Few-shot examples in the prompt.
@@ -181,6 +182,11 @@ _PAPER_GEN = (
     _own("gsm8k", None, protocol="gen", metric="exact_match", shots=4),
     _own("strategyqa", 1 / 2, protocol="gen", metric="exact_match", shots=6),
 )
+_REASONING = (
+    _own("harness_arithmetic", 1 / 10, protocol="lm-eval", shots=5, questions="arithmetic"),
+    _own("arithmetic_bpb", None, protocol="bpb", metric="bits_per_byte", shots=5),
+    _own("gsm8k_bpb", None, protocol="bpb", metric="bits_per_byte", shots=8),
+)
 _PERPLEXITY = (_perplexity("wikitext2"), _perplexity("c4"), _perplexity("heldout"))
 
 TASKS: dict[str, TaskEntry] = {
@@ -191,6 +197,7 @@ TASKS: dict[str, TaskEntry] = {
         _WSC273,
         *_PAPER_PPL,
         *_PAPER_GEN,
+        *_REASONING,
         *_PERPLEXITY,
     )
 }
@@ -200,6 +207,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "harness": ("hellaswag", "piqa", *(entry.name for entry in _OTHER_HARNESS)),
     "paper_ppl": tuple(entry.name for entry in _PAPER_PPL),
     "paper_gen": tuple(entry.name for entry in _PAPER_GEN),
+    "reasoning": ("streamline_gsm8k", *(entry.name for entry in _REASONING)),
     "perplexity": tuple(entry.name for entry in _PERPLEXITY),
 }
 
@@ -209,8 +217,8 @@ def resolve(names: Iterable[str], include_path: Path | None = None) -> list[Task
 
     Args:
         names: Groups (``commonsense``, ``harness``, ``paper_ppl``, ``paper_gen``,
-            ``perplexity``), tasks of the table, ``wikitext2@512`` for another window length, or
-            any name that lm-eval or an installed task folder knows.
+            ``reasoning``, ``perplexity``), tasks of the table, ``wikitext2@512`` for another
+            window length, or any name that lm-eval or an installed task folder knows.
         include_path: Folder with lm-eval YAML whose names win over all others, or None.
 
     Returns:

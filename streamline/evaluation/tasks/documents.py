@@ -61,8 +61,9 @@ def documents(
 
     Returns:
         For mean-NLL tasks the columns ``question_key, texts, gold, n_tokens, n_shots``; for
-        ``streamline_harness_*`` ``question_key, context, choices, gold``; for generation tasks
-        ``question_key, prompt, target``.
+        ``streamline_harness_*`` ``question_key, context, choices, gold``; for those in bits per
+        byte ``question_key, context, continuation``; for generation tasks ``question_key, prompt,
+        target``.
 
     Raises:
         ConfigError: If a tokenizer is needed and missing.
@@ -94,7 +95,8 @@ def documents(
                 ) from error
         return built
 
-    if source.task.startswith("streamline_harness_"):
+    given = source.questions in lm_eval_prompts.PROMPTS
+    if source.task.startswith("streamline_harness_") or given and source.task.endswith("_bpb"):
         built = each(partial(lm_eval_prompts.document, source.questions))
     else:
         if tokenizer is None:

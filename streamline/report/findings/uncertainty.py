@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamline.results.averages import collapsed_tasks, mean_stderr
+from streamline.results.metrics import is_fraction
 from streamline.results.record import Record, TaskResult
 
 __all__ = [
@@ -56,8 +57,14 @@ def accuracy(record: Record) -> Estimate | None:
     """The average accuracy of a record."""
     if record.summary.accuracy is None:
         return None
-    errors = [result.stderr for result in collapsed_tasks(record).values()]
+    errors = [result.stderr for result in _averaged(record).values()]
     return Estimate(record.summary.accuracy, mean_stderr(errors))
+
+
+def _averaged(record: Record) -> dict[str, TaskResult]:
+    """The tasks that are in the averages: those with right answers."""
+    tasks = collapsed_tasks(record)
+    return {name: result for name, result in tasks.items() if is_fraction(result.metric)}
 
 
 def stability(record: Record) -> Estimate | None:
@@ -66,7 +73,7 @@ def stability(record: Record) -> Estimate | None:
         return None
     if record.method == "dense":
         return Estimate(record.summary.stability)  # 1, without an error
-    errors = [result.extra("stability_stderr") for result in collapsed_tasks(record).values()]
+    errors = [result.extra("stability_stderr") for result in _averaged(record).values()]
     return Estimate(record.summary.stability, mean_stderr(errors))
 
 
@@ -96,12 +103,12 @@ def relative(record: Record, dense: Record | None) -> Estimate | None:
     own = accuracy(record)
     if dense is None or own is None or own.stderr is None or record.method == "dense":
         return Estimate(ratio)  # the dense model's own ratio is 1, without an error
-    base, tasks = accuracy(dense), collapsed_tasks(dense)
+    base, tasks = accuracy(dense), _averaged(dense)
     if base is None or base.stderr is None or not base.value:
         return Estimate(ratio)
     shared = [
         _covariance(result, tasks[name])
-        for name, result in collapsed_tasks(record).items()
+        for name, result in _averaged(record).items()
         if name in tasks
     ]
     covariance = sum(shared) / len(shared) ** 2
