@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
+os.fsync = lambda _: None  # no test cuts the power, and each run would wait for the disk 75 times
 pytest_plugins = ["bad_input", "fabricated_run"]
 
 

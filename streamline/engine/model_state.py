@@ -101,7 +101,7 @@ class _Module:
 
     def changed(self) -> list[str]:
         """Names of the attributes that are others."""
-        now = _attributes(self.module)
+        now = vars(self.module)
         names = [*self.facts, *(name for name in now if name not in self.facts)]
         offloaded = any(p is not None and p.is_meta for p in self.facts["_parameters"].values())
         return [
@@ -288,6 +288,8 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 def _same(old: Any, new: Any) -> bool:
     if isinstance(old, dict) and isinstance(new, dict):
+        if not old and not new:  # most tables of most modules
+            return True
         return list(old) == list(new) and _same_items(old.values(), new.values())
     plain = (bool, int, float, str, tuple, type(None))
     return old is new or (isinstance(old, plain) and type(old) is type(new) and old == new)
