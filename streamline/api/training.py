@@ -165,6 +165,12 @@ def _train_together(
         worked = True
         progress.step(done, total, text)
 
+    autocast = None if decoder.dtype == torch.float32 else torch.bfloat16
+    precision = {
+        "teacher": str(decoder.dtype).removeprefix("torch."),
+        "weights": "float32",
+        "compute": str(autocast or torch.float32).removeprefix("torch."),
+    }
     restart_peak_memory()
     results = fit(
         decoder,
@@ -177,7 +183,7 @@ def _train_together(
         fingerprint=dense.fingerprint,
         seed=seed,
         progress=step,
-        autocast=None if decoder.dtype == torch.float32 else torch.bfloat16,
+        autocast=autocast,
         cache=ActivationCache(activations, cache) if cache else None,
         paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
     )
@@ -208,7 +214,9 @@ def _train_together(
             "train_flops": flops,
             "train_steps": max(steps, default=0),
         }
-        summaries = {label: result.summary() for label, result in by_label.items()}
+        summaries = {
+            label: result.summary() | {"precision": precision} for label, result in by_label.items()
+        }
         out.append(trained(variant, variant.pruned, costs, len(variants), peak, summaries))
     return out
 

@@ -79,7 +79,7 @@ def results_table(rows: Sequence[Row]) -> Table:
                 "accuracy": _percent(row.accuracy) if row.done else row.records[0].status,
                 "relative": _percent(row.relative),
                 "stability": _percent(row.stability),
-                **{f"perplexity {text}": _number(row.perplexity.get(text)) for text in texts},
+                **{f"perplexity {text}": _perplexity(row, text) for text in texts},
                 **{phase: _speed(row, phase) for phase, _ in speeds},
                 **{
                     f"task {index}": _value(row.tasks.get(column), column[1])
@@ -245,6 +245,15 @@ def _removed(row: Row) -> str:
     return percent(row.removed) + (" !" if flagged else "")
 
 
+def _perplexity(row: Row, text: str) -> str:
+    """A perplexity, marked where it is worse than that of the same layers dropped."""
+    worse = any(
+        record.notes.get("worse") and record.notes["dropped"]["text"] == text
+        for record in row.records
+    )
+    return _number(row.perplexity.get(text)) + (" !" if worse else "")
+
+
 def _task(row: Row, column: Column) -> TaskResult | None:
     result = collapsed_tasks(row.records[0]).get(column[0])
     return result if result is not None and result.metric == column[1] else None
@@ -265,7 +274,7 @@ def _stability_cell(result: TaskResult | None) -> str:
 
 
 def _state_notes(records: Sequence[Record]) -> list[str]:
-    """Why cells were not done, and where the achieved sparsity lies far from the target."""
+    """Why cells were not done, and what of them is marked: far from the target, worse than none."""
     notes: dict[str, list[str]] = {}
     for record in records:
         name = f"{method_label(record.method, record.recovery)} at {record.sparsity:g}"
@@ -273,6 +282,8 @@ def _state_notes(records: Sequence[Record]) -> list[str]:
         flag = record.notes.get("flag")
         for task, why in record.notes.get("missing", {}).items():
             notes.setdefault(f"{task} is missing: {why}", []).append(name)
+        if record.notes.get("worse"):
+            notes.setdefault(f"! {record.notes['worse']}", []).append(name)
         if record.status != "ok":
             text = f"{record.status}: {record.reason or 'no reason recorded'}"
         elif flag:

@@ -127,7 +127,9 @@ class Record(Block):
     hyper-parameters; ``efficiency`` how fast and how large its model is, null where that was not
     asked for; ``texts`` what was read of which text by use (calibration, training, held-out), with
     its hash, documents, domains and the largest fraction of one document; ``notes`` whatever the
-    method reports. ``notes["flag"]`` marks a cell whose achieved sparsity lies far from the target.
+    method reports. ``notes["flag"]`` marks a cell whose achieved sparsity lies far from the target,
+    ``notes["worse"]`` a trained one that reads worse than ``notes["dropped"]``: its layers dropped
+    with nothing in their place.
     """
 
     model: str

@@ -37,6 +37,7 @@ from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided_for
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import Sources, settle
+from streamline.run.measuring.dropped import dropped_perplexities
 from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
 from streamline.run.measuring.texts import calibration_tokens, cell_texts
 from streamline.run.one_model import OneModel
@@ -299,6 +300,7 @@ def _evaluate(model: OneModel, variants: Sequence[Variant]) -> None:
         if reference is not None and not isinstance(results[job.model_key], NotFiniteError)
     }
     speeds = model.speeds.of(cells, seconds_of(results.values(), variants))
+    dropped = dropped_perplexities(model, variants)
     for job, variant, path in zip(jobs, variants, paths, strict=True):
         result = results[job.model_key]
         if not model.part.has(job.cell):  # the dense model, which another part records
@@ -320,6 +322,7 @@ def _evaluate(model: OneModel, variants: Sequence[Variant]) -> None:
         facts = cell_facts(job, model.ready, model.store, compiled=model.config.compile)
         texts = cell_texts(model.config, variant, model.ready.batches, model.questions)
         absent, speed = model.questions.absent, speeds.get(job.target.label)
+        less = dropped.get(job.target.label)
         model.recorder.done(
-            job, variant, path, costs, assessment, facts, texts, absent, efficiency=speed
+            job, variant, path, costs, assessment, facts, texts, absent, speed, less
         )

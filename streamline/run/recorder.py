@@ -75,6 +75,7 @@ class Recorder:
         texts: Sequence[Mapping[str, Any]] = (),
         absent: Sequence[TaskEntry] = (),
         efficiency: Mapping[str, Any] | None = None,
+        dropped: Mapping[str, Any] | None = None,
     ) -> None:
         """Record a cell with its figures.
 
@@ -88,6 +89,7 @@ class Recorder:
             texts: What its calibration, trainings and held-out text are made of.
             absent: Rows of the report that could not be asked; they are null.
             efficiency: How fast and how large it is; None if that was not wanted.
+            dropped: Of a trained replacement, the perplexity where its layers are dropped.
         """
         write_checksums(self.config.out, job.cell)
         dense, pruned = self._dense.n_parameters(), path.n_parameters()
@@ -106,6 +108,11 @@ class Recorder:
         if variant.training:
             notes["training"] = dict(variant.training)
         tasks, summary = dict(assessment.tasks), dict(assessment.summary)
+        if dropped is not None:
+            notes["dropped"] = dict(dropped)
+            if (warning := _worse(dropped, summary["perplexity"])) is not None:
+                notes["worse"] = warning
+                self.progress.say(f"{job.cell.label}: {warning}")
         if facts["unavailable"]:
             notes["missing"] = dict(facts["unavailable"])
         for row in absent:
@@ -219,3 +226,16 @@ class Recorder:
             versions=versions(self.config.device) | model,
             **values,
         )
+
+
+def _worse(dropped: Mapping[str, Any], perplexity: Mapping[str, float | None]) -> str | None:
+    """What is to be said of a replacement that reads worse than nothing in its place, or None."""
+    own = perplexity.get(dropped["text"])
+    if own is None or own <= dropped["perplexity"]:
+        return None
+    return (
+        f"worse than its layers dropped: {dropped['text']} perplexity {own:.4g}, and "
+        f"{dropped['perplexity']:.4g} with nothing in their place; give more --train-tokens, a "
+        "lower learning_rate, or a start that is no worse where the method has one "
+        "(+init=linear in closed form, +residual=true at the dropped layers)"
+    )
