@@ -160,6 +160,20 @@ def test_lora_fine_tuning_follows_any_method(model, tokenizer, calibrated) -> No
     assert made.removed_fraction == plain.removed_fraction
 
 
+def test_distillation_takes_the_place_of_lora_on_its_tokens(model, tokenizer, calibrated) -> None:
+    settings = sl.LoraSettings(n_tokens=64)
+    taught = sl.DistillationSettings(trainees="all", temperature=2.0)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    made = sl.prune(
+        model, tokenizer, "shortgpt", sparsity=0.3, train=RECIPE, lora=settings, kd=taught,
+        **calibrated,
+    )  # fmt: skip
+    assert list(made.training) == ["kd"] and made.training["kd"]["tokens"] == 64
+    assert made.training["kd"]["distillation"]["temperature"] == 2.0
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert made.model.lm_head.weight.data_ptr() != model.lm_head.weight.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("method", "sparsity", "error", "message"),
     [

@@ -13,7 +13,7 @@ from streamline.run.pipeline import evaluate_model, prune_to_checkpoint
 from streamline.run.planning.estimate import plan_run
 
 
-@pytest.mark.parametrize("recovery", ["none", "lora"])
+@pytest.mark.parametrize("recovery", ["none", "lora", "kd"])
 def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, config):
     folder = tmp_path / "pruned"
     settings = config(folder, methods="llm-streamline-layer", recovery=recovery)
@@ -27,7 +27,7 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, c
         progress=Silent(),
     )
     assert facts["cell"]["method"] == "llm-streamline-layer"
-    assert ("lora" in facts["training"]) == (recovery == "lora")
+    assert {"lora", "kd"} & set(facts["training"]) == {recovery} - {"none"}
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
     with pytest.raises(ConfigError, match="exists and is not empty"):
         prune_to_checkpoint("x", method="dense", sparsity=0.3, out=folder, config=settings)
