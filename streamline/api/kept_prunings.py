@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ def pruning_file(target: Target, dense: Dense, tokens: Tensor, folder: Path) -> 
     return folder / "prunings" / f"{target.label}--{key[:32]}.safetensors"
 
 
-def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, seconds: float) -> None:
-    """Keep a pruning and the seconds it took, unless it cannot be made again from a file."""
+def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, spent: Mapping[str, Any]) -> None:
+    """Keep a pruning and what it took, unless it cannot be made again from a file."""
     if pruned.model is not None or pruned.students or _shares(pruned, decoder):
         return
     tensors: dict[str, Tensor] = {}
@@ -88,7 +88,7 @@ def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, seconds: float) 
         "specs": list(specs.items()),
         "frozen": frozen,
         "notes": pruned.notes,
-        "seconds": seconds,
+        "spent": dict(spent),
     }
     try:
         write_tensors(file, tensors, {"facts": json.dumps(facts)})
@@ -109,8 +109,8 @@ def _shares(pruned: Pruned, decoder: Decoder) -> bool:
     return False
 
 
-def read_pruning(file: Path, decoder: Decoder) -> tuple[Pruned, float] | None:
-    """A pruning and the seconds it took, or None; a damaged file is set aside."""
+def read_pruning(file: Path, decoder: Decoder) -> tuple[Pruned, dict[str, Any]] | None:
+    """A pruning and what it took, or None; a damaged file is set aside."""
     found = kept_tensors(file)
     if found is None:
         return None
@@ -131,7 +131,7 @@ def read_pruning(file: Path, decoder: Decoder) -> tuple[Pruned, float] | None:
                     value = nn.Parameter(value, requires_grad=trained)
                 setattr(module.get_submodule(owner), attribute, value)
         modules[index] = module
-    return Pruned(plan, modules, notes=facts["notes"]), float(facts["seconds"])
+    return Pruned(plan, modules, notes=facts["notes"]), facts["spent"]
 
 
 def _made(decoder: Decoder, layer: int, spec: Spec) -> nn.Module | None:

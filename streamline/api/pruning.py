@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from streamline import __version__
 from streamline.api.guards import Watch, calibration_key, checked, own_copy, require_intact
 from streamline.api.kept_prunings import pruning_file, read_pruning, write_pruning
+from streamline.api.spending import costs_of, shared, spending
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
@@ -59,7 +60,7 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
         folder: Where calibrations are kept.
 
     Returns:
-        The statistics; ``facts["seconds"]`` is what they cost when they were measured.
+        The statistics; ``facts`` has the seconds, FLOPs and peak of memory of their measuring.
 
     Raises:
         NotFiniteError: If one of them is not finite; nothing is kept then.
@@ -83,16 +84,14 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
 
 def _measured(method: Method, dense: Dense, tokens: Tensor, place: Path, key: str) -> Calibration:
     """What a method decides by, measured now and kept in a place."""
-    start = time.perf_counter()
     doing = f"{method.name}: calibrate"
     searching = resuming(place.parent / f"{key[:32]}.search.json")
-    with Watch(dense.decoder, dense).over(doing), searching:
+    with spending(dense.decoder) as spent, Watch(dense.decoder, dense).over(doing), searching:
         found = method.calibrate(dense.decoder, tokens.clone())
     if not isinstance(found, Calibration):
         raise MethodError(f"{doing} must return a Calibration, got {found!r:.200}")
     found = _checked(found, method)
-    facts = {"seconds": time.perf_counter() - start, "model": dense.name}
-    found = replace(found, facts=found.facts | facts)
+    found = replace(found, facts=found.facts | spent | {"model": dense.name})
     found.save(place)
     return found
 
@@ -267,33 +266,28 @@ def _pruned(
     file = pruning_file(target, dense, tokens, folder)
     kept = read_pruning(file, dense.decoder)
     if kept is not None:
-        pruned, seconds = kept
+        pruned, spent = kept
     else:
         with resuming(file.with_suffix(".search.json")):
-            pruned, seconds = _decided(target, dense.decoder, watch, calibration, tokens)
-        seconds += share
-        write_pruning(file, pruned, dense.decoder, seconds)
-    costs = {
-        "calibrate_s": seconds + calibration.facts.get("seconds", 0.0),
-        "calibrate_tokens": tokens.numel(),
-        "calibrate_with": 1,  # its seconds are those of one calibration and of its own decision
-    }
+            pruned, spent = _decided(target, dense.decoder, watch, calibration, tokens)
+        spent = shared(spent, share)
+        write_pruning(file, pruned, dense.decoder, spent)
+    costs = costs_of(calibration.facts, spent) | {"calibrate_tokens": tokens.numel()}
     return Variant(target=target, pruned=pruned, costs=costs)
 
 
 def _decided(
     target: Target, decoder: Decoder, watch: Watch, calibration: Calibration, tokens: Tensor
-) -> tuple[Pruned, float]:
-    """Let one method decide, and time it."""
-    start = time.perf_counter()
+) -> tuple[Pruned, dict[str, Any]]:
+    """Let one method decide, and say what that took."""
     doing = f"{target.method.name}: prune"
-    with watch.over(doing):
+    with spending(decoder) as spent, watch.over(doing):
         pruned = target.method.prune(
             decoder, own_copy(calibration), target.sparsity, tokens.clone(), target.seed
         )
     pruned = checked(pruned, decoder, doing)
     _check_made(target, pruned, decoder)
-    return pruned, time.perf_counter() - start
+    return pruned, spent
 
 
 def _check_made(target: Target, pruned: Pruned, decoder: Decoder) -> None:

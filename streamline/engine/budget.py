@@ -1,4 +1,4 @@
-"""From a target sparsity to each method's own knob, by exact parameter count.
+"""From a target sparsity to each method's own knob, by exact parameter count; weights for FLOPs.
 
 ``removed fraction = 1 - parameters(pruned) / parameters(dense)``: embeddings included, tied weights
 once, whatever a replacement adds counted against what was removed.
@@ -10,9 +10,11 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from streamline.engine.decoder import Decoder
+from torch import nn
+
+from streamline.engine.decoder import Decoder, submodule
 from streamline.errors import ConfigError, UnsupportedModelError
 
 
@@ -72,3 +74,27 @@ def layers_to_remove(
             f"out all {decoder.n_layers} removes {highest:.1%} of the parameters"
         )
     return best
+
+
+def weights(decoder: Decoder, modules: Iterable[nn.Module]) -> int:
+    """Weights of the matrices of some modules that a token meets, what is used twice twice.
+
+    Of a mixture these are the chosen experts; attention's products with its context are no weights,
+    as where models are compared by parameters.
+    """
+    return matrix_weights(decoder, (p for module in modules for p in module.parameters()))
+
+
+def matrix_weights(decoder: Decoder, parameters: Iterable[nn.Parameter]) -> int:
+    """Weights of the matrices among some parameters, of experts those that a token meets."""
+    chosen = int(decoder.config.num_experts_per_tok) if decoder.family.mixture else 0
+    return sum(
+        p[0].numel() * chosen if chosen and p.dim() == 3 else p.numel()  # [experts, ...]
+        for p in parameters
+        if p.dim() >= 2
+    )
+
+
+def head_weights(decoder: Decoder) -> int:
+    """Weights of the head's matrix."""
+    return weights(decoder, [submodule(decoder.model, decoder.family.head)])

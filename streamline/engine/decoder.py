@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.families import Family, family_of
+from streamline.engine.meter import entered
 from streamline.engine.nested import repeated, to_device
 from streamline.errors import UnsupportedModelError
 
@@ -162,6 +163,7 @@ class Decoder:
         """
         if position_ids is None:  # a row of trees is longer than its positions are high
             self.check_length(input_ids.shape[-1], "a text")
+        entered()
         entry = Entry(hidden=torch.empty(0))
         options: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False}
         if position_ids is not None:

@@ -31,9 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from streamline.distributed import Shard, interleaved, scatter, team
+from streamline.engine.budget import head_weights, weights
 from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.kernels import CompiledLayers, FastLinears
 from streamline.engine.memory import BatchLimit
+from streamline.engine.meter import counted
 from streamline.engine.paths import Path, PathTrie, tries_of
 from streamline.errors import UnsupportedModelError
 
@@ -171,13 +173,22 @@ def run(
     """
     jobs = list(jobs)
     limit = BatchLimit() if limit is None else limit
-    if any(path.decoder.layer_order is not None for path in paths):
-        yield from _layer_by_layer(paths, jobs, progress)
-    elif team().shard.size == 1:
-        for parts in _batch_by_batch(paths, jobs, limit, compiled, progress):
-            yield from parts
-    else:
-        yield from _shared(paths, jobs, limit, compiled, progress)
+    head = any(job.needs_head for job in jobs)
+    with counted(sum(job.n_tokens for job in jobs), lambda: _size(paths, head)):
+        if any(path.decoder.layer_order is not None for path in paths):
+            yield from _layer_by_layer(paths, jobs, progress)
+        elif team().shard.size == 1:
+            for parts in _batch_by_batch(paths, jobs, limit, compiled, progress):
+                yield from parts
+        else:
+            yield from _shared(paths, jobs, limit, compiled, progress)
+
+
+def _size(paths: Sequence[Path], head: bool) -> int:
+    """Weights that a token meets along all paths, the head at the end of each if it is run."""
+    tries = [trie for trie, _ in tries_of(paths)]
+    found = sum(weights(trie.decoder, trie.runs()) for trie in tries)
+    return found + head * sum(len(trie.paths) * head_weights(trie.decoder) for trie in tries)
 
 
 def attempt(paths: Sequence[Path], job: Job, *, compiled: bool = False) -> Any:

@@ -145,6 +145,15 @@ class PathTrie:
                 branch = branch.children[node.key]
             branch.ends.append(index)
 
+    def runs(self) -> Iterator[nn.Module]:
+        """The module of every layer evaluation of one batch."""
+        waiting = [self.root]
+        while waiting:
+            branch = waiting.pop()
+            waiting += branch.children.values()
+            if branch.node is not None:
+                yield branch.node.module
+
     def modules(self, *, head: bool = True) -> list[nn.Module]:
         """Every distinct module of the paths, the head first if it is wanted."""
         found = [submodule(self.decoder.model, self.decoder.family.head)] if head else []

@@ -1,5 +1,7 @@
 """What a long search has found so far, kept so that a killed run goes on there.
 
+What it has run so far is kept with it, so that the FLOPs of a search are the same, killed or not.
+
 Whoever runs a method's code says where its state may be kept; without that nothing is kept.
 
 Example::
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.distributed import team
+from streamline.engine.meter import current
 from streamline.kept import kept_json, write_json
 
 __all__ = ["keep_unfinished", "resuming", "unfinished"]
@@ -43,7 +46,12 @@ def resuming(file: Path) -> Iterator[None]:
 def unfinished() -> Any | None:
     """What a run that was killed had kept here, or None; a damaged file is set aside."""
     file = _FILE.get()
-    return None if file is None else kept_json(file)
+    kept = None if file is None else kept_json(file)
+    if kept is None:
+        return None
+    if (meter := current()) is not None:
+        meter.add(kept["flops"])
+    return kept["found"]
 
 
 def keep_unfinished(state: Any) -> None:
@@ -57,6 +65,7 @@ def keep_unfinished(state: Any) -> None:
     if file is None or team().shard.rank != 0:
         return
     try:
-        write_json(file, state)
+        meter = current()
+        write_json(file, {"found": state, "flops": None if meter is None else meter.flops})
     except OSError:
         return

@@ -1,4 +1,4 @@
-"""How fast a run's models are, what its cells cost, and how far their seeds lie apart.
+"""How fast a run's models are, where they can be served, what cells cost, how far seeds lie apart.
 
 Example::
 
@@ -19,7 +19,7 @@ from streamline.results.record import Record, label, method_label
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["cost_table", "efficiency_frame", "efficiency_table", "seeds_table"]
+__all__ = ["cost_table", "efficiency_frame", "efficiency_table", "seeds_table", "serving_table"]
 
 
 def efficiency_table(records: Sequence[Record]) -> Table:
@@ -194,6 +194,27 @@ def cost_table(records: Sequence[Record]) -> Table:
              "stand where it had them to itself."],
         )
     )  # fmt: skip
+
+
+def serving_table(records: Sequence[Record]) -> Table:
+    """Where one model's variants can be served, as their checkpoints are or in another format.
+
+    Args:
+        records: Of one model; those that do not say so are left out.
+
+    Returns:
+        The table; no rows where none says so.
+    """
+    known = [(one, one.extra("serves_in")) for one in sort_records(records) if one.sparsity]
+    found = {id(one): places for one, places in known if isinstance(places, list) and places}
+    ordered = [one for one, _ in known if id(one) in found]
+    cells = [(", ".join(map(str, found[id(one)])),) for one in ordered]
+    notes = [
+        "Behind a tool stands what it needs: (--to FORMAT) of `streamline-bench export`, or the "
+        "code that lies in the checkpoint (trust_remote_code)."
+    ]
+    table = cells_table("serving", "where it can be served", ordered, ["serves in"], cells, notes)
+    return replace(table, words=len(table.columns))
 
 
 def _over(value: float | None, unit: float) -> float | None:

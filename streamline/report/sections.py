@@ -14,7 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from streamline.report.artifacts import calibrations, loss_curves
-from streamline.report.cost_tables import cost_table, efficiency_table, seeds_table
+from streamline.report.cost_tables import (
+    cost_table,
+    efficiency_table,
+    seeds_table,
+    serving_table,
+)
 from streamline.report.figures.answers import answers_figure
 from streamline.report.figures.cosine import chosen_spans, cosine_figure
 from streamline.report.figures.figure import Figure
@@ -35,6 +40,8 @@ from streamline.results.record import Record
 __all__ = ["Gathered", "Section", "first_screen", "gather", "run_sections"]
 
 Item = TypeVar("Item")
+
+_OF_CELLS = (efficiency_table, serving_table, cost_table, seeds_table)
 
 # What ends the name of a second training's curve: its loss is another than the first's.
 _POST = re.compile(r"-post(, seed \d+)?$")
@@ -154,7 +161,7 @@ def _of_model(
     measures = [measure_figure(mine, measure, style) for measure in ("accuracy", "stability")]
     spans = chosen_spans(mine)
     alike = [cosine_figure(value, name, spans) for name, value in cosines.items()]
-    tables = [of(records) for of in (efficiency_table, cost_table, seeds_table)]
+    tables = [of(records) for of in _OF_CELLS]
     return [
         Section(
             title="Accuracy and stability",

@@ -101,7 +101,9 @@ class Cost(Block):
     and the peak is that of all. Tokens, steps and FLOPs are what the cell needs by itself, whoever
     it shared them with. ``calibrate_tokens`` are those of the calibration text, ``train_tokens``
     those that were trained on, epochs counted; ``train_flops`` follow from shapes
-    (:mod:`streamline.training.flops`).
+    (:mod:`streamline.training.flops`), ``calibrate_flops`` from what was run to calibrate and to
+    decide (:mod:`streamline.engine.meter`; null where a method runs the model by a loop of its
+    own). Peaks are those of accelerators, null on a CPU.
     """
 
     calibrate_s: float | None = Field(None, ge=0)

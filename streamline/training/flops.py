@@ -1,8 +1,7 @@
 """FLOPs that training takes, from shapes: 2 for each weight and token forward, 4 more backward.
 
-Weights are those of matrices that a token meets, so of a mixture the chosen experts; attention's
-products with its context are left out, as they are where training is compared by parameters. A
-frozen weight that gradients pass takes 2 backward.
+Weights are those of :mod:`streamline.engine.budget`. A frozen weight that gradients pass takes 2
+backward.
 
 Example::
 
@@ -11,11 +10,10 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
-
+from streamline.engine.budget import head_weights, matrix_weights, weights
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import Path
 from streamline.training.student import Objective, Student
@@ -43,16 +41,16 @@ def replacing_flops(
         tokens: Training tokens, epochs counted.
         path: The pruned model, for ``lm``.
     """
-    own = _matrices(decoder, (student.module for student in students))
+    own = weights(decoder, (student.module for student in students))
     if objective == "mse" or path is None:
         last = max(student.span.stop for student in students)
-        return float(tokens) * (2 * _matrices(decoder, decoder.layers[:last]) + 6 * own)
+        return float(tokens) * (2 * weights(decoder, decoder.layers[:last]) + 6 * own)
     trained = {id(student.module) for student in students}
     first = next((i for i, node in enumerate(path.nodes) if id(node.module) in trained), 0)
     modules = [node.module for node in path.nodes]
-    head = _head(decoder.model, decoder)
-    forward = _matrices(decoder, modules) + head
-    passed = _matrices(decoder, modules[first:]) + head
+    head = head_weights(decoder)
+    forward = weights(decoder, modules) + head
+    passed = weights(decoder, modules[first:]) + head
     return float(tokens) * (2 * forward + 2 * passed + 2 * own)
 
 
@@ -65,7 +63,7 @@ def adapting_flops(model: PreTrainedModel, adapters: int, tokens: int) -> float:
         tokens: Training tokens, epochs counted.
     """
     decoder = Decoder(model)
-    frozen = _matrices(decoder, decoder.layers) + _head(model, decoder)
+    frozen = weights(decoder, decoder.layers) + head_weights(decoder)
     return float(tokens) * (4 * frozen + 6 * adapters)
 
 
@@ -84,27 +82,8 @@ def distilling_flops(
     """
     decoder = Decoder(model)
     parts = [*decoder.layers[shared:], submodule(model, decoder.family.head)]
-    teacher = _matrices(dense, dense.layers) + _head(dense.model, dense)
+    teacher = weights(dense, dense.layers) + head_weights(dense)
     known = {id(parameter) for parameter in dense.model.parameters()}
     own = [p for part in parts for p in part.parameters() if id(p) not in known]
-    trained = 6 * adapters if adapters else 2 * _weights(decoder, own)
-    return float(tokens) * (2 * teacher + 4 * _matrices(decoder, parts) + trained)
-
-
-def _matrices(decoder: Decoder, modules: Iterable[nn.Module]) -> int:
-    """Weights of the matrices of some modules, one that is used twice counted twice."""
-    return _weights(decoder, (p for module in modules for p in module.parameters()))
-
-
-def _weights(decoder: Decoder, parameters: Iterable[nn.Parameter]) -> int:
-    """Weights of the matrices among some parameters, of experts those that a token meets."""
-    chosen = int(decoder.config.num_experts_per_tok) if decoder.family.mixture else 0
-    return sum(
-        p[0].numel() * chosen if chosen and p.dim() == 3 else p.numel()  # [experts, ...]
-        for p in parameters
-        if p.dim() >= 2
-    )
-
-
-def _head(model: nn.Module, decoder: Decoder) -> int:
-    return _matrices(decoder, [submodule(model, decoder.family.head)])
+    trained = 6 * adapters if adapters else 2 * matrix_weights(decoder, own)
+    return float(tokens) * (2 * teacher + 4 * weights(decoder, parts) + trained)

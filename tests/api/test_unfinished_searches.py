@@ -67,6 +67,7 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, spec):
     again = pruned(spec, tmp_path / "cut")
     assert isinstance(again, Variant)
     assert calls[0] == total - 2
+    assert again.costs["calibrate_flops"] == whole.costs["calibrate_flops"] > 0
     assert again.pruned.plan == whole.pruned.plan and again.pruned.notes == whole.pruned.notes
     assert not left.exists()
 

@@ -68,12 +68,13 @@ def test_results_are_a_data_set_without_what_a_run_keeps(writing, child, run_cop
     folder = run_copy
     (folder / "cache").mkdir(exist_ok=True)
     (folder / "cache" / "secret.safetensors").write_bytes(b"x")
-    done = child(_PUSH, writing, ["push", str(folder), "me/results"], HF_TOKEN="good")
+    done = child(_PUSH, writing, ["push", str(folder), "me/results", "--private"], HF_TOKEN="good")
     assert done.returncode == 0, done.stderr
     place = writing.root / "datasets" / "me" / "results" / "main"
     assert (place / "results.json").read_bytes() == (folder / "results.json").read_bytes()
     assert not (place / "cache").exists()
     assert len(writing.writing.commits) == 1
+    assert writing.writing.private == {"me/results"}
     assert "streamline-bench" in (place / "README.md").read_text(encoding="utf-8")
 
 

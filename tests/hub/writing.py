@@ -23,6 +23,7 @@ class Writing:
         writers: Token -> owners of the repositories it may write.
         large: Contents of large files that were uploaded, by SHA-256.
         commits: Messages of commits.
+        private: Repositories that were made for their owners alone.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,6 +31,7 @@ class Writing:
         self.writers: dict[str, set[str]] = {}
         self.large: dict[str, bytes] = {}
         self.commits: list[str] = []
+        self.private: set[str] = set()
 
     def answer(self, request: str, payload: bytes, token: str, url: str) -> Any:
         """JSON to answer a request with; None if it writes nothing.
@@ -87,6 +89,8 @@ class Writing:
         if place.is_dir():
             message = "You already created this repository"
             raise Refused(409, "", message, url=f"{url}/{prefix}{name}")
+        if wanted.get("private") or wanted.get("visibility") == "private":
+            self.private.add(name)
         place.mkdir(parents=True)
         (place / ".gitattributes").write_text("*.safetensors filter=lfs\n", encoding="utf-8")
         return {"url": f"{url}/{prefix}{name}", "name": name, "id": "0" * 24}

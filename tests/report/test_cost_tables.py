@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 from fabricated_run import made_efficiency
 
-from streamline.report.cost_tables import cost_table, efficiency_frame, efficiency_table
+from streamline.report.cost_tables import (
+    cost_table,
+    efficiency_frame,
+    efficiency_table,
+    serving_table,
+)
 from streamline.report.latex import latex
 from streamline.report.render import markdown, terminal
 from streamline.report.runs import RunFolder
@@ -58,6 +63,24 @@ def test_without_a_measurement_there_is_no_table():
     runs = [RunFolder(path=Path("out"), records=[record("a", efficiency=None)])]
     sections = run_sections(gather(runs))
     assert "efficiency-m" not in {table.name for one in sections for table in one.tables}
+
+
+def test_where_a_variant_can_be_served_stands_in_the_report():
+    plain = ["transformers", "vLLM", "llama.cpp (--to gguf)"]
+    records = [
+        record("dense", 0.0, serves_in=plain),
+        record("shortgpt", serves_in=plain),
+        record("llm-streamline-ffn", serves_in=["transformers (trust_remote_code)"]),
+        record("old"),
+    ]
+    table = serving_table(records)
+    assert column(table, "serves in") == {
+        "shortgpt": "transformers, vLLM, llama.cpp (--to gguf)",
+        "llm-streamline-ffn": "transformers (trust_remote_code)",
+    }
+    sections = run_sections(gather([RunFolder(path=Path("out"), records=records)]))
+    assert "serving-m" in {one.name for section in sections for one in section.tables}
+    assert serving_table([record("old")]).rows == ()
 
 
 def cost(**changes):

@@ -29,5 +29,7 @@ def test_what_is_trained_one_by_one_has_its_cost_to_itself_and_the_same_numbers(
         assert (cost.train_tokens, cost.train_steps) == (own.train_tokens, own.train_steps)
         assert cost.train_steps == (cost.train_tokens or 0) // 64
         assert cost.train_flops == own.train_flops and cost.train_flops
+        assert cost.calibrate_flops == own.calibrate_flops == dropped.calibrate_flops
+        assert cost.calibrate_peak_memory_bytes is None  # on a CPU
     again = run(config(tmp_path / "joint", methods=METHODS))
     assert [record.cost for record in again] == [record.cost for record in joint]

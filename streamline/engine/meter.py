@@ -1,0 +1,83 @@
+"""FLOPs of what is run through a model: 2 for each weight and token, counted from shapes.
+
+Weights are those of :func:`streamline.engine.budget.weights`.
+
+Example::
+
+    with metering() as meter:
+        path_losses(paths, batches)
+    meter.flops                     # None if the model was also run by other loops
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+__all__ = ["Meter", "counted", "current", "entered", "metering"]
+
+
+@dataclass
+class Meter:
+    """What has been run so far.
+
+    Attributes:
+        flops: Floating-point operations; None as soon as the model was run by a loop that is not
+            counted.
+        running: Passes that are counted and have not come to their end.
+    """
+
+    flops: float | None = 0.0
+    running: int = 0
+
+    def add(self, flops: float | None) -> None:
+        """Add what else was run; None for what nobody knows."""
+        self.flops = None if flops is None or self.flops is None else self.flops + flops
+
+
+_METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
+
+
+@contextmanager
+def metering() -> Iterator[Meter]:
+    """Count what is run within it."""
+    meter = Meter()
+    token = _METER.set(meter)
+    try:
+        yield meter
+    finally:
+        _METER.reset(token)
+
+
+def current() -> Meter | None:
+    """What counts now, if anything does."""
+    return _METER.get()
+
+
+def entered() -> None:
+    """Note that a model was entered: outside a counted pass nobody knows what follows."""
+    meter = _METER.get()
+    if meter is not None and not meter.running:
+        meter.flops = None
+
+
+@contextmanager
+def counted(n_tokens: int, size: Callable[[], int]) -> Iterator[None]:
+    """Within it a pass is run that is counted.
+
+    Args:
+        n_tokens: Tokens, padding included.
+        size: How many weights each of them meets; asked only where something counts.
+    """
+    meter = _METER.get()
+    if meter is None:
+        yield
+        return
+    meter.add(2.0 * n_tokens * size())
+    meter.running += 1
+    try:
+        yield
+    finally:
+        meter.running -= 1
