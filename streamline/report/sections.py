@@ -33,7 +33,7 @@ from streamline.report.findings.rows import Row, rows
 from streamline.report.names import slug
 from streamline.report.runs import RunFolder
 from streamline.report.table import Table
-from streamline.report.tables import failures_table, results_table, stability_table
+from streamline.report.tables import failures_table, flips_table, results_table, stability_table
 from streamline.results.answers import Floats
 from streamline.results.record import Record
 
@@ -171,7 +171,7 @@ def _of_model(
         Section(
             title="Answers by task",
             figures=_some(answers_figure(mine)),
-            tables=_some(stability_table(mine)),
+            tables=[*_some(stability_table(mine)), *_some(flips_table(mine))],
         ),
         Section(
             title="Speed, size and cost",

@@ -16,12 +16,13 @@ from collections.abc import Collection, Sequence
 from streamline.report.findings.rows import Column, Row, task_columns
 from streamline.report.findings.uncertainty import Estimate
 from streamline.report.frames import sort_records
-from streamline.report.table import MISSING, Table, number, percent
+from streamline.report.table import MISSING, Table, fixed, number, percent
 from streamline.results.averages import collapsed_tasks
 from streamline.results.metrics import METRICS, is_fraction
 from streamline.results.record import Record, TaskResult, method_label
+from streamline.results.stability import KINDS
 
-__all__ = ["failures_table", "protocol_notes", "results_table", "stability_table"]
+__all__ = ["failures_table", "flips_table", "protocol_notes", "results_table", "stability_table"]
 
 _PROTOCOLS = {
     "lm-eval": "Scored as by lm-eval",
@@ -149,6 +150,42 @@ def stability_table(rows: Sequence[Row]) -> Table | None:
         rows=tuple(cells),
         keys=2,
         sections=_groups(done),
+    )
+
+
+def flips_table(rows: Sequence[Row]) -> Table | None:
+    """What became of the answers, and how sure the dense model was of each kind.
+
+    Args:
+        rows: Of one model; of several seeds the first is shown.
+
+    Returns:
+        The table; None if no record has the stds.
+    """
+    cells = []
+    for row in rows:
+        if not row.done or row.dense:
+            continue
+        for task, result in collapsed_tasks(row.records[0]).items():
+            counts, std = result.extra("counts"), result.extra("option_std")
+            if isinstance(counts, dict) and isinstance(std, dict):
+                each = (f"{counts.get(kind)} ({fixed(std.get(kind), '.3g')})" for kind in KINDS)
+                cells.append((row.method, f"{row.sparsity:g}", task, *each))
+    if not cells:
+        return None
+    return Table(
+        name=f"flips-{rows[0].model}",
+        title=f"{rows[0].model}: answers by what became of them (std of the options' NLLs before)",
+        columns=("method", "target", "task", *(kind.replace("_", " ") for kind in KINDS)),
+        rows=tuple(cells),
+        keys=3,
+        words=3,
+        notes=(
+            "In brackets the mean over questions of the std of the dense model's mean NLLs of the "
+            "options. Of Llama2-7B without nine layers the later versions of arXiv:2403.19135 "
+            "(Table 1) say that it is lower for answers that are lost or gained than for those "
+            "that stay; what is known of their numbers is an order of magnitude, thousandths.",
+        ),
     )
 
 

@@ -174,4 +174,22 @@ def _macro(block: Sequence[TaskResult]) -> TaskResult:
     counts = [result.extra("counts") for result in block]
     if all(isinstance(item, dict) for item in counts):
         fields["counts"] = {name: total([item.get(name) for item in counts]) for name in counts[0]}
+        stds = [result.extra("option_std") for result in block]
+        if all(isinstance(item, dict) for item in stds):
+            fields["option_std"] = _weighted(counts, stds)
     return TaskResult.model_validate(fields)
+
+
+def _weighted(
+    counts: Sequence[Mapping[str, int | None]], values: Sequence[Mapping[str, float | None]]
+) -> dict[str, float | None]:
+    """Means of values by kind over blocks, each weighed by its count of that kind."""
+    found: dict[str, float | None] = {}
+    for kind in counts[0]:
+        pairs = [
+            (count.get(kind) or 0, each.get(kind))
+            for count, each in zip(counts, values, strict=True)
+        ]
+        n = sum(count for count, value in pairs if value is not None)
+        found[kind] = sum(c * v for c, v in pairs if v is not None) / n if n else None
+    return found

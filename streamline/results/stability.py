@@ -19,8 +19,8 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from streamline.results.answers import Answers, Bools, Floats, align, questions_
 from streamline.results.averages import grouped_by_task, mean, mean_stderr
 
 __all__ = [
+    "KINDS",
     "Stability",
     "agreement",
     "grouped",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 Compat = Literal["release"]
+#: What can become of an answer.
+KINDS = ("both_right", "lost", "gained", "both_wrong")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ class Stability:
         ddof: 1 for the paper's sample std, 0 for the released script's.
         compat: ``release`` if the released script's item-order error was reproduced.
         subjects: Number of tasks that a group's values average over; 1 for a task.
+        option_std: Mean std of the dense model's NLLs of the options of a question, for each kind
+            of ``counts``; None for a kind without questions, empty where there are no options.
     """
 
     task: str
@@ -80,6 +85,7 @@ class Stability:
     ddof: int
     compat: str | None = None
     subjects: int = 1
+    option_std: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -88,8 +94,7 @@ class Stability:
 
     def counts(self) -> dict[str, int]:
         """The four counts by name."""
-        names = ("both_right", "lost", "gained", "both_wrong")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in KINDS}
 
     def to_fields(self) -> dict[str, Any]:
         """The keys of a record's task block that come from here."""
@@ -99,6 +104,7 @@ class Stability:
             "stability_nll": self.nll,
             "agreement": self.agreement,
             "counts": self.counts(),
+            **({"option_std": dict(self.option_std)} if self.option_std else {}),
         }
 
 
@@ -222,11 +228,20 @@ def stability(
     stable = before == after
     value: float | None = None
     stderr: float | None = None
+    masks = {
+        "both_right": before & after,
+        "lost": before & ~after,
+        "gained": ~before & after,
+        "both_wrong": ~before & ~after,
+    }
+    spread: dict[str, float | None] = {}
     if dense.nll is not None:
         try:
-            weights = question_weights(option_std(dense.nll, ddof))
+            std = option_std(dense.nll, ddof)
         except ConfigError as error:
             raise ConfigError(f"Task {dense.task}: {error}") from None
+        weights = question_weights(std)
+        spread = {kind: float(std[m].mean()) if m.any() else None for kind, m in masks.items()}
         value, stderr = weighted_fraction(weights, stable)
         if compat == "release":
             value, stderr = float(weights[: int(stable.sum())].sum()), None
@@ -235,16 +250,14 @@ def stability(
         value=value,
         stderr=stderr,
         agreement=float(stable.mean()),
-        both_right=int((before & after).sum()),
-        lost=int((before & ~after).sum()),
-        gained=int((~before & after).sum()),
-        both_wrong=int((~before & ~after).sum()),
+        **{kind: int(mask.sum()) for kind, mask in masks.items()},
         accuracy_dense=dense.accuracy,
         accuracy_pruned=other.accuracy,
         metric=dense.metric,
         nll=dense.nll_name,
         ddof=ddof,
         compat=compat,
+        option_std=spread,
     )
 
 
@@ -291,4 +304,17 @@ def macro(block: Sequence[Stability], name: str = "") -> Stability:
         ddof=block[0].ddof,
         compat=block[0].compat,
         subjects=len(block),
+        option_std=_pooled_std(block),
     )
+
+
+def _pooled_std(block: Sequence[Stability]) -> dict[str, float | None]:
+    """Over the questions of several tasks; empty where one of them has no options."""
+    if not all(item.option_std for item in block):
+        return {}
+    pooled: dict[str, float | None] = {}
+    for kind in KINDS:
+        sums = [(getattr(item, kind), item.option_std[kind]) for item in block]
+        n = sum(count for count, _ in sums)
+        pooled[kind] = sum(c * std for c, std in sums if std is not None) / n if n else None
+    return pooled

@@ -12,7 +12,7 @@ from streamline.report.frames import results_frame, seeds_frame
 from streamline.report.latex import latex
 from streamline.report.render import blocks, markdown, parquet_bytes, terminal
 from streamline.report.table import Table, number, percent
-from streamline.report.tables import failures_table, results_table, stability_table
+from streamline.report.tables import failures_table, flips_table, results_table, stability_table
 from streamline.results.metrics import METRICS, direction
 from streamline.results.record import Record
 from streamline.results.record_file import load
@@ -132,6 +132,17 @@ def test_the_stability_table_shows_answers_lost_and_gained(run_folder):
     )
     first = table.columns.index("agreement") + 1
     assert row[first] == f"{share} (-{counts['lost']}, +{counts['gained']})"
+
+
+def test_the_table_of_flips_shows_each_kind_with_its_std():
+    told = {"metric": "bits_per_byte", "value": 1.0, "n": 10}
+    std = {"both_right": 0.0041, "lost": 0.0021, "gained": None, "both_wrong": 0.0035}
+    counts = {"both_right": 5, "lost": 3, "gained": 0, "both_wrong": 2}
+    facts = {"metric": "acc", "value": 0.5, "n": 10, "counts": counts, "option_std": std}
+    table = flips_table(rows([record(tasks={"t": facts, "told": told})], {}))
+    assert table.rows == (("m", "0.25", "t", "5 (0.0041)", "3 (0.0021)", "0 (-)", "2 (0.0035)"),)
+    assert "order of magnitude" in table.notes[0]
+    assert flips_table(rows([record(tasks={"told": told})], {})) is None
 
 
 def test_several_seeds_give_mean_and_spread(run_folder):

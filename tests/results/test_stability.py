@@ -10,6 +10,7 @@ from streamline.results.answers import Answers, align
 from streamline.results.stability import (
     agreement,
     grouped,
+    macro,
     option_std,
     question_weights,
     stability,
@@ -187,3 +188,25 @@ def test_subjects_under_different_metrics_stay_by_themselves():
     normed = answers([True], [[0, 1]], "mmlu_virology", metric="acc_norm")
     two = stability(normed, normed)
     assert [result.task for result in grouped([one, two])] == ["mmlu_anatomy", "mmlu_virology"]
+
+
+def test_the_std_of_each_kind_is_that_of_its_questions():
+    before, after = [True, True, False, False, True], [True, False, False, True, True]
+    nll = [(1.0, 2.0), (1.0, 1.5), (3.0, 5.0), (1.0, 1.0), (1.0, 4.0)]
+    result = stability(answers(before, nll), answers(after))
+    std = {row: float(np.std(row, ddof=1)) for row in nll}
+    wanted = {
+        "both_right": (std[nll[0]] + std[nll[4]]) / 2,
+        "lost": std[nll[1]],
+        "gained": 0.0,
+        "both_wrong": std[nll[2]],
+    }
+    assert result.option_std == pytest.approx(wanted)
+    assert result.to_fields()["option_std"] == result.option_std
+    whole = stability(answers([True, True], nll[:2]), answers([True, True]))
+    assert whole.option_std["lost"] is None
+    both = macro([result, whole], "two")
+    n, mean = 4, (2 * wanted["both_right"] + std[nll[0]] + std[nll[1]]) / 4
+    assert both.both_right == n and both.option_std["both_right"] == pytest.approx(mean)
+    assert both.option_std["lost"] == pytest.approx(wanted["lost"])
+    assert stability(answers(before), answers(after)).option_std == {}
