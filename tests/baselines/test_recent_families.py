@@ -23,7 +23,7 @@ WITHOUT_ANY = {"given-layers", "smaller-dense"}
 """Methods that need to be told a list or a model."""
 NORMALISED = {"prune-and-comp", "replaceme", "slicegpt"}
 """What is written into the residual stream passes a norm: nothing can be scaled or folded there."""
-MIXED = {"laco", "laco-release", "llm-pruner", "slicegpt"}
+MIXED = {"2ssp", "laco", "laco-release", "llm-pruner", "slicegpt"}
 """There is no one MLP whose channels or differences could be taken."""
 REFUSED = {
     "gemma3_text": NORMALISED,
