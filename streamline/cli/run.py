@@ -85,12 +85,12 @@ def command(
 def _title(config: RunConfig) -> str:
     """What the whole run is."""
     from streamline.run.cell import expand
-    from streamline.run.shards.dividing import shard_part
 
-    part = shard_part(config)
-    n_cells = sum(len(part.of(expand(config.for_model(name), name))) for name in config.models)
     models = config.models[0] if len(config.models) == 1 else f"{len(config.models)} models"
-    return f"{_cells(n_cells)} of {models}" + (f", shard {config.shard}" if config.shard else "")
+    if config.shard is not None:
+        return f"shard {config.shard} of {models}"
+    n_cells = sum(len(expand(config.for_model(model), model)) for model in config.models)
+    return f"{_cells(n_cells)} of {models}"
 
 
 def _cells(number: int) -> str:

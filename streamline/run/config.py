@@ -88,8 +88,20 @@ class RunConfig(Matrix):
         keyed=True,
         per_model=True,
     )
-    executor: Literal["local", "ray"] = setting(
-        "local", "Where cells run: local, ray.", flag="--executor"
+    executor: Literal["local", "ray", "slurm"] = setting(
+        "local", "Where cells run: local, ray, slurm.", flag="--executor"
+    )
+    ray_address: str | None = setting(
+        None, "An existing Ray cluster: auto, HOST:PORT; else one here.", flag="--ray-address"
+    )
+    slurm: dict[str, str | int | float | bool | None] = setting(
+        {}, "Options of SLURM jobs as submitit names them: partition, timeout_min, gpus_per_node."
+    )
+    shards: Positive | None = setting(
+        None,
+        "Tasks that ray or slurm get; else as many as GPUs (ray) or 8 (slurm).",
+        flag="--shards",
+        metavar="N",
     )
     shard: Annotated[str, AfterValidator(shard_name)] | None = setting(
         None,

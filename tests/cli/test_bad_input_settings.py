@@ -33,7 +33,7 @@ _FLAGS = [
     (f"{_RUN} --dtype int8", "dtype: input should be 'float32', 'bfloat16' or 'float16'"),
     (f"{_RUN} --device ''", "device: use auto, cpu, mps, cuda, or cuda:N"),
     (f"{_RUN} --device-map spread", "device_map: input should be 'auto', 'balanced'"),
-    (f"{_RUN} --executor slurm", "executor: input should be 'local' or 'ray'"),
+    (f"{_RUN} --executor lsf", "executor: input should be 'local', 'ray' or 'slurm'"),
     (f"{_RUN} --recovery heal", "recovery: input should be 'none', 'lora' or 'kd'"),
     (f"{_RUN} --recovery lora,lora", "recovery: lora given twice"),
     (f"{_RUN} --objective l1", "training.objective: input should be 'mse' or 'lm'"),

@@ -40,26 +40,38 @@ class _Task:
         self.call, self.args = call, args
 
 
+class _RayError(Exception):
+    """What Ray raises of a task whose process died."""
+
+
+class _RayTaskError(_RayError):
+    """What Ray raises in place of a task's own error."""
+
+
 class _Ray:
     """Ray's calls, each task run where it is waited for; an error comes back wrapped."""
 
+    exceptions = SimpleNamespace(RayError=_RayError, RayTaskError=_RayTaskError)
+
     def __init__(self) -> None:
         self.is_initialized, self.cluster_resources = (lambda: True), dict
+        self.nodes = lambda: [{"Alive": True}, {"Alive": True}]
         self.dying: set[str] = set()
 
-    def remote(self, **_: Any) -> Any:
-        return lambda task: SimpleNamespace(remote=partial(_Task, task))
+    def remote(self, task: Callable[..., Any]) -> Any:
+        started = SimpleNamespace(remote=partial(_Task, task))
+        return SimpleNamespace(options=lambda **_: started)
 
-    def wait(self, waiting: list[_Task], num_returns: int) -> tuple[list[_Task], list[_Task]]:
+    def wait(self, waiting: list[_Task], **_: Any) -> tuple[list[_Task], list[_Task]]:
         return waiting[:1], waiting[1:]
 
     def get(self, task: _Task) -> Any:
-        if task.args[1] in self.dying:
-            raise RuntimeError("the worker died")
+        if self.dying & {cell.model for cell in task.args[1].cells}:
+            raise _RayError("the worker died")
         try:
             return task.call(*task.args)
         except Exception as error:
-            wrapped = RuntimeError("a remote traceback")
+            wrapped = _RayTaskError("a remote traceback")
             wrapped.cause = error  # type: ignore[attr-defined]
             raise wrapped from error
 

@@ -182,6 +182,11 @@ def contradiction(config: Any) -> str | None:
         )
     if config.save == "best" and not config.perplexity.n_tokens:
         return "save=best goes by held-out perplexity, and none is to be measured"
+    if config.shard and config.executor != "local":
+        return (
+            f"shard is one process's part of the cells, and executor {config.executor} divides "
+            "them itself; give one of the two"
+        )
     if config.shard and config.save:
         return (
             "save goes by all cells, and shard does some of them; give --save to the same command "

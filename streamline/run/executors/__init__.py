@@ -10,6 +10,7 @@ from streamline.results.record import Record
 from streamline.run.config import RunConfig
 from streamline.run.executors.local import LocalExecutor
 from streamline.run.executors.ray import RayExecutor
+from streamline.run.executors.slurm import SlurmExecutor
 from streamline.run.shards.part import WHOLE, Part
 
 
@@ -24,10 +25,12 @@ def executor(name: str) -> Executor:
     """The executor of a name.
 
     Raises:
-        UnknownNameError: If it is neither ``local`` nor ``ray``.
+        UnknownNameError: If it is none of ``local``, ``ray`` and ``slurm``.
     """
     if name == "local":
         return LocalExecutor()
     if name == "ray":
         return RayExecutor()
-    raise UnknownNameError(f"unknown executor {name!r}; available: local, ray")
+    if name == "slurm":
+        return SlurmExecutor()
+    raise UnknownNameError(f"unknown executor {name!r}; available: local, ray, slurm")

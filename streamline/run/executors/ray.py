@@ -1,32 +1,43 @@
-"""Models side by side on the machines and GPUs of a Ray cluster.
+"""Cells side by side on the machines and GPUs of a Ray cluster.
 
-Each task is one model with all its cells, since those share calibration, teacher and prefix layers.
-All tasks write into the same folder, which must be on storage that every node sees;
-``results.json`` is kept whole by its lock. Needs the extra ``ray``.
+Each task is a shard of the run: cells that share a model, calibration and teacher, about as long as
+the others. Everything is written into the run's folder, which must be on storage that every node
+sees. A task whose worker or node dies is started again elsewhere and goes on with what is there.
+Needs the extra ``ray``.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from streamline.errors import ConfigError
-from streamline.progress import Progress, Silent
+from streamline.errors import ConfigError, StreamlineError
+from streamline.progress import Progress
 from streamline.results.record import Record
 from streamline.run.config import RunConfig
-from streamline.run.executors.lost import lost_model
-from streamline.run.model_run import run_model
+from streamline.run.executors.tasks import (
+    Tasks,
+    described,
+    plugin_folders,
+    task_environment,
+    work_task,
+)
 from streamline.run.shards.part import WHOLE, Part
+
+__all__ = ["RayExecutor"]
+
+_POLL_S = 1.0
+_RETRIES = 1  # of a task whose worker or node dies; then each cell has as many
 
 
 class RayExecutor:
-    """Works the models of a run as tasks of a Ray cluster, one GPU each where there are GPUs."""
+    """Works the cells of a run as tasks of a Ray cluster, one GPU each where there are GPUs."""
 
     def run(self, config: RunConfig, progress: Progress, part: Part = WHOLE) -> list[Record]:
-        """Compute every cell; one model whose task fails or dies does not end the others.
+        """Compute every cell; a task that fails or dies does not end the others.
 
         Raises:
-            ConfigError: If Ray is not installed.
-            Exception: Whatever ends the work of the run's only model.
+            ConfigError: If Ray is not installed, or there is no cluster at the address.
         """
         try:
             import ray
@@ -34,28 +45,67 @@ class RayExecutor:
             raise ConfigError(
                 "--executor ray needs Ray: pip install 'streamline-bench[ray]'"
             ) from error
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        n_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        task = ray.remote(num_gpus=n_gpus)(work_model)
-        waiting = {task.remote(config, model): model for model in config.models}
-        order = list(waiting.values())
-        progress.stage("ray", len(waiting))
-        finished: dict[str, list[Record]] = {}
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
-            model = waiting.pop(done[0])
+        surroundings: dict[str, Any] = {"env_vars": task_environment()}
+        mine = not ray.is_initialized()
+        if mine:
             try:
-                finished[model] = [Record.build(values) for values in ray.get(done[0])]
-            except Exception as error:
-                # Of the task, with what it raised as its cause, or its death.
-                cause = getattr(error, "cause", None)
-                error = cause if isinstance(cause, Exception) else error
-                finished[model] = lost_model(config, model, error, progress)
-            progress.step(len(finished), len(order), model)
-        return [record for model in order for record in finished[model]]
+                modules = plugin_folders(config.methods)
+                ray.init(
+                    address=config.ray_address,
+                    log_to_driver=False,
+                    runtime_env=surroundings | ({"py_modules": modules} if modules else {}),
+                )
+            except ConnectionError as error:
+                raise ConfigError(
+                    f"no Ray cluster answers at {config.ray_address or 'RAY_ADDRESS'} ({error}); "
+                    "start one (`ray start --head`), or leave --ray-address out for one on this "
+                    "machine"
+                ) from error
+        try:
+            return _worked(ray, config, progress, None if mine else surroundings)
+        finally:
+            if mine:
+                ray.shutdown()
 
 
-def work_model(config: RunConfig, model: str) -> list[dict[str, Any]]:
-    """Work one model in a task's own process; plain values come back."""
-    return [record.to_json() for record in run_model(config, model, Silent())]
+def _worked(
+    ray: Any, config: RunConfig, progress: Progress, surroundings: dict[str, Any] | None
+) -> list[Record]:
+    """The records of all cells, worked on the cluster that this process is connected to.
+
+    Args:
+        ray: The module.
+        config: The run.
+        progress: Where to report how many cells have ended.
+        surroundings: What workers need of this process, where it is not said to the cluster yet.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    tasks = Tasks(config, progress, config.shards or gpus or nodes)
+    task, place = ray.remote(work_task), str(Path.cwd())
+    needs: dict[str, Any] = {"num_gpus": 1 if gpus else 0}
+    if surroundings is not None:
+        needs["runtime_env"] = surroundings
+
+    def start(part: Part, retries: int) -> Any:
+        """Begin a part; Ray begins it again, elsewhere too, as often as its process dies."""
+        own = task.options(**needs, max_retries=retries, name=part.name)
+        return own.remote(config, part, place)
+
+    waiting = {start(part, _RETRIES): part for part in tasks.parts}
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1, timeout=_POLL_S)
+        for reference in done:
+            part = waiting.pop(reference)
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayTaskError as error:  # what the task raised
+                tasks.failed(part, described(error))
+            except ray.exceptions.RayError as error:  # it died, again and again
+                alone = tasks.alone(part)
+                waiting |= {start(one, _RETRIES): one for one in alone}
+                if not alone:
+                    why = str(error).strip().splitlines()[0]
+                    tasks.failed(part, StreamlineError(f"its process died: {why}"))
+        tasks.show()
+    return tasks.records()

@@ -275,10 +275,10 @@ def device_memory(name: str) -> int | None:
 def run_memory(config: RunConfig) -> int | None:
     """Bytes that a run may take on this machine, or None if that is unknown.
 
-    With ``executor: ray`` other machines do the work and this one does not count; with
+    With another executor other machines do the work and this one does not count; with
     ``device_map`` a model has all accelerators, and the main memory for what does not fit there.
     """
-    if config.executor == "ray":
+    if config.executor != "local":
         return None
     if config.device_map is None:
         return device_memory(config.device)

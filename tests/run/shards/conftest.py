@@ -67,7 +67,7 @@ def outcome(out: Path, records: list[Record]) -> dict[str, Any]:
     for record in records:
         found[" ".join(map(str, record.identity[1:]))] = _timeless(record.to_json())
     for folder in ("samples", "plans", "losses"):
-        for file in sorted((out / folder).iterdir()):
+        for file in sorted((out / folder).glob("*")):
             losses = folder == "losses"
             data = file.read_bytes()
             found[f"{folder}/{file.name}"] = (

@@ -1,0 +1,168 @@
+"""Groups of cells as tasks of other processes, whoever starts these: what all executors share.
+
+A task works a shard of the run in the run's folder and leaves its records there; the process that
+started it takes them up when all have ended. A task that ends with an error fails its cells; of one
+whose process dies again and again each cell is tried by itself, so that only the one that kills it
+fails.
+
+Example::
+
+    tasks = Tasks(config, progress, total=8)
+    for part in tasks.parts:
+        start(work_task, config, part, str(Path.cwd()))
+    ...
+    tasks.failed(part, error)
+    records = tasks.records()
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from streamline.progress import Progress, Silent
+from streamline.results.record import Record
+from streamline.results.record_file import find, recorded
+from streamline.run.cell import Cell, expand
+from streamline.run.config import RunConfig
+from streamline.run.executors.local import LocalExecutor
+from streamline.run.executors.lost import lost_cells
+from streamline.run.folder import kept_sources
+from streamline.run.inputs import settle
+from streamline.run.shards.dividing import divided
+from streamline.run.shards.merging import merge
+from streamline.run.shards.part import Part, working
+from streamline.sources.hub.commits import pinned
+
+__all__ = ["Tasks", "described", "plugin_folders", "task_environment", "work_task"]
+
+_PASSED = ("STREAMLINE_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_", "MKL_")
+_UNFINISHED = "not finished"  # how the reason of a cell begins that nobody has ended
+
+
+def work_task(config: RunConfig, part: Part, place: str) -> int:
+    """Work some cells of a run in a process of its own; what becomes of them lies in its folder.
+
+    Args:
+        config: The run.
+        part: Its part.
+        place: Where relative paths begin, if this machine has it.
+
+    Returns:
+        The number of cells.
+
+    Raises:
+        Exception: Whatever ends the work of the run's only model.
+    """
+    if Path(place).is_dir():
+        os.chdir(place)
+    with working(config.out, part):
+        sources = settle(config, kept_sources(config))
+        with pinned(sources.models):
+            return len(LocalExecutor().run(config, Silent(), part))
+
+
+class Tasks:
+    """The tasks of a run.
+
+    Args:
+        config: The run; its folder has its settings already.
+        progress: Where to report what has become of them.
+        total: How many there are to be.
+    """
+
+    def __init__(self, config: RunConfig, progress: Progress, total: int) -> None:
+        self.config = config
+        self.progress = progress
+        self.cells = [
+            cell for model in config.models for cell in expand(config.for_model(model), model)
+        ]
+        self.parts = [
+            Part(f"{number}-of-{total}", frozenset(cells))
+            for number, cells in enumerate(divided(config, total), start=1)
+            if cells
+        ]
+        self._all = list(self.parts)
+        progress.stage(f"{len(self.parts)} tasks", len(self.cells))
+
+    def show(self) -> None:
+        """Report how many cells have ended."""
+        ended = len(self.cells) - len(self._open(self.cells))
+        self.progress.step(ended, len(self.cells))
+
+    def failed(self, part: Part, error: Exception) -> None:
+        """Record what is left of a part as failed."""
+        for model in self.config.models:
+            if part.of(expand(self.config.for_model(model), model)):
+                lost_cells(self.config, model, error, self.progress, part)
+
+    def alone(self, part: Part) -> list[Part]:
+        """What is left of a part, each cell as a part of its own; none if it has only one."""
+        left = self._open(part.of(self.cells))
+        if len(part.cells or ()) == 1:
+            return []
+        made = [Part(f"{part.name}-{n}", frozenset([cell])) for n, cell in enumerate(left, 1)]
+        self._all += made
+        return made
+
+    def records(self) -> list[Record]:
+        """The records of all cells, after what the tasks have left is put together."""
+        found = merge(self.config.out).records
+        records = [find(found, *cell.identity) for cell in self.cells]
+        return [record for record in records if record is not None]
+
+    def _open(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those of some cells that have not ended yet."""
+        out = self.config.out
+        found = {record.identity: record for record in recorded(out) if record.status != "failed"}
+        for part in self._all:
+            found |= {record.identity: record for record in recorded(part.folder(out))}
+        reasons = {identity: record.reason or "" for identity, record in found.items()}
+        return [
+            cell
+            for cell in cells
+            if reasons.get(cell.identity, _UNFINISHED).startswith(_UNFINISHED)
+        ]
+
+
+def task_environment() -> dict[str, str]:
+    """What tasks on other machines need of this process's environment."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
+    ours = [str(Path(place or ".").resolve()) for place in sys.path if _is_own(place)]
+    return found | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(ours))}
+
+
+def plugin_folders(methods: Sequence[str]) -> list[str]:
+    """The packages of methods that are named by their module and not installed.
+
+    Args:
+        methods: Method specs, such as ``mine.pruning:Mine``.
+    """
+    found: dict[str, None] = {}
+    for spec in methods:
+        name = spec.partition("+")[0]
+        top = name.partition(":")[0].partition(".")[0] if ":" in name else ""
+        module = find_spec(top) if top else None
+        for place in (module.submodule_search_locations or ()) if module else ():
+            if _is_own(str(Path(place).parent)):
+                found[str(Path(place).resolve())] = None
+    return list(found)
+
+
+def _is_own(place: str) -> bool:
+    """Whether a folder is neither Python's nor an environment's."""
+    path = Path(place or ".").resolve()
+    libraries = {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return path.is_dir() and not installed and not libraries & {path, *path.parents}
+
+
+def described(error: BaseException) -> Exception:
+    """What a task raised, out of what another process wraps it in."""
+    cause: Any = getattr(error, "cause", None)
+    found = cause if isinstance(cause, Exception) else error
+    return found if isinstance(found, Exception) else RuntimeError(str(found))

@@ -1,0 +1,67 @@
+"""A run as jobs of submitit, on its own executors that need no SLURM."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run.shards.conftest import outcome
+
+from streamline.errors import ConfigError
+from streamline.results.record_file import load
+from streamline.run import executors, pipeline
+from streamline.run.config import RunConfig
+from streamline.run.executors.slurm import SlurmExecutor
+
+Make = Callable[..., RunConfig]
+
+
+def _on(monkeypatch: pytest.MonkeyPatch, cluster: str) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(executors, "SlurmExecutor", lambda: SlurmExecutor(cluster))
+    monkeypatch.setattr(pipeline, "report_run", lambda _: None)
+
+
+# submitit leaves the logs of jobs in this process open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_jobs_are_the_run_of_all(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on(monkeypatch, "debug")
+    own = {"methods": "shortgpt,uidl", "slurm": {"timeout_min": 5, "slurm_partition": "any"}}
+    records = pipeline.run(config(tmp_path / "jobs", executor="slurm", shards=2, **own))
+    here = pipeline.run(config(tmp_path / "here", methods="shortgpt,uidl"))
+    assert outcome(tmp_path / "jobs", records) == outcome(tmp_path / "here", here)
+    assert [record.identity for record in load(tmp_path / "jobs")] == [r.identity for r in here]
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_or_dies_costs_only_its_own_cells(
+    config: Make, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on(monkeypatch, "local")
+    methods = "shortgpt,nearby:Raises,nearby:Exits"
+    records = pipeline.run(config(plugin / "jobs", methods=methods, executor="slurm", shards=1))
+    failed = {record.method: record.reason for record in records if record.status == "failed"}
+    assert list(failed) == ["nearby:Raises", "nearby:Exits"], failed
+    assert "no layer will do" in failed["nearby:Raises"]
+    assert "its process died" in failed["nearby:Exits"]
+
+
+def test_what_slurm_does_not_know_is_refused(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on(monkeypatch, "debug")
+    wrong = config(tmp_path, executor="slurm", slurm={"qeue": "long"}, methods="dense")
+    with pytest.raises(ConfigError, match=r"SLURM cannot be used.*qeue.*partition"):
+        pipeline.run(wrong)
+
+
+def test_submitit_is_asked_for(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"pip install 'streamline-bench\[slurm\]'"):
+        pipeline.run(config(tmp_path, executor="slurm", methods="dense"))
