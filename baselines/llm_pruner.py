@@ -125,6 +125,11 @@ class LLMPruner(Method):
         passes = (self.importance != "param_second") + len(tokens) * second
         return replace(shared, extras=scores, facts=shared.facts | {"backward_passes": passes})
 
+    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
+        """The backward passes: what is kept for them, and one gradient at a time."""
+        tokens = loss_sample(batches, self.n_samples, self.length)
+        taylor_scores(few, tokens, self.importance)
+
     def layers(self, n_layers: int) -> range:
         """The layers that are pruned.
 

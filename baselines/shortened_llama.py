@@ -144,6 +144,16 @@ class ShortenedLlamaTaylor(ShortenedLlama):
         """First-order Taylor scores; gradients are used layer by layer and not kept."""
         return taylor_scores(decoder, tokens), {"backward_passes": 1}
 
+    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
+        """The backward pass: what is kept for it, and one gradient at a time."""
+        tokens = loss_sample(batches, self.n_samples, self.length)
+        weights = [w for i in range(few.n_layers) for w in layer_weights(few, i)]
+
+        def product(weight: torch.nn.Parameter, gradient: Tensor) -> None:
+            (weight.detach().float() * gradient.float()).abs().sum()
+
+        each_gradient(few, tokens, weights, product)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShortenedLlamaMagnitude(ShortenedLlama):

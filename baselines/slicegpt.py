@@ -126,6 +126,10 @@ class SliceGPT(Method):
         }
         return Pruned(plan, model=model, notes=notes)
 
+    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
+        """Slice: the states of all tokens, one layer's matrices in float64, the new model."""
+        slice_model(few, self.width(decoder, sparsity), batches, principal)
+
     def width(self, decoder: Decoder, sparsity: float) -> int:
         """The width that comes nearest to a sparsity, of those that make the model smaller.
 

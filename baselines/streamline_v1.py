@@ -16,12 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.method import Pruned
 from streamline.methods.llm_streamline import StreamlineReplacement
+from streamline.methods.replacement import blank
 from streamline.modeling.modeling_layers import Stack
 from streamline.plan import Span
 from streamline.training.student import Recipe
@@ -96,6 +97,10 @@ class StreamlineV1MultipleMLP(StreamlineReplacement):
     kind: ClassVar[str] = "multiple-mlp"
 
     recipe: Recipe = field(default_factory=v1_recipe, repr=False)
+
+    def networks(self, decoder: Decoder, n_removed: int) -> list[nn.Module]:
+        """One MLP for each layer, each with an optimiser of its own."""
+        return [blank("mlp", decoder, 1) for _ in range(n_removed)]
 
     def prune(
         self,

@@ -220,6 +220,29 @@ class Method(ABC):
         """
         return ()
 
+    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
+        """Do what holds most memory, on tensors without data, so that a run can be planned.
+
+        It ends where a value is asked for; what lives until then is counted. Nothing here may
+        read a tensor's memory (``numpy``). By default the shared calibration.
+
+        Args:
+            decoder: The whole model; its weights lie on the meta device.
+            few: A model of the same shapes with a few of its layers.
+            batches: Calibration tokens without values, [N, T].
+            sparsity: Fraction of parameters to remove.
+        """
+        measure(few, batches)
+
+    def networks(self, decoder: Decoder, n_removed: int) -> list[nn.Module]:
+        """Networks of the shapes trained in place of layers, for planning; none if unknown.
+
+        Args:
+            decoder: A model in float32 whose tensors hold no data.
+            n_removed: Layers that they replace.
+        """
+        return []
+
     def unsupported(self, decoder: Decoder) -> str | None:
         """Why the method cannot work on a model, or None if it can."""
         if self.families != ("all",) and decoder.family.name not in self.families:

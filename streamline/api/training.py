@@ -48,6 +48,7 @@ def train(
     folder: Path,
     losses: Path | None = None,
     activations: Path | None = None,
+    memory: int | None = None,
     progress: Progress,
 ) -> list[Variant | Failure]:
     """Fit the replacements of all variants; those of one seed and recipe share their teacher.
@@ -63,6 +64,7 @@ def train(
         losses: Folder of the losses' JSON lines, if not in ``folder``.
         activations: Folder of the teacher's activations, of one process at a time; by default one
             in ``folder``.
+        memory: Bytes that replacements trained at once may hold; None for all at once.
         progress: Where to report what is being done.
 
     Returns:
@@ -95,6 +97,7 @@ def train(
                         folder,
                         losses,
                         activations or folder / "activations",
+                        memory,
                         progress,
                     )
                 found |= dict(zip(going, made, strict=True))
@@ -139,6 +142,7 @@ def _train_together(
     folder: Path,
     losses: Path | None,
     activations: Path,
+    memory: int | None,
     progress: Progress,
 ) -> list[Variant | Failure]:
     """Train all replacements of some variants by one recipe and objective."""
@@ -186,6 +190,7 @@ def _train_together(
         autocast=autocast,
         cache=ActivationCache(activations, cache) if cache else None,
         paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
+        memory=memory,
     )
     # What a process has held on a CPU before cannot be told from it.
     cuda = decoder.device.type == "cuda"

@@ -94,6 +94,7 @@ def token_logprobs(
             best[best.clone()] = logprobs[rows[best]].argmax(dim=-1) == wanted[best]
         values.append(chosen.cpu())
         tops.append(best.cpu())
+        del logits, logprobs  # before the next ones are made
     order = torch.empty_like(by_place)
     order[by_place] = torch.arange(len(by_place))
     return torch.cat(values)[order].numpy(), torch.cat(tops)[order].numpy()

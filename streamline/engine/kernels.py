@@ -117,6 +117,7 @@ def _plain(module: nn.Module) -> bool:
     """Whether a module is a linear layer that nothing else has a hand in."""
     return (
         type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
         and module.weight.device.type == "cpu"
         and module.weight.dtype in _DTYPES
         and module.weight.is_contiguous()

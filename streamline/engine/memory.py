@@ -23,7 +23,7 @@ import torch
 
 from streamline.errors import StreamlineError
 
-__all__ = ["BatchLimit", "free_memory", "out_of_memory"]
+__all__ = ["BatchLimit", "free_memory", "keep_to", "out_of_memory", "room"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,33 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+_KEPT: dict[torch.device, int] = {}  # bytes that this process keeps to, by device
+
+
+def keep_to(size: int | None, device: torch.device) -> None:
+    """Let this process take no more of an accelerator than some bytes; more is "out of memory".
+
+    Args:
+        size: Bytes; None for all that there is. More than there is changes nothing.
+        device: The device; for one that is no CUDA device nothing is set.
+    """
+    if device.type != "cuda" or (size is None and device not in _KEPT):
+        return
+    total = int(torch.cuda.get_device_properties(device).total_memory)
+    kept = total if size is None else min(size, total)
+    torch.cuda.set_per_process_memory_fraction(kept / total, device)
+    _KEPT[device] = kept
+
+
+def room(device: torch.device) -> int:
+    """Bytes of a CUDA device that this process may still take."""
+    free = int(torch.cuda.mem_get_info(device)[0])
+    kept = _KEPT.get(device)
+    if kept is None:
+        return free
+    return max(0, min(free, kept - int(torch.cuda.memory_allocated(device))))
 
 
 @dataclass

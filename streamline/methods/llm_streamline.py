@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamline.calibration import Calibration
 from streamline.engine.budget import layers_to_remove
@@ -33,7 +33,7 @@ from streamline.engine.decoder import Decoder
 from streamline.fields import Count, Fraction
 from streamline.method import DepthMethod, Method, Pruned, Size
 from streamline.methods.linear_map import LinearFit, linear_maps
-from streamline.methods.replacement import added_parameters, check_start, make
+from streamline.methods.replacement import added_parameters, blank, check_start, make
 from streamline.methods.spans import (
     Criterion,
     RunnerUp,
@@ -211,6 +211,11 @@ class StreamlineReplacement(Method):
             students=students,
             notes=span_notes(ranked),
         )
+
+    def networks(self, decoder: Decoder, n_removed: int) -> list[nn.Module]:
+        """The networks of its kind, one for each part."""
+        parts = self._parts(Span(0, n_removed))
+        return [blank(self.kind, decoder, len(part), norm=self._norm) for part in parts]
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Removed layers, less the network that is added.

@@ -157,6 +157,26 @@ def added_parameters(kind: str, decoder: Decoder, *, norm: bool = False) -> Call
     return lambda n: one * n if prefix == "multiple-" else one * bool(n)
 
 
+def blank(kind: str, decoder: Decoder, n: int, *, norm: bool = False) -> nn.Module:
+    """A replacement's shapes without a start of its own, for planning.
+
+    Args:
+        kind: As for :func:`make`.
+        decoder: A model in float32 whose tensors hold no data; its layers are taken.
+        n: Layers in the span.
+        norm: As for :func:`make`.
+    """
+    prefix, base = split_kind(kind)
+    parts = [
+        decoder.layers[i % decoder.n_layers]
+        if base == "layer"
+        else _network(base, decoder, False, norm)
+        for i in range(n if prefix == "multiple-" else 1)
+    ]
+    module = Stack(parts) if prefix == "multiple-" else parts[0]
+    return Repeated(module, n) if prefix == "shared-" else module
+
+
 def split_kind(kind: str) -> tuple[str, str]:
     """A kind's prefix (or the empty string) and the kind of one network.
 

@@ -30,6 +30,7 @@ from streamline.run.checks.values import (
     folder_of_its_own,
     one_revision_each,
     shard_name,
+    size_of,
     wrong_values,
 )
 from streamline.run.settings import names, setting
@@ -87,6 +88,12 @@ class RunConfig(Matrix):
         flag="--dtype",
         keyed=True,
         per_model=True,
+    )
+    memory: Annotated[int | None, BeforeValidator(size_of)] = setting(
+        None,
+        "Most device memory to use, such as 24GiB; else what there is.",
+        flag="--memory",
+        metavar="SIZE",
     )
     executor: Literal["local", "ray", "slurm"] = setting(
         "local", "Where cells run: local, ray, slurm.", flag="--executor"

@@ -234,6 +234,8 @@ def is_done(folder: Path, job: CellJob, record: Record) -> bool:
     """
     if record.key != job.key or record.status == "failed" or record.notes.get("missing"):
         return False
+    if record.notes.get("memory"):  # there may be more of it now
+        return False
     if record.tasks and samples_checksum(samples_path(folder, record)) is None:
         return False
     written = kept_json(_checksums(folder, job.cell))

@@ -41,6 +41,7 @@ from streamline.run.measuring.dropped import dropped_perplexities
 from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
 from streamline.run.measuring.texts import calibration_tokens, cell_texts
 from streamline.run.one_model import OneModel
+from streamline.run.planning.fitting import kept_plan, possible
 from streamline.run.preparation import cell_facts, loading, preparation, todo
 from streamline.run.recorder import Recorder
 from streamline.run.shards.dense import DenseTurn
@@ -107,6 +108,7 @@ def _run(
 ) -> None:
     """Run the cells that are missing."""
     cache, progress = config.out / "cache", recorder.progress
+    memory = kept_plan(config, name, dense.decoder)
     longest = max_length(dense.decoder.config, dense.tokenizer)
     ready = preparation(config, name, dense.tokenizer, longest, sources, progress)
     model = OneModel(
@@ -114,7 +116,7 @@ def _run(
         dense=dense,
         ready=ready,
         store=AnswerStore(cache / "answers"),
-        budget=TokenBudget(config.batch_tokens, cache / "batch_tokens"),
+        budget=TokenBudget(config.batch_tokens or memory.batch_tokens, cache / "batch_tokens"),
         recorder=recorder,
         speeds=Speeds(config, name, dense, missing, progress, part),
         jobs={job.target.label: job for job in jobs},
@@ -122,8 +124,10 @@ def _run(
         part=part,
         turn=DenseTurn(jobs[0].model_key, progress),
         progress=progress,
+        memory=memory,
     )
     recorder.begin(unrecorded(missing, _records(config, missing, part)))
+    missing = possible(memory, missing, recorder, progress)
     shared = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     pruning, training, jointly, alone = portions(
@@ -178,6 +182,7 @@ def _pruned(model: OneModel, jobs: Sequence[CellJob]) -> list[Variant]:
             notes = {"cell": cell.record(), "method": repr(variant.target.method), **pruned.notes}
             file = model.config.out / "plans" / f"{cell.slug}.json"
             write_json_atomic(file, pruned.plan.to_json() | {"notes": notes})
+        model.memory.park(variant.pruned.students)
     model.recorder.reached([model.job(v) for v in variants if v.target.sparsity], "pruned")
     return variants
 
@@ -196,6 +201,7 @@ def _trained(model: OneModel, variants: Sequence[Variant]) -> list[Variant]:
             losses=config.out / "losses",
             activations=config.out / "cache" / "activations" / model.part.name,
             progress=model.progress,
+            memory=model.memory.students,
         )
     return _kept(model, made)
 

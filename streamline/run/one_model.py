@@ -18,6 +18,7 @@ from streamline.progress import Progress
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.measuring.speeds import Speeds
+from streamline.run.planning.plan import MemoryPlan
 from streamline.run.preparation import Preparation
 from streamline.run.recorder import Recorder
 from streamline.run.shards.dense import DenseTurn
@@ -43,6 +44,7 @@ class OneModel:
     part: Part
     turn: DenseTurn
     progress: Progress
+    memory: MemoryPlan
 
     @property
     def batches(self) -> TokenBatches:

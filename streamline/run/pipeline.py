@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from streamline.run.folder import (
 )
 from streamline.run.inputs import settle
 from streamline.run.model_run import run_model
-from streamline.run.planning.estimate import require_fit
+from streamline.run.planning.estimate import refuse_unfit, require_fit
+from streamline.run.planning.fitting import fitted
 from streamline.run.preparation import finished, loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells
@@ -87,8 +89,9 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
     refuse_foreign(config.out)
     with pinned((kept_sources(config) or {}).get("models", {})):
         found = decided(config)
-    config = found.config
-    for remark in [*found.remarks(), *_remarks(config, bool(redo))]:
+    config, remarks = _fitted(found.config, bool(redo))
+    found = replace(found, config=config)
+    for remark in [*found.remarks(), *remarks]:
         progress.say(remark)
     if config.shard is not None:
         return _run_shard(found, shard_part(config), progress, redo)
@@ -116,19 +119,21 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
     return records
 
 
-def _remarks(config: RunConfig, redo: bool) -> list[str]:
-    """What is to be said of a run before it begins, which must fit on this machine.
+def _fitted(config: RunConfig, redo: bool) -> tuple[RunConfig, list[str]]:
+    """A run that fits on this machine, and what is to be said of it before it begins.
 
     One that is finished needs nothing: its models may be gone from here and from the hub.
     """
     kept = kept_sources(config)
     with pinned((kept or {}).get("models", {})):
         try:
-            return require_fit(config).remarks
+            config, estimate = fitted(config)
+            refuse_unfit(estimate, config)
+            return config, estimate.remarks
         except Exception:
             if kept is None or redo or not finished(config, settle(config, kept)):
                 raise
-            return []
+            return config, []
 
 
 def _run_shard(found: Decided, part: Part, progress: Progress, redo: Sequence[str]) -> list[Record]:

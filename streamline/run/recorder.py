@@ -139,10 +139,16 @@ class Recorder:
             notes=notes | {"data": facts},
         )
 
-    def skipped(self, job: CellJob, reason: str) -> None:
-        """Record that a method cannot meet a cell, and why."""
+    def skipped(self, job: CellJob, reason: str, *, memory: bool = False) -> None:
+        """Record that a method cannot meet a cell, and why.
+
+        Args:
+            job: The cell.
+            reason: Why.
+            memory: Whether it is for want of memory, so that it is tried again.
+        """
         self.progress.say(f"skipped: {job.cell.label}: {reason}")
-        self._write(job, status="skipped", reason=reason)
+        self._write(job, status="skipped", reason=reason, notes={"memory": True} if memory else {})
 
     def failed(self, job: CellJob, error: Exception, costs: Mapping[str, float]) -> None:
         """Record an error; for an unsupported model the cell is skipped.

@@ -41,7 +41,13 @@ from streamline.training.loop import run as train_run
 from streamline.training.losses import Losses
 from streamline.training.next_token import holds
 from streamline.training.objectives import StudentGroup
-from streamline.training.schedule import BatchSchedule, Schedule, taking_turns, waves
+from streamline.training.schedule import (
+    BatchSchedule,
+    Schedule,
+    taking_turns,
+    training_bytes,
+    waves,
+)
 from streamline.training.state import TrainingState
 from streamline.training.student import Student
 
@@ -119,22 +125,22 @@ def fit(
         losses, fingerprint or weights_fingerprint(decoder),
     )  # fmt: skip
     names = [None if labels is None else labels[members[0]] for members in together]
+    turns = _turns(decoder, students, memory)
     with local(), _teaching(decoder), _fast(decoder, students), _trainable(decoder, students):
-        groups = [
-            _group(
-                args,
-                [students[i] for i in members],
-                paths[members[0]] if paths else None,
-                name,
-            )
-            for members, name in zip(together, names, strict=True)
-        ]
+        groups = []
+        for members, name in zip(together, names, strict=True):
+            own = [students[i] for i in members]
+            for student in own:
+                student.module.to(_home(decoder, student))  # what it starts from is hashed there
+            groups.append(_group(args, own, paths[members[0]] if paths else None, name))
+            for student in own if turns else ():
+                student.module.to("cpu")
         first: dict[str, StudentGroup] = {}
         for group in groups:
             first.setdefault(group.state.key, group)
         runs = [wave for run in _runs(list(first.values())) for wave in waves(run, memory)]
         total, done = sum(args.tokens(run[0].batch_schedule) for run in runs), 0
-        for run, _ in zip(runs, taking_turns(runs, decoder.device), strict=True):
+        for run, _ in zip(runs, taking_turns(runs, turns), strict=True):
 
             def show(n_tokens: int, text: str, done: int = done) -> None:
                 if progress is not None:
@@ -218,13 +224,28 @@ def _trainable(decoder: Decoder, students: Sequence[Student]) -> Iterator[None]:
             )
     try:
         for student in students:
-            device = module_device(decoder.layers[student.span.start])
-            device = decoder.device if device is None or device.type == "meta" else device
-            student.module.to(device=device, dtype=torch.float32).requires_grad_(True).eval()
+            student.module.to(dtype=torch.float32).requires_grad_(True).eval()
         yield
     finally:
         for student in students:
-            student.module.to(dtype=decoder.dtype).requires_grad_(False)
+            home = _home(decoder, student)
+            student.module.to(dtype=decoder.dtype).to(device=home).requires_grad_(False)
+
+
+def _home(decoder: Decoder, student: Student) -> torch.device:
+    """Where a student belongs: where the layers are that it replaces."""
+    device = module_device(decoder.layers[student.span.start])
+    return decoder.device if device is None or device.type == "meta" else device
+
+
+def _turns(
+    decoder: Decoder, students: Sequence[Student], memory: int | None
+) -> torch.device | None:
+    """The device on which students take turns; None where all may be there at once."""
+    n_parameters = sum(p.numel() for student in students for p in student.module.parameters())
+    if memory is None or decoder.device.type == "cpu" or training_bytes(n_parameters) <= memory:
+        return None
+    return decoder.device
 
 
 def _group(

@@ -190,23 +190,17 @@ def waves(groups: Sequence[AnyGroup], memory: int | None) -> list[list[AnyGroup]
 
 
 def taking_turns(
-    parts: Sequence[Sequence[AnyGroup]], device: torch.device
+    parts: Sequence[Sequence[AnyGroup]], device: torch.device | None
 ) -> Iterator[Sequence[AnyGroup]]:
-    """The parts one by one: of several, only the networks of the present one are on the device.
+    """The parts one by one, each on the device while its turn lasts, else in main memory.
 
     Args:
         parts: Waves, in their order; each group in one of them.
-        device: The model's.
+        device: Where they are trained; None where all stay where they are.
     """
-    if len(parts) == 1 or device.type == "cpu":
-        yield from parts
-        return
-    homes = {id(g): next(g.modules.parameters()).device for part in parts for g in part}
-    for group in (group for part in parts[1:] for group in part):
-        group.modules.to("cpu")
     for part in parts:
-        for group in part:
-            group.modules.to(homes[id(group)])
+        for group in part if device else ():
+            group.modules.to(device)
         yield part
-        for group in part:
+        for group in part if device else ():
             group.modules.to("cpu")

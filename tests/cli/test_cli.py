@@ -211,7 +211,7 @@ def test_a_dry_run_counts_the_papers_shares_from_the_config_alone(
 def test_a_dry_run_warns_of_what_cannot_fit_after_showing_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sizing, "device_memory", lambda _: 2**30)
+    monkeypatch.setattr(sizing, "device_memory", lambda _: 2**28)
     flags = "--models llama2-7b --methods dense --dry-run --dtype bfloat16"
     assert _exit(flags) == 0
     shown = capsys.readouterr()

@@ -45,7 +45,7 @@ def test_counts_and_costs_follow_from_the_config() -> None:
     assert estimate.tokens == tokens
     assert estimate.flops["calibration"] == 2 * 32 * layer * 64 * 512
     assert estimate.flops["training"] == (2 * 32 * layer + 6 * added) * 3000
-    assert estimate.memory_bytes == 2 * 6_738_415_616 + 20 * added
+    assert estimate.memory_bytes == 2 * 6_738_415_616
     assert estimate.download_bytes == 2 * 6_738_415_616
     assert estimate.work_bytes == 16 * added
 
@@ -74,14 +74,12 @@ def test_recovery_costs_every_cell_that_has_it() -> None:
     assert estimate.flops["recovery"] == 4 * 700 * (6_738_415_616 - 8 * 202_383_360)
 
 
-def test_distillation_also_runs_the_dense_model_and_holds_every_weight_it_trains() -> None:
+def test_distillation_also_runs_the_dense_model() -> None:
     dense, pruned = 6_738_415_616, 6_738_415_616 - 8 * 202_383_360
     run = {"methods": "llm-streamline-none", "lora": {"n_tokens": 700}}
     tuned, taught = (plan_run(_config(**run, recovery=stage)) for stage in ("lora", "kd"))
     assert taught.flops["recovery"] == 700 * (4 * pruned + 2 * dense)
     assert taught.memory_bytes == tuned.memory_bytes
-    whole = plan_run(_config(**run, recovery="kd", kd={"trainees": "all"}))
-    assert whole.memory_bytes - taught.memory_bytes == 5 * 4 * pruned
 
 
 def test_each_model_is_planned_with_its_own_settings() -> None:
@@ -158,7 +156,7 @@ def test_a_run_is_refused_before_anything_is_loaded_or_written(
 ) -> None:
     monkeypatch.setattr(sizing, "device_memory", lambda _: GIB)
     config = _config(out=tmp_path / "run")
-    with pytest.raises(ConfigError, match="at least 27.6 GiB of device memory"):
+    with pytest.raises(ConfigError, match="at least 25.1 GiB of device memory"):
         pipeline.run(config)
     assert not (tmp_path / "run").exists()
 

@@ -75,11 +75,12 @@ def test_a_wave_keeps_to_its_memory(decoder, train, validation, student):
     assert saved == pytest.approx(3 * 4 * 4 * one, rel=0.15)
 
 
-def test_students_that_wait_lie_in_main_memory() -> None:
+def test_students_take_turns_on_a_device() -> None:
     parts = [[SimpleNamespace(modules=nn.Linear(2, 2).to("meta"))] for _ in range(2)]
     moved: list[tuple[int, str]] = []
     for n, (one,) in enumerate(parts):
         one.modules.to = lambda device, n=n: moved.append((n, str(device)))
+    assert list(taking_turns(parts, None)) == parts and moved == []
     seen = [list(moved) for _ in taking_turns(parts, torch.device("meta"))]
-    assert seen[0] == [(1, "cpu"), (0, "meta")]
-    assert seen[1] == [*seen[0], (0, "cpu"), (1, "meta")]
+    assert seen == [[(0, "meta")], [(0, "meta"), (0, "cpu"), (1, "meta")]]
+    assert moved[-1] == (1, "cpu")

@@ -35,11 +35,11 @@ def show_plan(config: RunConfig) -> bool:
         StreamlineError: If a method cannot be had, or no model can.
     """
     from streamline.run.deciding.decide import decided
-    from streamline.run.planning.estimate import check_fits, plan_run, run_memory
+    from streamline.run.planning.estimate import check_fits, run_memory
+    from streamline.run.planning.fitting import fitted
 
     found = decided(config)
-    config = found.config
-    estimate = plan_run(config)
+    config, estimate = fitted(found.config)
     paper = _Paper(config.suite)
     few: dict[str, str | None] = {}
     for model, reason in estimate.broken.items():
@@ -55,6 +55,8 @@ def show_plan(config: RunConfig) -> bool:
     _show_texts(estimate)
     for line in [*_costs(estimate), _speed(config)]:
         print(line)
+    for model in (name for name in config.models if name not in estimate.broken):
+        _show_memory(config, model)
     for remark in estimate.remarks:
         show_warning(remark)
     for problem in check_fits(estimate, config.out, run_memory(config)):
@@ -220,10 +222,35 @@ def _costs(estimate: Estimate) -> list[str]:
     return [
         f"tokens:  {tokens}",
         f"compute: {compute} TFLOP",
-        f"memory:  {estimate.memory_bytes / 2**30:,.2f} GiB at least",
+        f"memory:  {estimate.memory_bytes / 2**30:,.2f} GiB of weights; stage by stage below",
         f"disk:    {estimate.download_bytes / 2**30:,.2f} GiB of weights to fetch, "
         f"{estimate.work_bytes / 2**30:,.2f} GiB of training states",
     ]
+
+
+def _show_memory(config: RunConfig, model: str) -> None:
+    """What each stage of one model holds, and what cannot be had."""
+    from streamline.run.planning.fitting import memory_plan
+    from streamline.run.planning.work import gib
+
+    plan = memory_plan(config.for_model(model), model)
+    there = "" if plan.memory is None else f", {gib(plan.memory)} are there"
+    print(f"\nmemory of {model}: {gib(plan.peak)} at the peak{there}")
+    rows = [
+        {
+            "stage": row.stage,
+            "of": row.method,
+            "there before": gib(row.resident),
+            "added": gib(row.added),
+            "peak": gib(row.peak),
+        }
+        for row in plan.rows
+    ]
+    show_table(rows, ["stage", "of", "there before", "added", "peak"])
+    for line in plan.decisions():
+        show_text(f"  {line}")
+    for label, reason in plan.refused.items():
+        show_text(f"  skipped: {label}: {reason}")
 
 
 def _speed(config: RunConfig) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor
 from streamline.engine.decoder import Decoder
 from streamline.engine.head import likeliest
 from streamline.engine.kernels import FastLinears
-from streamline.engine.memory import BatchLimit, free_memory
+from streamline.engine.memory import BatchLimit, free_memory, room
 from streamline.engine.paths import Path, tries_of
 from streamline.evaluation.generation.cache import CacheTrie, Phase
 from streamline.evaluation.generation.phases import Prefix, Prompts
@@ -74,8 +74,7 @@ class Limits:
         tokens = batch_tokens or default_batch_tokens(device)
         if device.type == "cuda":
             free_memory()  # memory that was reserved earlier counts as used otherwise
-            free = int(torch.cuda.mem_get_info(device)[0])
-            return cls(batch_tokens=tokens, rows=512, cache_bytes=free // 2)
+            return cls(batch_tokens=tokens, rows=512, cache_bytes=room(device) // 2)
         return cls(batch_tokens=tokens, rows=64, cache_bytes=2 << 30)
 
 

@@ -18,7 +18,7 @@ from streamline.run.checks.errors import given, model_in
 
 __all__ = [
     "at_home", "contradiction", "device_name", "distinct", "folder_of_its_own", "is_text",
-    "one_folder_each", "one_revision_each", "wrong_values",
+    "one_folder_each", "one_revision_each", "size_of", "wrong_values",
 ]  # fmt: skip
 
 _LONGEST_NAME = 255  # bytes of a file's name on the usual systems
@@ -167,6 +167,21 @@ def shard_name(text: str) -> str:
     if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
         raise ValueError("write I/N, the I-th of N parts counted from 1, such as 1/8 or 8/8")
     return f"{int(match.group(1))}/{int(match.group(2))}"
+
+
+def size_of(value: Any) -> Any:
+    """Bytes from a text such as ``24GiB``, ``80 GB`` or ``512MiB``; a number stays.
+
+    Raises:
+        ValueError: If the text is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", value.strip(), re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise ValueError(f"a size is a number and a unit, such as 24GiB or 80GB, got {value!r}")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** (1 + "KMGT".index(found[2].upper())))
 
 
 def contradiction(config: Any) -> str | None:

@@ -12,24 +12,27 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from streamline.api.guards import Watch
 from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, reason
-from streamline.method import Method, Size
+from streamline.method import Method
 from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided
 from streamline.run.measuring.texts import planned_texts
+from streamline.run.planning.work import added, gib, resident
 from streamline.run.shards.dividing import shard_part
 from streamline.sources.models import local_folder, planned_model, resolve_model
-from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 
 __all__ = [
     "Estimate",
@@ -37,15 +40,14 @@ __all__ = [
     "check_fits",
     "device_memory",
     "plan_run",
+    "refuse_unfit",
     "require_fit",
+    "rows_of",
     "run_memory",
 ]
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _HUB_BYTES = 2  # of a parameter in the weights on the hub; the least that is common
-# A trained network is held in float32 with its gradient, two moments and the best weights so far.
-_TRAINING_COPIES = 5
-_STATE_COPIES = 4  # of these, what is written down to resume from
+_STATE_COPIES = 4  # of a network in float32: weights, two moments and the best of them
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Estimate:
         flops: Estimated floating-point operations by stage, 2 per parameter and token forward and
             4 more backward, 2 where the weights are frozen; the evaluation's are per 1,000 tokens
             of questions, since their length is only known then.
-        memory_bytes: Least device memory: the largest model's weights and what training adds.
+        memory_bytes: Least device memory: the weights of the largest model.
         download_bytes: Weights that are not on this machine yet.
         work_bytes: What the run writes into its folder: training states and cached activations.
         broken: Models that cannot be planned, and why.
@@ -145,15 +147,22 @@ def plan_run(config: RunConfig) -> Estimate:
 
 def _add_model(estimate: Estimate, model: str, own: RunConfig, cells: list[Cell]) -> None:
     """Add some of one model's cells and what they cost."""
-    decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
-    methods = {cell.method: build_method(cell.method) for cell in cells}
-    watch = Watch(decoder)
-    rows = [_row(cell, methods[cell.method], decoder, watch, own) for cell in cells]
+    decoder, methods, rows = rows_of(model, own, cells)
     estimate.remarks += _too_long(rows, methods, decoder, own)
     estimate.rows += rows
     _add_costs(estimate, rows, methods, decoder, own)
     if local_folder(model) is None:
         estimate.download_bytes += decoder.n_parameters() * _HUB_BYTES
+
+
+def rows_of(
+    model: str, own: RunConfig, cells: Sequence[Cell]
+) -> tuple[Decoder, dict[str, Method], list[Row]]:
+    """A model without weights, the methods of some cells by their specs, and a row for each."""
+    decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
+    methods = {cell.method: build_method(cell.method) for cell in cells}
+    watch = Watch(decoder)
+    return decoder, methods, [_row(c, methods[c.method], decoder, watch, own) for c in cells]
 
 
 def _row(cell: Cell, method: Method, decoder: Decoder, watch: Watch, config: RunConfig) -> Row:
@@ -198,13 +207,13 @@ def _add_costs(
     config: RunConfig,
 ) -> None:
     """Add one model's tokens, compute, memory and disk."""
-    dense, training = decoder.n_parameters(), config.training
+    training = config.training
     training = training.model_copy(update={"texts": training.texts or config.calibration.texts})
     body = round(decoder.n_layers * mean_layer_parameters(decoder))
     working = [row for row in rows if row.reason is None]
     pruned = [row for row in working if row.cell.sparsity]
     trained = [row for row in pruned if methods[row.cell.method].trains]
-    added = sum(_added(row, decoder) for row in trained)
+    brought = sum(added(row, decoder) for row in trained)
     tuned = [row for row in working if row.cell.recovery != "none"]
     taught = [row for row in tuned if row.cell.recovery == "kd"]
     each, teachers = config.lora.planned_tokens(training), sum(row.dense for row in taught)
@@ -216,7 +225,7 @@ def _add_costs(
     }
     flops = {
         "calibration": 2.0 * body * tokens["calibration"],
-        "training": (2.0 * body + 6.0 * added) * tokens["training"],
+        "training": (2.0 * body + 6.0 * brought) * tokens["training"],
         "recovery": each * (4.0 * sum(row.pruned or row.dense for row in tuned) + 2.0 * teachers),
         "evaluation_per_1000_tokens": 2.0 * 1000 * sum(row.pruned or row.dense for row in working),
     }
@@ -226,27 +235,9 @@ def _add_costs(
         estimate.tokens[name] = estimate.tokens.get(name, 0) + count
     for name, value in flops.items():
         estimate.flops[name] = estimate.flops.get(name, 0.0) + value
-    resident = _streamed_parameters(decoder) if config.stream else dense
-    memory = resident * _BYTES[config.dtype] + added // len(config.seeds) * 4 * _TRAINING_COPIES
-    if config.kd.trainees == "all":
-        memory += max((r.pruned or r.dense for r in taught), default=0) * 4 * _TRAINING_COPIES
+    memory = resident(decoder, getattr(torch, config.dtype), streamed=config.stream)
     estimate.memory_bytes = max(estimate.memory_bytes, memory)
-    estimate.work_bytes += added * 4 * _STATE_COPIES + training.cache_bytes * bool(trained)
-
-
-def _streamed_parameters(decoder: Decoder) -> int:
-    """Parameters in memory at once where layers are streamed: two layers, and what always stays."""
-    groups = {name: sum(p.numel() for p in own) for name, own in grouped(decoder).items()}
-    stays = groups.pop(None)
-    order = [groups[name] for name in (EMBEDDING, *range(decoder.n_layers), HEAD)]
-    return stays + max(a + b for a, b in zip(order, order[1:], strict=False))
-
-
-def _added(row: Row, decoder: Decoder) -> int:
-    """Parameters that a row's replacement brings."""
-    if row.pruned is None or row.n_removed is None:
-        return 0
-    return max(0, row.pruned - Size.without(decoder, row.n_removed).pruned)
+    estimate.work_bytes += brought * 4 * _STATE_COPIES + training.cache_bytes * bool(trained)
 
 
 def device_memory(name: str) -> int | None:
@@ -256,8 +247,6 @@ def device_memory(name: str) -> int | None:
         name: As ``--device``. Without an accelerator, ``auto`` is the main memory, of which a
             container may have only a part.
     """
-    import torch
-
     if name.startswith("cuda") or (name == "auto" and torch.cuda.is_available()):
         if not torch.cuda.is_available():
             return None
@@ -277,13 +266,21 @@ def run_memory(config: RunConfig) -> int | None:
 
     With another executor other machines do the work and this one does not count; with
     ``device_map`` a model has all accelerators, and the main memory for what does not fit there.
+    What the run is given by ``memory`` is no more than the machine has, unless it is only planned.
     """
+    found = _machine_memory(config)
+    if config.memory is None or (
+        found is not None and found < config.memory and not config.dry_run
+    ):
+        return found
+    return config.memory
+
+
+def _machine_memory(config: RunConfig) -> int | None:
     if config.executor != "local":
         return None
     if config.device_map is None:
         return device_memory(config.device)
-    import torch
-
     places = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     found = [device_memory(place) for place in (*places, "cpu")]
     return None if None in found else sum(size for size in found if size is not None)
@@ -300,12 +297,14 @@ def check_fits(estimate: Estimate, out: Path, memory: int | None) -> list[str]:
     problems = []
     if memory is not None and estimate.memory_bytes > memory:
         problems.append(
-            f"the run needs at least {_gib(estimate.memory_bytes)} of device memory, and there are "
-            f"{_gib(memory)}; use --dtype bfloat16, fewer methods or sparsities at once, a "
+            f"the run needs at least {gib(estimate.memory_bytes)} of device memory, and there are "
+            f"{gib(memory)}; use --dtype bfloat16, fewer methods or sparsities at once, a "
             "smaller model or a larger device"
         )
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     needs: dict[Path, int] = {}
-    for folder, size in ((_hub_folder(), estimate.download_bytes), (out, estimate.work_bytes)):
+    for folder, size in ((Path(HF_HUB_CACHE), estimate.download_bytes), (out, estimate.work_bytes)):
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         same = next((p for p in needs if p.stat().st_dev == there.stat().st_dev), there)
         needs[same] = needs.get(same, 0) + size
@@ -313,8 +312,8 @@ def check_fits(estimate: Estimate, out: Path, memory: int | None) -> list[str]:
         free = shutil.disk_usage(folder).free
         if size > free:
             problems.append(
-                f"the run needs at least {_gib(size)} of disk at {folder} (weights and training "
-                f"states), and {_gib(free)} are free; free some, or set HF_HOME or --out to a "
+                f"the run needs at least {gib(size)} of disk at {folder} (weights and training "
+                f"states), and {gib(free)} are free; free some, or set HF_HOME or --out to a "
                 "larger disk"
             )
     return problems
@@ -334,17 +333,16 @@ def require_fit(config: RunConfig) -> Estimate:
         StreamlineError: If a model's config or a method cannot be had.
     """
     estimate = plan_run(config)
-    problems = check_fits(estimate, config.out, run_memory(config))
-    if problems:
-        raise ConfigError("; ".join(problems))
+    refuse_unfit(estimate, config)
     return estimate
 
 
-def _hub_folder() -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
+def refuse_unfit(estimate: Estimate, config: RunConfig) -> None:
+    """Refuse a run whose plan cannot fit on this machine.
 
-    return Path(HF_HUB_CACHE)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    Raises:
+        ConfigError: If memory or disk are too small.
+    """
+    problems = check_fits(estimate, config.out, run_memory(config))
+    if problems:
+        raise ConfigError("; ".join(problems))

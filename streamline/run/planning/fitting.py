@@ -1,0 +1,168 @@
+"""A run made to fit the memory that there is, model by model.
+
+Planning takes seconds, so a model whose weights are a small part of the memory is not planned
+unless it is asked for: nothing of its run can come near.
+
+Example::
+
+    config, remarks = streamed_where_needed(config)
+    plan = memory_plan(config.for_model(name), name)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from streamline.engine.decoder import Decoder
+from streamline.engine.memory import keep_to
+from streamline.progress import Progress
+from streamline.run.cell import CellJob, expand
+from streamline.run.config import RunConfig
+from streamline.run.deciding.decide import decided
+from streamline.run.planning.estimate import Estimate, plan_run, rows_of, run_memory
+from streamline.run.planning.memory import plan_memory
+from streamline.run.planning.plan import MARGIN, MemoryPlan
+from streamline.run.planning.work import gib, resident
+from streamline.run.recorder import Recorder
+from streamline.sources.models import planned_model
+
+__all__ = [
+    "fitted", "kept_plan", "memory_plan", "on_accelerator", "possible", "streamed_where_needed",
+    "told",
+]  # fmt: skip
+
+_SMALL = 50  # times a model's weights: memory that nothing of its run comes near
+
+
+def kept_plan(config: RunConfig, name: str, decoder: Decoder) -> MemoryPlan:
+    """What one model's cells will hold; the process keeps to the memory that the run is given.
+
+    Args:
+        config: The run, as the model has it.
+        name: The model.
+        decoder: Its weights, on their device.
+
+    Returns:
+        The plan; an empty one where memory is no question.
+    """
+    keep_to(config.memory, decoder.device)
+    memory = run_memory(config)
+    weights = resident(decoder, decoder.dtype, streamed=False)
+    small = config.memory is None and (memory is None or memory >= _SMALL * weights)
+    if small or config.device_map is not None:
+        return MemoryPlan(name, None)
+    return memory_plan(config, name)
+
+
+def possible(
+    plan: MemoryPlan, jobs: Sequence[CellJob], recorder: Recorder, progress: Progress
+) -> list[CellJob]:
+    """The cells that memory holds; the others are recorded with what they need.
+
+    Args:
+        plan: Of their model; it is told.
+        jobs: The cells.
+        recorder: Writes the records.
+        progress: Where to tell.
+    """
+    for line in told(plan) if plan.rows else ():
+        progress.say(line)
+    refused = {job.cell.label: plan.refused.get(job.cell.label) for job in jobs}
+    for job in jobs:
+        if (reason := refused[job.cell.label]) is not None:
+            recorder.skipped(job, reason, memory=True)
+    return [job for job in jobs if refused[job.cell.label] is None]
+
+
+def memory_plan(config: RunConfig, name: str) -> MemoryPlan:
+    """What one model's cells will hold.
+
+    Args:
+        config: The run, as the model has it, with nothing left open.
+        name: The model.
+    """
+    decoder, methods, rows = rows_of(name, config, expand(config, name))
+    return plan_memory(
+        config,
+        rows,
+        methods,
+        decoder,
+        memory=run_memory(config),
+        accelerator=on_accelerator(config),
+    )
+
+
+def on_accelerator(config: RunConfig) -> bool:
+    """Whether a run's device is, or is planned as, an accelerator."""
+    if config.device == "auto":
+        return torch.cuda.is_available()
+    return config.device.startswith("cuda")
+
+
+def fitted(config: RunConfig) -> tuple[RunConfig, Estimate]:
+    """A run as memory allows it, with its plan.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The run with nothing left open, with models streamed that memory does not hold, and its
+        plan, whose remarks say so.
+    """
+    config = decided(config).config
+    estimate, memory = plan_run(config), run_memory(config)
+    if memory is None or estimate.memory_bytes <= memory * (1 - MARGIN):
+        return config, estimate
+    config, remarks = streamed_where_needed(config)
+    if remarks:
+        estimate = plan_run(config)
+        estimate.remarks[:0] = remarks
+    return config, estimate
+
+
+def streamed_where_needed(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """The run with layers read one at a time for models whose weights memory does not hold.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The run, and what is to be said of it.
+    """
+    remarks: list[str] = []
+    changed = dict(config.per_model)
+    for name in config.models:
+        own = config.for_model(name)
+        memory = run_memory(own)
+        if memory is None or own.stream or own.device_map is not None:
+            continue
+        try:
+            decoder = Decoder(planned_model(name, trust_remote_code=own.trust_remote_code))
+        except Exception:  # its cells will fail with that
+            continue
+        weights, streamed = (
+            resident(decoder, getattr(torch, own.dtype), streamed=s) for s in (False, True)
+        )
+        usable = memory * (1 - MARGIN)
+        if streamed <= usable < weights:
+            changed[name] = {**changed.get(name, {}), "stream": True}
+            remarks.append(
+                f"{name}: its weights take {gib(weights)} and there are {gib(memory)} of device "
+                "memory: layers are read one at a time (as --stream), and methods that need all "
+                "of them at once are left out"
+            )
+    return (config.model_copy(update={"per_model": changed}) if remarks else config), remarks
+
+
+def told(plan: MemoryPlan) -> list[str]:
+    """A plan in lines, for a run's log."""
+    there = "" if plan.memory is None else f" of {gib(plan.memory)}"
+    lines = [f"memory planned: {gib(plan.peak)}{there} at the peak"]
+    lines += [
+        f"  {row.stage}{f' ({row.method})' if row.method else ''}: {gib(row.resident)} there, "
+        f"{gib(row.added)} added"
+        for row in plan.rows
+    ]
+    return [*lines, *(f"  {line}" for line in plan.decisions())]

@@ -1,0 +1,95 @@
+"""A memory plan as values: what the stages of one model's cells hold, and what follows from it.
+
+Example::
+
+    plan.peak, plan.refused, plan.decisions()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from streamline.training.student import Student
+
+__all__ = ["MARGIN", "MemoryPlan", "MemoryRow"]
+
+#: Share of the memory that a plan leaves free, for what kernels take and for fragments.
+MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """What one stage holds at its peak.
+
+    Attributes:
+        stage: calibrate, prune, train, fine-tune, evaluate.
+        method: Whose it is; empty where it is shared.
+        resident: Bytes that are there before and stay.
+        added: Bytes that the stage adds at its peak.
+    """
+
+    stage: str
+    method: str
+    resident: int
+    added: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all."""
+        return self.resident + self.added
+
+
+@dataclass
+class MemoryPlan:
+    """What one model's cells will hold.
+
+    Attributes:
+        model: The model.
+        rows: The stages, in their order.
+        memory: Bytes that may be held, or None if that is unknown.
+        refused: Label of each cell that cannot be had, and why.
+        students: Bytes that the networks of a wave may hold, or None for all at once.
+        waves: How often the teacher is run through its text.
+        parked: Whether networks that wait for their training lie in main memory.
+        batch_tokens: Most tokens of a batch; None for the device's default.
+    """
+
+    model: str
+    memory: int | None
+    rows: list[MemoryRow] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    students: int | None = None
+    waves: int = 1
+    parked: bool = False
+    batch_tokens: int | None = None
+
+    @property
+    def peak(self) -> int:
+        """The largest of all stages."""
+        return max((row.peak for row in self.rows), default=0)
+
+    @property
+    def usable(self) -> int | None:
+        """The memory without its margin."""
+        return None if self.memory is None else int(self.memory * (1 - MARGIN))
+
+    def decisions(self) -> list[str]:
+        """What follows from it for the run, in words."""
+        found = []
+        if self.waves > 1:
+            found.append(f"networks are trained in {self.waves} waves, each with a teacher's pass")
+        if self.parked:
+            found.append("networks wait for their training in main memory")
+        if self.batch_tokens is not None:
+            found.append(f"a batch has at most {self.batch_tokens} tokens")
+        return found
+
+    def park(self, students: Sequence[Student]) -> None:
+        """Put networks that are to be trained into main memory, if they have to wait there."""
+        for student in students if self.parked else ():
+            student.module.to("cpu")
+
+    def fits(self, size: int) -> bool:
+        """Whether something of a size may be held."""
+        return self.usable is None or size <= self.usable

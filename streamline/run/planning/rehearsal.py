@@ -1,0 +1,113 @@
+"""What work holds in memory, found by doing it on tensors without data.
+
+A model of the same shapes but of few layers is made of fake tensors: operations give tensors of the
+right shape and dtype, and nothing is computed. The stages' own code runs on it, until it asks for a
+value that is not there, while what lives is counted. Two numbers of layers give what each layer
+adds, so the number of a whole model costs no more. Nothing here knows an architecture.
+
+Example::
+
+    rehearsal = Rehearsal(decoder, torch.bfloat16)
+    rehearsal.peak(lambda few: measure(few, rehearsal.tokens(8, 512)))      # bytes
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamline.engine.decoder import Decoder
+from streamline.evaluation.efficiency.memory import peak_of
+
+__all__ = ["Rehearsal"]
+
+log = logging.getLogger(__name__)
+
+_FEW, _MORE = 2, 4  # layers of the models that are tried
+
+#: Work on a model without data; what it returns is not looked at.
+Work = Callable[[Decoder], object]
+
+
+class Rehearsal:
+    """Counts what work on a model would hold.
+
+    Args:
+        decoder: The model; its weights may lie on the meta device and are not used.
+        dtype: Of the weights.
+    """
+
+    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        self._whole = decoder
+        self.dtype = dtype
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def peak(self, work: Work, *, own: bool = False) -> int | None:
+        """The most bytes that some work holds at once, beside the weights.
+
+        Args:
+            work: What is done. Where it asks for a value, it ends: what comes after such a place
+                is not counted.
+            own: Whether the work holds the same whatever the number of layers.
+
+        Returns:
+            Bytes for the model with all of its layers; None if the work cannot be done without
+            data at all.
+        """
+        n_layers = self._whole.n_layers
+        few = self._count(self._few, work)
+        if few is None or own or n_layers <= _FEW:
+            return few
+        more = self._count(self._more, work)
+        if more is None:
+            return None
+        each = max(0, more - few) / (_MORE - _FEW)
+        return round(few + each * (n_layers - _FEW))
+
+    def tokens(self, rows: int, length: int) -> Tensor:
+        """Token ids without values, [rows, length]."""
+        with self._mode:
+            return torch.zeros(rows, length, dtype=torch.int64)
+
+    def make(self, work: Callable[[Decoder], Any]) -> Any:
+        """Something made without data beside a model of few layers in float32."""
+        with self._mode:
+            return work(self._made(_FEW, torch.float32))
+
+    @cached_property
+    def _few(self) -> Decoder:
+        return self._made(_FEW, self.dtype)
+
+    @cached_property
+    def _more(self) -> Decoder:
+        return self._made(_MORE, self.dtype)
+
+    def _made(self, n_layers: int, dtype: torch.dtype) -> Decoder:
+        """A model of the same shapes with some layers, of fake tensors."""
+        whole = self._whole
+        config = copy.deepcopy(whole.config)
+        config.num_hidden_layers = min(n_layers, whole.n_layers)
+        kinds = getattr(config, "layer_types", None)
+        if kinds:
+            config.layer_types = list(kinds)[: config.num_hidden_layers]
+        config._attn_implementation = "sdpa"
+        with self._mode:
+            made = type(whole.model)._from_config(config, dtype=dtype)
+        made.eval().requires_grad_(False)
+        return Decoder(made)
+
+    def _count(self, decoder: Decoder, work: Work) -> int | None:
+        with self._mode, peak_of(torch.device("cpu")) as peak:
+            try:
+                work(decoder)
+            except Exception as error:  # of any kind: no value is there
+                log.debug("rehearsed until: %s", error, exc_info=True)
+        return peak.bytes or None

@@ -1,0 +1,176 @@
+"""The pieces of a run's work as they are rehearsed, and what is counted without rehearsal.
+
+Example::
+
+    rehearsal.peak(scoring(4, 512, decoder), own=True)          # bytes of a batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from streamline.engine.decoder import Decoder
+from streamline.engine.forward import attempt
+from streamline.engine.paths import dense_path
+from streamline.evaluation.scoring.score import RequestBatch
+from streamline.evaluation.scoring.token_budget import synthetic
+from streamline.method import Method, Size
+from streamline.plan import Span
+from streamline.run.config import RunConfig
+from streamline.run.planning.rehearsal import Rehearsal
+from streamline.run.planning.tuning import tune
+from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
+from streamline.training.lora_recipe import recipe_of
+from streamline.training.next_token import NextToken
+from streamline.training.objectives import HiddenStates, StudentGroup
+from streamline.training.student import Recipe
+
+if TYPE_CHECKING:
+    from streamline.run.planning.estimate import Row
+
+__all__ = [
+    "Step", "added", "gib", "packed", "resident", "scoring", "speed", "streamed_parameters",
+    "training_step", "tuning",
+]  # fmt: skip
+
+_MICRO_TOKENS = 4096  # of a forward pass in training
+_SPEED_BATCH, _SPEED_TOKENS = 8, 648  # the most that measuring a model's speed takes
+
+
+def resident(decoder: Decoder, dtype: torch.dtype, *, streamed: bool) -> int:
+    """Bytes of the dense model's weights that are always there.
+
+    Args:
+        decoder: The model; its weights may lie on the meta device.
+        dtype: Of the weights.
+        streamed: Whether layers are read one at a time.
+    """
+    n = streamed_parameters(decoder) if streamed else decoder.n_parameters()
+    return n * dtype.itemsize
+
+
+def streamed_parameters(decoder: Decoder) -> int:
+    """Parameters in memory at once where layers are streamed: two layers, and what always stays."""
+    groups = {name: sum(p.numel() for p in own) for name, own in grouped(decoder).items()}
+    stays = groups.pop(None)
+    order = [groups[name] for name in (EMBEDDING, *range(decoder.n_layers), HEAD)]
+    return stays + max(a + b for a, b in zip(order, order[1:], strict=False))
+
+
+def added(row: Row, decoder: Decoder) -> int:
+    """Parameters that a row's replacement brings."""
+    if row.pruned is None or row.n_removed is None:
+        return 0
+    return max(0, row.pruned - Size.without(decoder, row.n_removed).pruned)
+
+
+def scoring(rows: int, width: int, decoder: Decoder) -> Callable[[Decoder], object]:
+    """Scoring one batch of full rows along the dense path.
+
+    Args:
+        rows: Rows of the batch.
+        width: Tokens of each.
+        decoder: Says how many tokens there are.
+    """
+    batch = synthetic(rows, width, int(decoder.config.vocab_size), tree=True)
+    return lambda few: attempt([dense_path(few)], RequestBatch(batch, {}, False))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What training a cell's networks takes.
+
+    Attributes:
+        networks: Parameters of each network that has an optimiser of its own.
+        added: Bytes that a step adds beside weights, gradients, moments and the best.
+    """
+
+    networks: tuple[int, ...]
+    added: int
+
+
+def training_step(rehearsal: Rehearsal, method: Method, n_removed: int, recipe: Recipe) -> Step:
+    """What training a method's networks takes.
+
+    Args:
+        rehearsal: Of the model.
+        method: Says what is trained.
+        n_removed: Layers that it replaces.
+        recipe: How it is trained.
+
+    Returns:
+        Without networks for a method that does not tell them.
+    """
+    autocast = None if rehearsal.dtype == torch.float32 else torch.bfloat16
+    own = rehearsal.make(lambda few: method.networks(few, n_removed))
+    made = own or rehearsal.make(lambda few: [few.layers[0]])
+    ids = _micro_batch(rehearsal, recipe.batch_tokens, recipe.length)
+    objectives = {stage.objective for stage in recipe.stages()}
+    sizes = {sum(p.numel() for p in module.parameters()): module for module in made}
+    found = [0]
+    for n_parameters, module in sizes.items():
+        module.requires_grad_(True)
+        for objective in objectives:
+            alone = objective == "mse"
+
+            def step(few: Decoder, module: nn.Module = module, alone: bool = alone) -> None:
+                group = _group(module, recipe)
+                loss: Any = (HiddenStates if alone else NextToken)(few, autocast)
+                for _ in range(2):  # with the gradients of the first
+                    with torch.enable_grad():
+                        loss.errors(ids, ids, [group], lambda _, error, __: error.backward(), None)
+
+            size = rehearsal.peak(step, own=alone) or 0
+            module.zero_grad(set_to_none=True)
+            found.append(size - 4 * n_parameters)  # its gradient is counted elsewhere
+    counts = [sum(p.numel() for p in module.parameters()) for module in own]
+    return Step((sum(counts),) if counts and "lm" in objectives else tuple(counts), max(found))
+
+
+def _group(module: nn.Module, recipe: Recipe) -> StudentGroup:
+    nothing: Any = None
+    return StudentGroup([Span(0, 1)], nn.ModuleList([module]), recipe, nothing, nothing)
+
+
+def tuning(rehearsal: Rehearsal, config: RunConfig) -> int | None:
+    """Bytes that LoRA fine-tuning adds to a model: adapters, what trains them, merged weights."""
+    settings = config.lora
+    recipe = recipe_of(settings.preset, settings.trained_parameters)
+    ids = _micro_batch(rehearsal, recipe.batch * recipe.length, config.training.length)
+    return rehearsal.peak(lambda few: tune(few, recipe, ids))
+
+
+def _micro_batch(rehearsal: Rehearsal, batch_tokens: int, length: int) -> Tensor:
+    """Token ids without values of one forward pass of a step, [B, T]."""
+    return rehearsal.tokens(max(1, min(_MICRO_TOKENS, batch_tokens) // length), length)
+
+
+def speed(decoder: Decoder, dtype: torch.dtype) -> int:
+    """Bytes that measuring the speed of two models in turn adds: their caches, and one pass."""
+    config: Any = decoder.config
+    heads = int(config.num_attention_heads)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or decoder.hidden_size // heads)
+    tokens = _SPEED_BATCH * _SPEED_TOKENS
+    cache = 2 * 2 * tokens * decoder.n_layers * groups * width * dtype.itemsize
+    return cache + 8 * tokens * decoder.hidden_size * dtype.itemsize
+
+
+def packed(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Sizes in their order, divided so that each part fits; as networks are trained."""
+    parts: list[list[int]] = []
+    for size in sizes:
+        if not parts or sum(parts[-1]) + size > room:
+            parts.append([])
+        parts[-1].append(size)
+    return parts
+
+
+def gib(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2**30:.1f} GiB"

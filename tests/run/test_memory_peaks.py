@@ -1,0 +1,163 @@
+"""The peaks that are planned from shapes alone, held against those of the real stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
+from streamline.evaluation.efficiency.memory import peak_of
+from streamline.evaluation.scoring.score import Request, score
+from streamline.method import Method
+from streamline.registry import build_method
+from streamline.run.cell import Cell
+from streamline.run.config import RunConfig
+from streamline.run.planning.estimate import Row
+from streamline.run.planning.memory import plan_memory
+from streamline.run.planning.plan import MemoryPlan
+from streamline.testing.models import tiny_config, tiny_model
+from streamline.training import lora
+from streamline.training.fit import fit
+from streamline.training.student import Recipe
+
+WITHIN = 0.15
+WIDE = {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 4}
+RECIPE = Recipe(
+    n_tokens=8_192, length=256, epochs=1, batch_tokens=8_192, validation_tokens=256, evaluations=0
+)
+SHAPES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
+    "llama": ("llama", {"n_layers": 6, **WIDE, "vocab_size": 1000}, torch.float32),
+    "deep": ("llama", {"n_layers": 8, **WIDE, "vocab_size": 4000, "tied": True}, torch.bfloat16),
+    "opt": (
+        "opt",
+        {"n_layers": 4, "hidden_size": 384, "word_embed_proj_dim": 384, "ffn_dim": 1536},
+        torch.float32,
+    ),
+}
+TRAINED = ("llm-streamline-ffn", "llm-streamline-swiglu", "llm-streamline-layer")
+LOOKING = ("shortgpt", "shortened-llama-taylor", "llm-pruner")
+
+
+def real(family: str, shape: dict[str, Any], dtype: torch.dtype) -> Decoder:
+    model: Any = tiny_model(family, **shape).to(dtype).eval()
+    model.set_attn_implementation("sdpa")  # as models are loaded
+    return Decoder(model)
+
+
+def plan_of(decoder: Decoder, method: str, dtype: torch.dtype, **changes: Any) -> MemoryPlan:
+    """The plan for one method beside the dense model, by itself."""
+    values: dict[str, Any] = {
+        "models": "m",
+        "methods": method,
+        "dtype": str(dtype).removeprefix("torch."),
+        "calibration": {"n_samples": 8, "length": 256},
+        "training": RECIPE.model_dump(),
+        **changes,
+    }
+    config = RunConfig.model_validate(values)
+    methods: dict[str, Method] = {name: build_method(name) for name in ("dense", method)}
+    dense = decoder.n_parameters()
+    rows = [Row(Cell("m", "dense", 0.0, 0), 0, dense, dense)]
+    size = methods[method].size(decoder, 0.25)
+    assert size is not None
+    for recovery in config.recovery:
+        cell = Cell("m", method, 0.25, 0, recovery)
+        rows.append(Row(cell, size.n_removed, dense, size.pruned))
+    return plan_memory(config, rows, methods, decoder, memory=None, accelerator=False)
+
+
+def check(plan: MemoryPlan, stage: str, decoder: Decoder, work: Callable[[], object]) -> None:
+    """Hold a stage's planned peak against what the work holds, weights and all."""
+    (row,) = [row for row in plan.rows if row.stage == stage]
+    weights = sum({p: p.numel() * p.element_size() for p in decoder.model.parameters()}.values())
+    with peak_of(torch.device("cpu")) as peak:
+        work()
+    ratio = row.peak / (weights + peak.bytes)
+    assert ratio == pytest.approx(1.0, abs=WITHIN), f"{stage}: {row} of {weights} + {peak.bytes}"
+
+
+@pytest.fixture(
+    params=["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deep", "opt"))]
+)
+def case(request: pytest.FixtureRequest) -> tuple[Decoder, Decoder, torch.dtype]:
+    """A model, its shape alone, and its dtype."""
+    family, shape, dtype = SHAPES[request.param]
+    return real(family, shape, dtype), Decoder.from_config(tiny_config(family, **shape)), dtype
+
+
+def tokens(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 256), generator=torch.Generator().manual_seed(seed))
+
+
+def test_calibration_and_gradients(case) -> None:
+    decoder, shape, dtype = case
+    for name in LOOKING:
+        plan = plan_of(shape, name, dtype)
+        method = build_method(name)
+        if method.returns_model:
+            (row,) = [row for row in plan.rows if row.stage == "prune"]
+            plan.rows = [type(row)("calibrate", "", row.resident, row.added)]
+        check(plan, "calibrate", decoder, lambda m=method: m.calibrate(decoder, tokens(8)))
+
+
+@pytest.mark.slow
+def test_sliced_model(case) -> None:
+    decoder, shape, dtype = case
+    method: Any = build_method("slicegpt")
+    plan = plan_of(shape, "slicegpt", dtype)
+    calibration: Any = None
+    made: list[Any] = []
+    check(
+        plan, "prune", decoder,
+        lambda: made.append(method.prune(decoder, calibration, 0.25, tokens(8), 0)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [TRAINED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED[1:])]
+)
+def test_training_of_replacements(case, name: str) -> None:
+    decoder, shape, dtype = case
+    method = build_method(name)
+    calibration = build_method("shortgpt").calibrate(decoder, tokens(2))
+
+    def train() -> None:
+        pruned = method.prune(decoder, calibration, 0.25, tokens(2), 0)
+        for student in pruned.students:
+            student.apply(RECIPE)
+        autocast = None if dtype == torch.float32 else torch.bfloat16
+        fit(decoder, pruned.students, tokens(32), tokens(1, 1), autocast=autocast)
+
+    check(plan_of(shape, name, dtype), "train", decoder, train)
+
+
+@pytest.mark.slow
+def test_fine_tuning(case) -> None:
+    decoder, shape, dtype = case
+    plan = plan_of(shape, "shortgpt", dtype, recovery="lora", training=RECIPE.model_dump())
+    check(
+        plan, "fine-tune", decoder,
+        lambda: lora.fine_tune(
+            decoder.model, tokens(32), validation=tokens(1, 1), token_budget=8_192
+        ),
+    )  # fmt: skip
+
+
+def test_scoring(case) -> None:
+    decoder, shape, dtype = case
+    draw = np.random.default_rng(0)
+    requests = [
+        Request(
+            "t", n, 0, draw.integers(250, size=1).tolist(), draw.integers(250, size=255).tolist()
+        )
+        for n in range(16)
+    ]
+    check(
+        plan_of(shape, "shortgpt", dtype), "evaluate", decoder,
+        lambda: score([dense_path(decoder)], requests),
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Runs that keep to less memory than there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamline.run.config import RunConfig
+from streamline.run.pipeline import run
+from streamline.run.planning.fitting import fitted, memory_plan
+
+METHODS = "shortgpt,llm-streamline-ffn,llm-streamline-layer"
+
+
+@pytest.fixture(scope="module")
+def needs(tmp_path_factory: pytest.TempPathFactory, config: Callable[..., RunConfig]) -> Any:
+    """``needs(stage, methods)``: bytes that a stage of a run of the tiny model is planned with."""
+
+    def found(stage: str, methods: str) -> int:
+        one, _ = fitted(config(tmp_path_factory.mktemp("plan"), methods=methods))
+        (row,) = [r for r in memory_plan(one, one.models[0]).rows if r.stage == stage]
+        return row.peak
+
+    return found
+
+
+def test_a_cell_that_does_not_fit_is_skipped_and_done_where_there_is_more(
+    config: Callable[..., RunConfig], needs: Any, tmp_path: Path
+) -> None:
+    least, most = needs("calibrate", "shortgpt"), needs("train", "llm-streamline-ffn")
+    assert 1.2 * least < most
+    tight = config(
+        tmp_path, methods="shortgpt,llm-streamline-ffn", memory=int((1.06 * least + most) / 2)
+    )
+    dense, short, ffn = run(tight)
+    assert [r.status for r in (dense, short, ffn)] == ["ok", "ok", "skipped"]
+    assert "device memory" in str(ffn.reason) and "are planned" in str(ffn.reason)
+    again = run(config(tmp_path, methods="shortgpt,llm-streamline-ffn"))
+    assert [r.status for r in again] == ["ok", "ok", "ok"]
+    assert [r.key for r in again[:2]] == [dense.key, short.key]
+
+
+@pytest.mark.slow
+def test_a_run_in_waves_gives_the_same_records(
+    config: Callable[..., RunConfig], needs: Any, numbers: Any, tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    class Shown:
+        def stage(self, name: str, total: float | None = None) -> None:
+            """Nothing."""
+
+        def step(self, done: float, total: float, message: str = "") -> None:
+            """Nothing."""
+
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    together = needs("train", METHODS)
+    whole = run(config(tmp_path / "whole", methods=METHODS))
+    waves = run(config(tmp_path / "waves", methods=METHODS, memory=together), Shown())
+    assert any("networks are trained in 2 waves" in line for line in said)
+    assert any(line.startswith("memory planned: ") for line in said)
+    assert numbers(whole) == numbers(waves)
+
+
+def test_a_model_that_is_larger_than_the_memory_is_streamed(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    one, estimate = fitted(config(tmp_path, methods="shortgpt"))
+    small, planned = fitted(one.model_copy(update={"memory": int(0.9 * estimate.memory_bytes)}))
+    assert small.for_model(small.models[0]).stream
+    assert "read one at a time" in planned.remarks[0]
+    assert planned.memory_bytes < 0.9 * estimate.memory_bytes
+    assert not one.for_model(one.models[0]).stream
