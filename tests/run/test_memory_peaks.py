@@ -17,9 +17,8 @@ from streamline.method import Method
 from streamline.registry import build_method
 from streamline.run.cell import Cell
 from streamline.run.config import RunConfig
-from streamline.run.planning.estimate import Row
 from streamline.run.planning.memory import plan_memory
-from streamline.run.planning.plan import MemoryPlan
+from streamline.run.planning.plan import MemoryPlan, Row
 from streamline.testing.models import tiny_config, tiny_model
 from streamline.training import lora
 from streamline.training.fit import fit

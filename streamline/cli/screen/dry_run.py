@@ -14,7 +14,8 @@ from streamline.cli.screen.show import show_table, show_text, show_warning
 if TYPE_CHECKING:
     from streamline.report.published import PublishedRow
     from streamline.run.config import RunConfig
-    from streamline.run.planning.estimate import Estimate, Row
+    from streamline.run.planning.estimate import Estimate
+    from streamline.run.planning.plan import Row
 
 __all__ = ["show_plan"]
 

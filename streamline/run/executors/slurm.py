@@ -101,6 +101,8 @@ class SlurmExecutor:
 
     def _submitted(self, jobs: Any, works: list[Job]) -> dict[Any, Job]:
         """The jobs of an array with what each does."""
+        if not works:
+            return {}
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = task_environment()["PYTHONPATH"]  # jobs inherit it
         try:

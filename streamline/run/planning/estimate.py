@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided
 from streamline.run.measuring.texts import planned_texts
+from streamline.run.planning.plan import Row
 from streamline.run.planning.work import added, gib, resident
 from streamline.run.shards.dividing import shard_part
 from streamline.sources.models import local_folder, planned_model, resolve_model
@@ -48,40 +48,6 @@ __all__ = [
 
 _HUB_BYTES = 2  # of a parameter in the weights on the hub; the least that is common
 _STATE_COPIES = 4  # of a network in float32: weights, two moments and the best of them
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell as planned.
-
-    Attributes:
-        cell: The cell.
-        n_removed: Layers removed or replaced; None if the method keeps all or only a run shows it.
-        dense: Parameters of the dense model.
-        pruned: Parameters that would remain; None if only a run can show it.
-        reason: Why the cell would be skipped or fail, or None.
-    """
-
-    cell: Cell
-    n_removed: int | None
-    dense: int
-    pruned: int | None
-    reason: str | None = None
-
-    @property
-    def removed_fraction(self) -> float | None:
-        """Share of the dense model's parameters that would be gone."""
-        return None if self.pruned is None else 1.0 - self.pruned / self.dense
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as plain values."""
-        return self.cell.record(
-            removed_layers=self.n_removed,
-            dense=self.dense,
-            pruned=self.pruned,
-            removed_fraction=self.removed_fraction,
-            reason=self.reason,
-        )
 
 
 @dataclass

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,12 +26,9 @@ from streamline.evaluation.scoring.token_budget import ACCELERATOR_TOKENS, CPU_T
 from streamline.method import Method
 from streamline.run.config import RunConfig
 from streamline.run.planning import work
-from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow
+from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow, Row
 from streamline.run.planning.rehearsal import Rehearsal
 from streamline.training.schedule import training_bytes
-
-if TYPE_CHECKING:
-    from streamline.run.planning.estimate import Row
 
 __all__ = ["plan_memory"]
 

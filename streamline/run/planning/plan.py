@@ -1,4 +1,4 @@
-"""A memory plan as values: what the stages of one model's cells hold, and what follows from it.
+"""A plan as values: the cells, what the stages of one model hold, and what follows from it.
 
 Example::
 
@@ -9,13 +9,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from streamline.run.cell import Cell
 from streamline.training.student import Student
 
-__all__ = ["MARGIN", "MemoryPlan", "MemoryRow"]
+__all__ = ["MARGIN", "MemoryPlan", "MemoryRow", "Row"]
 
 #: Share of the memory that a plan leaves free, for what kernels take and for fragments.
 MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell as planned.
+
+    Attributes:
+        cell: The cell.
+        n_removed: Layers removed or replaced; None if the method keeps all or only a run shows it.
+        dense: Parameters of the dense model.
+        pruned: Parameters that would remain; None if only a run can show it.
+        reason: Why the cell would be skipped or fail, or None.
+    """
+
+    cell: Cell
+    n_removed: int | None
+    dense: int
+    pruned: int | None
+    reason: str | None = None
+
+    @property
+    def removed_fraction(self) -> float | None:
+        """Share of the dense model's parameters that would be gone."""
+        return None if self.pruned is None else 1.0 - self.pruned / self.dense
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return self.cell.record(
+            removed_layers=self.n_removed,
+            dense=self.dense,
+            pruned=self.pruned,
+            removed_fraction=self.removed_fraction,
+            reason=self.reason,
+        )
 
 
 @dataclass(frozen=True)

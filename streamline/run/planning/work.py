@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from streamline.evaluation.scoring.token_budget import synthetic
 from streamline.method import Method, Size
 from streamline.plan import Span
 from streamline.run.config import RunConfig
+from streamline.run.planning.plan import Row
 from streamline.run.planning.rehearsal import Rehearsal
 from streamline.run.planning.tuning import tune
 from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
@@ -29,9 +30,6 @@ from streamline.training.lora_recipe import recipe_of
 from streamline.training.next_token import NextToken
 from streamline.training.objectives import HiddenStates, StudentGroup
 from streamline.training.student import Recipe
-
-if TYPE_CHECKING:
-    from streamline.run.planning.estimate import Row
 
 __all__ = [
     "Step", "added", "gib", "packed", "resident", "scoring", "speed", "streamed_parameters",
