@@ -224,6 +224,15 @@ def test_joint_evaluation_gives_what_each_model_gives_alone(
     assert one == pytest.approx(other, rel=1e-5)
 
 
+def test_speed_is_measured_where_it_is_asked_for(model, tokenizer, short, evaluated) -> None:
+    result = evaluated({"dense": model, "short": short}, tokenizer, efficiency="quick")
+    found = result["short"].efficiency
+    assert found.dense.parameters == result["dense"].efficiency.parameters > found.parameters
+    ratio = found.speed("decode", 1).ratio.median
+    assert result.to_pandas().loc["short", "decode_ratio"] == ratio > 0
+    assert f"{ratio:.2f}" in str(result).splitlines()[-1]
+
+
 def test_a_reference_must_be_one_of_the_models(model, tokenizer, short, evaluated) -> None:
     result = evaluated({"a": short, "b": model}, tokenizer, reference="b", perplexity=0)
     assert result.reference == "b" and result["b"].summary.stability == 1.0

@@ -65,6 +65,7 @@ def check_questions(
     perplexity: int,
     data_dir: str | Path | None,
     include_path: str | Path | None,
+    efficiency: str = "off",
 ) -> None:
     """Refuse what cannot be asked.
 
@@ -79,6 +80,8 @@ def check_questions(
         raise ConfigError(f"limit must be at least 1, or None for all questions; got {limit}")
     if perplexity < 0:
         raise ConfigError(f"perplexity is a number of tokens, 0 for none; got {perplexity}")
+    if efficiency not in ("off", "quick", "full"):
+        raise ConfigError(f"efficiency must be off, quick or full; got {efficiency!r}")
     for name, folder in (("data_dir", data_dir), ("include_path", include_path)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"{name} must be a folder; there is none at {folder}")

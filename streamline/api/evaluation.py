@@ -10,19 +10,26 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamline.engine.budget import removed_fraction
+from streamline.engine.decoder import eval_mode
 from streamline.engine.paths import Path as LayerPath
 from streamline.environment import versions
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, reason
+from streamline.evaluation.efficiency.bench import Bench
+from streamline.progress import Progress
+from streamline.report.cost_tables import PHASES
 from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.render import screen_width, terminal
 from streamline.report.table import Table, number, percent
 from streamline.results.assess import CellResult, assess
 from streamline.results.averages import grouped_by_task, mean_stderr
+from streamline.results.blocks.efficiency import Phase
 from streamline.results.compare import Comparison
 from streamline.results.compare import compare as compare_answers
 from streamline.results.predictions import from_samples
@@ -35,7 +42,9 @@ if TYPE_CHECKING:
     from streamline.api.variants import Dense
     from streamline.evaluation.questions import Questions
 
-__all__ = ["Compared", "Evaluation", "assessed", "compare"]
+__all__ = ["Compared", "Evaluation", "assessed", "compare", "measured"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,6 +90,7 @@ class Evaluation(Mapping[str, Record]):
                 "stability": summary.stability,
                 "stability_stderr": _stderr(record, "stability_stderr"),
                 **{f"perplexity_{text}": value for text, value in summary.perplexity.items()},
+                **{f"{phase}_ratio": ratio for phase, ratio in _ratios(record).items()},
                 **{task: result.value for task, result in record.tasks.items()},
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
@@ -88,6 +98,7 @@ class Evaluation(Mapping[str, Record]):
     def __str__(self) -> str:
         """The averages as a table."""
         texts = list(dict.fromkeys(t for r in self.records.values() for t in r.summary.perplexity))
+        phases = list(dict.fromkeys(p for r in self.records.values() for p in _ratios(r)))
         n = sum(task.n or 0 for task in self.records[self.reference].tasks.values())
         tasks = ", ".join(self.records[self.reference].tasks)
         table = Table(
@@ -100,6 +111,7 @@ class Evaluation(Mapping[str, Record]):
                 "relative\n%",
                 "stability\n%",
                 *(f"perplexity\n{text}" for text in texts),
+                *(f"{phase}\n× {self.reference}" for phase in phases),
             ),
             rows=tuple(
                 (
@@ -109,6 +121,7 @@ class Evaluation(Mapping[str, Record]):
                     percent(record.summary.relative_accuracy),
                     percent(record.summary.stability, _stderr(record, "stability_stderr")),
                     *(number(record.summary.perplexity.get(text)) for text in texts),
+                    *(number(_ratios(record).get(phase)) for phase in phases),
                 )
                 for name, record in self.records.items()
             ),
@@ -169,10 +182,40 @@ def compare(
     return Compared(compare_answers(answers, reference or result.reference, alpha=alpha, seed=seed))
 
 
+def measured(
+    paths: Mapping[str, LayerPath], reference: str, level: str, seconds: float, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """How fast models are in turn with the reference, as a run measures it.
+
+    Args:
+        paths: Name -> the model's path.
+        reference: One of the names.
+        level: ``quick`` or ``full``; ``off`` measures nothing.
+        seconds: What evaluating them took, of which ``quick`` may take its share.
+        progress: Where to report what is being done.
+
+    Returns:
+        Name -> a record's ``efficiency``; what cannot be measured has a reason in its place.
+    """
+    if level == "off":
+        return {}
+    progress.stage(f"speed of {len(paths)} model{'s' * (len(paths) > 1)}")
+    try:
+        with ExitStack() as stack:
+            for model in {id(m): m for m in (one.decoder.model for one in paths.values())}.values():
+                stack.enter_context(eval_mode(model))
+            return Bench(paths[reference].decoder, level, (), len(paths)).measure(paths, seconds)
+    except Exception as error:  # the answers are worth no less without it
+        log.debug("the speed could not be measured", exc_info=True)
+        why = f"could not be measured: {reason(error)}"
+        return {name: {"level": level, "reason": why} for name in paths}
+
+
 def assessed(
     results: Mapping[str, CellResult],
     reference: str,
     paths: Mapping[str, LayerPath],
+    speeds: Mapping[str, dict[str, Any]],
     pruned: Mapping[str, PrunedModel],
     questions: Questions,
     dense: Dense,
@@ -183,6 +226,7 @@ def assessed(
         results: Name -> answers.
         reference: One of the names.
         paths: Name -> the model's path.
+        speeds: Name -> a record's ``efficiency``, for those that were measured.
         pruned: Name -> the pruned model, for those that are.
         questions: The questions and texts.
         dense: The model of the session.
@@ -208,6 +252,7 @@ def assessed(
             "tasks": assessment.tasks,
             "summary": assessment.summary,
             "cost": {**costs, "eval_s": result.seconds},
+            "efficiency": speeds.get(name),
             "versions": versions(dense.decoder.device),
             "notes": {"data": questions.facts()},
         }
@@ -223,6 +268,16 @@ def assessed(
         records[name] = Record.build(values)
     samples = {name: result.samples for name, result in results.items()}
     return Evaluation(records, samples, reference, questions.unavailable)
+
+
+def _ratios(record: Record) -> dict[Phase, float]:
+    """How many times as fast as the reference each phase is, at batch 1, where it was measured."""
+    found = {}
+    for phase in PHASES:
+        speed = None if record.efficiency is None else record.efficiency.speed(phase, 1)
+        if speed is not None and speed.ratio is not None:
+            found[phase] = speed.ratio.median
+    return found
 
 
 def _stderr(record: Record, field: str) -> float | None:

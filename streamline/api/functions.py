@@ -164,6 +164,7 @@ def evaluate(
     prompting: Prompting | None = None,
     batch_tokens: int | None = None,
     compiled: bool = False,
+    efficiency: str = "off",
     confirm_run_unsafe_code: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -186,6 +187,8 @@ def evaluate(
             None for their own prompts.
         batch_tokens: Most tokens of a batch; None suits the device.
         compiled: Whether layers are compiled for scoring, meant for GPUs.
+        efficiency: How thoroughly speed and memory are measured, in turn with the reference:
+            ``off``, ``quick`` (at most a minute or so) or ``full``.
         confirm_run_unsafe_code: Whether tasks may run code that a model writes.
         progress: Where to report what is being done; None writes remarks to standard error.
 
@@ -218,6 +221,7 @@ def evaluate(
             prompting=prompting,
             batch_tokens=batch_tokens,
             compiled=compiled,
+            efficiency=efficiency,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
         )
 

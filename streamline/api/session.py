@@ -21,7 +21,7 @@ from streamline.api.arguments import (
     check_texts,
     named_models,
 )
-from streamline.api.evaluation import Evaluation, assessed
+from streamline.api.evaluation import Evaluation, assessed, measured
 from streamline.api.pruned_model import PrunedModel
 from streamline.api.pruning import prune
 from streamline.api.recovery import fine_tune
@@ -188,6 +188,7 @@ class Session:
         prompting: Prompting | None = None,
         batch_tokens: int | None = None,
         compiled: bool = False,
+        efficiency: str = "off",
         confirm_run_unsafe_code: bool = False,
     ) -> Evaluation:
         """Evaluate models on the same questions; those that share layers are evaluated jointly.
@@ -208,6 +209,8 @@ class Session:
                 tasks; None for their own prompts.
             batch_tokens: Most tokens of a batch; None suits the device.
             compiled: Whether layers are compiled for scoring, meant for GPUs.
+            efficiency: How thoroughly speed and memory are measured, in turn with the reference:
+                ``off``, ``quick`` or ``full``.
             confirm_run_unsafe_code: Whether tasks may run code that a model writes.
 
         Raises:
@@ -216,7 +219,7 @@ class Session:
             ConfigError: If there is no model, or none has the reference's name.
         """
         named, against = named_models(models, reference)
-        check_questions(tasks, limit, perplexity, data_dir, include_path)
+        check_questions(tasks, limit, perplexity, data_dir, include_path, efficiency)
         questions = self._prepared(
             (tasks,) if isinstance(tasks, str) else tuple(tasks),
             limit,
@@ -252,10 +255,13 @@ class Session:
             if isinstance(result, NotFiniteError):
                 raise NotFiniteError(f"{name}: {result}") from result
             finite[name] = result
+        seconds = sum(result.seconds for result in finite.values())
+        speeds = measured(own, against, efficiency, seconds, self.progress)
         return assessed(
             finite,
             against,
             own,
+            speeds,
             {name: one for name, one in named.items() if isinstance(one, PrunedModel)},
             questions,
             self.dense,

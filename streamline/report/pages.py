@@ -84,6 +84,7 @@ def html(page: Page, drawings: Sequence[Drawn]) -> str:
         colours={name: page.gathered.style.colour_of(name) for name in page.gathered.style.methods},
         style=Markup(_text("report.css")),
         behaviour=Markup(_text("report.js")),
+        notices=Markup(_text("notices.txt")),
         vega=Markup(_in_script(script())) if figures else "",
         data=Markup(data),
     )

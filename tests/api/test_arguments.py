@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import streamline as sl
+from streamline.api.arguments import check_questions
 from streamline.progress import Silent
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
@@ -122,3 +123,8 @@ def test_a_dtype_or_device_that_is_none_is_refused(tmp_path: Path) -> None:
         sl.load("smollm2-135m-instruct", dtype="float31")
     with pytest.raises(sl.ConfigError, match="gpu"):
         sl.load("smollm2-135m-instruct", device="gpu")
+
+
+def test_how_thoroughly_speed_is_measured_has_three_names() -> None:
+    with pytest.raises(sl.ConfigError, match="efficiency must be off, quick or full; got 'fast'"):
+        check_questions("piqa", None, 0, None, None, "fast")

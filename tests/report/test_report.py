@@ -120,6 +120,9 @@ def test_the_page_stands_alone(made):
     assert "currentColor" in page
     assert "needs a model with gated MLPs | none here" in page
     assert "Vega-Embed (BSD 3-Clause, University of Washington" in page
+    notices = page[page.index("<!--") : page.index("-->")]
+    for words in ("Redistributions in binary form must", "this permission notice\nappear in all"):
+        assert words in notices  # what BSD and ISC ask of copies
 
 
 def test_the_report_says_what_its_numbers_depend_on(made):
