@@ -57,7 +57,8 @@ def test_every_dependency_is_imported_and_every_import_is_declared(
     project: dict[str, Any], folders: dict[str, Path]
 ) -> None:
     wanted = project["project"]["dependencies"]
-    optional = project["project"]["optional-dependencies"]["ray"]
+    extras = project["project"]["optional-dependencies"]
+    optional = [*extras["ray"], *extras["slurm"]]
     declared = {normal(re.split(r"[<>=!~\[ ]", line)[0]) for line in [*wanted, *optional]}
     tops = {
         module.split(".")[0]

@@ -159,7 +159,6 @@ _CHANGES = [
         2,
         "No text for 'wikitext2' ... Or put wikitext-2-raw/wiki.test.raw into",
     ),
-    ("--executor ray", {}, 2, "--executor ray needs Ray: pip install 'streamline-bench[ray]'"),
     (
         "--methods slicegpt+round_interval=0",
         {},

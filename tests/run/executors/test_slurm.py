@@ -62,9 +62,10 @@ def test_what_slurm_does_not_know_is_refused(
         pipeline.run(wrong)
 
 
-def test_submitit_is_asked_for(
-    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("executor", "library"), [("ray", "ray"), ("slurm", "submitit")])
+def test_an_extra_that_is_not_installed_is_asked_for(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, library: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ConfigError, match=r"pip install 'streamline-bench\[slurm\]'"):
-        pipeline.run(config(tmp_path, executor="slurm", methods="dense"))
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError, match=rf"pip install 'streamline-bench\[{executor}\]'"):
+        pipeline.run(config(tmp_path, executor=executor, methods="dense"))
