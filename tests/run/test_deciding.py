@@ -106,7 +106,7 @@ def test_a_budget_is_bounded_by_its_text(on: Any, tmp_path: Path) -> None:
     found = decided(_config(tmp_path, calibration={"texts": str(file)}))
     assert found.config.training.n_tokens == 40_000
     why = found.choices["llama2-7b"]["training.n_tokens"]["why"]
-    assert why.startswith(f"what {file} surely holds, of 20,000 samples of 2,048 tokens, 5 times")
+    assert why.startswith(f"what {file} surely holds, of 20,000 samples, 5 times, as arXiv")
 
 
 def test_models_that_differ_are_decided_each(on: Any, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ class Budget:
     def words(self) -> str:
         """The budget in the units of the paper."""
         return (
-            f"{self.n_samples:,} samples of {self.length:,} tokens, {self.epochs} times, as "
-            f"{self.source}, states for {self.shown}"
+            f"{self.n_samples:,} samples, {self.epochs} times, as {self.source}, states for "
+            f"{self.shown}, each read as {self.length:,} tokens"
         )
 
 

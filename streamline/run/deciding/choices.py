@@ -187,7 +187,7 @@ def _budget(model: str) -> Budget:
 
 
 def _words(model: str, budget: Budget) -> str:
-    near = "" if budget.model == model else f", the nearest in size to {model} that has one"
+    near = "" if budget.model == model else f" (no budget is stated for one nearer to {model})"
     return f"{budget.words}{near}"
 
 
