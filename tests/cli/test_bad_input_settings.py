@@ -30,7 +30,7 @@ _FLAGS = [
     (f"{_RUN} --calibration-samples none", "calibration.n_samples: input should be a valid int"),
     (f"{_RUN} --perplexity some", "perplexity.n_tokens: input should be a valid integer"),
     (f"{_RUN} --batch-tokens -5", "batch_tokens: input should be greater than or equal to 1"),
-    (f"{_RUN} --dtype int8", "dtype: input should be 'float32', 'bfloat16' or 'float16'"),
+    (f"{_RUN} --dtype int8", "dtype: input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
     (f"{_RUN} --device ''", "device: use auto, cpu, mps, cuda, or cuda:N"),
     (f"{_RUN} --device-map spread", "device_map: input should be 'auto', 'balanced'"),
     (f"{_RUN} --executor lsf", "executor: input should be 'local', 'ray' or 'slurm'"),

@@ -228,7 +228,7 @@ def test_a_large_model_with_a_trials_training_is_warned_of(
     assert warning in capsys.readouterr().err
     assert _exit(f"{flags} --train-tokens 30000000") == 0
     shown = capsys.readouterr()
-    assert "enough for a trial" not in shown.err and "training 60,000,000" in shown.out
+    assert "enough for a trial" not in shown.err and "training 150,000,000" in shown.out
     assert _exit("--models llama2-7b --methods shortgpt --dry-run") == 0
     assert "enough for a trial" not in capsys.readouterr().err
 

@@ -157,6 +157,11 @@ def test_the_plain_command_alpaca_and_the_verbs(
     ]
     all_end(runs)
     _complete(tmp_path / "plain")
+    kept = json.loads((tmp_path / "plain" / "run.json").read_text())["sources"]["settings"]
+    texts = [
+        kept["llama2-7b"][f"{stage}.texts"]["value"] for stage in ("calibration", "perplexity")
+    ]
+    assert texts == ["slimpajama", "wikitext2"], "the hub answers"
     _complete(tmp_path / "alpaca")
     row = json.loads((tmp_path / "pruned.json").read_text())
     assert row["tasks"]["piqa"]["n"] == 1 and row["parameters"]["removed_fraction"] > 0
