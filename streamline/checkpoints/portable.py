@@ -72,7 +72,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def add_older_keys(file: Path) -> None:
-    """Let a config say its number format and rotary positions under their older names as well.
+    """Let a config say number format, rotary positions and experts under older names as well.
 
     Args:
         file: A `config.json` as transformers 5 writes it; written anew.
@@ -81,9 +81,12 @@ def add_older_keys(file: Path) -> None:
     older: dict[str, Any] = {}
     if "dtype" in fields:
         older["torch_dtype"] = fields["dtype"]
+    kind = fields.get("base_model_type", fields["model_type"])
+    if kind == "qwen3_moe":
+        older["num_experts"] = fields["num_local_experts"]
     rope = fields.get("rope_parameters")
     if rope and not any(isinstance(value, dict) for value in rope.values()):
-        older |= _older_rope(rope, fields.get("base_model_type", fields["model_type"]))
+        older |= _older_rope(rope, kind)
     write_json_atomic(file, dict(sorted((older | fields).items())))
 
 
