@@ -43,7 +43,7 @@ _RUN = {
     "lora": "LoRA fine-tuning, finished or not",
     "batch_tokens": "batch sizes found by trial",
 }
-_HIDDEN = ("locks",)  # held while others read and write
+_HIDDEN = ("claims", "locks")  # held while others read and write
 
 app = typer.Typer(no_args_is_help=True)
 

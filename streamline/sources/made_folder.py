@@ -29,7 +29,7 @@ def cache_lock(name: str) -> Iterator[None]:
     Args:
         name: What is being made, as a file name without a suffix.
     """
-    with held(cache_dir() / "locks" / name, lambda: log.info("waiting for %s", name)):
+    with held(cache_dir() / "claims" / name, lambda: log.info("waiting for %s", name)):
         yield
 
 

@@ -52,7 +52,7 @@ def test_what_a_process_was_killed_in_the_middle_of_is_made_by_the_next(cache: P
     process.join()
     assert process.exitcode == -signal.SIGKILL, "it was not waited for"
     assert (target / "a").read_text() == "whole"
-    assert sorted(path.name for path in cache.iterdir()) == ["locks", "made"]
+    assert sorted(path.name for path in cache.iterdir()) == ["claims", "made"]
 
 
 def test_many_that_need_one_folder_make_it_once(cache: Path) -> None:
