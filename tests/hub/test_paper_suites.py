@@ -110,6 +110,17 @@ def _complete(folder: Path) -> None:
     assert all(len(text["revision"]) in (40, 64) for text in texts)
 
 
+def _fitting(name: str, folder: Path) -> str:
+    """A suite; one whose adapters are as large as a layer of the paper's model has tiny ones."""
+    text = (BENCHMARKS / f"{name}.yaml").read_text(encoding="utf-8")
+    fitting = re.sub(r"(trained_parameters): \d+", r"\1: 4096", text)
+    if fitting == text:
+        return name
+    file = folder / f"{name}.yaml"
+    file.write_text(fitting, encoding="utf-8")
+    return str(file)
+
+
 def test_every_suite_of_a_paper_is_run_here():
     assert sorted(name for group in _SUITES for name in group.split()) == sorted(
         path.stem for path in BENCHMARKS.glob("paper-*.yaml")
@@ -126,7 +137,10 @@ def test_a_papers_suite_runs_small_to_its_table(
     tmp_path: Path,
 ) -> None:
     names = suites.split()
-    runs = [["--suite", name, *small, "--out", str(tmp_path / name)] for name in names]
+    runs = [
+        ["--suite", _fitting(name, tmp_path), *small, "--out", str(tmp_path / name)]
+        for name in names
+    ]
     all_end(runs)
     for name in names:
         _complete(tmp_path / name)
