@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from streamline.distributed.team import own_gpu
 from streamline.errors import ConfigError
 
 _PACKAGES = (
@@ -28,14 +29,16 @@ def pick_device(name: str) -> torch.device:
     """The device of a name.
 
     Args:
-        name: ``auto`` (an accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        name: ``auto`` (an accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; of
+            several processes each has a GPU of its own.
 
     Raises:
-        ConfigError: If there is no such device, or it is not on this machine.
+        ConfigError: If there is no such device, it is not on this machine, or another process's.
     """
+    own = own_gpu(torch.cuda.device_count()) if torch.cuda.is_available() else None
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda") if own is None else torch.device("cuda", own)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -52,7 +55,14 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             f"device {name!r} is not on this machine; use --device cpu, or auto for the best"
         )
-    return device
+    if device.type != "cuda" or own is None:
+        return device
+    if device.index not in (None, own):
+        raise ConfigError(
+            f"device {name!r} was given to each of several processes, which have one GPU each; "
+            "give --device cuda, or run one process"
+        )
+    return torch.device("cuda", own)
 
 
 def restart_peak_memory() -> None:

@@ -26,6 +26,8 @@ from streamline import __version__
 from streamline.api.guards import calibration_key
 from streamline.api.named import read_content
 from streamline.api.variants import Dense, Target
+from streamline.distributed.team import leads
+from streamline.distributed.work import shared
 from streamline.engine.assemble import shared_copy
 from streamline.engine.decoder import Decoder
 from streamline.hashing import content_key
@@ -90,6 +92,8 @@ def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, spent: Mapping[s
         "notes": pruned.notes,
         "spent": dict(spent),
     }
+    if not leads():
+        return
     try:
         write_tensors(file, tensors, {"facts": json.dumps(facts)})
     except OSError as error:  # the run can do without
@@ -111,7 +115,7 @@ def _shares(pruned: Pruned, decoder: Decoder) -> bool:
 
 def read_pruning(file: Path, decoder: Decoder) -> tuple[Pruned, dict[str, Any]] | None:
     """A pruning and what it took, or None; a damaged file is set aside."""
-    found = kept_tensors(file)
+    found = shared(lambda: kept_tensors(file))
     if found is None:
         return None
     tensors, facts = found[0], json.loads(found[1]["facts"])

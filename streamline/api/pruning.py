@@ -13,24 +13,27 @@ Example::
 from __future__ import annotations
 
 import logging
-import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamline import __version__
 from streamline.api.guards import Watch, calibration_key, checked, own_copy, require_intact
 from streamline.api.kept_prunings import pruning_file, read_pruning, write_pruning
-from streamline.api.spending import costs_of, shared, spending
+from streamline.api.made import require_alike, require_finite
+from streamline.api.spending import costs_of, spending, with_share
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
 from streamline.calibration import Calibration
+from streamline.distributed.team import leads
+from streamline.distributed.work import agreed, broadcast, led, shared
 from streamline.engine.decoder import Decoder
 from streamline.engine.finite import bad_weight
 from streamline.errors import MethodError, NotFiniteError, UnsupportedModelError
@@ -75,8 +78,9 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
         ]
     )
     place = folder / "calibration" / key[:16]
-    with turn(f"calibration-{key[:16]}", lambda: tell(0, 1, "another process is making it")):
-        kept = Calibration.kept(place)
+    waiting = turn(f"calibration-{key[:16]}", lambda: tell(0, 1, "another process is making it"))
+    with led(waiting):
+        kept = shared(lambda: Calibration.kept(place))
         if kept is not None:
             return _checked(kept, method)
         return _measured(method, dense, tokens, place, key)
@@ -91,8 +95,9 @@ def _measured(method: Method, dense: Dense, tokens: Tensor, place: Path, key: st
     if not isinstance(found, Calibration):
         raise MethodError(f"{doing} must return a Calibration, got {found!r:.200}")
     found = _checked(found, method)
-    found = replace(found, facts=found.facts | spent | {"model": dense.name})
-    found.save(place)
+    found = broadcast(replace(found, facts=found.facts | spent | {"model": dense.name}))
+    if leads():
+        found.save(place)
     return found
 
 
@@ -139,11 +144,7 @@ def prune(
     groups: dict[tuple[int, str], list[int]] = {}
     for index, target in enumerate(targets):
         try:
-            with watch.over(f"{target.method.name}: unsupported or size"):
-                reason = unsupported_reason(
-                    target.method, dense.decoder, target.sparsity, recovery=target.recovery
-                )
-                key = (target.seed, calibration_key(target.method))
+            reason, key = agreed(partial(_about, target, dense, watch))
         except Exception as error:  # of this method, and no other
             log.debug("%s failed", target.name, exc_info=True)
             found[index] = Failure(target, error)
@@ -163,6 +164,15 @@ def prune(
     return [found[index] for index in range(len(targets))]
 
 
+def _about(target: Target, dense: Dense, watch: Watch) -> tuple[str | None, tuple[int, str]]:
+    """Why a variant cannot be had, or None; and what it shares a calibration by."""
+    with watch.over(f"{target.method.name}: unsupported or size"):
+        reason = unsupported_reason(
+            target.method, dense.decoder, target.sparsity, recovery=target.recovery
+        )
+        return reason, (target.seed, calibration_key(target.method))
+
+
 def _group(
     targets: Sequence[Target],
     seed: int,
@@ -177,9 +187,11 @@ def _group(
     progress.stage(f"calibrate for {names}")
     start = time.perf_counter()
     try:
-        batches = tokens(seed)
+        batches = shared(partial(tokens, seed))
         with showing(progress):
-            calibration = calibrate(targets[0].method, dense, batches, folder)
+            calibration = agreed(
+                lambda: calibrate(targets[0].method, dense, batches, folder),
+            )
     except Exception as error:  # all that need this calibration, and no other
         log.debug("calibration for %s failed", names, exc_info=True)
         traceback.clear_frames(error.__traceback__)  # their tensors are not needed any more
@@ -197,7 +209,9 @@ def _group(
                 require_intact(dense)
                 with showing(progress):
                     share = shares.get(target.label, 0.0)
-                    variant = _pruned(target, dense, watch, calibration, batches, folder, share)
+                    variant = agreed(
+                        partial(_pruned, target, dense, watch, calibration, batches, folder, share)
+                    )
             except Exception as error:  # an error of one method loses no other variant
                 log.debug("%s failed", target.name, exc_info=True)
                 traceback.clear_frames(error.__traceback__)
@@ -222,13 +236,17 @@ def _fits(
         if type(target.method).fits is Method.fits:
             continue
         try:
-            with watch.over(f"{target.method.name}: fits"):
-                named = target.method.fits(dense.decoder, own_copy(calibration), target.sparsity)
-            if named and not pruning_file(target, dense, tokens, folder).exists():
+            named = agreed(partial(_fits_of, target, dense, watch, calibration))
+            if named and not shared(pruning_file(target, dense, tokens, folder).exists):
                 wanted[target.label] = named
         except Exception:  # it will fail by itself with that
             log.debug("fits of %s failed", target.name, exc_info=True)
     return wanted
+
+
+def _fits_of(target: Target, dense: Dense, watch: Watch, calibration: Calibration) -> Sequence[Fit]:
+    with watch.over(f"{target.method.name}: fits"):
+        return target.method.fits(dense.decoder, own_copy(calibration), target.sparsity)
 
 
 def _sum_together(
@@ -246,7 +264,7 @@ def _sum_together(
     fits = [fit for named in wanted.values() for fit in named]
     try:
         with showing(progress):
-            stack.enter_context(together(dense.decoder, fits, tokens))
+            agreed(lambda: stack.enter_context(together(dense.decoder, fits, tokens)))
     except Exception:  # each fails, or not, by itself
         log.debug("fitting together failed", exc_info=True)
         return {}
@@ -270,7 +288,8 @@ def _pruned(
     else:
         with resuming(file.with_suffix(".search.json")):
             pruned, spent = _decided(target, dense.decoder, watch, calibration, tokens)
-        spent = shared(spent, share)
+        spent = broadcast(with_share(spent, share))
+        require_alike(target, pruned, dense.decoder)
         write_pruning(file, pruned, dense.decoder, spent)
     costs = costs_of(calibration.facts, spent) | {"calibrate_tokens": tokens.numel()}
     return Variant(target=target, pruned=pruned, costs=costs)
@@ -286,48 +305,8 @@ def _decided(
             decoder, own_copy(calibration), target.sparsity, tokens.clone(), target.seed
         )
     pruned = checked(pruned, decoder, doing)
-    _check_made(target, pruned, decoder)
+    require_finite(target, pruned, decoder)
     return pruned, spent
-
-
-def _check_made(target: Target, pruned: Pruned, decoder: Decoder) -> None:
-    """Refuse modules, a model or notes of a method that are not finite.
-
-    Raises:
-        NotFiniteError: With the layer and the weight, or the note.
-    """
-    given = {id(p) for p in decoder.model.parameters()}
-    made: dict[str, nn.Module] = {
-        f"the module in place of layer {pruned.plan.steps[i].layer}": module
-        for i, module in pruned.modules.items()
-    }
-    made |= {f"the start of {student.span}": student.module for student in pruned.students}
-    if pruned.model is not None:
-        made["the model it made"] = pruned.model
-    for what, module in made.items():
-        own = ((name, p) for name, p in module.named_parameters() if id(p) not in given)
-        bad = bad_weight(own)
-        if bad is not None:
-            raise NotFiniteError(
-                f"prune {target.name}: {bad} of {what} holds NaN or infinity; no model can be "
-                "made of it (a float16 model: take bfloat16)"
-            )
-    odd = _odd_note(pruned.notes)
-    if odd is not None:
-        raise NotFiniteError(f"prune {target.name}: its note {odd} is not finite")
-
-
-def _odd_note(value: Any, name: str = "") -> str | None:
-    """The dotted name of the first float of some notes that is not finite."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else name
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    found = (_odd_note(item, f"{name}.{key}" if name else str(key)) for key, item in items)
-    return next((odd for odd in found if odd is not None), None)
 
 
 def _summary(found: Variant, decoder: Decoder, calibration: Calibration) -> str:

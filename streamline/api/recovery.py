@@ -14,6 +14,7 @@ from torch import Tensor
 
 from streamline.api.training import trained
 from streamline.api.variants import Dense, Variant
+from streamline.distributed.work import shared
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.progress import Progress
@@ -93,7 +94,9 @@ def fine_tune(
         taught = Distillation(dense.decoder, dense.fingerprint, kd or DistillationSettings())
     noun = "LoRA fine-tuning" if taught is None else "distillation"
     progress.stage(f"{noun} of {variant.target.name}")
-    data, validation = tuning_data(batches, settings, recipe, texts, variant.target.seed)
+    data, validation = shared(
+        lambda: tuning_data(batches, settings, recipe, texts, variant.target.seed)
+    )
     own_budget = settings.amount(recipe) is settings
     seen = settings.n_tokens if own_budget else recipe.seen_tokens
     if not own_budget and recipe.n_documents is not None:

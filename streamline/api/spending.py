@@ -18,7 +18,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.meter import metering
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 
-__all__ = ["costs_of", "shared", "spending"]
+__all__ = ["costs_of", "spending", "with_share"]
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def spending(decoder: Decoder) -> Iterator[dict[str, Any]]:
     spent["peak_memory_bytes"] = peak_memory_bytes(decoder.device) if cuda else None
 
 
-def shared(spent: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def with_share(spent: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """The same with its share of work that was done for several; whose FLOPs that were is unknown.
 
     Args:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from streamline.api.guards import no_exit, require_intact
 from streamline.api.variants import Dense, Failure, Variant
+from streamline.distributed.work import agreed, broadcast, shared
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import NotFiniteError
 from streamline.method import Pruned
@@ -81,32 +83,47 @@ def train(
         if few is not None:
             progress.say(few)
         try:
-            require_intact(dense)
-            going = {i: variants[i] for i in members}
-            names = " or ".join(variant.target.name for variant in going.values())
-            data = training_data(batches, wanted, texts, seed)
-            for stage, suffix in zip(wanted.stages(), ("", _POST), strict=False):
-                with no_exit(f"a student of {names}"):
-                    made = _train_together(
-                        list(going.values()),
-                        dense,
-                        data,
-                        stage,
-                        suffix,
-                        seed,
-                        folder,
-                        losses,
-                        activations or folder / "activations",
-                        memory,
-                        progress,
-                    )
-                found |= dict(zip(going, made, strict=True))
-                going = {i: one for i in going if isinstance(one := found[i], Variant)}
+            agreed(
+                partial(
+                    _train_in_stages,
+                    *(members, found, dense, batches, wanted, texts, seed),
+                    *(folder, losses, activations or folder / "activations", memory, progress),
+                )
+            )
         except Exception as error:  # one training for all of them: they fail together
             log.debug("training failed", exc_info=True)
             going = {i: variants[i] for i in members if not isinstance(found[i], Failure)}
             found |= {i: Failure(v.target, error, v.costs) for i, v in going.items()}
     return [found[index] for index in range(len(variants))]
+
+
+def _train_in_stages(
+    members: Sequence[int],
+    found: dict[int, Variant | Failure],
+    dense: Dense,
+    batches: TokenBatches,
+    recipe: Recipe,
+    texts: str,
+    seed: int,
+    folder: Path,
+    losses: Path | None,
+    activations: Path,
+    memory: int | None,
+    progress: Progress,
+) -> None:
+    """Put what becomes of some variants of one seed and recipe in their place."""
+    require_intact(dense)
+    going = {i: one for i in members if isinstance(one := found[i], Variant)}
+    names = " or ".join(variant.target.name for variant in going.values())
+    data = shared(lambda: training_data(batches, recipe, texts, seed))
+    places = (folder, losses, activations, broadcast(memory))
+    for stage, suffix in zip(recipe.stages(), ("", _POST), strict=False):
+        with no_exit(f"a student of {names}"):
+            made = _train_together(
+                list(going.values()), dense, data, stage, suffix, seed, *places, progress
+            )
+        found |= dict(zip(going, made, strict=True))
+        going = {i: one for i in going if isinstance(one := found[i], Variant)}
 
 
 def training_data(

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from streamline.distributed.team import world_size
 from streamline.engine.decoder import Decoder
 from streamline.environment import pick_device
-from streamline.errors import StreamlineError
+from streamline.errors import ConfigError, StreamlineError
 from streamline.method import Method, Pruned
 from streamline.modeling.modeling_narrow import SlicedLayer
 from streamline.progress import Progress
@@ -83,7 +84,15 @@ def load_dense(
         device_map: How it is spread over several devices, or None.
         stream: Whether its layers are read one at a time.
         trust_remote_code: Whether its own code may run.
+
+    Raises:
+        ConfigError: If several processes are each to spread it over all devices.
     """
+    if device_map is not None and world_size() > 1:
+        raise ConfigError(
+            f"--device-map {device_map} spreads a model over the GPUs of one process, and "
+            f"{world_size()} were launched, each with the whole model: use one or the other"
+        )
     progress.stage("load")
     place = pick_device(device)
     if stream:

@@ -40,7 +40,7 @@ from streamline.cli import (
 from streamline.cli.checkpoints import export, prune, push, verify
 from streamline.cli.screen.show import show_error
 from streamline.cli.screen.streams import lasting_streams
-from streamline.distributed import LostProcess, follows
+from streamline.distributed.team import LostProcess, follows, met
 from streamline.errors import StreamlineError, reason, unknown_name
 from streamline.run.commands import commanded
 
@@ -174,7 +174,8 @@ def _endable() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process.
 
-    Of several processes that were launched together only the first one prints results.
+    Of several processes that were launched together only the first one prints, but what others have
+    to say when they are lost or never meet.
 
     Args:
         argv: Arguments without the program's name; None for those of the process.
@@ -200,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             show_error(error)
             sys.exit(2)
         except (StreamlineError, OSError) as error:
+            if met() and follows():  # the first process says it
+                sys.exit(2)
             if debug:
                 raise
             show_error(error if isinstance(error, StreamlineError) else _explain(error, arguments))

@@ -30,7 +30,8 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed import Shard, interleaved, scatter, team
+from streamline.distributed.team import Shard, interleaved, team
+from streamline.distributed.work import scatter
 from streamline.engine.budget import head_weights, weights
 from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.kernels import CompiledLayers, FastLinears
@@ -48,7 +49,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Job(ABC):
-    """One batch and what is to be found out of it; can be sent to another process."""
+    """One batch and what is to be found out of it."""
 
     #: Whether :meth:`answer` uses the final norm and the head.
     needs_head: ClassVar[bool] = True
@@ -177,7 +178,7 @@ def run(
     with counted(sum(job.n_tokens for job in jobs), lambda: _size(paths, head)):
         if any(path.decoder.layer_order is not None for path in paths):
             yield from _layer_by_layer(paths, jobs, progress)
-        elif team().shard.size == 1:
+        elif team().size == 1:
             for parts in _batch_by_batch(paths, jobs, limit, compiled, progress):
                 yield from parts
         else:
@@ -289,7 +290,7 @@ def _shared(
     progress: OnProgress | None,
 ) -> Iterator[Outcome[AnyJob]]:
     """The jobs divided among the processes, some at a time, so that results can be stored."""
-    size = team().shard.size * _AT_ONCE
+    size = team().size * _AT_ONCE
     total, before = sum(job.n_tokens for job in jobs), 0
     for start in range(0, len(jobs), size):
         some = jobs[start : start + size]

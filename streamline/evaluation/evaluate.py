@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from streamline.distributed.work import shared
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import NotFiniteError
 from streamline.evaluation.answer_store import AnswerStore
@@ -98,7 +99,7 @@ def evaluate(
             failed |= _generate(own, part, tokenizer, store, budget, progress)
         if kept is not None:
             kept(part.name, [key for key in own if key not in failed])
-    return {key: failed.get(key) or stored(key, questions, store) for key in paths}
+    return shared(lambda: {k: failed.get(k) or stored(k, questions, store) for k in paths})
 
 
 def _models(paths: Mapping[str, LayerPath]) -> str:
@@ -147,17 +148,19 @@ def _missing(
     scored: dict[tuple[str, ...], tuple[list[Part], list[Text]]] = {}
     generated: list[tuple[list[str], Part]] = []
 
-    def lacking(name: str) -> list[str]:
-        return [key for key in paths if not store.has(key, name)]
-
+    lacking = shared(
+        lambda: {
+            place: [key for key in paths if not store.has(key, place)] for place in questions.places
+        }
+    )
     for part in questions.parts:
-        keys = lacking(part.place)
+        keys = lacking[part.place]
         if part.generates:
             generated += [(keys, part)] if keys else []
         else:
             scored.setdefault(tuple(keys), ([], []))[0].append(part)
     for text in questions.texts:
-        scored.setdefault(tuple(lacking(text.place)), ([], []))[1].append(text)
+        scored.setdefault(tuple(lacking[text.place]), ([], []))[1].append(text)
     scored.pop((), None)
     if scored and next(iter(paths.values())).decoder.layer_order is not None:
         # Each run reads all weights, so there is one for all, whatever single paths have already.
@@ -189,7 +192,8 @@ def _generate(
         batch_tokens=budget.given,
         progress=progress.step,
     )
-    return _keep(part, paths, answers, (time.perf_counter() - start) / len(paths), store, {})
+    seconds = (time.perf_counter() - start) / len(paths)
+    return shared(lambda: _keep(part, paths, answers, seconds, store, {}))
 
 
 def _score(
@@ -238,12 +242,16 @@ def _score(
     for number, found in answers:
         now = time.perf_counter()
         seconds, start = (now - start) / len(paths) if even is None else even, now
-        if number < len(parts):
-            part = parts[number]
-            failed = _keep(part, paths, found, seconds, store, budget.used()) | failed
-        else:
+
+        def keep(
+            number: int = number, found: list[Any] = found, seconds: float = seconds
+        ) -> dict[str, NotFiniteError]:
+            if number < len(parts):
+                return _keep(parts[number], paths, found, seconds, store, budget.used())
             text = texts[number - len(parts)]
-            failed = _keep_perplexity(text, paths, found, seconds, store, budget.used()) | failed
+            return _keep_perplexity(text, paths, found, seconds, store, budget.used())
+
+        failed = shared(keep) | failed
         if kept is not None:
             kept(names[number], [key for key in paths if key not in failed])
         if len(failed) == len(paths):

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry
 
 __all__ = ["BatchTokenizer", "Part"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """In place of lm-eval's task: the kind of its answers."""
+
+    OUTPUT_TYPE: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,10 @@ class Part:
     def place(self) -> str:
         """The name that answers are kept under: that of other questions is another one."""
         return f"{self.name}.{self.key[:16]}"
+
+    def asked(self) -> Part:
+        """What another process needs to answer: nothing of lm-eval's, which cannot be sent."""
+        return replace(self, task=_Kind(self.task.OUTPUT_TYPE), instances=())
 
     def digest(self) -> str:
         """The SHA-256 of what a model is asked: tokens, or texts with their options."""

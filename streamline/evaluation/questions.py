@@ -91,6 +91,10 @@ class Questions:
         """About how many tokens a model reads for each of :attr:`names`."""
         return [*map(_read, self.parts), *(text.windows.numel() for text in self.texts)]
 
+    def asked(self) -> Questions:
+        """What another process needs to answer them (:meth:`Part.asked`)."""
+        return replace(self, parts=tuple(part.asked() for part in self.parts))
+
     def facts(self) -> dict[str, Any]:
         """Content hashes and sources, for a record."""
         return {

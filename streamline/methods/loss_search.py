@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from streamline.distributed import team
+from streamline.distributed.team import team
 from streamline.engine.decoder import submodule
 from streamline.engine.forward import Depths, run
 from streamline.engine.head import predicting
@@ -109,7 +109,7 @@ class LossSearch:
         """
         size = len(paths) * self.tokens.numel() * self.decoder.hidden_size
         small = size * self.decoder.dtype.itemsize <= KEEP_BYTES
-        alone = team().shard.size == 1  # several processes divide whole batches
+        alone = team().size == 1  # several processes divide whole batches
         with self._fast.active():
             if all_losses or not (self._narrow and small and alone):
                 scores = score_paths(paths, self.tokens, batch_tokens=self.batch_tokens)

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed import local
+from streamline.distributed.team import local
 from streamline.engine.decoder import Decoder, submodule
 from streamline.plan import Span
 from streamline.training.activations import teacher_pass

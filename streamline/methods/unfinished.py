@@ -19,7 +19,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from streamline.distributed import team
+from streamline.distributed.team import leads
+from streamline.distributed.work import shared
 from streamline.engine.meter import current
 from streamline.kept import kept_json, write_json
 
@@ -40,13 +41,14 @@ def resuming(file: Path) -> Iterator[None]:
         yield
     finally:
         _FILE.reset(token)
-    file.unlink(missing_ok=True)
+    if leads():
+        file.unlink(missing_ok=True)
 
 
 def unfinished() -> Any | None:
     """What a run that was killed had kept here, or None; a damaged file is set aside."""
     file = _FILE.get()
-    kept = None if file is None else kept_json(file)
+    kept = None if file is None else shared(lambda: kept_json(file))
     if kept is None:
         return None
     if (meter := current()) is not None:
@@ -62,7 +64,7 @@ def keep_unfinished(state: Any) -> None:
             costs the work of a later kill, no more.
     """
     file = _FILE.get()
-    if file is None or team().shard.rank != 0:
+    if file is None or not leads():
         return
     try:
         meter = current()

@@ -224,6 +224,10 @@ class RunConfig(Matrix):
         {}, "Model -> what differs for it alone; other models have the run's."
     )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its values: blocks that may be left open are classes without a name of their own."""
+        return type(self).model_validate, (self.model_dump(mode="json"),)
+
     def for_model(self, name: str) -> RunConfig:
         """The run as one model has it.
 

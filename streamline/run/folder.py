@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from streamline.errors import ConfigError, StreamlineError, unknown_name
 from streamline.evaluation.origins import repositories_of
 from streamline.evaluation.tasks.sources import QuestionSource
-from streamline.files import sweep
+from streamline.files import sweep, write_json_atomic
 from streamline.hashing import file_hashes
 from streamline.kept import kept_json, write_json
 from streamline.report.artifacts import run_settings
@@ -280,6 +280,13 @@ def cell_files(folder: Path, record: Record) -> list[Path]:
         if mine and not any(other in path.parents for other in found):
             found.append(path)
     return found
+
+
+def begin_run(folder: Path, settings: dict[str, Any], again: Sequence[Record]) -> None:
+    """Write down what a run is, and let go of the cells that are done again."""
+    write_json_atomic(folder / SETTINGS, settings)
+    note_command(folder)
+    forget_cells(folder, again)
 
 
 def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:

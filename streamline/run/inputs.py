@@ -48,7 +48,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Raised by a change of this project that changes numbers."""
 
 _STREAMED = frozenset(REPOSITORIES.values())

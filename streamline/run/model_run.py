@@ -9,7 +9,7 @@ again. A cell that fails is recorded and the others continue.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from streamline.api.guards import no_exit, require_intact
@@ -17,21 +17,21 @@ from streamline.api.pruning import prune
 from streamline.api.recovery import fine_tune
 from streamline.api.training import train
 from streamline.api.variants import Dense, Failure, Variant, load_dense
+from streamline.distributed.work import agreed, shared
 from streamline.engine.memory import free_memory
+from streamline.engine.paths import Path as LayerPath
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import NotFiniteError, StreamlineError
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate, stored
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.scoring.token_budget import TokenBudget
-from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.plan import Plan
 from streamline.progress import Prefixed, Progress, portions
-from streamline.results.assess import assess
+from streamline.results.assess import CellResult, assess
 from streamline.results.record import Record
 from streamline.results.record_file import find
-from streamline.results.samples import write_samples
 from streamline.run.cell import CellJob, replaced, stage_weights, unrecorded
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided_for
@@ -68,17 +68,27 @@ def run_model(config: RunConfig, name: str, progress: Progress, part: Part = WHO
     Raises:
         StreamlineError: If the model, a text or all questions cannot be had.
     """
+    return agreed(lambda: _run_model(config, name, progress, part))
+
+
+def _run_model(config: RunConfig, name: str, progress: Progress, part: Part) -> list[Record]:
     if len(config.models) > 1:
         progress = Prefixed(progress, name)
-    config, choices = decided_for(config, name)
-    sources = settle(config, kept_sources(config))
-    with pinned(sources.models):
+    given = config
+    config, choices = shared(lambda: decided_for(given, name))
+    sources = shared(lambda: settle(config, kept_sources(config)))
+
+    def left() -> tuple[str, list[CellJob], list[CellJob], list[tuple[CellJob, Record]]]:
         fingerprint, jobs, missing = todo(config, name, sources, part)
+        mine = [job for job in jobs if part.has(job.cell) and job not in missing]
+        for remark in replaced(missing, _records(config, missing, part)):
+            progress.say(remark)
+        return fingerprint, jobs, missing, unmeasured(config, mine, part)
+
+    with pinned(sources.models):
+        fingerprint, jobs, missing, slow = shared(left)
         mine = [job for job in jobs if part.has(job.cell)]
-        slow = unmeasured(config, [job for job in mine if job not in missing], part)
         if missing or slow:
-            for remark in replaced(missing, _records(config, missing, part)):
-                progress.say(remark)
             recorder = Recorder(config, name, fingerprint, progress, part, choices)
             dense = load_dense(name, fingerprint, progress, **loading(config))
             if missing:
@@ -87,7 +97,7 @@ def run_model(config: RunConfig, name: str, progress: Progress, part: Part = WHO
                 measure_done(config, name, dense, sources, slow, progress, part)
         else:
             progress.say(f"all {len(mine)} cells are done already")
-    return [record for record in _records(config, mine, part) if record is not None]
+    return shared(lambda: [one for one in _records(config, mine, part) if one is not None])
 
 
 def _records(config: RunConfig, jobs: Sequence[CellJob], part: Part) -> list[Record | None]:
@@ -127,14 +137,15 @@ def _run(
         memory=memory,
     )
     recorder.begin(unrecorded(missing, _records(config, missing, part)))
-    missing = possible(memory, missing, recorder, progress)
-    shared = [job for job in missing if not job.target.method.returns_model]
+    candidates = missing
+    missing = shared(lambda: possible(memory, candidates, recorder, progress))
+    joined = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     pruning, training, jointly, alone = portions(
-        stage_weights(config, shared, own, model.questions)
+        stage_weights(config, joined, own, model.questions)
     )
     with pruning:
-        variants = _pruned(model, shared)
+        variants = _pruned(model, joined)
     with training:
         variants = _trained(model, variants)
     joint = [
@@ -177,13 +188,8 @@ def _pruned(model: OneModel, jobs: Sequence[CellJob]) -> list[Variant]:
     )
     variants = _kept(model, made)
     for variant in variants:
-        if variant.target.sparsity:
-            cell, pruned = model.job(variant).cell, variant.pruned
-            notes = {"cell": cell.record(), "method": repr(variant.target.method), **pruned.notes}
-            file = model.config.out / "plans" / f"{cell.slug}.json"
-            write_json_atomic(file, pruned.plan.to_json() | {"notes": notes})
         model.memory.park(variant.pruned.students)
-    model.recorder.reached([model.job(v) for v in variants if v.target.sparsity], "pruned")
+    model.recorder.pruned((model.job(variant), variant) for variant in variants)
     return variants
 
 
@@ -221,7 +227,7 @@ def _jointly(model: OneModel, variants: Sequence[Variant]) -> None:
     answered before is not computed again.
     """
     try:
-        _evaluate(model, variants)
+        agreed(partial(_evaluate, model, variants))
         return
     except Exception:  # which cell it is shows when each is alone
         log.debug("evaluating jointly failed", exc_info=True)
@@ -263,7 +269,7 @@ def _own(model: OneModel, job: CellJob) -> None:
 def _guarded(model: OneModel, variant: Variant, action: Callable[[], None]) -> bool:
     """Run one cell's step; a failure becomes its record, the others continue, and it is False."""
     try:
-        action()
+        agreed(action)
     except Exception as error:  # an error of one method must not lose the other cells
         log.debug("%s failed", variant.target.name, exc_info=True)
         model.recorder.failed(model.job(variant), error, variant.costs)
@@ -297,6 +303,17 @@ def _evaluate(model: OneModel, variants: Sequence[Variant]) -> None:
     if model.turn.awaited(lambda: model.answered(model.reference)):
         with model.turn:
             _evaluate(model, [_dense(model)])
+    shared(partial(_record, model, variants, paths, results))
+
+
+def _record(
+    model: OneModel,
+    variants: Sequence[Variant],
+    paths: Sequence[LayerPath],
+    results: Mapping[str, CellResult | NotFiniteError],
+) -> None:
+    """Measure the speed of cells that have answered, and write their records."""
+    jobs = [model.job(variant) for variant in variants]
     dense = model.answered(model.reference)
     reference = stored(model.reference.model_key, model.questions, model.store) if dense else None
     peak = peak_memory_bytes(paths[0].decoder.device)
@@ -319,11 +336,7 @@ def _evaluate(model: OneModel, variants: Sequence[Variant]) -> None:
             model.recorder.failed(job, error, variant.costs)
             continue
         assessment = assess(result, reference)
-        file = model.config.out / "samples" / f"{job.cell.slug}.parquet"
-        if len(result.samples):
-            write_samples(file, result.samples)
-        else:
-            file.unlink(missing_ok=True)  # of other tasks
+        model.recorder.answered(job, result)
         costs = {**variant.costs, "eval_s": result.seconds, "peak_memory_bytes": peak}
         facts = cell_facts(job, model.ready, model.store, compiled=model.config.compile)
         texts = cell_texts(model.config, variant, model.ready.batches, model.questions)

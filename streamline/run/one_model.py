@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamline.api.variants import Dense, Failure, Variant
+from streamline.distributed.work import shared
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.questions import Questions
 from streamline.evaluation.scoring.token_budget import TokenBudget
@@ -62,4 +63,4 @@ class OneModel:
 
     def answered(self, job: CellJob) -> bool:
         """Whether all answers of a cell are there."""
-        return self.store.has(job.model_key, self.questions.places)
+        return shared(lambda: self.store.has(job.model_key, self.questions.places))

@@ -1,7 +1,7 @@
 """The verbs that need a model, as functions: run, prune to a checkpoint, evaluate one model.
 
-Launched as several processes (``torchrun``, ``accelerate launch``), the first one does all of it
-and the others help it to calibrate, to score and to generate; every process is given the result.
+Launched as several processes (``torchrun``, ``accelerate launch``) every one runs all of it, shares
+what takes long (:mod:`streamline.distributed`) and has the result; the first reads and writes.
 
 Example:
     config = build_config({"models": "smollm2-135m-instruct", "methods": "shortgpt"})
@@ -21,11 +21,12 @@ from streamline.api.session import Session
 from streamline.api.variants import load_dense
 from streamline.checkpoints.folder import require_free, target_folder
 from streamline.checkpoints.info import PLAN, read_info
+from streamline.distributed.team import leads, world_size
+from streamline.distributed.work import led, shared, together
 from streamline.engine.budget import removed_fraction
-from streamline.engine.following import with_leader
 from streamline.errors import ConfigError, StreamlineError, UnsupportedModelError
 from streamline.files import sweep_of, write_bytes_atomic, write_json_atomic
-from streamline.progress import Progress, Silent
+from streamline.progress import Progress
 from streamline.results.record import Parameters, Record
 from streamline.results.samples import samples_path
 from streamline.run.commands import note_command
@@ -33,20 +34,19 @@ from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import Decided, decided
 from streamline.run.executors import executor
 from streamline.run.folder import (
-    SETTINGS,
+    begin_run,
     claimed,
-    forget_cells,
     kept_sources,
     named_cells,
     refuse_claimed,
     refuse_foreign,
     refuse_mixture,
 )
-from streamline.run.inputs import settle
+from streamline.run.inputs import Sources, settle
 from streamline.run.model_run import run_model
 from streamline.run.planning.estimate import refuse_unfit, require_fit
 from streamline.run.planning.fitting import fitted
-from streamline.run.preparation import finished, loading, prepared
+from streamline.run.preparation import finished, heard, loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells
 from streamline.run.shards.agreeing import agreed, plain_settings
@@ -82,41 +82,56 @@ def run(
             run is using its folder, or results of other settings would stay there.
         StreamlineError: If a model, a text or a set of questions cannot be had at all.
     """
-    return with_leader(lambda: _run(config, progress or Silent(), redo or ()))
+    return together(lambda: _run(config, heard(progress), redo or ()))
 
 
 def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Record]:
-    refuse_foreign(config.out)
-    with pinned((kept_sources(config) or {}).get("models", {})):
-        found = decided(config)
-    config, remarks = _fitted(found.config, bool(redo))
-    found = replace(found, config=config)
-    for remark in [*found.remarks(), *remarks]:
-        progress.say(remark)
+    found = shared(lambda: _required(config, bool(redo), progress))
+    config = found.config
     if config.shard is not None:
-        return _run_shard(found, shard_part(config), progress, redo)
-    with claimed(config.out), ExitStack() as run_long:
-        if part_folders(config.out):
-            merge(config.out)
-        again = named_cells(config.out, redo)
-        kept = kept_sources(config)
-        sources = settle(config, kept)
+        return _run_shard(found, shared(lambda: shard_part(config)), progress, redo)
+    with led(claimed(config.out)), ExitStack() as run_long:
+        again, kept, sources = shared(lambda: _settled(config, redo))
         run_long.enter_context(pinned(sources.models))
-        refuse_mixture(config, sources)
-        settings = plain_settings(config)
         for remark in sources.origins.remarks:
             progress.say(remark)
-        with prepared(config, sources, progress, again):
+        with led(prepared(config, sources, progress, again)):
             # Only now: a run that is refused leaves the sources that the folder keeps to.
-            settings["sources"] = sources.to_json(kept) | {"settings": found.to_json(kept)}
-            write_json_atomic(config.out / SETTINGS, settings)
-            note_command(config.out)
-            forget_cells(config.out, again)
+            decisions = sources.to_json(kept) | {"settings": found.to_json(kept)}
+            settings = plain_settings(config) | {"sources": decisions}
+            shared(lambda: begin_run(config.out, settings, again))
             records = executor(config.executor).run(config, progress)
-        report_run(config.out)
+        shared(lambda: report_run(config.out))
         if config.save:
             save_cells(config, sources, progress)
     return records
+
+
+def _required(config: RunConfig, redo: bool, progress: Progress) -> Decided:
+    """Decide what a run leaves open; one that cannot be done here, or there, is refused."""
+    if config.executor != "local" and world_size() > 1:
+        raise ConfigError(f"use --executor {config.executor} or {world_size()} processes, not both")
+    refuse_foreign(config.out)
+    with pinned((kept_sources(config) or {}).get("models", {})):
+        found = decided(config)
+    fit, remarks = _fitted(found.config, redo)
+    found = replace(found, config=fit)
+    for remark in [*found.remarks(), *remarks]:
+        progress.say(remark)
+    return found
+
+
+def _settled(
+    config: RunConfig, redo: Sequence[str]
+) -> tuple[list[Record], dict[str, Any] | None, Sources]:
+    """Cells that are done again, the sources that the folder keeps to, and those of the run."""
+    if part_folders(config.out):
+        merge(config.out)
+    again, kept = named_cells(config.out, redo), kept_sources(config)
+    sources = settle(config, kept)
+    with pinned(sources.models):
+        refuse_mixture(config, sources)
+    return again, kept, sources
 
 
 def _fitted(config: RunConfig, redo: bool) -> tuple[RunConfig, list[str]]:
@@ -144,15 +159,15 @@ def _run_shard(found: Decided, part: Part, progress: Progress, redo: Sequence[st
             "--redo takes cells out of the folder that other shards are working in; put the shards "
             f"together (streamline-bench merge {config.out}) and give --redo without --shard"
         )
-    refuse_claimed(config.out)
-    with working(config.out, part):
-        sources = agreed(found, part)
+    shared(lambda: refuse_claimed(config.out))
+    with led(working(config.out, part)):
+        sources = shared(lambda: agreed(found, part))
         with pinned(sources.models):
-            refuse_mixture(config, sources)
+            shared(lambda: refuse_mixture(config, sources))
             for remark in sources.origins.remarks:
                 progress.say(remark)
-            note_command(part.folder(config.out))
-            with prepared(config, sources, progress, part=part):
+            shared(lambda: note_command(part.folder(config.out)))
+            with led(prepared(config, sources, progress, part=part)):
                 return executor("local").run(config, progress, part)
 
 
@@ -187,47 +202,53 @@ def prune_to_checkpoint(
     """
 
     def work() -> dict[str, Any]:
-        target = target_folder(out)
-        require_free(target)
+        shown = heard(progress)
         alone = {"models": (model,), "methods": (method,), "sparsities": (sparsity,)}
         own = config.for_model(model).model_copy(update={**alone, "per_method": {}})
-        found = decided(own)
-        own = found.config
-        estimate = require_fit(own)
-        reason = next((row.reason for row in estimate.rows if row.reason), None)
-        if reason is not None:
-            raise UnsupportedModelError(reason)
-        shown = progress or Silent()
-        for remark in [*found.remarks(), *estimate.remarks]:
-            shown.say(remark)
-        cache = _unfinished(target.resolve())
-        cache.mkdir(parents=True, exist_ok=True)
-        (cache / _OWN).touch()
-        with claimed(cache):
-            dense = load_dense(model, model_fingerprint(model), shown, **loading(own))
+
+        def places() -> tuple[RunConfig, Path, Path]:
+            target = target_folder(out)
+            require_free(target)
+            found = decided(own)
+            estimate = require_fit(found.config)
+            reason = next((row.reason for row in estimate.rows if row.reason), None)
+            if reason is not None:
+                raise UnsupportedModelError(reason)
+            for remark in [*found.remarks(), *estimate.remarks]:
+                shown.say(remark)
+            cache = _unfinished(target.resolve())
+            cache.mkdir(parents=True, exist_ok=True)
+            (cache / _OWN).touch()
+            return found.config, target, cache
+
+        settled, target, cache = shared(places)
+        with led(claimed(cache)):
+            fingerprint = shared(lambda: model_fingerprint(model))
+            dense = load_dense(model, fingerprint, shown, **loading(settled))
             with Session(
                 dense,
                 folder=cache,
-                texts=own.calibration.texts,
-                n_samples=own.calibration.n_samples,
-                length=own.calibration.length,
+                texts=settled.calibration.texts,
+                n_samples=settled.calibration.n_samples,
+                length=settled.calibration.length,
                 progress=shown,
             ) as session:
                 made = session.prune(
                     method,
                     sparsity=sparsity,
-                    train=own.training.model_copy(
-                        update={"texts": own.training.texts or own.calibration.texts}
+                    train=settled.training.model_copy(
+                        update={"texts": settled.training.texts or settled.calibration.texts}
                     ),
-                    lora=None if own.recovery == ("none",) else own.lora,
-                    kd=own.kd if own.recovery == ("kd",) else None,
-                    seed=own.seeds[0],
+                    lora=None if settled.recovery == ("none",) else settled.lora,
+                    kd=settled.kd if settled.recovery == ("kd",) else None,
+                    seed=settled.seeds[0],
                 )
-                made.save(target, verify=verify)
-        shutil.rmtree(cache, ignore_errors=True)
+                shared(lambda: made.save(target, verify=verify))
+        if leads():
+            shutil.rmtree(cache, ignore_errors=True)
         return made.provenance
 
-    return with_leader(work)
+    return together(work)
 
 
 def _unfinished(target: Path) -> Path:
@@ -264,28 +285,35 @@ def evaluate_model(
     Raises:
         ConfigError: If ``out`` is a folder, or would be the rows' own file.
     """
+    folder = out.parent / f".{out.stem}-run"
 
-    def work() -> Record:
+    def require() -> None:
         if out.is_dir() or out.suffix == ".parquet":
             raise ConfigError(
                 f"{out} cannot be the record: give the name of a file, such as {out.stem}.json "
                 "(the samples go beside it, ending in .parquet)"
             )
-        folder = out.parent / f".{out.stem}-run"
-        alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
-        with claimed(folder):
-            record = _as_pruned(run_model(alone, model, progress or Silent())[0], model)
-            rows, target = samples_path(folder, record), out.with_suffix(".parquet")
-            sweep_of(out)
-            sweep_of(target)
-            if record.status == "ok" and rows.is_file():
-                write_bytes_atomic(target, rows.read_bytes())
-            else:
-                target.unlink(missing_ok=True)  # of another model or other tasks
-            write_json_atomic(out, record.to_json())
+
+    def write(found: Record) -> Record:
+        record = _as_pruned(found, model)
+        rows, target = samples_path(folder, record), out.with_suffix(".parquet")
+        sweep_of(out)
+        sweep_of(target)
+        if record.status == "ok" and rows.is_file():
+            write_bytes_atomic(target, rows.read_bytes())
+        else:
+            target.unlink(missing_ok=True)  # of another model or other tasks
+        write_json_atomic(out, record.to_json())
         return record
 
-    return with_leader(work)
+    def work() -> Record:
+        shared(require)
+        alone = config.model_copy(update={"models": (model,), "methods": ("dense",), "out": folder})
+        with led(claimed(folder)):
+            (found,) = run_model(alone, model, heard(progress))
+            return shared(lambda: write(found))
+
+    return together(work)
 
 
 def _as_pruned(record: Record, model: str) -> Record:

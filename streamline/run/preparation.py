@@ -20,12 +20,14 @@ from itertools import chain
 from typing import Any
 
 from streamline.api.named import read_models
+from streamline.distributed.team import leads
+from streamline.distributed.work import shared
 from streamline.errors import AssetError, StreamlineError, reason
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import batch_facts
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.questions import Questions, Text, heldout_text, lacking_error, prepare
-from streamline.progress import Prefixed, Progress
+from streamline.progress import Prefixed, Progress, Silent
 from streamline.results.record import Record
 from streamline.results.record_file import find
 from streamline.run.cell import CellJob, cell_job, expand
@@ -47,6 +49,7 @@ __all__ = [
     "Preparation",
     "cell_facts",
     "finished",
+    "heard",
     "loading",
     "preparation",
     "prepared",
@@ -94,9 +97,9 @@ def todo(
         StreamlineError: If the model, a method or a text is not there.
     """
     fingerprint = model_fingerprint(name)
-    shared = shared_inputs(config, fingerprint, sources)
+    inputs = shared_inputs(config, fingerprint, sources)
     cells = [cell for cell in expand(config, name) if cell.is_dense or part.has(cell)]
-    jobs = [cell_job(cell, shared) for cell in cells]
+    jobs = [cell_job(cell, inputs) for cell in cells]
     records = part.records(config.out)
     found = [(job, find(records, *job.cell.identity)) for job in jobs if part.has(job.cell)]
     undone = [job for job, one in found if one is None or not is_done(config.out, job, one)]
@@ -121,6 +124,11 @@ def loading(config: RunConfig) -> dict[str, Any]:
     """How a run loads its models: what :func:`streamline.api.variants.load_dense` takes."""
     names = ("device", "dtype", "device_map", "stream", "trust_remote_code")
     return {name: getattr(config, name) for name in names}
+
+
+def heard(progress: Progress | None) -> Progress:
+    """Where a process reports: of several, the first alone."""
+    return progress if progress is not None and leads() else Silent()
 
 
 @contextmanager
@@ -239,10 +247,17 @@ def preparation(
     Raises:
         AssetError: If a set of questions or a text cannot be had and is not to be left out.
     """
-    ready = (_READY.get() or {}).pop(name, None)
-    if ready is not None and ready.longest == longest:
-        return ready
-    return _made(config, tokenizer, longest, sources, progress, limit=config.limit)
+    made: list[Preparation] = []
+
+    def by_the_first() -> Questions:
+        ready = (_READY.get() or {}).pop(name, None)
+        if ready is None or ready.longest != longest:
+            ready = _made(config, tokenizer, longest, sources, progress, limit=config.limit)
+        made.append(ready)
+        return ready.questions.asked()
+
+    asked = shared(by_the_first)
+    return made[0] if made else Preparation(TokenBatches(tokenizer, {}), longest, asked)
 
 
 def _made(

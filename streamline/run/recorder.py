@@ -12,16 +12,19 @@ from typing import Any
 from streamline.api.variants import Variant
 from streamline.checkpoints.formats.form import form_of
 from streamline.checkpoints.formats.serving import serves_in
+from streamline.distributed.team import leads
 from streamline.engine.budget import removed_fraction
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path as LayerPath
 from streamline.environment import versions
 from streamline.errors import UnsupportedModelError, reason
 from streamline.evaluation.tasks.catalogue import TaskEntry
+from streamline.files import write_json_atomic
 from streamline.progress import Progress
-from streamline.results.assess import Assessment
+from streamline.results.assess import Assessment, CellResult
 from streamline.results.record import Cost
 from streamline.results.record_file import upsert
+from streamline.results.samples import write_samples
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.deciding.choices import Choices
@@ -139,6 +142,24 @@ class Recorder:
             notes=notes | {"data": facts},
         )
 
+    def pruned(self, cells: Iterable[tuple[CellJob, Variant]]) -> None:
+        """Write down what methods decided; of the dense model there is nothing to say."""
+        decided = [(job, variant) for job, variant in cells if variant.target.sparsity]
+        for job, variant in decided if leads() else ():
+            plan, notes = variant.pruned.plan, variant.pruned.notes
+            about = {"cell": job.cell.record(), "method": repr(variant.target.method), **notes}
+            file = self.config.out / "plans" / f"{job.cell.slug}.json"
+            write_json_atomic(file, plan.to_json() | {"notes": about})
+        self.reached([job for job, _ in decided], "pruned")
+
+    def answered(self, job: CellJob, result: CellResult) -> None:
+        """Write a cell's answers, question by question, in place of those to other tasks."""
+        file = self.config.out / "samples" / f"{job.cell.slug}.parquet"
+        if len(result.samples):
+            write_samples(file, result.samples)
+        else:
+            file.unlink(missing_ok=True)
+
     def skipped(self, job: CellJob, reason: str, *, memory: bool = False) -> None:
         """Record that a method cannot meet a cell, and why.
 
@@ -197,7 +218,7 @@ class Recorder:
             state = f"done so far: {', '.join(reached)}" if reached else "nothing of it is done"
             why = f"not finished: {state}. The same command goes on with it"
             records.append(self._values(job, status="failed", reason=why))
-        if records:
+        if records and leads():
             upsert(self.folder, *records)
 
     @cached_property
@@ -208,7 +229,8 @@ class Recorder:
 
     def _write(self, job: CellJob, **values: Any) -> None:
         self._open.pop(job.cell.slug, None)
-        upsert(self.folder, self._values(job, **values))
+        if leads():
+            upsert(self.folder, self._values(job, **values))
 
     def _values(
         self,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from streamline import __version__
-from streamline.distributed import local
+from streamline.distributed.exchange import alike
 from streamline.engine.decoder import Decoder, eval_mode, module_device
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, Path
@@ -120,13 +120,14 @@ def fit(
     if labels is not None and len(set(labels)) != len(students):
         raise ConfigError(f"{len(students)} students need as many different labels, got {labels}")
     together = _together(students, paths)
+    alike(tensor for student in students for tensor in student.module.parameters())
     args = FitArguments(
         decoder, train, validation, directory, seed, autocast, micro_batch, cache, save_seconds,
         losses, fingerprint or weights_fingerprint(decoder),
     )  # fmt: skip
     names = [None if labels is None else labels[members[0]] for members in together]
     turns = _turns(decoder, students, memory)
-    with local(), _teaching(decoder), _fast(decoder, students), _trainable(decoder, students):
+    with _teaching(decoder), _fast(decoder, students), _trainable(decoder, students):
         groups = []
         for members, name in zip(together, names, strict=True):
             own = [students[i] for i in members]

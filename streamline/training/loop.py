@@ -1,7 +1,8 @@
 """The training loop: a step per group and batch, validations and saved states between.
 
 Groups of one run share teacher passes but nothing else. One that is ahead, because it was saved
-later before a kill, waits until the others have caught up.
+later before a kill, waits until the others have caught up. Several processes share the sequences of
+each step and sum their gradients: batches and order are those of one.
 
 Example::
 
@@ -19,6 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from streamline.distributed.exchange import reduced
+from streamline.distributed.team import local, team
+from streamline.distributed.work import in_turn
 from streamline.engine.decoder import Decoder
 from streamline.hashing import content_key
 from streamline.training.activations import ActivationCache, ActivationStore
@@ -55,8 +59,9 @@ class FitArguments:
         return self.validation[: math.ceil(recipe.validation_tokens / self.validation.shape[1])]
 
     def micro(self, indices: Tensor, length: int) -> tuple[Tensor, ...]:
-        """Indices of sequences in parts that fit one forward pass."""
-        return torch.split(indices, max(1, self.micro_batch // length))
+        """This process's indices of sequences, in parts that fit one forward pass."""
+        mine = team().rows(indices)
+        return torch.split(mine, max(1, self.micro_batch // length)) if len(mine) else ()
 
     def tokens(self, batch_schedule: BatchSchedule) -> int:
         """Training tokens of a run, epochs counted."""
@@ -136,13 +141,17 @@ def _steps(
             loss.backward()  # type: ignore[no-untyped-call]
             sums[id(group)] += float(loss.detach())
 
+        done = seen
+        seen += len(indices) * length
         for part in args.micro(indices, length):
-            with torch.enable_grad():
+            with torch.enable_grad(), local():
                 objective.errors(args.train[part], part, active, learn, store)
-            seen += len(part) * length
-            show(seen, _text(step, active))
-        for group in active:
-            group.state.update(sums[id(group)], len(indices) * length)
+            done += len(part) * length * team().size  # as the others, which are as far
+            show(min(done, seen), _text(step, active))
+        parameters = [p for group in active for p in group.state.parameters.values()]
+        totals = reduced(parameters, [sums[id(group)] for group in active])
+        for group, total in zip(active, totals, strict=True):
+            group.state.update(total, len(indices) * length)
         if batch_schedule.due(step):
             validate(active)
         _spent(active, started)
@@ -163,10 +172,12 @@ def _stores(
     shape = (len(held_out), held_out.shape[1], width)
     if math.prod(shape) * len(depths) * args.decoder.dtype.itemsize <= KEEP_VALIDATION_BYTES:
         keep = ActivationStore(depths, shape, args.decoder.dtype)
-    if args.cache is not None:
+    cache = args.cache
+    if cache is not None:
         data = args.train[: groups[0].batch_schedule.n_sequences]
         key = content_key([args.teacher, str(args.decoder.dtype), digest([data])])
-        store = args.cache.store(key, depths, (len(data), data.shape[1], width))
+        whole = (len(data), data.shape[1], width)
+        store = in_turn(lambda: cache.store(key, depths, whole))
     return store, keep
 
 
@@ -187,14 +198,17 @@ def _validate(
             drops[id(group)] = drops.get(id(group), 0.0) + float(dropped)
 
     length = held_out.shape[1]
-    with torch.no_grad():
-        for part in args.micro(torch.arange(len(held_out)), length):
+    micro = args.micro(torch.arange(len(held_out)), length)
+    with torch.no_grad(), local():
+        for part in micro:
             objective.errors(held_out[part], part, groups, note, store)
     terms = len(held_out) * objective.n_terms(length)
-    for group in groups:
-        group.state.validated(errors[id(group)] / terms)
-        if id(group) in drops:
-            group.state.dropping = drops[id(group)] / terms
+    totals = reduced((), [errors[id(group)] for group in groups])
+    dropped = reduced((), [drops.get(id(group), 0.0) for group in groups])
+    for group, total, left_out in zip(groups, totals, dropped, strict=True):
+        group.state.validated(total / terms)
+        if group.recipe.objective == "mse":
+            group.state.dropping = left_out / terms
 
 
 def _spent(groups: list[StudentGroup], since: float) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from streamline.distributed.exchange import alike
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.seed import seeded
 from streamline.environment import peak_memory_bytes, restart_peak_memory
@@ -34,7 +35,7 @@ from streamline.training.distillation.settings import DistillationSettings, Trai
 from streamline.training.distillation.teacher import Distillation, Teacher
 from streamline.training.distillation.trainees import weights
 from streamline.training.loop import fingerprint
-from streamline.training.lora_loop import LoraLoop, plan_batches
+from streamline.training.lora_loop import LoraLoop, Noise, SequenceDropout, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
 from streamline.training.schedule import Schedule
 from streamline.training.sequences import Sequences, TrainingData, as_sequences
@@ -193,12 +194,14 @@ def fine_tune(
         }
     )
     restart_peak_memory()
+    noise = Noise(seed)
     trained = (
-        _adapters(model, list(targets), recipe, seed)
+        _adapters(model, list(targets), recipe, seed, noise)
         if distillation is None or trainees == "lora"
         else weights(decoder, distillation.dense, trainees)
     )
     with trained as (parameters, dropouts):
+        alike(parameters.values())
         teacher = None if distillation is None else Teacher.of(distillation, decoder, autocast)
         state = TrainingState(
             label="lora" if teacher is None else "kd",
@@ -212,7 +215,7 @@ def fine_tune(
         )
         state.resume()
         loop = LoraLoop(
-            decoder, sequences, held_out, batches, dropouts, recipe, seed, autocast, micro_batch,
+            decoder, sequences, held_out, batches, dropouts, noise, recipe, autocast, micro_batch,
             teacher,
         )  # fmt: skip
         loop.train(state, evaluations, progress, save_seconds)
@@ -271,7 +274,7 @@ def _digest(sequences: Sequences) -> str:
 
 @contextmanager
 def _adapters(
-    model: PreTrainedModel, targets: list[str], recipe: LoraRecipe, seed: int
+    model: PreTrainedModel, targets: list[str], recipe: LoraRecipe, seed: int, noise: Noise
 ) -> Iterator[tuple[dict[str, nn.Parameter], list[nn.Module]]]:
     """Add adapters to some linear maps, train nothing else, and remove them again."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -295,7 +298,11 @@ def _adapters(
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for parameter in parameters.values():
             parameter.data = parameter.data.float()
-        yield parameters, [layer.lora_dropout for layer in _lora_layers(model).values()]
+        dropouts = [layer.lora_dropout for layer in _lora_layers(model).values()]
+        if recipe.dropout:
+            for dropout in dropouts:
+                dropout["default"] = SequenceDropout(recipe.dropout, noise).eval()
+        yield parameters, dropouts
     finally:
         for name, module in _lora_layers(model).items():
             parent, _, leaf = name.rpartition(".")

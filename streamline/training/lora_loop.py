@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 
+from streamline.distributed.exchange import reduced
+from streamline.distributed.team import team
 from streamline.engine.decoder import Decoder
 from streamline.engine.head import summed_loss
-from streamline.engine.seed import seeded
 from streamline.errors import ConfigError, NotFiniteError
 from streamline.training.distillation.teacher import Teacher
 from streamline.training.lora_recipe import LoraRecipe
@@ -27,7 +29,7 @@ from streamline.training.schedule import data_order
 from streamline.training.sequences import Sequences
 from streamline.training.state import TrainingState
 
-__all__ = ["LoraLoop", "plan_batches"]
+__all__ = ["LoraLoop", "Noise", "SequenceDropout", "plan_batches"]
 
 
 def plan_batches(
@@ -60,6 +62,67 @@ def plan_batches(
     raise AssertionError("unreachable")
 
 
+class Noise:
+    """What is random in a step of recovery: for each sequence of the batch, by its place in it.
+
+    So neither the sequences that run together nor the number of processes changes what one sees.
+
+    Args:
+        seed: Of the whole recovery.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._step, self._width = seed, 0, 0
+        self._places: list[int] = []
+        self._calls = 0
+
+    def begin(self, step: int, width: int) -> None:
+        """A step begins; its longest sequence has ``width`` tokens."""
+        self._step, self._width = step, width
+
+    def enter(self, places: Sequence[int]) -> None:
+        """The sequences at some places of the batch run next, once through the model."""
+        self._places, self._calls = list(places), 0
+
+    def kept(self, like: Tensor, probability: float) -> Tensor:
+        """What of some inputs is kept: ones and zeros of the shape of ``like``.
+
+        Args:
+            like: Inputs of the sequences, [B, T, D], or as some layers lay them out, [B * T, D].
+            probability: With which each is kept.
+        """
+        self._calls += 1
+        generator = torch.Generator(like.device)
+        shape = (self._width, like.shape[-1])
+        length = like.numel() // like.shape[-1] // len(self._places)
+        rows = []
+        for place in self._places:
+            about = f"{self._seed} {self._step} {place} {self._calls}".encode()
+            generator.manual_seed(int.from_bytes(blake2b(about, digest_size=7).digest()))
+            row = torch.empty(shape, dtype=like.dtype, device=like.device)
+            rows.append(row.bernoulli_(probability, generator=generator)[:length])
+        return torch.cat(rows).reshape(like.shape)
+
+
+class SequenceDropout(nn.Module):
+    """Dropout whose noise belongs to the sequence.
+
+    Args:
+        p: The fraction of the inputs that is dropped.
+        noise: Shared by all of a model.
+    """
+
+    def __init__(self, p: float, noise: Noise) -> None:
+        super().__init__()
+        self.p, self.noise = p, noise
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Some inputs, as they are outside training."""
+        if not self.training:
+            return hidden
+        return hidden * self.noise.kept(hidden, 1.0 - self.p) / (1.0 - self.p)
+
+
 @dataclass(frozen=True)
 class LoraLoop:
     """The loop over a recovery's batches."""
@@ -69,8 +132,8 @@ class LoraLoop:
     held_out: Sequences | None
     batches: list[Tensor]
     dropouts: list[nn.Module]
+    noise: Noise
     recipe: LoraRecipe
-    seed: int
     autocast: torch.dtype | None
     micro_batch: int = 4096
     teacher: Teacher | None = None
@@ -100,7 +163,7 @@ class LoraLoop:
                 break
             started = time.monotonic()
             indices = self.batches[step - 1]
-            loss = self._gradients(indices, step)
+            loss = self._gradients(state, indices, step)
             state.update(loss, int(self.sequences.lengths[indices].sum()))
             if self.held_out is not None and self._due(step, n_steps, evaluations):
                 state.validated(self._loss(self.held_out))
@@ -138,18 +201,19 @@ class LoraLoop:
             "training overflow; take bfloat16 for a float16 model, or a lower learning rate"
         )
 
-    def _gradients(self, indices: Tensor, step: int) -> float:
+    def _gradients(self, state: TrainingState, indices: Tensor, step: int) -> float:
         """Add the gradients of one optimiser batch; its mean loss per scored token."""
         count = max(1, int((self.sequences.lengths - self.sequences.first)[indices].sum()))
         total = 0.0
         self._dropout(True)
-        with seeded(self.seed * 1_000_003 + step):
-            for part in self._micro(self.sequences, indices):
-                loss = self._sum(self.sequences, part) / count
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
+        self.noise.begin(step, int(self.sequences.lengths[indices].max()))
+        for places in self._micro(self.sequences, indices):
+            self.noise.enter(places.tolist())
+            loss = self._sum(self.sequences, indices[places]) / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
         self._dropout(False)
-        return total
+        return reduced(state.parameters.values(), [total])[0]
 
     def _dropout(self, on: bool) -> None:
         """Switch the adapters' dropout, and no other."""
@@ -160,12 +224,14 @@ class LoraLoop:
     def _loss(self, sequences: Sequences) -> float:
         """Mean loss per scored token."""
         parts = self._micro(sequences, torch.arange(len(sequences.ids)))
-        total = sum(float(self._sum(sequences, part)) for part in parts)
-        return total / int((sequences.lengths - sequences.first).sum())
+        total = sum((float(self._sum(sequences, part)) for part in parts), 0.0)
+        return reduced((), [total])[0] / int((sequences.lengths - sequences.first).sum())
 
     def _micro(self, sequences: Sequences, indices: Tensor) -> tuple[Tensor, ...]:
+        """This process's places among some indices, in parts that fit one forward pass."""
         width = int(sequences.lengths[indices].max())
-        return torch.split(indices, max(1, self.micro_batch // width))
+        mine = team().rows(torch.arange(len(indices)))
+        return torch.split(mine, max(1, self.micro_batch // width)) if len(mine) else ()
 
     def _sum(self, sequences: Sequences, indices: Tensor) -> Tensor:
         """Summed loss of some sequences: of their tokens, or of what the teacher expects there."""

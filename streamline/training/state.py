@@ -1,6 +1,7 @@
 """One thing that is being trained: parameters, optimiser, best weights, losses, place on disk.
 
-A state depends on nothing that is trained beside it. It can be stopped at any step and resumes
+A state depends on nothing that is trained beside it. Of several processes each has it and the first
+alone reads and writes its files. It can be stopped at any step and resumes
 from its file to the same bits; when it is done, its weights are only loaded.
 
 On disk, under the run's folder: ``state/<label>.safetensors`` while training,
@@ -29,6 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamline.distributed.team import leads
+from streamline.distributed.work import shared
 from streamline.errors import ConfigError
 from streamline.files import write_text_atomic
 from streamline.kept import kept_tensors, write_tensors
@@ -176,7 +179,7 @@ class TrainingState:
 
     def save(self) -> None:
         """Write the state that :meth:`resume` reads; nothing without a folder."""
-        if self.directory is None:
+        if self.directory is None or not leads():
             return
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
@@ -197,7 +200,8 @@ class TrainingState:
         if self.directory is None:
             return
         for folder in ("students", "state"):
-            found = kept_tensors(self._file(folder))
+            file = self._file(folder)
+            found = shared(lambda file=file: kept_tensors(file))  # type: ignore[misc]
             if found is not None and found[1]["key"] == self.key:
                 self._take(found[0], json.loads(found[1]["facts"]))
                 self._finished = folder == "students"
@@ -240,7 +244,7 @@ class TrainingState:
         self.best = {}
         self.optimiser.state.clear()
         self.write_rows()
-        if self.directory is None or self._finished:
+        if self.directory is None or self._finished or not leads():
             return
         weights: dict[str, Tensor] = {f"weights/{n}": p for n, p in self.parameters.items()}
         write_tensors(self._file("students"), weights, self._facts())
@@ -263,7 +267,7 @@ class TrainingState:
 
     def write_rows(self) -> None:
         """Write the losses as JSON lines, if a folder was given."""
-        if self.losses_dir is not None:
+        if self.losses_dir is not None and leads():
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_text_atomic(self.losses_dir / f"{self.label}.jsonl", text)
 

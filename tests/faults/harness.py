@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +197,24 @@ class Verb:
         return [str(file.relative_to(self.work)) for file in hidden if file.name != ".record-run"]
 
 
-def differences(found: Verb, wanted: Verb) -> list[str]:
-    """In what a command's results differ from another's; times and their checksums are left out."""
-    return _unequal(found.results(), wanted.results(), "")
+def differences(found: Verb, wanted: Verb, rounding: float = 0.0) -> list[str]:
+    """In what a command's results differ from another's; times and their checksums are left out.
+
+    Args:
+        found: One command.
+        wanted: The other.
+        rounding: How far numbers may be apart, as a part of them.
+    """
+    unequal = partial(_unequal, same=partial(_same, rounding=rounding))
+    return unequal(found.results(), wanted.results(), "")
+
+
+def _same(found: Any, wanted: Any, rounding: float) -> bool:
+    """Whether two values are the same; NaN is NaN."""
+    if found == wanted or (found != found and wanted != wanted):
+        return True
+    floats = isinstance(found, float) and isinstance(wanted, float)
+    return floats and math.isclose(found, wanted, rel_tol=rounding, abs_tol=rounding)
 
 
 def _content(file: Path) -> Any:
@@ -221,15 +239,18 @@ def _tensors(file: Path) -> Any:
         return stream.metadata(), {n: stream.get_tensor(n).tolist() for n in names}
 
 
-def _unequal(found: Any, wanted: Any, place: str) -> list[str]:
+def _unequal(found: Any, wanted: Any, place: str, same: Callable[[Any, Any], bool]) -> list[str]:
     """The places where two values differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = [k for k in {**wanted, **found} if k not in _TIMES]
         return [
-            line for k in keys for line in _unequal(found.get(k), wanted.get(k), f"{place}/{k}")
+            line
+            for k in keys
+            for line in _unequal(found.get(k), wanted.get(k), f"{place}/{k}", same)
         ]
     if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         pairs = enumerate(zip(found, wanted, strict=True))
-        return [line for i, (a, b) in pairs for line in _unequal(a, b, f"{place}[{i}]")]
-    same = found == wanted or (found != found and wanted != wanted)
-    return [] if same else [f"{place}: {str(found)[:80]} instead of {str(wanted)[:80]}"]
+        return [line for i, (a, b) in pairs for line in _unequal(a, b, f"{place}[{i}]", same)]
+    return (
+        [] if same(found, wanted) else [f"{place}: {str(found)[:80]} instead of {str(wanted)[:80]}"]
+    )

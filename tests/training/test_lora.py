@@ -21,7 +21,7 @@ from streamline.sources.instructions import prompt_text
 from streamline.training.lora import PRESETS, LoraRecipe, fine_tune, matched_rank, target_modules
 from streamline.training.lora import _adapters as adapters
 from streamline.training.lora import _lora_layers as lora_layers
-from streamline.training.lora_loop import plan_batches
+from streamline.training.lora_loop import Noise, plan_batches
 from streamline.training.sequences import as_sequences
 
 RECIPE = LoraRecipe(rank=4, batch=4, length=16, epochs=2, learning_rate=1e-2, dropout=0.1)
@@ -262,7 +262,10 @@ def test_padding_changes_nothing(
 
 def test_bfloat16_model_keeps_its_dtype(tiny_llama: Callable[..., nn.Module]) -> None:
     model = tiny_llama(n_layers=2).to(torch.bfloat16)
-    with adapters(model, list(target_modules(Decoder(model), "all")), RECIPE, 0) as (found, _):
+    with adapters(model, list(target_modules(Decoder(model), "all")), RECIPE, 0, Noise(0)) as (
+        found,
+        _,
+    ):
         assert {p.dtype for p in found.values()} == {torch.float32}
     result = fine_tune(model, DATA, preset=RECIPE, validation=DATA)
     assert result.after < result.before

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamline.cli.screen.tracker import Tracker
+from streamline.distributed.team import follows
 from streamline.progress import clock
 
 __all__ = ["Bar", "Log", "progress_display"]
@@ -36,7 +37,7 @@ def progress_display(title: str = "") -> Bar | Log:
     from streamline.environment import hush
 
     hush()
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=follows())
     kind = Bar if console.is_terminal else Log
     return kind(console, title)
 

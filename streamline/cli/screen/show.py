@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from streamline.cli.screen.streams import is_unicode
+from streamline.distributed.team import follows
 
 if TYPE_CHECKING:
     from streamline.results.record import Record
@@ -35,7 +36,9 @@ def show_error(error: object) -> None:
 
 
 def show_failure(what: str, reason: str | None) -> None:
-    """Write to standard error that one piece of the work failed, and why."""
+    """Write to standard error that one piece of the work failed, and why: of several, one does."""
+    if follows():
+        return
     _say("failed", "bold red", f"{what}: {reason or 'no reason given'}")
 
 

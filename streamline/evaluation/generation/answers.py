@@ -16,11 +16,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from streamline.distributed.team import leads
+from streamline.distributed.work import shared
 from streamline.engine.assemble import assemble
 from streamline.engine.finite import not_finite
 from streamline.engine.paths import Path as LayerPath
@@ -66,14 +69,14 @@ def answer_texts(
     decoder = next(iter(paths.values())).decoder
     longest = max_length(decoder.config, tokenizer)
     kept = {key: _Kept(files[key], part) for key in paths}
-    n = len(part.instances)
+    n = shared(lambda: len(part.instances))
 
     def report() -> None:
         if progress is not None:
             progress(sum(len(texts.texts) for texts in kept.values()), n * len(paths))
 
-    options = unsupported_options(part)
-    prompts = [] if options else continuations(part, tokenizer, max_length=longest)
+    options = shared(lambda: unsupported_options(part))
+    prompts = shared(lambda: [] if options else continuations(part, tokenizer, max_length=longest))
     length = max((len(p.tokens) + p.max_new_tokens for p in prompts), default=0)
     together: dict[tuple[int, ...], list[str]] = {}
     failed: dict[str, NotFiniteError] = {}
@@ -84,7 +87,7 @@ def answer_texts(
         if missing and reason is not None:
             logger.warning("%s generates by itself for %s: %s", path.name or key, part.name, reason)
             try:
-                texts = generate_alone(assemble(path), part, tokenizer)
+                texts = shared(partial(_alone, path, part, tokenizer))
             except NotFiniteError as error:
                 failed[key] = error
                 continue
@@ -119,9 +122,18 @@ def answer_texts(
         for key in keys:
             kept[key].write()
     for key, (index, read) in broken.items():
-        what = f"the logits of a generated token of question {part.instances[index].doc_id}"
+        doc = shared(partial(_question, part, index))
+        what = f"the logits of a generated token of question {doc}"
         failed[key] = not_finite(f"{part.name}: {what}", paths[key], [torch.tensor([read])])
     return [failed.get(key) or [kept[key].texts[i] for i in range(n)] for key in paths]
+
+
+def _alone(path: LayerPath, part: Part, tokenizer: Any) -> list[str]:
+    return generate_alone(assemble(path), part, tokenizer)
+
+
+def _question(part: Part, index: int) -> int:
+    return int(part.instances[index].doc_id)
 
 
 class _Kept:
@@ -133,13 +145,9 @@ class _Kept:
     """
 
     def __init__(self, file: Path, part: Part) -> None:
-        self.texts: dict[int, str] = {}
         self._file, self._data_hash = file, part.data_hash
         self._written = time.monotonic()
-        found = kept_json(file)
-        if found is not None and found["data_hash"] == part.data_hash:
-            texts = {int(index): text for index, text in found["texts"].items()}
-            self.texts = {i: text for i, text in texts.items() if i < len(part.instances)}
+        self.texts = shared(lambda: _texts_in(file, part))
 
     def add(self, index: int, text: str) -> None:
         """Keep a text, on disk if the last writing is a while ago."""
@@ -149,6 +157,17 @@ class _Kept:
 
     def write(self) -> None:
         """Bring the file up to date."""
+        if not leads():
+            return
         texts = {str(index): self.texts[index] for index in sorted(self.texts)}
         write_json(self._file, {"data_hash": self._data_hash, "texts": texts})
         self._written = time.monotonic()
+
+
+def _texts_in(file: Path, part: Part) -> dict[int, str]:
+    """Texts that were kept for the questions of a part, by number."""
+    found = kept_json(file)
+    if found is None or found["data_hash"] != part.data_hash:
+        return {}
+    texts = {int(index): text for index, text in found["texts"].items()}
+    return {i: text for i, text in texts.items() if i < len(part.instances)}

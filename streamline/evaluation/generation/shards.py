@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from streamline.distributed import Shard, scatter, team
+from streamline.distributed.team import Shard, team
+from streamline.distributed.work import scatter
 from streamline.engine.paths import Path
 from streamline.evaluation.generation.engine import Limits, Written, generate
 from streamline.evaluation.generation.prompts import Prompt
@@ -33,7 +34,7 @@ def generate_shared(
             alone, else after every few prompts.
         batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
     """
-    size = team().shard.size
+    size = team().size
     if size == 1:
         limits = Limits.of(paths[0].decoder.device, batch_tokens)
         generate(paths, prompts, tokenizer, written=written, limits=limits)

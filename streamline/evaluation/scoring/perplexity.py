@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamline.distributed import broadcast
+from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import OnProgress, TokenJob, attempt, run
 from streamline.engine.head import token_logprobs
@@ -184,8 +184,8 @@ def window_jobs(
         job = Windows(torch.from_numpy(batch.padded("tokens")))
         return attempt(paths, job, compiled=compiled)
 
-    tokens = budget.tokens(paths, work=windows.numel(), width=length, attempt=trial)
-    return [Windows(part) for part in torch.split(windows, max(1, broadcast(tokens) // length))]
+    tokens = shared(lambda: budget.tokens(paths, work=windows.numel(), width=length, attempt=trial))
+    return [Windows(part) for part in torch.split(windows, max(1, tokens // length))]
 
 
 def _exp(value: float) -> float:

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamline.distributed import broadcast
+from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import Inputs, Job, OnProgress, attempt, run
 from streamline.engine.head import token_logprobs
@@ -215,14 +215,16 @@ def question_jobs(
     def trial(batch: Batch) -> object:
         return attempt(paths, RequestBatch(batch, {}, not compiled), compiled=compiled)
 
-    tokens = budget.tokens(
-        paths,
-        work=sum(len(r.context) + len(r.continuation) - 1 for r in requests),
-        width=_width(requests),
-        attempt=trial,
-        tree=all(tree_length(decoder) != 0 for decoder in decoders),
+    tokens = shared(
+        lambda: budget.tokens(
+            paths,
+            work=sum(len(r.context) + len(r.continuation) - 1 for r in requests),
+            width=_width(requests),
+            attempt=trial,
+            tree=all(tree_length(decoder) != 0 for decoder in decoders),
+        )
     )
-    batches = batches_for(decoders, requests, broadcast(tokens))
+    batches = batches_for(decoders, requests, tokens)
     return [RequestBatch.of(batch, requests, not compiled) for batch in batches]
 
 

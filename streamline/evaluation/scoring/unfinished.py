@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from streamline.distributed.team import leads
+from streamline.distributed.work import shared
 from streamline.kept import kept_tensors, write_tensors
 
 __all__ = ["Results", "Unfinished"]
@@ -46,6 +48,9 @@ class Unfinished:
 
     def read(self) -> list[Results] | None:
         """Each path's results, or None if there are none of one of them."""
+        return shared(self._read)
+
+    def _read(self) -> list[Results] | None:
         found = []
         for file in self.files:
             kept = kept_tensors(file)
@@ -61,6 +66,8 @@ class Unfinished:
 
     def write(self, results: Sequence[Results]) -> None:
         """Keep each path's results so far."""
+        if not leads():
+            return
         for file, (items, values) in zip(self.files, results, strict=True):
             tensors = {"items": torch.from_numpy(items), "values": torch.from_numpy(values)}
             write_tensors(file, tensors, {"of": self.of})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from streamline.distributed.work import shared
 from streamline.progress import Progress, portions
 from streamline.results.record import Record
 from streamline.run.cell import expand
@@ -28,5 +31,5 @@ class LocalExecutor:
                 try:
                     records += run_model(config, model, progress, part)
                 except Exception as error:  # of this model, and no other
-                    records += lost_model(config, model, error, progress, part)
+                    records += shared(partial(lost_model, config, model, error, progress, part))
         return records

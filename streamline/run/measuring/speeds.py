@@ -19,6 +19,8 @@ from typing import Any
 from streamline.api.guards import no_exit
 from streamline.api.pruning import prune
 from streamline.api.variants import Dense, Failure, Variant
+from streamline.distributed.team import leads
+from streamline.distributed.work import shared
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import reason
 from streamline.evaluation.efficiency.bench import Bench, lacks
@@ -81,11 +83,11 @@ class Speeds:
             return {}
         self._progress.stage(f"speed of {len(paths)} model{'s' * (len(paths) > 1)}")
         labels = {name: _label(job) for name, (job, _) in paths.items()}
+        named = {labels[name]: path for name, (_, path) in paths.items()}
+        measure = partial(self._bench.measure, named, cost)
         try:
             with no_exit(f"a module of {' or '.join(labels.values())}"):
-                found = self._bench.measure(
-                    {labels[name]: path for name, (_, path) in paths.items()}, cost
-                )
+                found = shared(measure)  # on a machine that does nothing else
         except Exception as error:  # a cell is worth no less without it
             log.debug("the speed of %s could not be measured", labels, exc_info=True)
             why = f"could not be measured: {reason(error)}"
@@ -165,7 +167,8 @@ def measure_done(
             else:
                 values = found[job.target.label]
             measured = Record.build(record.to_json() | {"efficiency": values})
-            upsert(part.folder(config.out), measured)
+            if leads():
+                upsert(part.folder(config.out), measured)
 
 
 def _label(job: CellJob) -> str:

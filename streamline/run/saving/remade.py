@@ -23,6 +23,7 @@ from streamline.api.pruning import prune
 from streamline.api.recovery import fine_tune
 from streamline.api.training import train
 from streamline.api.variants import Dense, Variant, only_variant
+from streamline.distributed.work import shared
 from streamline.errors import ConfigError
 from streamline.plan import Plan
 from streamline.progress import Progress
@@ -85,11 +86,12 @@ class Remaking:
             ConfigError: If it would be another one today, or its training is not kept any more.
         """
         config, dense = self.config, self.dense
-        job = job_of(record, config, self.sources, dense.fingerprint)
+        job = shared(lambda: job_of(record, config, self.sources, dense.fingerprint))
         batches, cache = TokenBatches(dense.tokenizer, self.sources.revisions), config.out / "cache"
         tokens = partial(calibration_tokens, config, batches)
         variant = only_variant(prune([job.target], dense, tokens, cache, self.progress))
-        _require_plan(config.out / "plans" / f"{job.cell.slug}.json", variant, record)
+        plan = config.out / "plans" / f"{job.cell.slug}.json"
+        shared(lambda: _require_plan(plan, variant, record))
         common: dict[str, Any] = {"texts": config.calibration.texts, "folder": cache}
         with nothing_trained():
             trained = train(

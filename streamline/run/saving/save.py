@@ -13,20 +13,22 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from streamline.api.pruned_model import PrunedModel
 from streamline.api.variants import load_dense
 from streamline.checkpoints.folder import CLAIM, require_free, target_folder
 from streamline.checkpoints.formats.serving import FORMATS, write_format
 from streamline.checkpoints.info import PLAN, read_info
-from streamline.engine.following import with_leader
+from streamline.distributed.work import led, shared, together
 from streamline.errors import ConfigError, StreamlineError, unknown_name
 from streamline.evaluation.questions import heldout_name
 from streamline.files import temporary_folder
-from streamline.progress import Prefixed, Progress, Silent
+from streamline.progress import Prefixed, Progress
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
 from streamline.results.record_file import recorded
@@ -35,7 +37,7 @@ from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import claimed, kept_sources
 from streamline.run.inputs import Sources, settle
-from streamline.run.preparation import loading
+from streamline.run.preparation import heard, loading
 from streamline.run.saving.remade import Remaking, job_of
 from streamline.sources.hub.commits import pinned
 from streamline.sources.models import model_fingerprint
@@ -64,24 +66,35 @@ def save_cells(config: RunConfig, sources: Sources, progress: Progress) -> list[
     for name in config.models:
         own = config.for_model(name)
         shown = Prefixed(progress, name) if len(config.models) > 1 else progress
-        cells = {cell.identity for cell in expand(own, name)}
-        done = [r for r in recorded(config.out) if r.identity in cells and r.status == "ok"]
-        wanted = [record for record in done if record.sparsity]
-        if own.save == "best":
-            wanted = best_cells(wanted, heldout_name(own.perplexity.texts))
-        places = {_place(config.out, record): record for record in wanted}
-        missing = {at: record for at, record in places.items() if not _is_there(at, record)}
+        places, missing, fingerprint = shared(partial(_wanted, own, name))
         if missing:
-            fingerprint = model_fingerprint(name)
             dense = load_dense(name, fingerprint, shown, **loading(own))
             remaking = Remaking(own, sources, dense, shown)
             for at, record in missing.items():
                 shown.stage(f"save {label(record)}")
-                shutil.rmtree(at, ignore_errors=True)
-                remaking.model(record).save(at, record=record)
+                made = remaking.model(record)
+                shared(partial(_replace, at, made, record))
                 shown.say(f"saved {label(record)}: {at}")
         folders += places
     return folders
+
+
+def _wanted(own: RunConfig, name: str) -> tuple[dict[Path, Record], dict[Path, Record], str]:
+    """The folders of a model's checkpoints, those that are not there, its fingerprint for these."""
+    cells = {cell.identity for cell in expand(own, name)}
+    done = [r for r in recorded(own.out) if r.identity in cells and r.status == "ok"]
+    wanted = [record for record in done if record.sparsity]
+    if own.save == "best":
+        wanted = best_cells(wanted, heldout_name(own.perplexity.texts))
+    places = {_place(own.out, record): record for record in wanted}
+    missing = {at: record for at, record in places.items() if not _is_there(at, record)}
+    return places, missing, model_fingerprint(name) if missing else ""
+
+
+def _replace(at: Path, made: PrunedModel, record: Record) -> None:
+    """Save a checkpoint in place of what lies there."""
+    shutil.rmtree(at, ignore_errors=True)
+    made.save(at, record=record)
 
 
 def best_cells(records: Sequence[Record], text: str) -> list[Record]:
@@ -174,22 +187,32 @@ def export_cell(
     """
 
     def work() -> dict[str, Any]:
-        target, shown = target_folder(out), progress or Silent()
-        require_free(target)
-        record, config = _cell(source, machine)
+        shown = heard(progress)
+        target = shared(lambda: _free(out))
+        record, config = shared(lambda: _cell(source, machine))
         own = config.for_model(record.model)
-        with claimed(config.out):
-            sources = settle(own, kept_sources(config))
+        with led(claimed(config.out)):
+            sources = shared(lambda: settle(own, kept_sources(config)))
             with pinned(sources.models):
-                fingerprint = model_fingerprint(record.model)
-                job_of(record, own, sources, fingerprint)
-                dense = load_dense(record.model, fingerprint, shown, **loading(own))
+
+                def known() -> str:
+                    fingerprint = model_fingerprint(record.model)
+                    job_of(record, own, sources, fingerprint)
+                    return fingerprint
+
+                dense = load_dense(record.model, shared(known), shown, **loading(own))
                 made = Remaking(own, sources, dense, shown).model(record)
                 shown.stage("save")
-                made.save(target, verify=verify, record=record)
+                shared(lambda: made.save(target, verify=verify, record=record))
         return made.provenance
 
-    return with_leader(work)
+    return together(work)
+
+
+def _free(out: str | Path) -> Path:
+    target = target_folder(out)
+    require_free(target)
+    return target
 
 
 def _cell(source: str, machine: dict[str, Any]) -> tuple[Record, RunConfig]:

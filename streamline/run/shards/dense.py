@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from streamline.distributed.work import shared
 from streamline.progress import Progress
 from streamline.sharing.once import shared_claim
 
@@ -39,10 +40,13 @@ class DenseTurn:
 
     def attempt(self) -> bool:
         """Take it unless another process has it; True where it is one's own then."""
-        return self._claim is None or self._claim.attempt()
+        return shared(lambda: self._claim is None or self._claim.attempt())
 
     def wait(self) -> None:
         """Take it, after whoever has it."""
+        shared(self._wait)
+
+    def _wait(self) -> None:
         if self._claim is not None and not self._claim.holds:
             self._claim.acquire(
                 lambda: self._progress.say(
@@ -56,9 +60,12 @@ class DenseTurn:
         Args:
             there: Whether they are there. They are waited for, unless the turn is one's own.
         """
+        return shared(lambda: self._awaited(there))
+
+    def _awaited(self, there: Callable[[], bool]) -> bool:
         if self._claim is None or self._claim.holds or there():
             return False
-        self.wait()
+        self._wait()
         if there():
             self._claim.release()
             return False

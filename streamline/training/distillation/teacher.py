@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed import local
+from streamline.distributed.team import local
 from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.forward import Depths, run
 from streamline.engine.head import summed_divergence

@@ -1,0 +1,114 @@
+"""Two and three processes give the results of one, and one's failure is everyone's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+
+from streamline.distributed.meeting import joined
+from streamline.distributed.team import WHOLE, Shard, interleaved
+from streamline.distributed.work import together
+
+SIZES = (2, 3)
+
+
+def test_a_share_is_every_nth_item() -> None:
+    parts = [Shard(rank, 3).of(range(8)) for rank in range(3)]
+    assert [list(part) for part in parts] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert interleaved(parts) == list(range(8))
+    assert list(WHOLE.of(range(8))) == list(range(8))
+
+
+def test_alone_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as found:
+        assert found == WHOLE
+    assert together(lambda: 3) == 3
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """What one process gives (under 1), and each of two and of three, by number and rank."""
+    folder: Path = tmp_path_factory.mktemp("processes")
+    processes.place(folder)
+    processes.broken_off(folder / "1")
+    ports = []
+    for size in SIZES:
+        shutil.copytree(folder / "1", folder / str(size))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append((size, free.getsockname()[1]))
+    command = [sys.executable, processes.__file__, str(folder), json.dumps(ports)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as others:
+        try:
+            results: dict[Any, Any] = {1: processes.work(folder, 1)}
+            _, said = others.communicate(timeout=240)
+        finally:
+            others.kill()
+    assert others.returncode == 0, said
+    for size in SIZES:
+        for rank in range(size):
+            file = folder / f"{size}-{rank}.json"
+            results[size, rank] = json.loads(file.read_text())
+    return results
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("what", ["scores", "texts"])
+def test_shared_batches_give_the_same_numbers(found: dict[Any, Any], size: int, what: str) -> None:
+    for rank in range(size):
+        assert found[size, rank][what] == found[1][what]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("what", ["mse", "lm", "epochs", "resumed", "lora"])
+def test_a_training_gives_the_same_losses_and_weights(
+    found: dict[Any, Any], size: int, what: str
+) -> None:
+    losses, weights = found[1][what]
+    for rank in range(size):
+        there = found[size, rank][what]
+        assert there[0] == pytest.approx(losses, rel=1e-4)
+        assert there[1] == pytest.approx(weights, abs=2e-5)
+        assert there == found[size, 0][what]  # to the last bit: the weights stay those of one model
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
+    last, first = size - 1, f"StreamlineError: process 0 of {size} failed: ValueError: broken 0"
+    for rank in range(size):
+        told = f"StreamlineError: process {last} of {size} failed: ValueError: broken {last}"
+        own = f"ValueError: broken {last}" if rank == last else told
+        assert found[size, rank]["failures"] == {
+            "in its part": own,
+            "while others wait for its part": own,
+            "before a step that the others have begun": own,
+            "the first's": first if rank else "ValueError: broken 0",
+            "all": first if rank else "ValueError: broken 0",
+            "one of ours keeps its kind": "NotFiniteError: no number",
+            "one that cannot be sent": first.replace("ValueError: broken 0", "Odd: 1")
+            if rank
+            else "Odd: 1",
+            "afterwards": [rank_ for rank_ in range(size)],
+        }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_gives_the_same_records(found: dict[Any, Any], size: int) -> None:
+    alone = found[1]["records"]
+    assert [alone[f"/{cell}/status"] for cell in range(4)] == ["ok"] * 4
+    for rank in range(size):
+        there = found[size, rank]["records"]
+        measured = {place: value for place, value in alone.items() if isinstance(value, float)}
+        assert {place: there[place] for place in measured} == pytest.approx(measured, rel=1e-4)
+        assert there | measured == alone

@@ -1,0 +1,293 @@
+"""What each of several processes does in the tests that they work together."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from streamline.calibration import measure
+from streamline.distributed.meeting import joined
+from streamline.distributed.team import Shard, leads, team
+from streamline.distributed.work import agreed, scatter, shared
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Node, dense_path
+from streamline.engine.paths import Path as LayerPath
+from streamline.errors import NotFiniteError
+from streamline.evaluation.generation.prompts import Prompt
+from streamline.evaluation.generation.shards import generate_shared
+from streamline.evaluation.scoring.packing import Request
+from streamline.evaluation.scoring.perplexity import perplexity
+from streamline.evaluation.scoring.score import score
+from streamline.methods.loss import path_losses
+from streamline.methods.replacement import make
+from streamline.plan import Span
+from streamline.run.config import RunConfig, build_config
+from streamline.run.pipeline import run
+from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.training.activations import ActivationCache
+from streamline.training.fit import fit
+from streamline.training.lora import LoraRecipe, fine_tune
+from streamline.training.student import Recipe, Student
+
+METHODS = "sleb,slicegpt,llm-streamline-ffn"
+TOKENS = torch.randint(0, 256, (7, 16), generator=torch.Generator().manual_seed(0))
+HELD_OUT = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(1))
+RECIPE = {"n_tokens": 112, "batch_tokens": 64, "validation_tokens": 32, "evaluations": 2}
+
+
+def place(folder: Path) -> None:
+    """A tiny model, a text and questions."""
+    tiny_model("llama", n_layers=4).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    lines = [f"the {i} quick brown foxes jump over {i * 7} lazy dogs" for i in range(200)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    (folder / "data" / "piqa").mkdir(parents=True)
+    rows = [
+        {"goal": f"keep {i} dry", "sol1": f"put {i} in a box", "sol2": "leave it", "label": i % 2}
+        for i in range(8)
+    ]
+    text = "\n".join(json.dumps(row) for row in rows)
+    (folder / "data" / "piqa" / "dev.jsonl").write_text(text)
+
+
+def config(folder: Path, out: Path) -> RunConfig:
+    text = {"texts": str(folder / "text.jsonl"), "length": 16}
+    training = {"n_tokens": 64, "batch_tokens": 32, "validation_tokens": 32, "evaluations": 1}
+    return build_config(
+        {
+            "models": str(folder / "model"),
+            "methods": METHODS,
+            "sparsities": "0.3",
+            "tasks": "piqa",
+            "out": out,
+            "device": "cpu",
+            "efficiency": "off",
+            "batch_tokens": 64,
+            "data_dir": folder / "data",
+            "calibration": text | {"n_samples": 4},
+            "training": text | training,
+            "perplexity": text | {"n_tokens": 64},
+        }
+    )
+
+
+def numbers(records: list[Any]) -> dict[str, Any]:
+    """Everything measured but the times and the memory, by its place."""
+    kept = ("method", "status", "plan", "parameters", "tasks", "summary")
+    return flat([{k: record.to_json()[k] for k in kept} for record in records])
+
+
+def flat(value: Any, place: str = "") -> dict[str, Any]:
+    """The values in a JSON value, each by its place."""
+    if not isinstance(value, dict | list):
+        return {place: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for name, part in items for k, v in flat(part, f"{place}/{name}").items()}
+
+
+def pruned(decoder: Decoder) -> LayerPath:
+    """A path without layer 1."""
+    return LayerPath(decoder, (Node(decoder.layers[0], 0), Node(decoder.layers[2], 2)))
+
+
+def scores() -> list[Any]:
+    """Scores, perplexities, losses and cosines of a dense model and a pruned one."""
+    decoder = Decoder(tiny_model("llama", n_layers=3))
+    paths = [dense_path(decoder), pruned(decoder)]
+    requests = [Request("t", i, j, (i, 7, i + j), (j, i)) for i in range(30) for j in range(2)]
+    answers = score(paths, requests, batch_tokens=40)
+    calibration = measure(decoder, TOKENS, batch_tokens=16)
+    return [
+        [answer.loglikelihood.tolist() for answer in answers],
+        [answer.greedy.tolist() for answer in answers],
+        [found.nll for found in perplexity(paths, TOKENS, batch_tokens=16)],
+        path_losses(paths, TOKENS),
+        calibration.cosine.tolist(),
+        calibration.angle.tolist(),
+    ]
+
+
+def texts() -> list[Any]:
+    """Tokens that two paths generate behind some prompts, by path and prompt."""
+    decoder = Decoder(tiny_model("llama", n_layers=3))
+    prompts = [Prompt((5, 6, i, i + 1), ("zz",), 4) for i in range(150)]
+    found: dict[tuple[int, int], list[int]] = {}
+
+    def written(path: int, prompt: int, tokens: list[int]) -> None:
+        assert (path, prompt) not in found
+        found[path, prompt] = tokens
+
+    paths = [dense_path(decoder), pruned(decoder)]
+    generate_shared(paths, prompts, tiny_tokenizer(), written=written)
+    return [[*key, *found[key]] for key in sorted(found)]
+
+
+class Stopped(Exception):
+    """A training that is broken off."""
+
+
+def trained(objective: str, stop: bool = False, epochs: int = 1, **more: Any) -> list[Any]:
+    """Losses and weights of a training whose last batch has fewer sequences than processes."""
+    decoder = Decoder(tiny_model("llama", n_layers=3))
+    recipe = Recipe(objective=objective, learning_rate=1e-3, epochs=epochs, **RECIPE)
+    students = [
+        Student(Span(1, 2), make(kind, decoder, Span(1, 2), seed=3), recipe)
+        for kind in ("ffn", "layer")
+    ]
+
+    def progress(done: int, total: int, text: str) -> None:
+        if stop and done > 64:
+            raise Stopped
+
+    found = fit(
+        decoder, students, TOKENS, HELD_OUT, progress=progress, save_seconds=0.0, micro_batch=32,
+        **more,
+    )  # fmt: skip
+    names = ("train_loss", "validation_loss")
+    losses = [row[name] for one in found for row in one.rows for name in names if row[name]]
+    losses += [one.dropping for one in found if one.dropping is not None]
+    weights = [p.flatten()[::7] for one in students for p in one.module.parameters()]
+    return [losses, torch.cat(weights).tolist()]
+
+
+def broken_off(folder: Path) -> None:
+    """One process's training after its first step."""
+    with pytest.raises(Stopped):
+        trained("mse", stop=True, directory=folder / "resumed")
+
+
+def tuned(folder: Path) -> list[Any]:
+    """Losses and weights of a fine-tuning with dropout on answers of several lengths."""
+    rows = [{"instruction": f"say {i}", "output": "word " * (1 + i % 4)} for i in range(7)]
+    model = copy.deepcopy(tiny_model("llama", n_layers=2))
+    recipe = LoraRecipe(rank=2, alpha=4, dropout=0.3, batch=4, epochs=2, learning_rate=1e-2)
+    found = fine_tune(
+        model, rows, tokenizer=tiny_tokenizer(), preset=recipe, validation=rows[:2],
+        directory=folder / "lora", micro_batch=64,
+    )  # fmt: skip
+    names = ("train_loss", "validation_loss")
+    losses = [row[name] for row in found.losses for name in names if row[name] is not None]
+    weights = [p.detach().flatten()[::97] for p in model.parameters()]
+    return [losses, torch.cat(weights).tolist()]
+
+
+def work(folder: Path, size: int) -> dict[str, Any]:
+    """What each process does."""
+    torch.set_num_threads(1)
+    own = folder / str(size)
+    with joined():
+        return {
+            "scores": scores(),
+            "texts": texts(),
+            "failures": failures() if size > 1 else None,
+            "mse": trained("mse"),
+            "lm": trained("lm"),
+            "epochs": trained("mse", epochs=2, cache=ActivationCache(own / "states", 2**30)),
+            "resumed": trained("mse", directory=own / "resumed"),
+            "lora": tuned(own),
+            "records": numbers(run(config(folder, own / "run"))),
+        }
+
+
+class Odd(Exception):
+    """An error that is pickled but not put together again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one)
+
+
+def ranks(shard: Shard, *, progress: None) -> int:
+    return shard.rank
+
+
+def failures() -> dict[str, Any]:
+    """What this process sees, case by case, and whether they still work together afterwards."""
+    last = team().size - 1
+
+    def broken(rank: int) -> None:
+        if team().rank == rank:
+            raise ValueError(f"broken {rank}")
+
+    def in_its_part(shard: Shard, *, progress: None) -> None:
+        if shard.rank == last:
+            raise ValueError(f"broken {last}")
+
+    def while_others_wait() -> None:
+        broken(last)
+        scatter(ranks)
+
+    def before_a_step() -> None:
+        broken(last)
+        try:
+            agreed(lambda: scatter(ranks))
+        except Exception as error:  # it is not of this step, and must not be held here
+            raise AssertionError("held by the wrong step") from error
+
+    def all_of_them() -> None:
+        broken(team().rank)
+
+    def not_finite() -> None:
+        if leads():
+            raise NotFiniteError("no number")
+
+    def odd() -> None:
+        if leads():
+            raise Odd(1, 2)
+
+    cases: dict[str, Callable[[], Any]] = {
+        "in its part": lambda: scatter(in_its_part),
+        "while others wait for its part": lambda: agreed(while_others_wait),
+        "before a step that the others have begun": lambda: agreed(before_a_step),
+        "the first's": lambda: shared(lambda: broken(0)),
+        "all": lambda: agreed(all_of_them),
+        "one of ours keeps its kind": lambda: agreed(not_finite),
+        "one that cannot be sent": lambda: shared(odd),
+    }
+    found: dict[str, Any] = {}
+    for name, case in cases.items():
+        try:
+            case()
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found | {"afterwards": scatter(ranks)}
+
+
+def begin(folder: Path, size: int, rank: int, port: int) -> None:
+    """One of several processes; what it found is left in a file."""
+    launched = {"WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank}
+    launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in launched.items()})
+    found = json.dumps(work(folder, size))
+    (folder / f"{size}-{rank}.json").write_text(found)
+
+
+def main(folder: Path, ports: list[tuple[int, int]]) -> int:
+    """Fork teams of some sizes, each at its port, so that everything is imported once."""
+    children = []
+    for size, port in ports:
+        for rank in range(size):
+            child = os.fork()
+            if not child:
+                code = 1
+                try:
+                    begin(folder, size, rank, port)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
