@@ -46,7 +46,8 @@ def test_a_job_that_fails_or_dies_costs_only_its_own_cells(
 ) -> None:
     _on(monkeypatch, "local")
     methods = "shortgpt,nearby:Raises,nearby:Exits"
-    records = pipeline.run(config(plugin / "jobs", methods=methods, executor="slurm", shards=1))
+    own = {"executor": "slurm", "shards": 1, "slurm": {"timeout_min": 30}}
+    records = pipeline.run(config(plugin / "jobs", methods=methods, **own))
     failed = {record.method: record.reason for record in records if record.status == "failed"}
     assert list(failed) == ["nearby:Raises", "nearby:Exits"], failed
     assert "no layer will do" in failed["nearby:Raises"]
