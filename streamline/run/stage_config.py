@@ -107,9 +107,9 @@ AUTO = (
 if TYPE_CHECKING:  # what they are once everything is decided
     TrainingConfig = Recipe
 else:
-    CalibrationConfig = left_open(CalibrationConfig, "length")
-    PerplexityConfig = left_open(PerplexityConfig, "length")
-    TrainingConfig = left_open(Recipe, *TRAINING_AUTO)
+    CalibrationConfig = left_open("CalibrationConfig", __name__, CalibrationConfig, "length")
+    PerplexityConfig = left_open("PerplexityConfig", __name__, PerplexityConfig, "length")
+    TrainingConfig = left_open("TrainingConfig", __name__, Recipe, *TRAINING_AUTO)
 
 
 class MethodConfig(Strict):

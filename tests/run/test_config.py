@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_the_training_settings_are_a_recipe() -> None:
     config = build_config({**_LEAST, "training": {"objective": "lm", "epochs": 5}})
     assert (config.training.objective, config.training.epochs) == ("lm", 5)
     assert isinstance(config.training, Recipe)
+    assert pickle.loads(pickle.dumps(config)) == config, "other processes are given it"
     assert set(type(config.training).model_fields) == set(Recipe.model_fields)
 
 

@@ -22,6 +22,7 @@ def decoder(tiny_llama: Callable[..., nn.Module]) -> Decoder:
 @pytest.fixture
 def recipe() -> Recipe:
     return Recipe(
+        normalize=False,
         epochs=2,
         length=16,
         batch_tokens=64,

@@ -2,7 +2,7 @@
 
 Example::
 
-    Training = left_open(Recipe, "n_tokens")
+    Training = left_open("Training", __name__, Recipe, "n_tokens")
     Training().n_tokens                 # "auto", until it is decided
     Training(n_tokens=9).n_tokens       # 9
 """
@@ -21,20 +21,22 @@ TAG = "value"
 _AUTO = "auto"
 
 
-def left_open(block: type[BaseModel], *names: str) -> type[BaseModel]:
+def left_open(name: str, module: str, block: type[BaseModel], *names: str) -> type[BaseModel]:
     """A block of settings some of which may be ``auto``, and are where nothing is given.
 
     Args:
+        name: What it is called where it stands, by which other processes find it.
+        module: Where it stands.
         block: The block; everything else of it stays.
         names: Its fields that may be left open.
     """
     hints = get_type_hints(block, include_extras=True)
-    words = {name: block.model_fields[name].description for name in names}
+    words = {one: block.model_fields[one].description for one in names}
     fields: dict[str, Any] = {
-        name: (_or_auto(hints[name]), Field(_AUTO, description=words[name])) for name in names
+        one: (_or_auto(hints[one]), Field(_AUTO, description=words[one])) for one in names
     }
     made: type[BaseModel] = create_model(
-        block.__name__, __base__=block, __doc__=block.__doc__, __module__=block.__module__, **fields
+        name, __base__=block, __doc__=block.__doc__, __module__=module, **fields
     )
     return made
 
