@@ -163,9 +163,7 @@ def flips_table(rows: Sequence[Row]) -> Table | None:
         The table; None if no record has the stds.
     """
     cells = []
-    for row in rows:
-        if not row.done or row.dense:
-            continue
+    for row in (row for row in rows if row.done and not row.dense):
         for task, result in collapsed_tasks(row.records[0]).items():
             counts, std = result.extra("counts"), result.extra("option_std")
             if isinstance(counts, dict) and isinstance(std, dict):
@@ -181,10 +179,9 @@ def flips_table(rows: Sequence[Row]) -> Table | None:
         keys=3,
         words=3,
         notes=(
-            "In brackets the mean over questions of the std of the dense model's mean NLLs of the "
-            "options. Of Llama2-7B without nine layers the later versions of arXiv:2403.19135 "
-            "(Table 1) say that it is lower for answers that are lost or gained than for those "
-            "that stay; what is known of their numbers is an order of magnitude, thousandths.",
+            "In brackets the mean std of the dense model's NLLs of the options. Later versions "
+            "of arXiv:2403.19135 (Table 1, Llama2-7B without nine layers) say that it is lower for "
+            "answers lost or gained; of their numbers an order of magnitude is known, thousandths.",
         ),
     )
 
