@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
-from streamline.report.comparison_tables import comparison_tables
 from streamline.report.findings.chance import chance_tables, paired
+from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.runs import RunFolder
 from streamline.results.answers import Answers
 from streamline.results.compare import POOLED, compare
