@@ -170,7 +170,7 @@ def _marks(
 ) -> dict[str, dict[str, Bools]]:
     """Right or wrong, [seeds, N], by model and task in the reference's order, and pooled.
 
-    Seeds that gave the same answers to everything are one. The subjects of MMLU and CMMLU are put
+    Seeds that gave the same answers to a task are one there. The subjects of MMLU and CMMLU are put
     together as one task each.
     """
     first = models[reference][0]
@@ -215,10 +215,9 @@ def _lists(given: Mapping[str, _One | Sequence[_One]]) -> dict[str, list[_One]]:
 
 
 def _stacked(seeds: Sequence[Mapping[str, Bools]]) -> dict[str, Bools]:
-    """The answers of several seeds, [seeds, N] for each task."""
-    same = all(np.array_equal(one[POOLED], seeds[0][POOLED]) for one in seeds)
-    kept = seeds[:1] if same else seeds
-    return {task: np.stack([one[task] for one in kept]) for task in seeds[0]}
+    """The answers of several seeds, [seeds, N] for each task; [1, N] where they are the same."""
+    stacked = {task: np.stack([one[task] for one in seeds]) for task in seeds[0]}
+    return {task: own[:1] if (own == own[0]).all() else own for task, own in stacked.items()}
 
 
 def _p_value(first: Bools, second: Bools) -> float:

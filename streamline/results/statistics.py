@@ -24,6 +24,9 @@ __all__ = [
 
 RESAMPLES = 9999
 
+#: A variance below it is rounding.
+_NOTHING = 1e-24
+
 
 class Tested(NamedTuple):
     """What a test says of a difference.
@@ -113,7 +116,8 @@ def seeds_test(first: Bools, second: Bools, alpha: float = 0.05) -> Tested:
     plus, for each model, that of the mean over its seeds of its accuracy; the seeds of two models
     are taken as independent. A model of one seed adds nothing of its own. The statistic follows
     Student's t with the degrees of freedom of Welch and Satterthwaite, so that two seeds that
-    differ a lot prove little, and seeds that agree cost nothing.
+    differ a lot prove little, and seeds that agree cost nothing. Where nothing varies at all, the
+    questions' signs are tested.
 
     Args:
         first: Right or wrong, [seeds, N].
@@ -134,8 +138,10 @@ def seeds_test(first: Bools, second: Bools, alpha: float = 0.05) -> Tested:
         if seeds > 1:
             parts.append((float(marks.mean(1).var(ddof=1)) / seeds, seeds - 1))
     variance = sum(part for part, _ in parts)
-    if variance == 0.0:
-        return Tested(difference, difference, float(difference == 0.0 or n < 2), 0.0)
+    if variance < _NOTHING:  # every question differs alike: of its signs alone, as McNemar's test
+        differing = n if abs(difference) > math.sqrt(_NOTHING) else 0
+        p = min(1.0, 2.0 * 0.5**differing)
+        return Tested(difference, difference, p, noise_floor(n, differing, alpha))
     freedom = variance**2 / sum(part**2 / least for part, least in parts)
     error = math.sqrt(variance)
     floor = float(t.isf(alpha / 2, freedom)) * error

@@ -119,7 +119,7 @@ def test_the_page_stands_alone(made):
     assert "prefers-color-scheme: dark" in page
     assert "currentColor" in page
     assert "needs a model with gated MLPs | none here" in page
-    assert "Vega-Embed (BSD 3-Clause, University of Washington" in page
+    assert "Vega-Lite, Vega-Embed: Copyright (c) 2015, University of Washington" in page
     notices = page[page.index("<!--") : page.index("-->")]
     for words in ("Redistributions in binary form must", "this permission notice\nappear in all"):
         assert words in notices  # what BSD and ISC ask of copies

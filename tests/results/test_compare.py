@@ -14,7 +14,7 @@ from streamline.report.runs import RunFolder
 from streamline.results.answers import Answers
 from streamline.results.compare import POOLED, compare
 from streamline.results.record_file import load
-from streamline.results.statistics import holm, seeds_test
+from streamline.results.statistics import holm, mcnemar, seeds_test
 
 
 def answers(correct, task="t", metric="acc", hashes=None):
@@ -193,6 +193,24 @@ def test_versions_of_every_seed_are_looked_at():
     versions = {"a": [{"t": 1}], "b": [{"t": 1}, {"t": 2}]}
     with pytest.raises(ConfigError, match="version 1 in a and 2 in b"):
         compare({"a": [{"t": one}], "b": [{"t": one}, {"t": one}]}, "a", versions=versions)
+
+
+def test_a_task_on_which_seeds_agree_is_tested_like_one_of_one_seed():
+    few = answers([True] * 3, task="few")
+    seeds = [{"few": few, "t": answers(marks)} for marks in ([1, 0, 1, 0], [1, 1, 0, 0])]
+    dense = {"few": answers([False] * 3, task="few"), "t": answers([1, 1, 1, 0])}
+    rows = {row.task: row for row in compare({"dense": dense, "x": seeds}, "dense").rows}
+    assert (rows["few"].p, rows["few"].seeds, rows["few"].gained) == (0.25, 1, 3)
+    assert rows["t"].seeds == 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_seeds_that_leave_no_variance_prove_no_more_than_their_questions(n):
+    """Each question is right with one seed of n: every mean is 1/n, up to rounding."""
+    found = seeds_test(np.eye(n, dtype=bool), np.zeros((1, n), dtype=bool))
+    assert found.p == mcnemar(np.ones(n, dtype=bool), np.zeros(n, dtype=bool))
+    none = seeds_test(np.eye(n, dtype=bool), np.eye(n, dtype=bool)[::-1])
+    assert (none.p, none.floor) == (1.0, float("inf"))
 
 
 def test_a_run_s_seeds_are_one_model_unless_one_is_named(run_folder):
