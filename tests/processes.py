@@ -205,6 +205,21 @@ class Odd(Exception):
         super().__init__(one)
 
 
+def _not_read() -> None:
+    raise ValueError("not read")
+
+
+class Unreadable:
+    """A value that no other process can put together."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _not_read, ()
+
+
+def unreadable(shard: Shard, *, progress: None) -> Any:
+    return torch.ones(3), None if shard.rank else Unreadable()
+
+
 def ranks(shard: Shard, *, progress: None) -> int:
     return shard.rank
 
@@ -251,6 +266,7 @@ def failures() -> dict[str, Any]:
         "all": lambda: agreed(all_of_them),
         "one of ours keeps its kind": lambda: agreed(not_finite),
         "one that cannot be sent": lambda: shared(odd),
+        "of what it was sent": lambda: agreed(lambda: scatter(unreadable)),
     }
     found: dict[str, Any] = {}
     for name, case in cases.items():

@@ -182,7 +182,12 @@ def gathered(place: str, work: Callable[[], Result]) -> list[Result]:
     heads: list[Any] = [None] * team().size
     with _exchanging():
         dist.all_gather_object(heads, packed.head)
-    return [_received(packed, head, rank) for rank, head in enumerate(heads)]
+    # All is sent before any of it is put together, which may fail on one process alone.
+    memories = [_memory(packed, head, rank) for rank, head in enumerate(heads)]
+    return [
+        packed.value if rank == team().rank else _unpacked(head, memory)
+        for rank, (head, memory) in enumerate(zip(heads, memories, strict=True))
+    ]
 
 
 def sent(place: str, work: Callable[[], Result]) -> Result:
@@ -200,22 +205,26 @@ def sent(place: str, work: Callable[[], Result]) -> Result:
     head: list[Any] = [packed and packed.head]
     with _exchanging():
         dist.broadcast_object_list(head, src=0)
-    result: Result = _received(packed, head[0], 0)
+    memory = _memory(packed, head[0], 0)
+    result: Result = _unpacked(head[0], memory) if packed is None else packed.value
     return result
 
 
-def _received(mine: _Packed | None, head: tuple[bytes, list[Any]], source: int) -> Any:
-    """A value of a process; one's own is not made again."""
-    body, about = head
-    size = sum(n_bytes for *_, n_bytes in about)
+def _memory(mine: _Packed | None, head: tuple[bytes, list[Any]], source: int) -> Tensor:
+    """The bytes of the tensors of a process's value."""
+    size = sum(n_bytes for *_, n_bytes in head[1])
     own = source == team().rank
     assert mine is not None or not own
     memory = mine.memory() if own and mine is not None else torch.empty(size, dtype=torch.uint8)
     with _exchanging():
         for piece in torch.split(memory, 2**30) if size else ():
             dist.broadcast(piece, src=source)
-    if own and mine is not None:
-        return mine.value
+    return memory
+
+
+def _unpacked(head: tuple[bytes, list[Any]], memory: Tensor) -> Any:
+    """A value that another process has sent."""
+    body, about = head
     tensors = []
     for (shape, dtype, device, *_), data in zip(
         about, torch.split(memory, [n_bytes for *_, n_bytes in about]), strict=True

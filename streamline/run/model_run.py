@@ -92,7 +92,8 @@ def _run_model(config: RunConfig, name: str, progress: Progress, part: Part) -> 
             recorder = Recorder(config, name, fingerprint, progress, part, choices)
             dense = load_dense(name, fingerprint, progress, **loading(config))
             if missing:
-                _run(config, name, dense, sources, jobs, missing, recorder, part)
+                with recorder:
+                    _run(config, name, dense, sources, jobs, missing, recorder, part)
             if slow:
                 measure_done(config, name, dense, sources, slow, progress, part)
         else:
@@ -257,7 +258,8 @@ def _alone(model: OneModel, variant: Variant) -> None:
             )
 
     if _guarded(model, variant, tune):
-        _guarded(model, found, partial(_evaluate, model, [found]))
+        with model.turn:  # to be given up, if it was waited for
+            _guarded(model, found, partial(_evaluate, model, [found]))
 
 
 def _own(model: OneModel, job: CellJob) -> None:

@@ -1,12 +1,24 @@
-"""Writes the record of a cell: done, skipped or failed."""
+"""Writes the record of a cell: done, skipped or failed; and until then, how far it has come.
+
+The file of records is written whole each time, so how far cells have come is written every few
+seconds, and at the end, whatever ends them::
+
+    with recorder:
+        recorder.begin(jobs)
+        recorder.reached(jobs, "piqa answered")     # written by now, or soon
+        recorder.done(job, ...)                     # written now
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import copy_context
 from functools import cached_property
 from pathlib import Path
+from threading import RLock, Timer
 from typing import Any
 
 from streamline.api.variants import Variant
@@ -36,6 +48,7 @@ from streamline.sources.models import hub_commit, planned_model
 log = logging.getLogger(__name__)
 
 _COSTS = tuple(Cost.model_fields)
+_EVERY_S = 5.0  # at most so long is it not written how far cells have come
 
 
 class Recorder:
@@ -66,6 +79,21 @@ class Recorder:
         self.progress = progress
         self.decided = remarks(choices or {})
         self._open: dict[str, tuple[CellJob, list[str]]] = {}
+        self._behind: dict[str, None] = {}  # open cells that have come further than is written
+        self._shown = 0.0
+        self._later: Timer | None = None
+        self._lock = RLock()
+
+    def __enter__(self) -> Recorder:
+        """Write down how far cells have come until this ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write down what is not written yet."""
+        with self._lock:
+            if self._later is not None:
+                self._later.cancel()
+            self._show()
 
     def done(
         self,
@@ -202,24 +230,46 @@ class Recorder:
         Args:
             jobs: Cells that are about to be run and have no record that holds.
         """
-        self._open = {job.cell.slug: (job, []) for job in jobs}
-        self._show(list(self._open))
+        with self._lock:
+            self._open = {job.cell.slug: (job, []) for job in jobs}
+            self._behind = dict.fromkeys(self._open)
+            self._show()
 
     def reached(self, jobs: Iterable[CellJob], what: str) -> None:
         """Record how far cells have come; those that are recorded already stay as they are."""
-        names = [job.cell.slug for job in jobs if job.cell.slug in self._open]
-        for name in names:
-            self._open[name][1].append(what)
-        self._show(names)
+        with self._lock:
+            for name in [job.cell.slug for job in jobs if job.cell.slug in self._open]:
+                self._open[name][1].append(what)
+                self._behind[name] = None
+            wait = self._shown + _EVERY_S - time.monotonic()
+            if wait <= 0:
+                self._show()
+            elif self._behind and self._later is None and leads():
+                self._later = Timer(wait, copy_context().run, (self._show_late,))
+                self._later.daemon = True
+                self._later.start()
 
-    def _show(self, names: Sequence[str]) -> None:
-        records = []
-        for job, reached in map(self._open.__getitem__, names):
-            state = f"done so far: {', '.join(reached)}" if reached else "nothing of it is done"
-            why = f"not finished: {state}. The same command goes on with it"
-            records.append(self._values(job, status="failed", reason=why))
-        if records and leads():
-            upsert(self.folder, *records)
+    def _show_late(self) -> None:
+        """Write down what has been put off; if that fails now, what is written next has it too."""
+        with self._lock:
+            self._later = None
+            try:
+                self._show()
+            except Exception:  # of a disk; whatever is written next says so
+                log.debug("how far cells have come could not be written", exc_info=True)
+
+    def _show(self, *records: Mapping[str, Any]) -> None:
+        """Write records, and how far other cells have come."""
+        if leads() and (self._behind or records):
+            upsert(self.folder, *map(self._unfinished, self._behind), *records)
+        self._behind.clear()
+        self._shown = time.monotonic()
+
+    def _unfinished(self, name: str) -> dict[str, Any]:
+        job, reached = self._open[name]
+        state = f"done so far: {', '.join(reached)}" if reached else "nothing of it is done"
+        why = f"not finished: {state}. The same command goes on with it"
+        return self._values(job, status="failed", reason=why)
 
     @cached_property
     def _dense(self) -> Decoder:
@@ -228,9 +278,10 @@ class Recorder:
         return Decoder(planned_model(self.name, trust_remote_code=trusted))
 
     def _write(self, job: CellJob, **values: Any) -> None:
-        self._open.pop(job.cell.slug, None)
-        if leads():
-            upsert(self.folder, self._values(job, **values))
+        with self._lock:
+            self._open.pop(job.cell.slug, None)
+            self._behind.pop(job.cell.slug, None)
+            self._show(*([self._values(job, **values)] if leads() else []))
 
     def _values(
         self,

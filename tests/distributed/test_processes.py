@@ -95,6 +95,9 @@ def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
             "before a step that the others have begun": own,
             "the first's": first if rank else "ValueError: broken 0",
             "all": first if rank else "ValueError: broken 0",
+            "of what it was sent": "ValueError: not read"
+            if rank == 1
+            else f"StreamlineError: process 1 of {size} failed: ValueError: not read",
             "one of ours keeps its kind": "NotFiniteError: no number",
             "one that cannot be sent": first.replace("ValueError: broken 0", "Odd: 1")
             if rank

@@ -23,6 +23,7 @@ __all__ = ["SlurmExecutor"]
 
 _JOBS = 8  # where the run says nothing else
 _POLL_S = 10.0
+_TIMEOUTS = 1000  # after which a job is not queued again: it goes on each time
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class SlurmExecutor:
         logs = config.out / "slurm"
         options = {"name": "streamline"} | dict(config.slurm)
         try:
-            jobs = submitit.AutoExecutor(folder=logs, cluster=self.cluster)
+            jobs = submitit.AutoExecutor(
+                folder=logs, cluster=self.cluster, slurm_max_num_timeout=_TIMEOUTS
+            )
             jobs.update_parameters(**options)
         except (RuntimeError, ValueError, TypeError, NameError) as error:
             why = str(error).splitlines()[0]

@@ -60,6 +60,7 @@ def work_task(config: RunConfig, part: Part, place: str) -> int:
     """
     if Path(place).is_dir():
         os.chdir(place)
+    config = config.model_copy(update={"executor": "local"})  # whose memory is this machine's
     with working(config.out, part):
         sources = settle(config, kept_sources(config))
         with pinned(sources.models):

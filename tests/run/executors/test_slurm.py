@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run.shards.conftest import outcome
@@ -13,7 +14,11 @@ from streamline.errors import ConfigError
 from streamline.results.record_file import load
 from streamline.run import executors, pipeline
 from streamline.run.config import RunConfig
+from streamline.run.executors.local import LocalExecutor
 from streamline.run.executors.slurm import SlurmExecutor
+from streamline.run.executors.tasks import work_task
+from streamline.run.planning.estimate import device_memory, run_memory
+from streamline.run.shards.part import Part
 
 Make = Callable[..., RunConfig]
 
@@ -52,6 +57,38 @@ def test_a_job_that_fails_or_dies_costs_only_its_own_cells(
     assert list(failed) == ["nearby:Raises", "nearby:Exits"], failed
     assert "no layer will do" in failed["nearby:Raises"]
     assert "its process died" in failed["nearby:Exits"]
+
+
+def test_a_job_keeps_to_the_memory_of_its_machine(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int | None] = []
+
+    def run(_: object, config: RunConfig, *__: object) -> list[object]:
+        found.append(run_memory(config))
+        return []
+
+    monkeypatch.setattr(LocalExecutor, "run", run)
+    part = Part("1-of-1", frozenset())
+    work_task(config(tmp_path, executor="slurm", methods="shortgpt"), part, "no such folder")
+    assert found == [device_memory("cpu")] and found != [None]
+
+
+def test_a_job_is_queued_again_as_often_as_its_time_ends(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on(monkeypatch, "slurm")
+    (tmp_path / "srun").touch(mode=0o755)  # by which submitit knows SLURM
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found: list[int] = []
+
+    def submitted(_: object, jobs: Any, works: object) -> dict[Any, Any]:
+        found.append(jobs._executor.max_num_timeout)
+        return {}
+
+    monkeypatch.setattr(SlurmExecutor, "_submitted", submitted)
+    pipeline.run(config(tmp_path / "out", executor="slurm", methods="dense"))
+    assert found[0] >= 100  # submitit's own is 3
 
 
 def test_what_slurm_does_not_know_is_refused(

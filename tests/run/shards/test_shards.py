@@ -18,6 +18,7 @@ from streamline.run import model_run, pipeline, reporting
 from streamline.run.cell import expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import claimed
+from streamline.run.shards.dense import DenseTurn
 from streamline.run.shards.dividing import divided
 from streamline.run.shards.merging import merge
 from streamline.run.shards.part import Part, claims_of, part_folders, working
@@ -178,6 +179,15 @@ def test_who_comes_to_a_folder_in_use_is_refused(config: Make, tmp_path: Path) -
     assert _exit("rm", out, "shortgpt@0.3") == 2
     with pytest.raises(ConfigError, match="without --shard"):
         pipeline.run(config(out, shard="1/2"), redo=[""])
+
+
+def test_the_dense_models_turn_is_given_up_by_who_waited_for_it(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DenseTurn, "attempt", lambda _: False)  # somebody is at it
+    [dense, _] = pipeline.run(config(tmp_path, shard="1/1", methods="shortgpt"))
+    assert dense.status == "ok" and dense.method == "dense"
+    assert list(claims_of(tmp_path).iterdir()) == []
 
 
 def test_records_of_shards_are_named_where_they_are_looked_for(
