@@ -69,6 +69,7 @@ class Session:
             known name, or a file or folder of texts.
         n_samples: Calibration sequences.
         length: Tokens of each.
+        memory: Bytes that replacements trained at once may hold; None for all at once.
         progress: Where to report what is being done; None writes remarks to standard error.
     """
 
@@ -80,6 +81,7 @@ class Session:
         texts: str = "packaged",
         n_samples: int = 64,
         length: int = 512,
+        memory: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         check_texts(n_samples, length)
@@ -87,6 +89,7 @@ class Session:
         self.texts = texts
         self.n_samples = n_samples
         self.length = length
+        self.memory = memory
         self.progress = progress or Remarks()
         self.batches = TokenBatches(dense.tokenizer)
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="streamline-")
@@ -301,6 +304,7 @@ class Session:
                 recipe,
                 texts=self.texts,
                 folder=self.folder,
+                memory=self.memory,
                 progress=self.progress,
             )
         )

@@ -4,8 +4,7 @@ Launched as several processes (``torchrun``, ``accelerate launch``) every one ru
 what takes long (:mod:`streamline.distributed`) and has the result; the first reads and writes.
 
 Example:
-    config = build_config({"models": "smollm2-135m-instruct", "methods": "shortgpt"})
-    records = run(config)
+    records = run(build_config({"models": "smollm2-135m-instruct", "methods": "shortgpt"}))
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from streamline.checkpoints.info import PLAN, read_info
 from streamline.distributed.team import leads, world_size
 from streamline.distributed.work import led, shared, together
 from streamline.engine.budget import removed_fraction
-from streamline.errors import ConfigError, StreamlineError, UnsupportedModelError
+from streamline.engine.memory import keep_to
+from streamline.errors import ConfigError, StreamlineError
 from streamline.files import sweep_of, write_bytes_atomic, write_json_atomic
 from streamline.progress import Progress
 from streamline.results.record import Parameters, Record
@@ -44,8 +44,9 @@ from streamline.run.folder import (
 )
 from streamline.run.inputs import Sources, settle
 from streamline.run.model_run import run_model
-from streamline.run.planning.estimate import refuse_unfit, require_fit
-from streamline.run.planning.fitting import fitted
+from streamline.run.planning.estimate import refuse_unfit
+from streamline.run.planning.fitting import fitted, fitted_alone
+from streamline.run.planning.plan import MemoryPlan
 from streamline.run.preparation import finished, heard, loading, prepared
 from streamline.run.reporting import report_run
 from streamline.run.saving.save import save_cells
@@ -206,31 +207,30 @@ def prune_to_checkpoint(
         alone = {"models": (model,), "methods": (method,), "sparsities": (sparsity,)}
         own = config.for_model(model).model_copy(update={**alone, "per_method": {}})
 
-        def places() -> tuple[RunConfig, Path, Path]:
+        def places() -> tuple[RunConfig, MemoryPlan, Path, Path]:
             target = target_folder(out)
             require_free(target)
             found = decided(own)
-            estimate = require_fit(found.config)
-            reason = next((row.reason for row in estimate.rows if row.reason), None)
-            if reason is not None:
-                raise UnsupportedModelError(reason)
-            for remark in [*found.remarks(), *estimate.remarks]:
+            settled, plan, remarks = fitted_alone(found.config)
+            for remark in found.remarks() + remarks:
                 shown.say(remark)
             cache = _unfinished(target.resolve())
             cache.mkdir(parents=True, exist_ok=True)
             (cache / _OWN).touch()
-            return found.config, target, cache
+            return settled, plan, target, cache
 
-        settled, target, cache = shared(places)
+        settled, plan, target, cache = shared(places)
         with led(claimed(cache)):
             fingerprint = shared(lambda: model_fingerprint(model))
             dense = load_dense(model, fingerprint, shown, **loading(settled))
+            keep_to(settled.memory, dense.decoder.device)
             with Session(
                 dense,
                 folder=cache,
                 texts=settled.calibration.texts,
                 n_samples=settled.calibration.n_samples,
                 length=settled.calibration.length,
+                memory=plan.students,
                 progress=shown,
             ) as session:
                 made = session.prune(

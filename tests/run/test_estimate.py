@@ -17,7 +17,7 @@ from streamline.run.planning.estimate import (
     check_fits,
     device_memory,
     plan_run,
-    require_fit,
+    refuse_unfit,
 )
 from streamline.sources.models import load_config
 
@@ -166,7 +166,8 @@ def test_other_machines_memory_is_not_judged_by_this_ones(
 ) -> None:
     monkeypatch.setattr(sizing, "device_memory", lambda _: GIB)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**50}))
-    require_fit(_config(executor="ray", out=tmp_path))
+    there = _config(executor="ray", out=tmp_path)
+    refuse_unfit(plan_run(there), there)
 
 
 def test_the_main_memory_is_what_a_cpu_has() -> None:

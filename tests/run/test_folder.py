@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,10 +85,7 @@ _NO_SOURCES = [
     "data",
     [b"", b'{"data": 1', b'{"data": "\xe9"}', b"[" * 100_000, b"[]", *_NO_SOURCES],
 )
-def test_damaged_settings_do_not_decide_the_sources_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
-) -> None:
-    monkeypatch.setattr(pipeline, "require_fit", lambda config: SimpleNamespace(remarks=()))
+def test_damaged_settings_do_not_decide_the_sources_anew(tmp_path: Path, data: bytes) -> None:
     _finish(_config(tmp_path), "dense")
     (tmp_path / SETTINGS).write_bytes(data)
     with pytest.raises(ConfigError, match=r"run\.json .*Restore it, or remove it and run again"):

@@ -11,6 +11,7 @@ from streamline.progress import Silent
 from streamline.results.samples import read_samples
 from streamline.run.pipeline import evaluate_model, prune_to_checkpoint
 from streamline.run.planning.estimate import plan_run
+from streamline.run.planning.fitting import fitted, memory_plan
 
 
 @pytest.mark.parametrize("recovery", ["none", "lora", "kd"])
@@ -42,6 +43,46 @@ def test_pruning_writes_a_checkpoint_that_evaluates(place, tmp_path, recovery, c
     assert len(other) == 16 and not other["loglikelihood"].equals(samples["loglikelihood"])
     evaluate_model(str(folder), out=tmp_path / "record.json", config=settings)
     assert read_samples(tmp_path / "record.parquet").equals(samples)
+
+
+def test_pruning_refuses_before_any_work_a_training_that_memory_does_not_hold(
+    place, tmp_path, monkeypatch, config
+):
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a refused cell must not load a model")
+
+    wide = {"calibration": {"texts": str(place / "text.jsonl"), "n_samples": 1, "length": 8}}
+    out, method = tmp_path / "out", "llm-streamline-ffn"
+    one, _ = fitted(config(out, methods=method, **wide))
+    peaks = {row.stage: row.peak for row in memory_plan(one, one.models[0]).rows}
+    assert 1.1 * peaks["calibrate"] < peaks["train"]
+    tight = config(out, methods=method, memory=int(1.06 * peaks["calibrate"]), **wide)
+    whole = config(out, methods=method, memory=int(1.06 * peaks["train"]), **wide)
+    plain = {"method": method, "sparsity": 0.3, "out": out, "verify": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(variants, "load_model", never)
+        with pytest.raises(ConfigError, match="training needs .* of device memory"):
+            prune_to_checkpoint(str(place / "model"), config=tight, **plain)
+    assert list(tmp_path.iterdir()) == []
+    prune_to_checkpoint(str(place / "model"), config=whole, **plain)
+    assert (out / "config.json").is_file()
+
+
+def test_pruning_streams_a_model_that_memory_does_not_hold(place, tmp_path, config):
+    out = tmp_path / "out"
+    one, estimate = fitted(config(out, methods="shortgpt"))
+    small = one.model_copy(update={"memory": int(1.02 * estimate.memory_bytes)})
+    said: list[str] = []
+
+    class Shown(Silent):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    prune_to_checkpoint(
+        str(place / "model"), method="shortgpt", sparsity=0.3, out=out, config=small,
+        verify=False, progress=Shown(),
+    )  # fmt: skip
+    assert any("layers are read one at a time" in line for line in said)
 
 
 @pytest.mark.parametrize(

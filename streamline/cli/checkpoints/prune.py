@@ -25,6 +25,7 @@ Examples:
     "--device",
     "--stream",
     "--dtype",
+    "--memory",
     "--trust-remote-code",
     "--calibration",
     "--calibration-samples",

@@ -41,7 +41,6 @@ __all__ = [
     "device_memory",
     "plan_run",
     "refuse_unfit",
-    "require_fit",
     "rows_of",
     "run_memory",
 ]
@@ -283,24 +282,6 @@ def check_fits(estimate: Estimate, out: Path, memory: int | None) -> list[str]:
                 "larger disk"
             )
     return problems
-
-
-def require_fit(config: RunConfig) -> Estimate:
-    """Refuse a run that cannot fit on this machine, before anything is loaded.
-
-    Args:
-        config: The run.
-
-    Returns:
-        The plan that was checked.
-
-    Raises:
-        ConfigError: If memory or disk are too small.
-        StreamlineError: If a model's config or a method cannot be had.
-    """
-    estimate = plan_run(config)
-    refuse_unfit(estimate, config)
-    return estimate
 
 
 def refuse_unfit(estimate: Estimate, config: RunConfig) -> None:

@@ -17,11 +17,18 @@ import torch
 
 from streamline.engine.decoder import Decoder
 from streamline.engine.memory import keep_to
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.progress import Progress
 from streamline.run.cell import CellJob, expand
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided
-from streamline.run.planning.estimate import Estimate, plan_run, rows_of, run_memory
+from streamline.run.planning.estimate import (
+    Estimate,
+    plan_run,
+    refuse_unfit,
+    rows_of,
+    run_memory,
+)
 from streamline.run.planning.memory import plan_memory
 from streamline.run.planning.plan import MARGIN, MemoryPlan
 from streamline.run.planning.work import gib, resident
@@ -29,8 +36,8 @@ from streamline.run.recorder import Recorder
 from streamline.sources.models import planned_model
 
 __all__ = [
-    "fitted", "kept_plan", "memory_plan", "on_accelerator", "possible", "streamed_where_needed",
-    "told",
+    "fitted", "fitted_alone", "kept_plan", "memory_plan", "on_accelerator", "possible",
+    "streamed_where_needed", "told",
 ]  # fmt: skip
 
 _SMALL = 50  # times a model's weights: memory that nothing of its run comes near
@@ -48,8 +55,13 @@ def kept_plan(config: RunConfig, name: str, decoder: Decoder) -> MemoryPlan:
         The plan; an empty one where memory is no question.
     """
     keep_to(config.memory, decoder.device)
+    return _needed_plan(config, name, decoder)
+
+
+def _needed_plan(config: RunConfig, name: str, decoder: Decoder) -> MemoryPlan:
+    """A model's plan, empty where memory is no question."""
     memory = run_memory(config)
-    weights = resident(decoder, decoder.dtype, streamed=False)
+    weights = resident(decoder, getattr(torch, config.dtype), streamed=False)
     small = config.memory is None and (memory is None or memory >= _SMALL * weights)
     if small or config.device_map is not None:
         return MemoryPlan(name, None)
@@ -120,6 +132,33 @@ def fitted(config: RunConfig) -> tuple[RunConfig, Estimate]:
         estimate = plan_run(config)
         estimate.remarks[:0] = remarks
     return config, estimate
+
+
+def fitted_alone(config: RunConfig) -> tuple[RunConfig, MemoryPlan, list[str]]:
+    """A run of one pruned model as memory allows it.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The run as its model has it, with nothing left open, its plan, and what is to be said of it.
+
+    Raises:
+        ConfigError: If memory or disk are too small.
+        UnsupportedModelError: If the method cannot do it with this model.
+    """
+    config, estimate = fitted(config)
+    refuse_unfit(estimate, config)
+    reason = next((row.reason for row in estimate.rows if row.reason), None)
+    if reason is not None:
+        raise UnsupportedModelError(reason)
+    (name,) = config.models
+    own = config.for_model(name)
+    decoder = Decoder(planned_model(name, trust_remote_code=own.trust_remote_code))
+    plan = _needed_plan(own, name, decoder)
+    if plan.refused:
+        raise ConfigError("; ".join(dict.fromkeys(plan.refused.values())))
+    return own, plan, [*estimate.remarks, *(told(plan) if plan.rows else ())]
 
 
 def streamed_where_needed(config: RunConfig) -> tuple[RunConfig, list[str]]:
