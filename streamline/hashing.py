@@ -22,17 +22,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from streamline import __version__
 from streamline.files import cache_dir, sweep_of, write_json_atomic
 
 __all__ = [
+    "FORMAT",
     "NO_CHECKSUM",
     "checksum_in",
     "content_key",
     "file_hashes",
     "file_sha256",
     "folder_key",
+    "program",
     "with_checksum",
 ]
+
+FORMAT = 4
+"""Raised by a change of this project that changes numbers."""
 
 NO_CHECKSUM = "streamline-sha256:" + "0" * 64
 """What stands in a file's metadata while its own checksum is made."""
@@ -42,6 +48,11 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _WORTH_KEEPING = 1 << 24  # bytes; smaller files are read again by the next process
 _SETTLED = 1_000_000_000  # nanoseconds after which a change gives a file another time
 _known: dict[tuple[int, ...], str] = {}
+
+
+def program() -> list[str | int]:
+    """What this program is in the key of all that it computes and keeps."""
+    return [__version__, FORMAT]
 
 
 def content_key(obj: Any) -> str:

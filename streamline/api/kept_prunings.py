@@ -22,7 +22,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from streamline import __version__
 from streamline.api.guards import calibration_key
 from streamline.api.named import read_content
 from streamline.api.variants import Dense, Target
@@ -30,7 +29,7 @@ from streamline.distributed.team import leads
 from streamline.distributed.work import shared
 from streamline.engine.assemble import shared_copy
 from streamline.engine.decoder import Decoder
-from streamline.hashing import content_key
+from streamline.hashing import content_key, program
 from streamline.kept import kept_tensors, write_tensors
 from streamline.method import Pruned
 from streamline.modeling.modeling_layers import LayerModule, Spec, build, spec_of
@@ -54,7 +53,7 @@ def pruning_file(target: Target, dense: Dense, tokens: Tensor, folder: Path) -> 
     """
     key = content_key(
         [
-            __version__,
+            *program(),
             dense.fingerprint,
             str(dense.decoder.dtype),
             batches_fingerprint(tokens),

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline import __version__
 from streamline.api.guards import Watch, calibration_key, checked, own_copy, require_intact
 from streamline.api.kept_prunings import pruning_file, read_pruning, write_pruning
 from streamline.api.made import require_alike, require_finite
@@ -37,7 +36,7 @@ from streamline.distributed.work import agreed, broadcast, led, shared
 from streamline.engine.decoder import Decoder
 from streamline.engine.finite import bad_weight
 from streamline.errors import MethodError, NotFiniteError, UnsupportedModelError
-from streamline.hashing import content_key
+from streamline.hashing import content_key, program
 from streamline.method import Method, Pruned
 from streamline.methods.teacher_fits import Fit, together
 from streamline.methods.unfinished import resuming
@@ -70,7 +69,7 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
     """
     key = content_key(
         [
-            __version__,
+            *program(),
             dense.fingerprint,
             str(dense.decoder.dtype),
             batches_fingerprint(tokens),

@@ -26,7 +26,7 @@ from streamline.errors import AssetError, ConfigError
 from streamline.evaluation.origins import Origins, find_origins, repositories_of
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
-from streamline.hashing import content_key
+from streamline.hashing import FORMAT, content_key
 from streamline.method import Method
 from streamline.registry import build_method, source_key
 from streamline.run.config import RunConfig
@@ -37,7 +37,6 @@ from streamline.sources.models import hub_commit, resolve_model
 from streamline.sources.texts import REPOSITORIES
 
 __all__ = [
-    "FORMAT",
     "CellInputs",
     "Sources",
     "cell_inputs",
@@ -47,9 +46,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-FORMAT = 4
-"""Raised by a change of this project that changes numbers."""
 
 _STREAMED = frozenset(REPOSITORIES.values())
 _ASKED = ("limit", "tasks", "prompting", "perplexity")  # of a model; all else makes the model

@@ -26,13 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline import __version__
 from streamline.distributed.exchange import alike
 from streamline.engine.decoder import Decoder, eval_mode, module_device
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError
-from streamline.hashing import content_key
+from streamline.hashing import content_key, program
 from streamline.training.activations import ActivationCache
 from streamline.training.digest import digest
 from streamline.training.loop import FitArguments
@@ -280,7 +279,7 @@ def _group(
             "spans": [[span.start, span.stop] for span in spans],
             "kinds": kinds,
             "start": digest(parameters.values()),
-            "teacher": [args.teacher, str(args.decoder.dtype), __version__],
+            "teacher": [args.teacher, str(args.decoder.dtype), *program()],
             "path": None if path is None else _describe(path, members),
             "train": digest([args.train[: batch_schedule.n_sequences]]),
             "validation": digest([args.held_out(recipe)]),

@@ -29,7 +29,7 @@ from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.seed import seeded
 from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import ConfigError
-from streamline.hashing import content_key
+from streamline.hashing import content_key, program
 from streamline.training.digest import digest
 from streamline.training.distillation.settings import DistillationSettings, Trainees
 from streamline.training.distillation.teacher import Distillation, Teacher
@@ -183,6 +183,7 @@ def fine_tune(
         taught = [distillation.fingerprint, distillation.settings.model_dump(mode="json")]
     key = content_key(
         {
+            "program": program(),
             "recipe": asdict(recipe),
             "model": fingerprint(decoder),
             "data": _digest(sequences),

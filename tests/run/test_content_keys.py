@@ -16,14 +16,17 @@ from typing import Any
 
 import pytest
 
+from streamline import hashing
 from streamline.baselines import _sizes
 from streamline.evaluation import evaluate as evaluation
+from streamline.progress import Silent
 from streamline.run import inputs, model_run
 from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.inputs import settle, shared_inputs
 from streamline.run.pipeline import run
 from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.training.state import TrainingState
 
 
 @pytest.fixture
@@ -151,6 +154,33 @@ def test_every_text_of_a_run_is_in_the_key(block, mine, settings):
     _same_length(other, lambda text: text.replace("quick", "quite"))
     changed = [a != b for a, b in zip(before, keys(), strict=True)]
     assert changed == [block == "perplexity", True, True]
+
+
+def test_nothing_that_another_way_of_computing_has_kept_is_gone_on_with(settings, monkeypatch):
+    trained: list[str] = []
+    update = TrainingState.update
+
+    def counted(self: TrainingState, *given: Any) -> None:
+        trained.append(self.label)
+        update(self, *given)
+
+    monkeypatch.setattr(TrainingState, "update", counted)
+    fields = {"methods": "llm-streamline-layer", "recovery": "lora", "lora": {"n_tokens": 256}}
+    said: list[str] = []
+
+    class Shown(Silent):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    with monkeypatch.context() as before:
+        for module in (hashing, inputs):
+            before.setattr(module, "FORMAT", hashing.FORMAT - 1)
+        run(settings("run", **fields))
+    first = [trained.pop(0) for _ in list(trained)]
+    run(settings("run", **fields), Shown())
+    assert trained == first and len(set(first)) == 2, "both trainings are made anew"
+    assert any(line.startswith("changed: this project's way of computing: done") for line in said)
+    assert len(list((settings("run").out / "cache" / "calibration").iterdir())) == 2
 
 
 def test_a_cache_rounds_what_it_keeps_and_its_size_decides_nothing(settings):
