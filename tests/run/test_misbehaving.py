@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from misbehaving import FAULTS, HARMLESS
+from misbehaving import FAULTS, HARMLESS, TrainsDense
+from torch import nn
 
+from streamline.engine.decoder import Decoder
+from streamline.method import Method
 from streamline.results.record import Record
 from streamline.run import pipeline
 from streamline.run.config import RunConfig
 from streamline.run.planning.estimate import plan_run
+from streamline.run.planning.fitting import fitted, memory_plan
+from streamline.run.planning.plan import MemoryRow
 
 OTHERS = ("shortgpt", "given-layers+remove=2-3", "streamline-v1-mlp")
 MISBEHAVING = [f"misbehaving:{name}" for name in (*FAULTS, *HARMLESS)]
@@ -77,3 +83,44 @@ def test_a_plan_names_what_would_fail_and_has_all_other_rows(
     for name in early:
         assert FAULTS[name] in (reasons[name] or "")
     assert [reasons[name] for name in ("dense", *OTHERS)] == [None] * 4
+
+
+def _exits(*_: Any) -> None:
+    sys.exit(3)
+
+
+def _raises(*_: Any) -> None:
+    raise RuntimeError("it does not work")
+
+
+def _nothing(*_: Any) -> None:
+    """Gives none of what is asked for."""
+
+
+def _spoils(_: Method, decoder: Decoder, few: Decoder, *__: Any) -> None:
+    few.layers[0] = nn.Identity()
+    decoder.layers[1] = decoder.layers[2]
+
+
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [
+        ("networks", _raises), ("networks", _exits), ("networks", _nothing),
+        ("rehearse", _raises), ("rehearse", _exits), ("rehearse", _spoils),
+    ],
+)  # fmt: skip
+def test_what_a_method_does_while_memory_is_planned_changes_no_other_stage(
+    part: str,
+    fault: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    config: Callable[..., RunConfig],
+) -> None:
+    def stages() -> list[MemoryRow]:
+        one, _ = fitted(config(tmp_path, methods="misbehaving:TrainsDense,shortgpt"))
+        return [row for row in memory_plan(one, one.models[0]).rows if row.stage != "calibrate"]
+
+    healthy = stages()
+    monkeypatch.setattr(TrainsDense, part, fault)
+    assert {row.stage for row in healthy} == {"train", "evaluate", "speed"}
+    assert stages() == healthy

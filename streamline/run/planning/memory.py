@@ -18,10 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from streamline.api.guards import Watch
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import LARGEST_COPY
+from streamline.errors import MethodError
 from streamline.evaluation.scoring.token_budget import ACCELERATOR_TOKENS, CPU_TOKENS
 from streamline.method import Method
 from streamline.run.config import RunConfig
@@ -78,6 +80,7 @@ class _Planner:
         self.found = MemoryPlan(rows[0].cell.model, memory)
         self.rows = [row for row in rows if row.reason is None]
         self.rehearsal = Rehearsal(decoder, self.dtype)
+        self.watch = Watch(decoder)
         self.weights = work.resident(decoder, self.dtype, streamed=config.stream)
         self.copies = self._copies()
 
@@ -110,11 +113,7 @@ class _Planner:
             shared = type(method).rehearse is Method.rehearse
             key = "shared" if shared else f"{method!r} {row.cell.sparsity * method.returns_model}"
             if key not in by_key:
-                by_key[key] = self.rehearsal.peak(
-                    lambda few, m=method, s=row.cell.sparsity: m.rehearse(  # type: ignore[misc]
-                        self.decoder, few, tokens, s
-                    )
-                )
+                by_key[key] = self._rehearsed(method, row.cell.sparsity, tokens, shared)
             size = by_key[key]
             if size is None:
                 log.info("what %s holds cannot be planned", row.cell.label)
@@ -124,6 +123,22 @@ class _Planner:
                 continue
             found[row.cell.label] = size or 0
         return found
+
+    def _rehearsed(
+        self, method: Method, sparsity: float, tokens: Tensor, shared: bool
+    ) -> int | None:
+        """Bytes that a method's own code, or the shared calibration, holds; None if unknown."""
+        try:
+            with self.watch.over(f"{method.name}: rehearse"):
+                return self.rehearsal.peak(
+                    lambda few: method.rehearse(self.decoder, few, tokens, sparsity)
+                )
+        except MethodError as error:
+            log.warning("%s", error)
+            return None
+        finally:
+            if not shared:
+                self.rehearsal.renew()
 
     def _calibrate(self, calibrations: Mapping[str, int], networks: int) -> None:
         """The rows of calibration; networks wait in main memory where they leave it no room."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,6 +48,7 @@ class Rehearsal:
         self._whole = decoder
         self.dtype = dtype
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._tried: dict[int, Decoder] = {}
 
     def peak(self, work: Work, *, own: bool = False) -> int | None:
         """The most bytes that some work holds at once, beside the weights.
@@ -63,10 +63,10 @@ class Rehearsal:
             data at all.
         """
         n_layers = self._whole.n_layers
-        few = self._count(self._few, work)
+        few = self._count(_FEW, work)
         if few is None or own or n_layers <= _FEW:
             return few
-        more = self._count(self._more, work)
+        more = self._count(_MORE, work)
         if more is None:
             return None
         each = max(0, more - few) / (_MORE - _FEW)
@@ -78,17 +78,17 @@ class Rehearsal:
             return torch.zeros(rows, length, dtype=torch.int64)
 
     def make(self, work: Callable[[Decoder], Any]) -> Any:
-        """Something made without data beside a model of few layers in float32."""
-        with self._mode:
-            return work(self._made(_FEW, torch.float32))
+        """Something made without data beside a model of few layers in float32; None if it fails."""
+        try:
+            with self._mode:
+                return work(self._made(_FEW, torch.float32))
+        except (Exception, SystemExit) as error:  # of a method's code, or the model's
+            log.debug("cannot be made without data: %s", error, exc_info=True)
+            return None
 
-    @cached_property
-    def _few(self) -> Decoder:
-        return self._made(_FEW, self.dtype)
-
-    @cached_property
-    def _more(self) -> Decoder:
-        return self._made(_MORE, self.dtype)
+    def renew(self) -> None:
+        """Let go of the models that are tried: code that nobody knows has had them."""
+        self._tried.clear()
 
     def _made(self, n_layers: int, dtype: torch.dtype) -> Decoder:
         """A model of the same shapes with some layers, of fake tensors."""
@@ -104,10 +104,16 @@ class Rehearsal:
         made.eval().requires_grad_(False)
         return Decoder(made)
 
-    def _count(self, decoder: Decoder, work: Work) -> int | None:
+    def _count(self, n_layers: int, work: Work) -> int | None:
+        try:
+            if n_layers not in self._tried:
+                self._tried[n_layers] = self._made(n_layers, self.dtype)
+        except Exception as error:  # of the model's code
+            log.debug("no model of %d layers: %s", n_layers, error, exc_info=True)
+            return None
         with self._mode, peak_of(torch.device("cpu")) as peak:
             try:
-                work(decoder)
-            except Exception as error:  # of any kind: no value is there
+                work(self._tried[n_layers])
+            except (Exception, SystemExit) as error:  # of any kind: no value is there
                 log.debug("rehearsed until: %s", error, exc_info=True)
         return peak.bytes or None

@@ -105,8 +105,15 @@ def training_step(rehearsal: Rehearsal, method: Method, n_removed: int, recipe: 
         Without networks for a method that does not tell them.
     """
     autocast = None if rehearsal.dtype == torch.float32 else torch.bfloat16
-    own = rehearsal.make(lambda few: method.networks(few, n_removed))
-    made = own or rehearsal.make(lambda few: [few.layers[0]])
+
+    def networks(few: Decoder) -> list[nn.Module]:
+        found = list(method.networks(few, n_removed))
+        if not all(isinstance(module, nn.Module) for module in found):
+            raise TypeError(f"{method.name}: networks gave {found!r:.200}")
+        return found
+
+    own: list[nn.Module] = rehearsal.make(networks) or []
+    made: list[nn.Module] = own or rehearsal.make(lambda few: [few.layers[0]]) or []
     ids = _micro_batch(rehearsal, recipe.batch_tokens, recipe.length)
     objectives = {stage.objective for stage in recipe.stages()}
     sizes = {sum(p.numel() for p in module.parameters()): module for module in made}
