@@ -23,6 +23,7 @@ from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.forward import Depths, run
 from streamline.engine.head import summed_divergence
 from streamline.engine.paths import Path, dense_path
+from streamline.errors import UnsupportedModelError
 from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.objectives import as_dtype, mixed
 
@@ -71,8 +72,18 @@ class Teacher:
     def of(
         cls, distillation: Distillation, student: Decoder, autocast: torch.dtype | None = None
     ) -> Teacher:
-        """A teacher for a model whose trained parameters need gradients already."""
+        """A teacher for a model whose trained parameters need gradients already.
+
+        Raises:
+            UnsupportedModelError: If the two predict another number of tokens.
+        """
         dense = distillation.dense
+        widths = [int(one.config.vocab_size) for one in (dense, student)]
+        if widths[0] != widths[1]:
+            raise UnsupportedModelError(
+                f"distillation compares predictions of the same tokens, and {dense.name} has "
+                f"{widths[0]:,} of them, the model that learns {widths[1]:,}; take recovery lora"
+            )
         return cls(dense, student, distillation.settings, autocast, _shared(dense, student))
 
     def divergence(self, ids: Tensor, scored: Tensor) -> Tensor:

@@ -207,3 +207,11 @@ def test_what_cannot_be_taught_is_refused(tiny_llama: Callable[..., nn.Module]) 
         next(student.model.layers[2].parameters()).fill_(float("nan"))
     with pytest.raises(NotFiniteError, match="distillation: the validation loss at step 0 is not"):
         distil(dense, student)
+
+
+def test_a_model_of_other_tokens_is_not_taught(tiny_llama: Callable[..., PreTrainedModel]) -> None:
+    dense, student = tiny_llama(n_layers=2), tiny_llama(n_layers=2)
+    student.resize_token_embeddings(dense.config.vocab_size - 8)
+    with pytest.raises(UnsupportedModelError, match="predictions of the same tokens"):
+        distil(dense, student, top_k=5)
+    assert not [name for name, _ in student.named_modules() if "lora" in name]
