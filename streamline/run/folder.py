@@ -87,14 +87,13 @@ def refuse_claimed(folder: Path) -> None:
     Raises:
         ConfigError: If one has it.
     """
-    claim = Claim(folder / _RUNNING)
-    if not claim.acquire_unless_held():
+    if Claim(folder / _RUNNING).is_held():
         raise ConfigError(
             f"a run of all cells is using {folder}: wait until it ends, or stop it, before shards "
             "of it are worked"
         )
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
-    claim.release()
 
 
 def refuse_foreign(folder: Path) -> None:

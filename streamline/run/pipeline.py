@@ -160,8 +160,8 @@ def _run_shard(found: Decided, part: Part, progress: Progress, redo: Sequence[st
             "--redo takes cells out of the folder that other shards are working in; put the shards "
             f"together (streamline-bench merge {config.out}) and give --redo without --shard"
         )
-    shared(lambda: refuse_claimed(config.out))
     with led(working(config.out, part)):
+        shared(lambda: refuse_claimed(config.out))  # by now a run of all cells sees this one
         sources = shared(lambda: agreed(found, part))
         with pinned(sources.models):
             shared(lambda: refuse_mixture(config, sources))

@@ -102,6 +102,18 @@ class Claim:
             pause = min(2 * pause, _LONGEST_LOOK_S)
         return True
 
+    def is_held(self) -> bool:
+        """Whether somebody has it and lives, found without taking it; as long as that may take."""
+        pause = _FIRST_LOOK_S
+        while there := self._there():
+            if all([self._is_dead(file) for file in there]):
+                return False
+            if any(self._lives(file) for file in there):
+                return True
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_LOOK_S)
+        return False
+
     def release(self) -> None:
         """Give it up; nothing if another process has taken it over."""
         if self._file is None:
@@ -123,7 +135,9 @@ class Claim:
 
     def _there(self) -> dict[Path, int]:
         """The claim's files with their numbers."""
-        found = ((path, self._names.fullmatch(path.name)) for path in self.path.parent.iterdir())
+        folder = self.path.parent
+        paths = folder.iterdir() if folder.is_dir() else ()
+        found = ((path, self._names.fullmatch(path.name)) for path in paths)
         return {path: int(match.group(1) or 0) for path, match in found if match}
 
     def _take(self, number: int, dead: dict[Path, int]) -> bool:

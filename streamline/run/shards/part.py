@@ -13,6 +13,7 @@ Example::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from streamline.sharing.once import sharing
 __all__ = ["SHARDS", "WHOLE", "Part", "busy_parts", "claims_of", "part_folders", "working"]
 
 SHARDS = "shards"
+_CLAIM = re.compile(r"(\d+-of-\d+(?:-\d+)*)\.")  # the name of a claim on a part
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,10 @@ def part_folders(out: Path) -> list[Path]:
 
 
 def busy_parts(out: Path) -> list[str]:
-    """The parts of a run that somebody is working on."""
-    found = []
-    for folder in part_folders(out):
-        claim = Claim(claims_of(out) / folder.name)
-        if claim.acquire_unless_held():
-            claim.release()
-        else:
-            found.append(folder.name)
-    return found
+    """The parts of a run that somebody is working on, or about to."""
+    names = {folder.name for folder in part_folders(out)}
+    names |= {m.group(1) for p in claims_of(out).glob("*.lock") if (m := _CLAIM.match(p.name))}
+    return [name for name in sorted(names) if Claim(claims_of(out) / name).is_held()]
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from streamline.results.record_file import load
 from streamline.run import model_run, pipeline, reporting
 from streamline.run.cell import expand
 from streamline.run.config import RunConfig
-from streamline.run.folder import claimed
+from streamline.run.folder import claimed, refuse_claimed
 from streamline.run.shards.dense import DenseTurn
 from streamline.run.shards.dividing import divided
 from streamline.run.shards.merging import merge
-from streamline.run.shards.part import Part, claims_of, part_folders, working
-from streamline.sharing.claims import held
+from streamline.run.shards.part import Part, busy_parts, claims_of, part_folders, working
+from streamline.sharing.claims import Claim, held
 
 Make = Callable[..., RunConfig]
 _FORKS = multiprocessing.get_context("forkserver")
@@ -168,7 +168,6 @@ def test_shards_that_do_not_belong_together_are_refused(
 
 def test_who_comes_to_a_folder_in_use_is_refused(config: Make, tmp_path: Path) -> None:
     out, part = tmp_path / "out", Part("1-of-2", frozenset())
-    part.folder(out).mkdir(parents=True)
     with working(out, part):
         with pytest.raises(ConfigError, match="shards are working in"), claimed(out):
             pass
@@ -188,6 +187,16 @@ def test_the_dense_models_turn_is_given_up_by_who_waited_for_it(
     [dense, _] = pipeline.run(config(tmp_path, shard="1/1", methods="shortgpt"))
     assert dense.status == "ok" and dense.method == "dense"
     assert list(claims_of(tmp_path).iterdir()) == []
+
+
+def test_shards_that_begin_together_are_not_in_each_others_way(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with working(tmp_path, Part("1-of-2", frozenset())), monkeypatch.context() as patch:
+        patch.setattr(Claim, "_take", lambda *_: pytest.fail("a look is no claim"))
+        assert busy_parts(tmp_path) == ["1-of-2"]
+        refuse_claimed(tmp_path)
+    assert busy_parts(tmp_path) == []
 
 
 def test_records_of_shards_are_named_where_they_are_looked_for(
