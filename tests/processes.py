@@ -16,7 +16,7 @@ import torch
 
 from streamline.calibration import measure
 from streamline.distributed.meeting import joined
-from streamline.distributed.team import Shard, leads, team
+from streamline.distributed.team import LostProcess, Shard, leads, team
 from streamline.distributed.work import agreed, scatter, shared
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, dense_path
@@ -278,12 +278,18 @@ def failures() -> dict[str, Any]:
 
 
 def begin(folder: Path, size: int, rank: int, port: int) -> None:
-    """One of several processes; what it found is left in a file."""
+    """One of several processes; what it found is left in a file, and then the last one is gone."""
     launched = {"WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank}
     launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in launched.items()})
     found = json.dumps(work(folder, size))
     (folder / f"{size}-{rank}.json").write_text(found)
+    if rank < size - 1:
+        try:
+            with joined():
+                agreed(lambda: scatter(ranks))
+        except LostProcess as error:
+            (folder / f"{size}-{rank}.lost").write_text(str(error))
 
 
 def main(folder: Path, ports: list[tuple[int, int]]) -> int:

@@ -60,6 +60,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
         for rank in range(size):
             file = folder / f"{size}-{rank}.json"
             results[size, rank] = json.loads(file.read_text())
+            lost = file.with_suffix(".lost")
+            results[size, rank]["lost"] = lost.read_text() if lost.exists() else None
     return results
 
 
@@ -104,6 +106,13 @@ def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
             else "Odd: 1",
             "afterwards": [rank_ for rank_ in range(size)],
         }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_who_is_left_behind_says_so(found: dict[Any, Any], size: int) -> None:
+    said = [found[size, rank]["lost"] for rank in range(size)]
+    assert said.pop() is None
+    assert all(f"another of {size} processes is gone: it was killed" in text for text in said)
 
 
 @pytest.mark.parametrize("size", SIZES)
