@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamline.errors import ConfigError
+from streamline.errors import AssetError, ConfigError
 from streamline.files import write_json_atomic
 from streamline.run.config import RunConfig, build_config
 from streamline.run.deciding import choices, formats
@@ -97,6 +97,43 @@ def test_what_is_given_stays(on: Any, tmp_path: Path) -> None:
     assert (large.batch_tokens, large.normalize) == (2_048, False), "a large one the paper's"
     documents = decided(_config(tmp_path, training={"n_documents": 30_000})).config.training
     assert (documents.n_tokens, documents.n_documents, documents.epochs) == (None, 30_000, 5)
+
+
+def test_the_hub_is_asked_for_no_text_where_all_are_given(
+    on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on("cpu", hub=True)
+    asked: list[str] = []
+    monkeypatch.setattr(choices, "hub_problem", lambda: asked.append("hub"))
+    own = {"calibration": {"texts": "c4"}, "perplexity": {"texts": "wikitext2"}}
+    found = decided(_config(tmp_path, **own)).config
+    assert (found.calibration.texts, found.perplexity.texts) == ("c4", "wikitext2")
+    assert asked == []
+    assert decided(_config(tmp_path, calibration={"texts": "c4"})).config.perplexity.texts == _WIKI
+    assert asked == ["hub"]
+
+
+def test_a_models_own_code_says_how_large_it_is_only_if_it_may_run(
+    on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on("cuda", hub=True)
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "model")
+
+    def guarded(found: Any) -> Any:
+        def get(name: str, *, trust_remote_code: bool = False) -> Any:
+            if not trust_remote_code:
+                raise AssetError("it has code of its own")
+            return found
+
+        return get
+
+    monkeypatch.setattr(choices, "planned_model", guarded(model))
+    monkeypatch.setattr(choices, "load_config", guarded(model.config))
+    trusted = _config(tmp_path, str(tmp_path / "model"), trust_remote_code=True)
+    own = decided(trusted).config
+    assert own.training.n_tokens == 3_000 * 512, "what is stated for the smallest model"
+    assert own.calibration.length == min(2_048, model.config.max_position_embeddings)
 
 
 def test_a_budget_is_bounded_by_its_text(on: Any, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def choose(own: RunConfig, model: str, known: Mapping[str, Mapping[str, Any]]) -
         known: What was decided before and stays, which other decisions go by.
 
     Returns:
-        All of them; those that the run does not leave open are of no use.
+        All that the run leaves open; others are of no use.
     """
     kind = device_kind(own.device)
     asked = own.model_dump(mode="json")
@@ -64,8 +64,9 @@ def choose(own: RunConfig, model: str, known: Mapping[str, Mapping[str, Any]]) -
         return known.get(path, found.get(path, {})).get("value") if value == "auto" else value
 
     found["dtype"] = _dtype(model, kind)
-    found |= _texts(own, model)
-    length = partial(_length, model, kind)
+    if None in (given("calibration", "texts"), given("perplexity", "texts")):
+        found |= _texts(own, model)  # only then is the hub asked
+    length = partial(_length, own, model, kind)
     for block in ("calibration", "perplexity"):
         found[f"{block}.length"] = length(given(block, "texts"))
     text = own.training.texts or given("calibration", "texts")
@@ -117,13 +118,14 @@ def _why_packaged(own: RunConfig, model: str) -> str | None:
     return f"the hub does not give {' and '.join(lacking)}" if lacking else None
 
 
-def _length(model: str, kind: str, text: str) -> dict[str, Any]:
+def _length(own: RunConfig, model: str, kind: str, text: str) -> dict[str, Any]:
     """Tokens of a sequence of a text."""
     if kind == "cpu" or _is_packaged(text):
         why = "on a CPU" if kind == "cpu" else "of the packaged text"
         return _choice(_SHORT, f"sequences {why}")
     try:
-        positions = getattr(load_config(model), "max_position_embeddings", None)
+        config = load_config(model, trust_remote_code=own.trust_remote_code)
+        positions = getattr(config, "max_position_embeddings", None)
     except StreamlineError:  # its cells will fail with that
         positions = None
     if isinstance(positions, int) and positions < _LONG:
@@ -146,7 +148,7 @@ def _training(
         if kind == "cuda" and _is_packaged(text) and resolve_model(model).kind != "wheel":
             values["n_tokens"] = _HOLDS[_PACKAGED]
     else:
-        budget = _budget(model)
+        budget = _budget(own, model)
         values, why = defaults | budget.recipe, _words(model, budget)
         values["length"] = min(values["length"], length["value"])
         if not open_budget:
@@ -177,10 +179,11 @@ def _why_trial(model: str, kind: str, text: str) -> str | None:
     return "since the packaged text is small" if _is_packaged(text) else None
 
 
-def _budget(model: str) -> Budget:
+def _budget(own: RunConfig, model: str) -> Budget:
     """The stated budget for a model."""
     try:
-        n_parameters = sum(one.numel() for one in planned_model(model).parameters())
+        planned = planned_model(model, trust_remote_code=own.trust_remote_code)
+        n_parameters = sum(one.numel() for one in planned.parameters())
     except StreamlineError:  # its cells will fail with that
         n_parameters = None
     return stated_for(model, n_parameters)
