@@ -113,6 +113,27 @@ def test_the_hub_is_asked_for_no_text_where_all_are_given(
     assert asked == ["hub"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "dtype", "n_tokens"),
+    [
+        ({"executor": "slurm", "slurm": {"gpus_per_node": 1}}, "float16", 40_960_000),
+        ({"executor": "slurm", "slurm": {"slurm_gres": "gpu:a100:1"}}, "float16", 40_960_000),
+        ({"executor": "slurm", "slurm": {"gpus_per_node": 0}}, "float32", 100_000),
+        ({"executor": "slurm", "slurm": {"gpus_per_node": 1}, "device": "cpu"}, "float32", 100_000),
+        ({"executor": "ray"}, "float32", 100_000),
+        ({"executor": "ray", "device": "cuda"}, "float16", 40_960_000),
+    ],
+)
+def test_a_login_node_without_an_accelerator_decides_for_the_machines_that_work(
+    on: Any, tmp_path: Path, changes: dict[str, Any], dtype: str, n_tokens: int
+) -> None:
+    on("cpu", hub=True)
+    found = decided(_config(tmp_path, **changes))
+    assert (found.config.dtype, found.config.training.n_tokens) == (dtype, n_tokens)
+    unsaid = n_tokens == 100_000 and "device" not in changes
+    assert unsaid == any("--device names that of other machines" in x for x in found.remarks())
+
+
 def test_a_models_own_code_says_how_large_it_is_only_if_it_may_run(
     on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

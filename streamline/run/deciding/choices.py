@@ -53,7 +53,7 @@ def choose(own: RunConfig, model: str, known: Mapping[str, Mapping[str, Any]]) -
     Returns:
         All that the run leaves open; others are of no use.
     """
-    kind = device_kind(own.device)
+    kind = _kind(own)
     asked = own.model_dump(mode="json")
     found: Choices = {}
 
@@ -63,7 +63,7 @@ def choose(own: RunConfig, model: str, known: Mapping[str, Mapping[str, Any]]) -
         value = asked[block][field]
         return known.get(path, found.get(path, {})).get("value") if value == "auto" else value
 
-    found["dtype"] = _dtype(model, kind)
+    found["dtype"] = _dtype(own, model, kind)
     if None in (given("calibration", "texts"), given("perplexity", "texts")):
         found |= _texts(own, model)  # only then is the hub asked
     length = partial(_length, own, model, kind)
@@ -78,9 +78,22 @@ def _choice(value: Any, why: str) -> dict[str, Any]:
     return {"value": value, "why": why}
 
 
-def _dtype(model: str, kind: str) -> dict[str, Any]:
+def _kind(own: RunConfig) -> str:
+    """The kind of device that the cells will have: a job that asks for GPUs gets them."""
+    asked = own.slurm.items() if own.executor == "slurm" and own.device == "auto" else ()
+    if any("gpus" in name and n or "gres" in name and "gpu" in str(n) for name, n in asked):
+        return "cuda"
+    return device_kind(own.device)
+
+
+def _on_cpu(own: RunConfig) -> str:
+    here = own.executor == "local" or own.device != "auto"
+    return "on a CPU" if here else "on a CPU, as here; --device names that of other machines"
+
+
+def _dtype(own: RunConfig, model: str, kind: str) -> dict[str, Any]:
     if kind == "cpu":
-        return _choice("float32", "on a CPU")
+        return _choice("float32", _on_cpu(own))
     stored = stored_dtype(model)
     if stored is None:
         return _choice("float32", "its config names no format")
@@ -138,7 +151,7 @@ def _training(
 ) -> Choices:
     """The recipe of a training: as stated, or a trial's, which is the default of every field."""
     asked = own.training.model_dump(mode="json")
-    trial, defaults = _why_trial(model, kind, text), Recipe().model_dump(mode="json")
+    trial, defaults = _why_trial(own, model, kind, text), Recipe().model_dump(mode="json")
     open_budget = asked["n_tokens"] == "auto"
     epochs = defaults["epochs"] if asked["epochs"] == "auto" else asked["epochs"]
     enough = open_budget or own.training.distinct_tokens * epochs >= LARGE_BUDGET
@@ -170,12 +183,12 @@ def _bounded(own: RunConfig, text: str, value: Any, why: str, name: str) -> tupl
     return most, f"what {text} surely holds, of {why}"
 
 
-def _why_trial(model: str, kind: str, text: str) -> str | None:
+def _why_trial(own: RunConfig, model: str, kind: str, text: str) -> str | None:
     """Why a training is a trial; None for one as papers state it."""
     if resolve_model(model).kind == "wheel":
         return "of the embedded model"
     if kind != "cuda":
-        return "on a CPU" if kind == "cpu" else f"on {kind}"
+        return _on_cpu(own) if kind == "cpu" else f"on {kind}"
     return "since the packaged text is small" if _is_packaged(text) else None
 
 
