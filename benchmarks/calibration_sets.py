@@ -26,7 +26,7 @@ from streamline.files import write_text_atomic
 from streamline.report.render import markdown, terminal
 from streamline.report.table import Table, fixed
 from streamline.results.record import Record, method_label
-from streamline.results.record_file import load
+from streamline.results.record_file import FILE_NAME, load
 
 __all__ = ["Cell", "between", "main", "spread_table"]
 
@@ -78,7 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
             code = _run(["--suite", options.suite, "--out", str(folder), *chosen, *others])
             if code:
                 return code
+            if not (folder / FILE_NAME).exists():
+                continue  # said what it would do, and did nothing
             cells += [Cell(_name(r), text, samples, r) for r in load(folder) if _counts(r)]
+    if not cells:
+        return 0
     table = spread_table(cells)
     print(terminal(table), end="")
     write_text_atomic(options.out / "calibration.md", markdown(table))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from streamline.benchmarks import calibration_sets
 from streamline.benchmarks.calibration_sets import Cell, between, spread_table
 from streamline.results.record import Record
 
@@ -42,3 +43,14 @@ def test_the_part_between_methods_is_that_of_the_variance_components():
     assert between(same) == pytest.approx(0.0, abs=0.03)
     assert between([[1.0, 1.0], [2.0, 2.0]]) == 1.0
     assert between([[1.0, 2.0]]) is None and between([[1.0], [2.0]]) is None
+
+
+def test_a_dry_run_of_each_set_ends_without_a_table(tmp_path, monkeypatch, capsys):
+    runs = []
+    monkeypatch.setattr(calibration_sets, "command", runs.append)
+    out = tmp_path / "sets"
+    arguments = ["--texts", "a,b", "--samples", "2,3", "--out", str(out), "--dry-run"]
+    assert calibration_sets.main(arguments) == 0
+    assert [run[run.index("--calibration") + 1] for run in runs] == ["a", "a", "b", "b"]
+    assert all(run[-1] == "--dry-run" for run in runs)
+    assert not out.exists() and not capsys.readouterr().out
