@@ -64,6 +64,8 @@ def test_a_cell_that_does_not_fit_has_its_number_and_the_others_stay() -> None:
     assert "23." in plan.refused[label] and "22.0 GiB are planned" in plan.refused[label]
     assert [row.stage for row in plan.rows] == ["calibrate", "train", "evaluate", "speed"]
     assert told(plan)[0].startswith("memory planned: 18.")
+    _, plan = planned("llama2-7b", "22GiB", methods="llm-streamline-ffn", efficiency="off")
+    assert [row.stage for row in plan.rows] == ["calibrate", "train", "evaluate"]
 
 
 @pytest.mark.slow

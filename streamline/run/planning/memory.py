@@ -236,7 +236,9 @@ class _Planner:
             tokens //= 2
             self.found.batch_tokens = tokens
         self._row("evaluate", _several(len(joint), "model"), resident, size)
-        self._row("speed", "two models in turn", resident, work.speed(self.decoder, self.dtype))
+        if self.config.efficiency != "off":
+            size = work.speed(self.decoder, self.dtype)
+            self._row("speed", "two models in turn", resident, size)
 
     # Parts ---------------------------------------------------------------------------------------
 
