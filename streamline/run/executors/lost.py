@@ -62,7 +62,8 @@ def lost_cells(
     if isinstance(error, UnsupportedModelError):  # of a method it would be a cell to skip
         error = AssetError(str(error)).with_traceback(error.__traceback__)
     own = config.for_model(model)
-    recorder = Recorder(own, model, "", progress, part)
+    here = own.model_copy(update={"device": "auto"})  # the run's may be on other machines alone
+    recorder = Recorder(here, model, "", progress, part)
     cells = part.of(expand(own, model))
     shared = shared_inputs(own, "", settle(own, kept_sources(own)))
     there = part.records(own.out)

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run.shards.conftest import outcome
 
 from streamline.errors import ConfigError
+from streamline.progress import Silent
 from streamline.results.record_file import load
 from streamline.run import executors, pipeline
 from streamline.run.config import RunConfig
 from streamline.run.executors.local import LocalExecutor
 from streamline.run.executors.slurm import SlurmExecutor
-from streamline.run.executors.tasks import work_task
+from streamline.run.executors.tasks import Tasks, work_task
 from streamline.run.planning.estimate import device_memory, run_memory
 from streamline.run.shards.part import Part
 
@@ -74,6 +76,18 @@ def test_a_job_keeps_to_the_memory_of_its_machine(
     assert found == [device_memory("cpu")] and found != [None]
 
 
+def test_a_job_whose_device_is_not_here_fails_alone(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = config(tmp_path, executor="slurm", device="cuda", methods="shortgpt")
+    tasks = Tasks(run, Silent(), 1)
+    [part] = tasks.parts
+    tasks.failed(part, ValueError("no layer will do"))
+    found = load(part.folder(tmp_path))
+    assert len(found) == 2 and all("no layer will do" in str(record.reason) for record in found)
+
+
 def test_a_job_is_queued_again_as_often_as_its_time_ends(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +101,7 @@ def test_a_job_is_queued_again_as_often_as_its_time_ends(
         return {}
 
     monkeypatch.setattr(SlurmExecutor, "_submitted", submitted)
-    pipeline.run(config(tmp_path / "out", executor="slurm", methods="dense"))
+    pipeline.run(config(tmp_path / "out", executor="slurm", device="cuda", methods="dense"))
     assert found[0] >= 100  # submitit's own is 3
 
 
