@@ -24,7 +24,7 @@ from streamline.distributed.exchange import reduced
 from streamline.distributed.team import local, team
 from streamline.distributed.work import in_turn
 from streamline.engine.decoder import Decoder
-from streamline.hashing import content_key
+from streamline.hashing import content_key, program
 from streamline.training.activations import ActivationCache, ActivationStore
 from streamline.training.digest import digest
 from streamline.training.next_token import NextToken
@@ -175,7 +175,7 @@ def _stores(
     cache = args.cache
     if cache is not None:
         data = args.train[: groups[0].batch_schedule.n_sequences]
-        key = content_key([args.teacher, str(args.decoder.dtype), digest([data])])
+        key = content_key([*program(), args.teacher, str(args.decoder.dtype), digest([data])])
         whole = (len(data), data.shape[1], width)
         store = in_turn(lambda: cache.store(key, depths, whole))
     return store, keep

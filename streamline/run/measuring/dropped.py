@@ -19,7 +19,7 @@ from streamline.api.variants import Variant
 from streamline.errors import NotFiniteError
 from streamline.evaluation.evaluate import evaluate
 from streamline.evaluation.questions import heldout_name
-from streamline.hashing import content_key
+from streamline.hashing import content_key, program
 from streamline.method import Pruned
 from streamline.plan import Plan
 from streamline.run.one_model import OneModel
@@ -51,7 +51,8 @@ def dropped_perplexities(model: OneModel, variants: Sequence[Variant]) -> dict[s
     decoder, keys, paths = model.dense.decoder, dict[str, str](), {}
     for variant in trained:
         layers = variant.pruned.plan.removed_layers
-        key = content_key(["dropped", model.dense.fingerprint, layers, str(decoder.dtype)])
+        known = [*program(), model.dense.fingerprint, layers, str(decoder.dtype)]
+        key = content_key(["dropped", *known])
         keys[variant.target.label] = key
         paths[key] = Pruned(Plan.drop(decoder.n_layers, layers)).path(decoder, "dropped")
     found = evaluate(
