@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 from streamline.results.record_file import load
+from streamline.run.deciding.decide import decided
 from streamline.run.pipeline import evaluate_model, prune_to_checkpoint
+from streamline.run.planning.fitting import memory_plan
 
 
 def test_a_checkpoint_says_what_was_removed_and_a_model_nothing(tmp_path, config, place):
@@ -42,3 +44,24 @@ def test_a_checkpoint_says_what_was_removed_and_a_model_nothing(tmp_path, config
     assert {speed.ratio for speed in own.prefill + own.decode} == {None}
     assert "the dense model was not there" in own.reason
     assert first.dense.parameters == first.parameters and first.decode[0].ratio.median == 1.0
+
+
+def test_a_checkpoint_that_lists_its_layers_is_planned_as_its_dense_model_is(
+    tmp_path, config, place
+):
+    folder, method = tmp_path / "ffn", "llm-streamline-ffn"
+    settings = config(folder, methods=method)
+    prune_to_checkpoint(
+        str(place / "model"), method=method, sparsity=0.3, out=folder, config=settings, verify=False
+    )
+    asked = settings.model_copy(update={"methods": ("dense",), "memory": 2**28})
+    record = evaluate_model(str(folder), out=tmp_path / "ffn.json", config=asked)
+    assert record.status == "ok"
+
+    def added(model: str) -> int:
+        one = decided(asked.model_copy(update={"models": (model,)})).config
+        (row,) = [row for row in memory_plan(one, model).rows if row.stage == "evaluate"]
+        return row.added
+
+    whole = added(str(place / "model"))
+    assert 0.9 * whole < added(str(folder)) < 1.1 * whole

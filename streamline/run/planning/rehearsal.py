@@ -48,7 +48,7 @@ class Rehearsal:
         self._whole = decoder
         self.dtype = dtype
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._tried: dict[int, Decoder] = {}
+        self._tried: dict[int, Decoder | None] = {}
 
     def peak(self, work: Work, *, own: bool = False) -> int | None:
         """The most bytes that some work holds at once, beside the weights.
@@ -64,6 +64,8 @@ class Rehearsal:
         """
         n_layers = self._whole.n_layers
         few = self._count(_FEW, work)
+        if self._model(_FEW) is None:  # one whose layers are listed one by one, such as ours
+            return self._count(n_layers, work)
         if few is None or own or n_layers <= _FEW:
             return few
         more = self._count(_MORE, work)
@@ -79,9 +81,10 @@ class Rehearsal:
 
     def make(self, work: Callable[[Decoder], Any]) -> Any:
         """Something made without data beside a model of few layers in float32; None if it fails."""
+        n_layers = self._whole.n_layers if self._model(_FEW) is None else _FEW
         try:
             with self._mode:
-                return work(self._made(_FEW, torch.float32))
+                return work(self._made(n_layers, torch.float32))
         except (Exception, SystemExit) as error:  # of a method's code, or the model's
             log.debug("cannot be made without data: %s", error, exc_info=True)
             return None
@@ -104,16 +107,23 @@ class Rehearsal:
         made.eval().requires_grad_(False)
         return Decoder(made)
 
-    def _count(self, n_layers: int, work: Work) -> int | None:
-        try:
-            if n_layers not in self._tried:
+    def _model(self, n_layers: int) -> Decoder | None:
+        """The model with some layers, made once; None if there is none of that number."""
+        if n_layers not in self._tried:
+            self._tried[n_layers] = None
+            try:
                 self._tried[n_layers] = self._made(n_layers, self.dtype)
-        except Exception as error:  # of the model's code
-            log.debug("no model of %d layers: %s", n_layers, error, exc_info=True)
+            except Exception as error:  # of the model's code
+                log.debug("no model of %d layers: %s", n_layers, error, exc_info=True)
+        return self._tried[n_layers]
+
+    def _count(self, n_layers: int, work: Work) -> int | None:
+        decoder = self._model(n_layers)
+        if decoder is None:
             return None
         with self._mode, peak_of(torch.device("cpu")) as peak:
             try:
-                work(self._tried[n_layers])
+                work(decoder)
             except (Exception, SystemExit) as error:  # of any kind: no value is there
                 log.debug("rehearsed until: %s", error, exc_info=True)
         return peak.bytes or None
