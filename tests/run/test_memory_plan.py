@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from streamline.run.config import RunConfig, build_config
 from streamline.run.planning import estimate as sizing
 from streamline.run.planning.fitting import fitted, memory_plan, told
 from streamline.run.planning.plan import MemoryPlan
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 GIB = 2**30
 METHODS = "llm-streamline-ffn,llm-streamline-layer,shortgpt,shortened-llama-taylor,slicegpt"
@@ -111,3 +114,21 @@ def test_distillation_of_all_weights_holds_each_of_them_five_times_in_float32() 
         )
     )
     assert whole - adapters == 5 * 4 * pruned
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmoe"])
+def test_a_family_is_planned_as_it_can_be_run_and_torch_says_nothing(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    said: list[object] = []
+    handler = SimpleNamespace(level=0, handle=said.append)
+    monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "handlers", [handler])
+    place = {"dtype": "float32", "device": "cpu", "data": "packaged", "sparsities": 0.3}
+    _, plan = planned(str(tmp_path / "model"), "1GiB", methods="llm-streamline-ffn", **place)
+    added = {row.stage: row.added for row in plan.rows}
+    head = 2_048 * model.config.hidden_size * 4
+    assert min(added[stage] for stage in ("train", "evaluate")) > head
+    assert said == []

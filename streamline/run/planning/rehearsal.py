@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Rehearsal:
         """Something made without data beside a model of few layers in float32; None if it fails."""
         n_layers = self._whole.n_layers if self._model(_FEW) is None else _FEW
         try:
-            with self._mode:
+            with _quiet(), self._mode:
                 return work(self._made(n_layers, torch.float32))
         except (Exception, SystemExit) as error:  # of a method's code, or the model's
             log.debug("cannot be made without data: %s", error, exc_info=True)
@@ -101,7 +102,8 @@ class Rehearsal:
         kinds = getattr(config, "layer_types", None)
         if kinds:
             config.layer_types = list(kinds)[: config.num_hidden_layers]
-        config._attn_implementation = "sdpa"
+        fused = getattr(type(whole.model), "_supports_sdpa", False)
+        config._attn_implementation = "sdpa" if fused else "eager"
         with self._mode:
             made = type(whole.model)._from_config(config, dtype=dtype)
         made.eval().requires_grad_(False)
@@ -121,9 +123,20 @@ class Rehearsal:
         decoder = self._model(n_layers)
         if decoder is None:
             return None
-        with self._mode, peak_of(torch.device("cpu")) as peak:
+        with _quiet(), self._mode, peak_of(torch.device("cpu")) as peak:
             try:
                 work(decoder)
             except (Exception, SystemExit) as error:  # of any kind: no value is there
                 log.debug("rehearsed until: %s", error, exc_info=True)
         return peak.bytes or None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it torch tells nobody which operation has no rule for tensors without data."""
+    told = logging.getLogger("torch._subclasses.fake_tensor")
+    was, told.disabled = told.disabled, True
+    try:
+        yield
+    finally:
+        told.disabled = was
