@@ -75,6 +75,7 @@ class Work:
             final_learning_rate=5e-5,
             validation_tokens=_HELD_OUT * length,
             evaluations=1,
+            normalize=False,
         )
         return cls(
             starts=starts, train=tokens[_HELD_OUT:], held_out=tokens[:_HELD_OUT], recipe=recipe

@@ -31,6 +31,7 @@ from streamline.registry import build_method
 from streamline.run import pipeline
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig, build_config
+from streamline.run.deciding.decide import decided
 from streamline.sources.batches import TokenBatches
 from streamline.training.fit import fit
 
@@ -47,7 +48,7 @@ Found = dict[str, tuple[dict[str, float], float]]
 
 def settings(options: Options, out: Path) -> RunConfig:
     """The suite ``embedded`` with a fraction of its questions and tokens."""
-    whole = build_config({"models": options.model, "out": out}, suite="embedded")
+    whole = decided(build_config({"models": options.model, "out": out}, suite="embedded")).config
 
     def some(stage: Any, *fields: str, least: int | None = None) -> Any:
         def less(field: str) -> int:

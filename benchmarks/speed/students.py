@@ -165,6 +165,7 @@ def run(options: Options) -> Outcome:
     recipe = Recipe(
         n_tokens=n * length, length=length, epochs=1, batch_tokens=BATCH_TOKENS, learning_rate=1e-3,
         final_learning_rate=2.5e-4, validation_tokens=VALIDATION_TOKENS, evaluations=1,
+        normalize=False,
     )  # fmt: skip
     students = untrained(decoder, SPANS)
     tasks = [

@@ -146,7 +146,8 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _show_models() -> None:
-    show_table(_models(), ("name", "source", "family", "n_layers"))
+    rows = [row | {"layers": row["n_layers"]} for row in _models()]
+    show_table(rows, ("name", "source", "family", "layers"))
 
 
 def _tasks() -> list[dict[str, Any]]:
@@ -166,7 +167,8 @@ def _show_tasks() -> None:
     tasks = [row | {"items": row["n_items"]} for row in rows if row["kind"] == "task"]
     for row in tasks:
         row["hub"] = row["needs_hub"] or None
-    show_table(tasks, ("name", "protocol", "metric", "shots", "items", "hub"))
+        row["shot"] = row["shots"]
+    show_table(tasks, ("name", "protocol", "metric", "shot", "items", "hub"))
     show_text("")
     show_text(
         "hub: yes means that the questions are fetched from the model hub (or read from "

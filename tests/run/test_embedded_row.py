@@ -6,12 +6,13 @@ import pytest
 
 from streamline.benchmarks.speed import common, embedded
 from streamline.benchmarks.speed.common import Disagreement, Options
+from streamline.run.deciding.decide import decided
 from streamline.sources.models import load_model
 
 
 def test_both_ways_end_equal(place, config, tmp_path, monkeypatch):
     methods = "last-layers,llm-streamline-ffn,streamline-v1-multiple-mlp"
-    small = config(tmp_path / "run", methods=methods, limit=8)
+    small = decided(config(tmp_path / "run", methods=methods, limit=8)).config
     name = str(place / "model")
     monkeypatch.setattr(common, "loaded", lambda name: load_model(name))
     monkeypatch.setattr(embedded, "settings", lambda options, out: small)
