@@ -164,7 +164,7 @@ def _as_svg(spec: str) -> str:
     """A specification as the library draws it; a report that is made again draws nothing twice."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(spec))
+    return str(vl_convert.vegalite_to_svg(json.loads(spec)))  # its own parser loses last digits
 
 
 def drawn(figure: Figure) -> list[Drawn]:
