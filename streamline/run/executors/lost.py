@@ -5,19 +5,33 @@ from __future__ import annotations
 import logging
 
 from streamline.errors import AssetError, UnsupportedModelError
+from streamline.hashing import content_key
 from streamline.progress import Progress
 from streamline.results.record import Record
 from streamline.results.record_file import find
-from streamline.run.cell import cell_job, expand
+from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import settle, shared_inputs
 from streamline.run.recorder import Recorder
 from streamline.run.shards.part import WHOLE, Part
 
-__all__ = ["lost_cells", "lost_model"]
+__all__ = ["holds", "lost_cells", "lost_model"]
 
 log = logging.getLogger(__name__)
+
+
+def holds(record: Record | None, job: CellJob) -> bool:
+    """Whether a cell is done as the run wants it, as far as that is known without its model.
+
+    Args:
+        record: The cell's record, if there is one.
+        job: The cell, of a model whose content is the empty text.
+    """
+    before = None if record is None or record.status == "failed" else record.extra("inputs")
+    if not isinstance(before, dict):
+        return False
+    return content_key({**before, "model": ""}) == content_key(job.inputs.to_json())
 
 
 def lost_model(
@@ -68,9 +82,9 @@ def lost_cells(
     shared = shared_inputs(own, "", settle(own, kept_sources(own)))
     there = part.records(own.out)
     for cell in cells:
-        record = find(there, *cell.identity)
-        if record is None or record.status == "failed":
-            recorder.failed(cell_job(cell, shared), error, {})
+        job = cell_job(cell, shared)
+        if not holds(find(there, *cell.identity), job):
+            recorder.failed(job, error, {})
     records = part.records(own.out)
     found = [find(records, *cell.identity) for cell in cells]
     return [record for record in found if record is not None]

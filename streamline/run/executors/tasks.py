@@ -27,12 +27,12 @@ from typing import Any
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
 from streamline.results.record_file import find, recorded
-from streamline.run.cell import Cell, expand
+from streamline.run.cell import Cell, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.executors.local import LocalExecutor
-from streamline.run.executors.lost import lost_cells
+from streamline.run.executors.lost import holds, lost_cells
 from streamline.run.folder import kept_sources
-from streamline.run.inputs import settle
+from streamline.run.inputs import settle, shared_inputs
 from streamline.run.shards.dividing import divided
 from streamline.run.shards.merging import merge
 from streamline.run.shards.part import Part, working
@@ -88,6 +88,7 @@ class Tasks:
             if cells
         ]
         self._all = list(self.parts)
+        self._stale = self._made_otherwise()
         progress.stage(f"{len(self.parts)} tasks", len(self.cells))
 
     def show(self) -> None:
@@ -119,7 +120,8 @@ class Tasks:
     def _open(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those of some cells that have not ended yet."""
         out = self.config.out
-        found = {record.identity: record for record in recorded(out) if record.status != "failed"}
+        there = (record for record in recorded(out) if record.status != "failed")
+        found = {r.identity: r for r in there if self._stale.get(r.identity) != r.key}
         for part in self._all:
             found |= {record.identity: record for record in recorded(part.folder(out))}
         reasons = {identity: record.reason or "" for identity, record in found.items()}
@@ -128,6 +130,19 @@ class Tasks:
             for cell in cells
             if reasons.get(cell.identity, _UNFINISHED).startswith(_UNFINISHED)
         ]
+
+    def _made_otherwise(self) -> dict[tuple[Any, ...], str | None]:
+        """The keys of records that are there, of cells that are made with other settings now."""
+        there = {record.identity: record for record in recorded(self.config.out)}
+        found = {}
+        for model in dict.fromkeys(record.model for record in there.values()):
+            own = self.config.for_model(model)
+            shared = shared_inputs(own, "", settle(own, kept_sources(own)))
+            for cell in [one for one in self.cells if one.model == model]:
+                record = there.get(cell.identity)
+                if record is not None and not holds(record, cell_job(cell, shared)):
+                    found[cell.identity] = record.key
+        return found
 
 
 def task_environment() -> dict[str, str]:
