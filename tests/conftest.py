@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from streamline.run.planning.rehearsal import Rehearsal
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -38,6 +39,12 @@ def tiny_opt() -> Callable[..., PreTrainedModel]:
 def tiny_qwen3() -> Callable[..., PreTrainedModel]:
     """Factory of tiny Qwen3 models."""
     return partial(tiny_model, "qwen3")
+
+
+@pytest.fixture
+def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of large models without the seconds that their stages take on tensors without data."""
+    monkeypatch.setattr(Rehearsal, "peak", lambda *_, **__: 0)
 
 
 @pytest.fixture(scope="session")

@@ -192,6 +192,7 @@ def test_ls_lists_what_is_there(kind: str, name: str, capsys: pytest.CaptureFixt
     assert any(line.split()[0] == name for line in lines)
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_a_dry_run_counts_the_papers_shares_from_the_config_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_dry_run_warns_of_what_cannot_fit_after_showing_it(
     assert "6,738,415,616" in shown.out
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_a_large_model_with_a_trials_training_is_warned_of(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

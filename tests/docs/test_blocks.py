@@ -39,6 +39,7 @@ def test_commands_stand_in_fences_of_a_known_language(page: str) -> None:
     assert {block.language for block in blocks(page)} <= {"sh", "python", "yaml", "toml"}
 
 
+@pytest.mark.usefixtures("unrehearsed")
 @pytest.mark.parametrize("block", [b for b in _ALL if b.language == "sh" and b.mark != "not run"],
                          ids=lambda block: f"{block.page}:{block.line}")  # fmt: skip
 def test_every_command_is_accepted(

@@ -229,6 +229,7 @@ def test_a_share_of_the_training_text_is_a_share() -> None:
         build_method("streamline-v1-mlp+share=1.5")
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_a_dry_run_shows_printed_recomputed_and_counted_side_by_side(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
