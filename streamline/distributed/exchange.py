@@ -182,12 +182,9 @@ def gathered(place: str, work: Callable[[], Result]) -> list[Result]:
     heads: list[Any] = [None] * team().size
     with _exchanging():
         dist.all_gather_object(heads, packed.head)
-    # All is sent before any of it is put together, which may fail on one process alone.
-    memories = [_memory(packed, head, rank) for rank, head in enumerate(heads)]
-    return [
-        packed.value if rank == team().rank else _unpacked(head, memory)
-        for rank, (head, memory) in enumerate(zip(heads, memories, strict=True))
-    ]
+    all_sent = [_memory(packed, head, rank) for rank, head in enumerate(heads)]
+    own = team().rank  # what follows may fail on one process alone
+    return [packed.value if n == own else _unpacked(heads[n], m) for n, m in enumerate(all_sent)]
 
 
 def sent(place: str, work: Callable[[], Result]) -> Result:
@@ -211,13 +208,11 @@ def sent(place: str, work: Callable[[], Result]) -> Result:
 
 
 def _memory(mine: _Packed | None, head: tuple[bytes, list[Any]], source: int) -> Tensor:
-    """The bytes of the tensors of a process's value."""
-    size = sum(n_bytes for *_, n_bytes in head[1])
-    own = source == team().rank
-    assert mine is not None or not own
-    memory = mine.memory() if own and mine is not None else torch.empty(size, dtype=torch.uint8)
+    """The bytes of a process's tensors."""
+    own, size = mine if source == team().rank else None, sum(n_bytes for *_, n_bytes in head[1])
+    memory = torch.empty(size, dtype=torch.uint8) if own is None else own.memory()
     with _exchanging():
-        for piece in torch.split(memory, 2**30) if size else ():
+        for piece in torch.split(memory, 2**30) if len(memory) else ():
             dist.broadcast(piece, src=source)
     return memory
 
