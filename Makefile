@@ -37,7 +37,7 @@ package-test: env
 	$(BIN)/python -m pytest -q -m package
 
 slow: env
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m slow
 
 lint: env
 	$(BIN)/ruff check .
