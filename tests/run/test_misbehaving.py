@@ -117,7 +117,9 @@ def test_what_a_method_does_while_memory_is_planned_changes_no_other_stage(
     config: Callable[..., RunConfig],
 ) -> None:
     def stages() -> list[MemoryRow]:
-        one, _ = fitted(config(tmp_path, methods="misbehaving:TrainsDense,shortgpt"))
+        one, _ = fitted(
+            config(tmp_path, methods="misbehaving:TrainsDense,shortgpt", efficiency="quick")
+        )
         return [row for row in memory_plan(one, one.models[0]).rows if row.stage != "calibrate"]
 
     healthy = stages()
