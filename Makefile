@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 DOCS_STAMP := $(VENV)/.docs-stamp
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: env bench reports test faults package-test slow lint speed gpu docs wheel clean
+.PHONY: env bench reports test faults hub package-test slow lint speed gpu docs wheel clean
 
 env: $(STAMP)
 
@@ -32,6 +32,10 @@ test: env
 # Kills, full disks (for which it must be allowed to mount) and damaged files, all of them.
 faults: env
 	$(BIN)/python -m pytest -q -n 2 -m "faults or not faults" tests/faults
+
+# The papers' largest suites, small, against a hub on loopback.
+hub: env
+	$(BIN)/python -m pytest -q -m hub tests/hub/test_paper_suites.py
 
 package-test: env
 	$(BIN)/python -m pytest -q -m package

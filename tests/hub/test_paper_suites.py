@@ -28,8 +28,9 @@ for arguments in json.loads(sys.argv[1]):
         print("ENDED", end.code or 0, *arguments, file=sys.stderr, flush=True)
 """
 _SMALL = ("--quick", "--limit", "1", "--efficiency", "off", "--device", "cpu")
-#: Those of one process, which reads each set of questions once: with options, and written.
-_WITH_OPTIONS = "paper-main paper-lora paper-figure4 paper-table1 paper-table4"
+#: Those of one process, which reads each set of questions once.
+_LARGE = "paper-main paper-figure4 paper-table1"
+_WITH_OPTIONS = "paper-lora paper-table4"
 _WRITTEN = "paper-table2 paper-table3 paper-table5 paper-table6 paper-figure2 paper-figure3"
 #: Suites of no published table.
 _WITHOUT = ("paper-figure2", "paper-figure3", "paper-figure4", "paper-lora")
@@ -120,7 +121,7 @@ def _fitting(name: str, folder: Path) -> str:
 
 
 def test_every_suite_of_a_paper_is_run_here():
-    assert sorted(f"{_WITH_OPTIONS} {_WRITTEN}".split()) == sorted(
+    assert sorted(f"{_LARGE} {_WITH_OPTIONS} {_WRITTEN}".split()) == sorted(
         path.stem for path in BENCHMARKS.glob("paper-*.yaml")
     )
 
@@ -143,8 +144,17 @@ def tables(
     return run
 
 
+class TestLarge:
+    """A class is what one process of several takes; `make hub` runs this one."""
+
+    @pytest.mark.hub
+    @pytest.mark.timeout(1300)
+    def test_a_papers_suite_runs_small_to_its_table(self, tables: Callable[[str], None]) -> None:
+        tables(_LARGE)
+
+
 class TestWithOptions:
-    """A class is what one process of several takes."""
+    """As above, among the slow tests."""
 
     @pytest.mark.slow
     @pytest.mark.timeout(1300)
