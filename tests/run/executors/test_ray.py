@@ -21,8 +21,9 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A head that works nothing and two nodes with a processor each."""
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head that works nothing and two nodes with a processor each, and a thread as here."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     size = {"object_store_memory": 80 * 2**20}
     head = {"num_cpus": 0, "include_dashboard": False, **size}
     found = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
