@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from streamline.run.config import RunConfig, build_config
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
-__all__ = ["write_inputs"]
+__all__ = ["small_run", "write_inputs"]
 
 
 def write_inputs(folder: Path, *, n_questions: int) -> Path:
@@ -33,3 +35,29 @@ def write_inputs(folder: Path, *, n_questions: int) -> Path:
     ]
     (questions / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder
+
+
+def small_run(place: Path, out: Path, **changes: Any) -> RunConfig:
+    """A small run of that model.
+
+    Args:
+        place: From :func:`write_inputs`.
+        out: Its folder.
+        **changes: Other fields of the run.
+    """
+    text = {"texts": str(place / "text.jsonl"), "length": 16}
+    training = {"n_tokens": 256, "batch_tokens": 64, "validation_tokens": 64, "evaluations": 1}
+    given = {
+        "models": str(place / "model"),
+        "methods": "random-layers,shortgpt,llm-streamline-layer,llm-streamline-ffn",
+        "sparsities": "0.3",
+        "tasks": "piqa",
+        "out": out,
+        "device": "cpu",
+        "efficiency": "off",
+        "data_dir": place / "data",
+        "calibration": text | {"n_samples": 4},
+        "training": text | training,
+        "perplexity": text | {"n_tokens": 64},
+    }
+    return build_config(given | changes)

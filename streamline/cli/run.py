@@ -84,13 +84,12 @@ def command(
 
 def _title(config: RunConfig) -> str:
     """What the whole run is."""
-    from streamline.run.cell import expand
+    from streamline.run.cell import all_cells
 
     models = config.models[0] if len(config.models) == 1 else f"{len(config.models)} models"
     if config.shard is not None:
         return f"shard {config.shard} of {models}"
-    n_cells = sum(len(expand(config.for_model(model), model)) for model in config.models)
-    return f"{_cells(n_cells)} of {models}"
+    return f"{_cells(len(all_cells(config)))} of {models}"
 
 
 def _cells(number: int) -> str:

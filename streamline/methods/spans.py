@@ -17,11 +17,11 @@ from torch import Tensor
 
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
-from streamline.engine.paths import Path, dense_path
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Natural
+from streamline.method import Pruned
 from streamline.methods.loss import loss_sample, path_losses
-from streamline.plan import Span
+from streamline.plan import Plan, Span
 
 __all__ = [
     "Criterion",
@@ -83,9 +83,8 @@ def ranked_spans(
     if criterion == "cosine":
         return ranked
     ranked.sort(key=lambda one: one.span.start)
-    nodes = dense_path(decoder).nodes
     paths = [
-        Path(decoder, (*nodes[: one.span.start], *nodes[one.span.stop :]), f"without {one.span}")
+        Pruned(Plan.drop(decoder.n_layers, one.span.layers)).path(decoder, f"without {one.span}")
         for one in ranked
     ]
     losses = path_losses(paths, loss_sample(batches, *LOSS_SAMPLE))

@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,18 @@ from streamline.errors import ConfigError
 from streamline.files import write_json_atomic
 from streamline.hashing import content_key
 from streamline.reading import read_json
-from streamline.results.record import SCHEMA_VERSION, Record
+from streamline.results.record import SCHEMA_VERSION, Identity, Record
 
-__all__ = ["FILE_NAME", "find", "load", "recorded", "remove", "replace_all", "upsert"]
+__all__ = [
+    "FILE_NAME",
+    "by_identity",
+    "find",
+    "load",
+    "recorded",
+    "remove",
+    "replace_all",
+    "upsert",
+]
 
 FILE_NAME = "results.json"
 _LOCK_NAME = ".results.lock"
@@ -122,6 +131,11 @@ def replace_all(directory: str | Path, records: Sequence[Record]) -> None:
         records: All of its records, each cell once.
     """
     _write(Path(directory) / FILE_NAME, records)
+
+
+def by_identity(records: Iterable[Record]) -> dict[Identity, Record]:
+    """Records by the cells that they are of."""
+    return {record.identity: record for record in records}
 
 
 def find(

@@ -14,13 +14,14 @@ from typing import Any
 from streamline.api.variants import Target
 from streamline.evaluation.questions import Questions
 from streamline.registry import build_method
-from streamline.results.record import Record, method_label
+from streamline.results.record import Identity, Record, method_label
 from streamline.results.samples import samples_path
 from streamline.run.config import RunConfig
 from streamline.run.inputs import CellInputs, cell_inputs, changes
 from streamline.run.stage_config import MethodConfig
 
 DENSE = "dense"
+UNFINISHED = "not finished"  # how the reason of a record begins whose cell nobody has ended
 
 # How long stages take compared with each other; a unit is a token read by the dense model.
 _STUDENT = 0.1  # of a token's cost that training a replacement adds to the teacher's
@@ -60,7 +61,7 @@ class Cell:
         return method_label(f"{self.method} {self.sparsity:g}", self.recovery) + seed
 
     @property
-    def identity(self) -> tuple[str, str, float, int, str]:
+    def identity(self) -> Identity:
         """What its record is found by."""
         return self.model, self.method, self.sparsity, self.seed, self.recovery
 
@@ -152,6 +153,22 @@ def expand(config: RunConfig, model: str) -> list[Cell]:
             for recovery in own.recovery or config.recovery
         ]
     return cells
+
+
+def all_cells(config: RunConfig) -> list[Cell]:
+    """The cells of all models of a run, in the order of the models."""
+    return [cell for model in config.models for cell in expand(config.for_model(model), model)]
+
+
+def unfinished(cells: Sequence[Cell], records: Mapping[Identity, Record]) -> list[Cell]:
+    """Those of some cells that nobody has ended: without a record, or with one that says so.
+
+    Args:
+        cells: The cells.
+        records: Records by their identity.
+    """
+    reasons = {identity: record.reason or "" for identity, record in records.items()}
+    return [c for c in cells if reasons.get(c.identity, UNFINISHED).startswith(UNFINISHED)]
 
 
 def stage_weights(

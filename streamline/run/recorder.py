@@ -37,7 +37,7 @@ from streamline.results.assess import Assessment, CellResult
 from streamline.results.record import Cost
 from streamline.results.record_file import upsert
 from streamline.results.samples import write_samples
-from streamline.run.cell import CellJob
+from streamline.run.cell import UNFINISHED, CellJob
 from streamline.run.config import RunConfig
 from streamline.run.deciding.choices import Choices
 from streamline.run.deciding.decide import remarks
@@ -268,7 +268,7 @@ class Recorder:
     def _unfinished(self, name: str) -> dict[str, Any]:
         job, reached = self._open[name]
         state = f"done so far: {', '.join(reached)}" if reached else "nothing of it is done"
-        why = f"not finished: {state}. The same command goes on with it"
+        why = f"{UNFINISHED}: {state}. The same command goes on with it"
         return self._values(job, status="failed", reason=why)
 
     @cached_property

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from streamline.errors import ConfigError
 
 __all__ = [
-    "COPIES", "BatchSchedule", "Schedule", "data_order", "taking_turns", "training_bytes", "waves",
+    "COPIES", "BatchSchedule", "Schedule", "data_order", "packed", "taking_turns", "training_bytes",
+    "waves",
 ]  # fmt: skip
 
 #: What is held of each trained number, all in float32: itself, gradient, two moments, the best.
@@ -177,15 +178,25 @@ def waves(groups: Sequence[AnyGroup], memory: int | None) -> list[list[AnyGroup]
         memory: Bytes that the groups of a part may hold; None for no bound. A group that needs
             more is a part of its own.
     """
-    parts: list[list[AnyGroup]] = []
-    left = 0
-    for group in groups:
-        needed = training_bytes(group.state.n_parameters)
-        if not parts or (memory is not None and needed > left):
+    sizes = [training_bytes(group.state.n_parameters) for group in groups]
+    return [[groups[place] for place in part] for part in packed(sizes, memory)]
+
+
+def packed(sizes: Sequence[int], room: int | None) -> list[list[int]]:
+    """The places of some sizes in their order, divided so that each part fits.
+
+    Args:
+        sizes: What each takes.
+        room: Of a part; None for no bound. A size that is larger is a part of its own.
+    """
+    parts: list[list[int]] = []
+    load = 0
+    for place, size in enumerate(sizes):
+        if not parts or (room is not None and load + size > room):
             parts.append([])
-            left = memory or 0
-        parts[-1].append(group)
-        left -= needed
+            load = 0
+        parts[-1].append(place)
+        load += size
     return parts
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_inputs import write_inputs
+from tiny_inputs import small_run, write_inputs
 
 from streamline.results.record import Record
-from streamline.run.config import RunConfig, build_config
+from streamline.run.config import RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -23,33 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(place: Path) -> Callable[..., RunConfig]:
     """``config(out, **changes)``: a small run of that model with other fields as given."""
 
-    def build(out: Path, **changes: Any) -> RunConfig:
-        text = str(place / "text.jsonl")
-        return build_config(
-            {
-                "models": str(place / "model"),
-                "methods": "random-layers,shortgpt,llm-streamline-layer,llm-streamline-ffn",
-                "sparsities": "0.3",
-                "tasks": "piqa",
-                "out": out,
-                "device": "cpu",
-                "efficiency": "off",
-                "data_dir": place / "data",
-                "calibration": {"texts": text, "n_samples": 4, "length": 16},
-                "training": {
-                    "texts": text,
-                    "n_tokens": 256,
-                    "length": 16,
-                    "batch_tokens": 64,
-                    "validation_tokens": 64,
-                    "evaluations": 1,
-                },
-                "perplexity": {"texts": text, "n_tokens": 64, "length": 16},
-                **changes,
-            }
-        )
-
-    return build
+    return partial(small_run, place)
 
 
 @pytest.fixture(scope="module")

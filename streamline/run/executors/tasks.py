@@ -26,8 +26,8 @@ from typing import Any
 
 from streamline.progress import Progress, Silent
 from streamline.results.record import Record
-from streamline.results.record_file import find, recorded
-from streamline.run.cell import Cell, cell_job, expand
+from streamline.results.record_file import by_identity, find, recorded
+from streamline.run.cell import Cell, all_cells, cell_job, expand, unfinished
 from streamline.run.config import RunConfig
 from streamline.run.executors.local import LocalExecutor
 from streamline.run.executors.lost import holds, lost_cells
@@ -41,7 +41,6 @@ from streamline.sources.hub.commits import pinned
 __all__ = ["Tasks", "described", "plugin_folders", "task_environment", "work_task"]
 
 _PASSED = ("STREAMLINE_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_", "MKL_")
-_UNFINISHED = "not finished"  # how the reason of a cell begins that nobody has ended
 
 
 def work_task(config: RunConfig, part: Part, place: str) -> int:
@@ -79,9 +78,7 @@ class Tasks:
     def __init__(self, config: RunConfig, progress: Progress, total: int) -> None:
         self.config = config
         self.progress = progress
-        self.cells = [
-            cell for model in config.models for cell in expand(config.for_model(model), model)
-        ]
+        self.cells = all_cells(config)
         self.parts = [
             Part(f"{number}-of-{total}", frozenset(cells))
             for number, cells in enumerate(divided(config, total), start=1)
@@ -121,19 +118,14 @@ class Tasks:
         """Those of some cells that have not ended yet."""
         out = self.config.out
         there = (record for record in recorded(out) if record.status != "failed")
-        found = {r.identity: r for r in there if self._stale.get(r.identity) != r.key}
+        found = by_identity(r for r in there if self._stale.get(r.identity) != r.key)
         for part in self._all:
-            found |= {record.identity: record for record in recorded(part.folder(out))}
-        reasons = {identity: record.reason or "" for identity, record in found.items()}
-        return [
-            cell
-            for cell in cells
-            if reasons.get(cell.identity, _UNFINISHED).startswith(_UNFINISHED)
-        ]
+            found |= by_identity(recorded(part.folder(out)))
+        return unfinished(cells, found)
 
     def _made_otherwise(self) -> dict[tuple[Any, ...], str | None]:
         """The keys of records that are there, of cells that are made with other settings now."""
-        there = {record.identity: record for record in recorded(self.config.out)}
+        there = by_identity(recorded(self.config.out))
         found = {}
         for model in dict.fromkeys(record.model for record in there.values()):
             own = self.config.for_model(model)

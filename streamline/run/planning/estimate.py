@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from streamline.api.guards import Watch
-from streamline.api.variants import unsupported_reason
 from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, reason
 from streamline.method import Method
-from streamline.registry import build_method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided
 from streamline.run.measuring.texts import planned_texts
 from streamline.run.planning.plan import Row
+from streamline.run.planning.rows import rows_of
 from streamline.run.planning.work import added, gib, resident
 from streamline.run.shards.dividing import shard_part
-from streamline.sources.models import local_folder, planned_model, resolve_model
+from streamline.sources.models import local_folder, resolve_model
 
 __all__ = [
     "Estimate",
@@ -41,7 +38,6 @@ __all__ = [
     "device_memory",
     "plan_run",
     "refuse_unfit",
-    "rows_of",
     "run_memory",
 ]
 
@@ -118,32 +114,6 @@ def _add_model(estimate: Estimate, model: str, own: RunConfig, cells: list[Cell]
     _add_costs(estimate, rows, methods, decoder, own)
     if local_folder(model) is None:
         estimate.download_bytes += decoder.n_parameters() * _HUB_BYTES
-
-
-def rows_of(
-    model: str, own: RunConfig, cells: Sequence[Cell]
-) -> tuple[Decoder, dict[str, Method], list[Row]]:
-    """A model without weights, the methods of some cells by their specs, and a row for each."""
-    decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
-    methods = {cell.method: build_method(cell.method) for cell in cells}
-    watch = Watch(decoder)
-    return decoder, methods, [_row(c, methods[c.method], decoder, watch, own) for c in cells]
-
-
-def _row(cell: Cell, method: Method, decoder: Decoder, watch: Watch, config: RunConfig) -> Row:
-    dense, removed, pruned = decoder.n_parameters(), None, None
-    try:
-        with watch.over(f"{method.name}: unsupported or size"):
-            why = unsupported_reason(
-                method, decoder, cell.sparsity, recovery=cell.recovery, streamed=config.stream
-            )
-            if why is None and cell.sparsity == 0.0:
-                removed, pruned = 0, dense
-            elif why is None and (size := method.size(decoder, cell.sparsity)) is not None:
-                removed, pruned = size.n_removed, size.pruned
-    except Exception as error:  # of this method's code; the other rows are planned
-        why = reason(error)
-    return Row(cell, removed, dense, pruned, why)
 
 
 def _too_long(

@@ -26,11 +26,11 @@ from streamline.run.planning.estimate import (
     Estimate,
     plan_run,
     refuse_unfit,
-    rows_of,
     run_memory,
 )
 from streamline.run.planning.memory import plan_memory
 from streamline.run.planning.plan import MARGIN, MemoryPlan
+from streamline.run.planning.rows import rows_of
 from streamline.run.planning.work import gib, resident
 from streamline.run.recorder import Recorder
 from streamline.sources.models import planned_model

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,13 @@ from streamline.run.config import RunConfig
 from streamline.run.planning import work
 from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow, Row
 from streamline.run.planning.rehearsal import Rehearsal
-from streamline.training.schedule import training_bytes
+from streamline.training.schedule import packed, training_bytes
 
 __all__ = ["plan_memory"]
 
 log = logging.getLogger(__name__)
 
 _LEAST_TOKENS = 512  # of a batch
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def plan_memory(
@@ -59,29 +58,28 @@ def plan_memory(
         memory: Bytes that may be held, or None if that is unknown.
         accelerator: Whether the device is one; a CPU runs smaller batches.
     """
-    return _Planner(config, rows, methods, decoder, memory, accelerator).plan()
+    found = MemoryPlan(rows[0].cell.model, memory)
+    possible = [row for row in rows if row.reason is None]
+    return _Planner(config, possible, methods, decoder, accelerator, found).plan()
 
 
+@dataclass
 class _Planner:
     """Makes one :class:`MemoryPlan`; arguments as for :func:`plan_memory`."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        rows: Sequence[Row],
-        methods: Mapping[str, Method],
-        decoder: Decoder,
-        memory: int | None,
-        accelerator: bool,
-    ) -> None:
-        self.config, self.methods, self.decoder = config, methods, decoder
-        self.accelerator = accelerator
-        self.dtype = _DTYPES[config.dtype]
-        self.found = MemoryPlan(rows[0].cell.model, memory)
-        self.rows = [row for row in rows if row.reason is None]
-        self.rehearsal = Rehearsal(decoder, self.dtype)
-        self.watch = Watch(decoder)
-        self.weights = work.resident(decoder, self.dtype, streamed=config.stream)
+    config: RunConfig
+    rows: list[Row]
+    methods: Mapping[str, Method]
+    decoder: Decoder
+    accelerator: bool
+    found: MemoryPlan
+
+    def __post_init__(self) -> None:
+        """What all stages look at."""
+        self.dtype: torch.dtype = getattr(torch, self.config.dtype)
+        self.rehearsal = Rehearsal(self.decoder, self.dtype)
+        self.watch = Watch(self.decoder)
+        self.weights = work.resident(self.decoder, self.dtype, streamed=self.config.stream)
         self.copies = self._copies()
 
     def plan(self) -> MemoryPlan:
@@ -192,9 +190,10 @@ class _Planner:
         at_once, self.found.waves = total * each, 1
         if self.found.usable is not None and not self.found.fits(fixed + step + at_once):
             room = max(largest, self.found.usable - fixed - step)
-            waves = work.packed([size * each for size in networks], room)
+            sizes = [size * each for size in networks]
+            waves = [sum(sizes[place] for place in wave) for wave in packed(sizes, room)]
             self.found.students = room * training_bytes(1) // each
-            self.found.waves, at_once = len(waves), max(map(sum, waves))
+            self.found.waves, at_once = len(waves), max(waves)
         self._row("train", _several(len(networks), "network"), self.weights + waiting,
                   at_once + step + self.copies)  # fmt: skip
 

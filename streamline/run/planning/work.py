@@ -7,7 +7,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from streamline.training.objectives import HiddenStates, StudentGroup
 from streamline.training.student import Recipe
 
 __all__ = [
-    "Step", "added", "gib", "packed", "resident", "scoring", "speed", "streamed_parameters",
+    "Step", "added", "gib", "resident", "scoring", "speed", "streamed_parameters",
     "training_step", "tuning",
 ]  # fmt: skip
 
@@ -164,16 +164,6 @@ def speed(decoder: Decoder, dtype: torch.dtype) -> int:
     tokens = _SPEED_BATCH * _SPEED_TOKENS
     cache = 2 * 2 * tokens * decoder.n_layers * groups * width * dtype.itemsize
     return cache + 8 * tokens * decoder.hidden_size * dtype.itemsize
-
-
-def packed(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Sizes in their order, divided so that each part fits; as networks are trained."""
-    parts: list[list[int]] = []
-    for size in sizes:
-        if not parts or sum(parts[-1]) + size > room:
-            parts.append([])
-        parts[-1].append(size)
-    return parts
 
 
 def gib(size: int) -> str:

@@ -16,14 +16,14 @@ import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from streamline.api.variants import unsupported_reason
 from streamline.engine.decoder import Decoder
-from streamline.method import Size
-from streamline.registry import build_method
+from streamline.method import Method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
+from streamline.run.planning.plan import Row
+from streamline.run.planning.rows import rows_of
+from streamline.run.planning.work import added
 from streamline.run.shards.part import WHOLE, Part
-from streamline.sources.models import planned_model
 
 __all__ = ["divided", "shard_part"]
 
@@ -128,8 +128,8 @@ def _of_model(own: RunConfig, model: str) -> list[_Costs]:
     """The cells of a model in the order in which they share most, and what they take."""
     cells = expand(own, model)
     try:
-        decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
-        costs = [_costs(cell, decoder, own) for cell in cells]
+        decoder, methods, rows = rows_of(model, own, cells)
+        costs = [_costs(row, methods[row.cell.method], decoder, own) for row in rows]
     except Exception:  # its cells fail with it
         log.debug("%s cannot be planned", model, exc_info=True)
         return [_Costs((cell,), 0.0, {}) for cell in cells]
@@ -142,33 +142,20 @@ def _kin(one: _Costs) -> tuple[bool, int]:
     return cell.recovery != "none", -1 if _teacher(one) is None else cell.seed
 
 
-def _costs(cell: Cell, decoder: Decoder, own: RunConfig) -> _Costs:
+def _costs(row: Row, method: Method, decoder: Decoder, own: RunConfig) -> _Costs:
     """What a cell takes, as far as its settings say; what cannot be done takes nothing."""
-    dense, training = decoder.n_parameters(), own.training
-    reading = 2.0 * dense * own.calibration.n_samples * own.calibration.length
+    cell, training = row.cell, own.training
+    reading = 2.0 * row.dense * own.calibration.n_samples * own.calibration.length
     shared: dict[Hashable, float] = {("model", cell.model): reading}
-    pruned, trained, returns_model = float(dense), 0.0, False
-    try:
-        method = build_method(cell.method)
-        why = unsupported_reason(
-            method, decoder, cell.sparsity, recovery=cell.recovery, streamed=own.stream
-        )
-        if why is not None:
-            return _Costs((cell,), 0.0, shared)
-        returns_model = method.returns_model
-        size = method.size(decoder, cell.sparsity) if cell.sparsity else None
-        if size is not None:
-            pruned = float(size.pruned)
-        if method.trains and cell.sparsity:
-            left = 0 if size is None else Size.without(decoder, size.n_removed or 0).pruned
-            trained = 6.0 * max(0.0, pruned - left) * training.seen_tokens
-            shared["teacher", cell.model, cell.seed] = 2.0 * dense * training.seen_tokens
-    except Exception:  # of this method's code: its cell fails with it
-        log.debug("%s cannot be planned", cell.label, exc_info=True)
+    if row.reason is not None:
         return _Costs((cell,), 0.0, shared)
+    trained, pruned = 0.0, float(row.dense if row.pruned is None else row.pruned)
+    if method.trains and cell.sparsity:
+        trained = 6.0 * added(row, decoder) * training.seen_tokens
+        shared["teacher", cell.model, cell.seed] = 2.0 * row.dense * training.seen_tokens
     asked = len(own.tasks) * min(own.limit or _QUESTIONS, _QUESTIONS) * _TOKENS
     asked += own.perplexity.n_tokens
     tuned = own.lora.planned_tokens(training) if cell.recovery != "none" else 0
-    own_model = reading if returns_model else 0.0
+    own_model = reading if method.returns_model else 0.0
     own_cost = 2.0 * pruned * asked + 4.0 * pruned * tuned + trained + own_model
     return _Costs((cell,), own_cost, shared)

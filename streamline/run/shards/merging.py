@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from streamline.errors import ConfigError
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record
-from streamline.results.record_file import recorded, replace_all
-from streamline.run.cell import Cell, expand
+from streamline.results.record_file import by_identity, recorded, replace_all
+from streamline.run.cell import UNFINISHED, Cell, all_cells, unfinished
 from streamline.run.commands import gather_commands
 from streamline.run.config import RunConfig
 from streamline.run.shards.part import claims_of, part_folders
@@ -28,7 +28,7 @@ from streamline.sharing.claims import Claim, held
 
 __all__ = ["Merged", "merge"]
 
-_NOT_BEGUN = "not finished: no shard has begun it. The command of its shard does it"
+_NOT_BEGUN = f"{UNFINISHED}: no shard has begun it. The command of its shard does it"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def merge(folder: Path) -> Merged:
     parts = part_folders(folder)
     if not parts:
         records = recorded(folder)
-        return Merged(records, _unfinished(cells, records), [])
+        return Merged(records, unfinished(cells, by_identity(records)), [])
     with ExitStack() as claimed:
         claimed.enter_context(held(claims_of(folder) / "merging"))
         busy = []
@@ -78,7 +78,7 @@ def merge(folder: Path) -> Merged:
             if part.name not in busy:
                 shutil.rmtree(part, ignore_errors=True)
                 shutil.rmtree(folder / "cache" / "activations" / part.name, ignore_errors=True)
-    return Merged(records, _unfinished(cells, records), busy)
+    return Merged(records, unfinished(cells, by_identity(records)), busy)
 
 
 def _cells(folder: Path) -> list[Cell]:
@@ -93,8 +93,7 @@ def _cells(folder: Path) -> list[Cell]:
     if not known:
         return []
     try:
-        config = RunConfig.model_validate(known)
-        return [cell for model in config.models for cell in expand(config.for_model(model), model)]
+        return all_cells(RunConfig.model_validate(known))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -106,9 +105,9 @@ def _cells(folder: Path) -> list[Cell]:
 
 def _together(folder: Path, parts: Sequence[Path], cells: Sequence[Cell]) -> list[Record]:
     """All records, in the order in which one process would have written them."""
-    found = {record.identity: record for record in recorded(folder)}
+    found = by_identity(recorded(folder))
     for part in parts:
-        found |= {record.identity: record for record in recorded(part)}
+        found |= by_identity(recorded(part))
     for cell in cells:
         if cell.identity not in found:
             values = cell.record(status="failed", reason=_NOT_BEGUN)
@@ -116,13 +115,3 @@ def _together(folder: Path, parts: Sequence[Path], cells: Sequence[Cell]) -> lis
     place = {cell.identity: number for number, cell in enumerate(cells)}
     # Of earlier commands first, as they are.
     return sorted(found.values(), key=lambda record: place.get(record.identity, -1))
-
-
-def _unfinished(cells: Sequence[Cell], records: Sequence[Record]) -> list[Cell]:
-    there = {record.identity: record for record in records}
-    return [
-        cell
-        for cell in cells
-        if cell.identity not in there
-        or (there[cell.identity].reason or "").startswith("not finished")
-    ]

@@ -22,7 +22,7 @@ from pathlib import Path
 from streamline.errors import ConfigError
 from streamline.files import sweep
 from streamline.results.record import Record
-from streamline.results.record_file import recorded
+from streamline.results.record_file import by_identity, recorded
 from streamline.run.cell import Cell
 from streamline.sharing.claims import Claim
 from streamline.sharing.once import sharing
@@ -63,9 +63,9 @@ class Part:
 
     def records(self, out: Path) -> list[Record]:
         """What is recorded in a run's folder and, of its own cells, in this part."""
-        found = {record.identity: record for record in recorded(out)}
+        found = by_identity(recorded(out))
         if self.name:
-            found |= {record.identity: record for record in recorded(self.folder(out))}
+            found |= by_identity(recorded(self.folder(out)))
         return list(found.values())
 
 

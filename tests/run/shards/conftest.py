@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_inputs import write_inputs
+from tiny_inputs import small_run, write_inputs
 
 from streamline.results.record import Record
 from streamline.run import pipeline
-from streamline.run.config import RunConfig, build_config
+from streamline.run.config import RunConfig
 
 _TIMES = ("cost", "versions", "seconds")
 
@@ -28,22 +28,10 @@ def config(place: Path) -> Callable[..., RunConfig]:
     """``config(out, **changes)``: a small run of that model with other fields as given."""
 
     def build(out: Path, **changes: Any) -> RunConfig:
-        text = {"texts": str(place / "text.jsonl"), "length": 16}
-        training = {"n_tokens": 256, "batch_tokens": 64, "validation_tokens": 64, "evaluations": 1}
-        given = {
-            "models": str(place / "model"),
-            "methods": "shortgpt,llm-streamline-layer,llm-streamline-ffn,slicegpt",
-            "sparsities": "0.3",
-            "tasks": "piqa",
-            "out": out,
-            "device": "cpu",
-            "efficiency": "off",
-            "data_dir": place / "data",
-            "calibration": text | {"n_samples": 4},
-            "training": text | training | {"epochs": 2, "cache_bytes": 1_000_000},
-            "perplexity": text | {"n_tokens": 64},
-        }
-        return build_config(given | changes)
+        methods = "shortgpt,llm-streamline-layer,llm-streamline-ffn,slicegpt"
+        one = small_run(place, out).training.model_dump()
+        training = one | {"epochs": 2, "cache_bytes": 1_000_000}
+        return small_run(place, out, **{"methods": methods, "training": training, **changes})
 
     return build
 
