@@ -12,7 +12,7 @@ import torch
 
 from streamline.kept import write_tensors
 from streamline.results.averages import average, relative_accuracy
-from streamline.results.predictions import from_samples
+from streamline.results.readers.sample_rows import from_samples
 from streamline.results.record import Record
 from streamline.results.record_file import load, upsert
 from streamline.results.samples import samples_path, write_samples

@@ -32,7 +32,7 @@ from streamline.results.averages import grouped_by_task, mean_stderr
 from streamline.results.blocks.efficiency import Phase
 from streamline.results.compare import Comparison
 from streamline.results.compare import compare as compare_answers
-from streamline.results.predictions import from_samples
+from streamline.results.readers.sample_rows import from_samples
 from streamline.results.record import Record, TaskResult
 
 if TYPE_CHECKING:

@@ -81,6 +81,6 @@ class AnswerStore:
     def _rows(self, key: str, name: str) -> Path:
         return self.path(key, name).with_suffix(".parquet")
 
-    def samples(self, key: str, name: str) -> pd.DataFrame:
-        """One model's rows question by question."""
-        return read_samples(self._rows(key, name))
+    def samples(self, key: str, names: Iterable[str]) -> pd.DataFrame:
+        """One model's rows question by question, of one set after the other."""
+        return read_samples([self._rows(key, name) for name in names])

@@ -120,10 +120,10 @@ def stored(key: str, questions: Questions, store: AnswerStore) -> CellResult:
             if questions.prompting.words and entry.protocol == "lm-eval":
                 facts["prompts"] = questions.prompting.words
             tasks[entry.name] = row | facts | {"subtasks": names}
-    frames = [store.samples(key, part.place) for part in questions.parts]
+    places = [part.place for part in questions.parts]
     return CellResult(
         tasks,
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
+        store.samples(key, places) if places else pd.DataFrame(),
         {name: _figures(block) for name, (block, _) in texts.items()},
         sum(seconds for _, seconds in (*blocks.values(), *texts.values())),
     )

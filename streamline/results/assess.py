@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from streamline.results.answers import Answers
 from streamline.results.averages import average, relative_accuracy
 from streamline.results.metrics import is_fraction
-from streamline.results.predictions import from_samples
+from streamline.results.readers.sample_rows import from_samples
 from streamline.results.stability import Stability, macro, stability
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class CellResult:
     samples: pd.DataFrame
     perplexity: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @cached_property
+    def answers(self) -> dict[str, Answers]:
+        """The answers by task."""
+        return from_samples(self.samples)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def assess(result: CellResult, dense: CellResult) -> Assessment:
         LLM-Streamline, arXiv:2403.19135 (v3), Eq. 5 and 6; relative accuracy is the ratio of the
         average accuracies.
     """
-    own, other = from_samples(result.samples), from_samples(dense.samples)
+    own, other = result.answers, dense.answers
     tasks: dict[str, dict[str, Any]] = {}
     for name, facts in result.tasks.items():
         tasks[name] = {key: value for key, value in facts.items() if key != "subtasks"}

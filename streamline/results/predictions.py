@@ -16,37 +16,26 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.results import lm_eval_logs, opencompass
-from streamline.results.answers import Answers, Found, usable
-from streamline.results.metrics import is_fraction
+from streamline.results.answers import Answers
+from streamline.results.readers import lm_eval_logs, opencompass
+from streamline.results.readers.sample_rows import read_tasks
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME
-from streamline.results.samples import COLUMNS, read_samples, samples_path
+from streamline.results.samples import samples_path
 from streamline.results.select import matching, run_records, select, split
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = [
     "Predictions",
     "cell_predictions",
     "comparable",
-    "from_samples",
     "read_cells",
     "read_predictions",
-    "read_tasks",
 ]
-
-#: Metrics by which a question is right exactly if its right option was chosen.
-_COMPARED = ("acc", "acc_norm", "acc_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,58 +170,6 @@ def comparable(models: Mapping[str, Predictions]) -> tuple[dict[str, Predictions
     return kept, left_out
 
 
-def from_samples(frame: pd.DataFrame) -> dict[str, Answers]:
-    """Answers by task from rows of ``results.samples``.
-
-    The NLLs are those of the full prompt where the rows have them, else those of the option alone
-    per token (minus ``loglikelihood`` over ``n_tokens``).
-
-    Args:
-        frame: One row for each question and option, of one model; the nullable columns of
-            ``results.samples.COLUMNS`` may be absent.
-
-    Returns:
-        Answers by task, questions in the order of ``doc_id``; none of tasks without right answers.
-
-    Raises:
-        ConfigError: If a question's rows contradict each other, or have no finite number.
-    """
-    return {
-        task: _task_answers(task, rows) for task, rows in _by_task(frame) if not _unmarked(rows)
-    }
-
-
-def read_tasks(path: Path) -> Found:
-    """Answers of a samples file; a task whose rows make no sense is named, the others stay.
-
-    Raises:
-        ConfigError: If the file cannot be read, or holds no answers that can be used.
-    """
-    found = Found({}, {}, {})
-    for task, rows in _by_task(read_samples(path)):
-        if why := _unmarked(rows):
-            found.skipped[task] = why
-            continue
-        try:
-            found.tasks[task] = _task_answers(task, rows)
-        except ConfigError as error:
-            found.broken[task] = str(error)
-    return usable(f"samples in {path}", found)
-
-
-def _by_task(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    whole = frame.reindex(columns=list(COLUMNS))
-    for task, rows in whole.groupby("task", sort=False):
-        yield str(task), rows
-
-
-def _unmarked(rows: pd.DataFrame) -> str | None:
-    """Why a task's answers are neither right nor wrong, or None if they are."""
-    metrics = sorted({str(name) for name in rows["metric"].dropna()} - {""})
-    odd = [name for name in metrics if not is_fraction(name)]
-    return f"{odd[0]} knows no right answers" if odd and odd == metrics else None
-
-
 def _of_record(text: str, folder: Path, record: Record) -> Predictions:
     """The samples of one cell."""
     found = read_tasks(samples_path(folder, record))
@@ -250,101 +187,3 @@ def _from_parquet(text: str, path: Path) -> Predictions:
             )
         path = files[0]
     return Predictions(source=text, kind="samples", **read_tasks(path)._asdict())
-
-
-def _task_answers(task: str, rows: pd.DataFrame) -> Answers:
-    """One task's answers from its rows."""
-    rows = rows.sort_values(["doc_id", "option"], kind="stable")
-    doc_ids = rows["doc_id"].to_numpy(dtype=np.int64)
-    starts = np.flatnonzero(np.r_[True, doc_ids[1:] != doc_ids[:-1]])
-    sizes = np.diff(np.r_[starts, len(rows)])
-    first = rows.iloc[starts]
-    for column in ("doc_hash", "correct", "metric", "gold", "chosen"):
-        values = rows[column].to_numpy(dtype=object, na_value=None)
-        odd = np.flatnonzero(values != np.repeat(values[starts], sizes))
-        if len(odd):
-            raise ConfigError(
-                f"Task {task}: question {doc_ids[odd[0]]} has two values of {column}; its rows "
-                "come from different evaluations. Evaluate again."
-            )
-    metrics = sorted(set(first["metric"]))
-    if len(metrics) > 1:
-        raise ConfigError(f"Task {task} is scored by {' and '.join(metrics)}; use one metric.")
-    has_options = bool((sizes > 1).any())
-    _check_options(task, rows, starts, sizes, has_options and metrics[0] in _COMPARED)
-    values, name = _option_nll(task, rows)
-    return Answers(
-        task=task,
-        ids=tuple(str(number) for number in doc_ids[starts]),
-        hashes=tuple(str(digest) for digest in first["doc_hash"]),
-        correct=first["correct"].to_numpy(dtype=bool),
-        nll=tuple(np.split(values, starts[1:])) if has_options and values is not None else None,
-        nll_name=name if has_options else None,
-        metric=metrics[0],
-    )
-
-
-def _check_options(
-    task: str, rows: pd.DataFrame, starts: np.ndarray, sizes: np.ndarray, compared: bool
-) -> None:
-    """Refuse rows twice, gaps, and a right or chosen option that is none of the options.
-
-    Args:
-        task: Its name.
-        rows: Sorted by question and option.
-        starts: Where each question begins.
-        sizes: Rows of each question.
-        compared: Whether a question is right exactly if the right option was chosen.
-    """
-    doc_ids = rows["doc_id"].to_numpy(dtype=np.int64)
-    options = rows["option"].to_numpy(dtype=np.int64)
-    expected = np.arange(len(rows)) - np.repeat(starts, sizes)
-    odd = np.flatnonzero(options != expected)
-    if len(odd):
-        question = doc_ids[odd[0]]
-        found = options[doc_ids == question].tolist()
-        why = "an option is there twice" if len(set(found)) < len(found) else "one is missing"
-        raise ConfigError(
-            f"Task {task}: question {question} makes no sense, {why}: its options are "
-            f"{', '.join(map(str, found))}. Evaluate again."
-        )
-    first = rows.iloc[starts]
-    marks = {}
-    for column in ("gold", "chosen"):
-        values = first[column].to_numpy(dtype=np.float64, na_value=np.nan)
-        odd = np.flatnonzero((values < 0) | (values >= sizes))  # null is neither
-        if len(odd):
-            raise ConfigError(
-                f"Task {task}: question {doc_ids[starts[odd[0]]]} has {sizes[odd[0]]} options, and "
-                f"{column} is option {values[odd[0]]:.0f}. Evaluate again, on questions that have "
-                "right answers."
-            )
-        marks[column] = values
-    known = ~np.isnan(marks["gold"]) & ~np.isnan(marks["chosen"])
-    right = first["correct"].to_numpy(dtype=bool)
-    odd = np.flatnonzero(known & (right != (marks["gold"] == marks["chosen"])))
-    if compared and len(odd):
-        raise ConfigError(
-            f"Task {task}: question {doc_ids[starts[odd[0]]]} counts as "
-            f"{'right' if right[odd[0]] else 'wrong'}, but its right option is "
-            f"{marks['gold'][odd[0]]:.0f} and {marks['chosen'][odd[0]]:.0f} was chosen. Evaluate "
-            "again."
-        )
-
-
-def _option_nll(task: str, rows: pd.DataFrame) -> tuple[np.ndarray | None, str | None]:
-    """Mean NLL by row, and what the mean runs over."""
-    columns = ("prompt_nll", "loglikelihood", "n_tokens")
-    full, total, tokens = (rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns)
-    if np.isnan(full).all() and np.isnan(total).all():
-        return None, None
-    if not np.isnan(full).all():
-        if np.isnan(full).any():
-            question = rows["doc_id"].iloc[int(np.isnan(full).argmax())]
-            raise ConfigError(
-                f"Task {task}: question {question} has no prompt_nll where others have one; "
-                "evaluate again."
-            )
-        return full, "full prompt"
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return -total / tokens, "option per token"

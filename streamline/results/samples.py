@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +108,11 @@ def samples_checksum(path: str | Path) -> str | None:
         return None
 
 
-def read_samples(path: str | Path) -> pd.DataFrame:
-    """Read a cell's rows, or those of all files of a folder one after the other.
+def read_samples(path: str | Path | Sequence[Path]) -> pd.DataFrame:
+    """Read a cell's rows, or those of several files one after the other.
 
     Args:
-        path: A parquet file, or a folder of them.
+        path: A parquet file, a folder of them, or files.
 
     Returns:
         A frame with the columns of ``COLUMNS``, in the order in which the rows were written.
@@ -123,29 +123,36 @@ def read_samples(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
     import pyarrow as pa
+
+    if isinstance(path, (str, Path)):
+        source = Path(path)
+        files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+    else:
+        files = list(path)
+    if not files or not all(file.is_file() for file in files):
+        raise ConfigError(f"No samples at {path}. Give a parquet file that an evaluation wrote.")
+    rows = pa.concat_tables([_read(file) for file in files])
+    return rows.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+
+
+def _read(file: Path) -> pa.Table:
+    """The rows of one file, which are those that were written."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source = Path(path)
-    files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
-    if not files or not all(file.is_file() for file in files):
-        raise ConfigError(f"No samples at {source}. Give a parquet file that an evaluation wrote.")
-    frames = []
-    for file in files:
-        data = file.read_bytes()
-        if _MARK in data and checksum_in(data) is None:
-            raise ConfigError(
-                f"{file} is damaged: its content does not have its checksum. Remove it and run "
-                "again to have it made anew."
-            )
-        try:
-            table = pq.read_table(io.BytesIO(data))
-            columns = table.select(list(COLUMNS)).cast(_schema())
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"{file} is not a samples file ({error}); the columns are {', '.join(COLUMNS)}."
-            ) from None
-        frames.append(columns.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get))
-    return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+    data = file.read_bytes()
+    if _MARK in data and checksum_in(data) is None:
+        raise ConfigError(
+            f"{file} is damaged: its content does not have its checksum. Remove it and run "
+            "again to have it made anew."
+        )
+    try:
+        rows = pq.ParquetFile(pa.BufferReader(data)).read()
+        return rows.select(list(COLUMNS)).cast(_schema())
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{file} is not a samples file ({error}); the columns are {', '.join(COLUMNS)}."
+        ) from None
 
 
 _LONGEST = 80  # letters of a model's or a method's name in that of a file

@@ -6,7 +6,7 @@ import pytest
 
 from streamline.errors import ConfigError
 from streamline.results.assess import CellResult, assess
-from streamline.results.predictions import from_samples
+from streamline.results.readers.sample_rows import from_samples
 
 
 def _result(right: dict[str, list[bool]], protocols: dict[str, str]) -> CellResult:

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
-from streamline.results.predictions import from_samples, read_cells, read_predictions
+from streamline.results.predictions import read_cells, read_predictions
+from streamline.results.readers.sample_rows import from_samples
 from streamline.results.record_file import load
 from streamline.results.samples import samples_path
 

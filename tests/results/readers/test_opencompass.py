@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from streamline.cli.main import app
 from streamline.errors import ConfigError
-from streamline.results.opencompass import PAPER_DATASETS, find, read
 from streamline.results.predictions import read_predictions
+from streamline.results.readers.opencompass import PAPER_DATASETS, find, read
 
 # Both right, lost, gained, both wrong; the first two have a right dense answer.
 COUNTS = (5, 2, 1, 4)

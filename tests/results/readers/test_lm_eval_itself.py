@@ -18,8 +18,8 @@ from streamline.evaluation.scoring.score import score
 from streamline.evaluation.task_results import finish
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.results.answers import align
-from streamline.results.lm_eval_logs import find, read
-from streamline.results.predictions import from_samples
+from streamline.results.readers.lm_eval_logs import find, read
+from streamline.results.readers.sample_rows import from_samples
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 DATA = """

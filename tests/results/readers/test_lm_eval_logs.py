@@ -5,7 +5,7 @@ import json
 import pytest
 
 from streamline.errors import ConfigError
-from streamline.results.lm_eval_logs import find, read
+from streamline.results.readers.lm_eval_logs import find, read
 
 CHOICES = [" yes it is", " no", " très bien"]
 
