@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from streamline.errors import ConfigError
+from streamline.hashing import content_key
 from streamline.reading import parse_json, read_arrays, read_json, read_text
 from streamline.results.answers import Floats
 from streamline.results.record import Record
@@ -35,7 +36,7 @@ def run_settings(directory: str | Path) -> dict[str, Any]:
     """The settings that the run wrote into ``run.json``; empty if there are none.
 
     Raises:
-        ConfigError: If the file is not a JSON object.
+        ConfigError: If the file is not a JSON object, or has not the content of its checksum.
     """
     path = Path(directory) / "run.json"
     if not path.is_file():
@@ -44,6 +45,9 @@ def run_settings(directory: str | Path) -> dict[str, Any]:
     settings = read_json(path, advice)
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no object of settings. {advice}")
+    checksum = settings.pop("checksum", None)
+    if checksum is not None and checksum != content_key(settings):
+        raise ConfigError(f"{path} is damaged: it does not have its checksum. {advice}")
     return settings
 
 

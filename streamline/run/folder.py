@@ -24,7 +24,7 @@ from streamline.errors import ConfigError, StreamlineError, unknown_name
 from streamline.evaluation.origins import repositories_of
 from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.files import sweep, write_json_atomic
-from streamline.hashing import file_hashes
+from streamline.hashing import content_key, file_hashes
 from streamline.kept import kept_json, write_json
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
@@ -283,9 +283,14 @@ def cell_files(folder: Path, record: Record) -> list[Path]:
 
 def begin_run(folder: Path, settings: dict[str, Any], again: Sequence[Record]) -> None:
     """Write down what a run is, and let go of the cells that are done again."""
-    write_json_atomic(folder / SETTINGS, settings)
+    keep_settings(folder, settings)
     note_command(folder)
     forget_cells(folder, again)
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write down what a run is, with a checksum: what was decided in it decides numbers."""
+    write_json_atomic(folder / SETTINGS, {"checksum": content_key(settings), **settings})
 
 
 def remove_cells(folder: Path, records: Sequence[Record]) -> list[Record]:

@@ -149,7 +149,11 @@ class Claim:
         except FileExistsError:
             return False
         self._file, self._beats = file, 0
-        os.write(self._stream, self._content())
+        try:
+            os.write(self._stream, self._content())
+        except OSError as error:  # it names no file
+            self.release()
+            raise OSError(error.errno, error.strerror, str(file)) from error
         if set(self._there()) - {file, *dead}:
             self.release()
             return False

@@ -42,10 +42,11 @@ KINDS = {
     "cache/answers/*/*.texts.json": "kept text llm-streamline-ffn",
 }
 FIGURE = re.compile(rb'"(?:value|train_loss|text-heldout)": \d+\.\d|"removed_layers": \[\s*\d')
-MADE = re.compile(r"(tables|figures)/|report\.(md|html)|\.(run|results)\.lock$")
+MADE = re.compile(r"(tables|figures)/|report\.(md|html)|\.(run|results|running)\.lock$")
 DAMAGES = ("empty", "truncated", "zeroed", "flipped", "garbage", "missing")
 FEW = {
-    ("results.json", "flipped"), ("samples/*.parquet", "missing"), ("plans/*.json", "truncated"),
+    ("results.json", "flipped"), ("run.json", "flipped"),
+    ("samples/*.parquet", "missing"), ("plans/*.json", "truncated"),
     ("cache/answers/*/piqa.*.json", "flipped"), ("cache/calibration/*/*.safetensors", "flipped"),
     ("cache/training/state/*.safetensors", "zeroed"), ("cache/activations/*/*.states", "empty"),
 }  # fmt: skip

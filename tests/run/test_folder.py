@@ -6,12 +6,17 @@ from typing import Any
 import pytest
 
 from streamline.errors import ConfigError
-from streamline.files import write_json_atomic
 from streamline.results.record_file import upsert
 from streamline.run import folder, pipeline
 from streamline.run.cell import Cell, cell_job
 from streamline.run.config import RunConfig
-from streamline.run.folder import SETTINGS, claimed, kept_sources, refuse_mixture
+from streamline.run.folder import (
+    SETTINGS,
+    claimed,
+    keep_settings,
+    kept_sources,
+    refuse_mixture,
+)
 from streamline.run.inputs import settle, shared_inputs
 
 
@@ -39,7 +44,7 @@ def _finish(config: RunConfig, *methods: str) -> None:
         job = cell_job(cell, shared)
         upsert(config.out, cell.record(status="ok", key=job.key, inputs=job.inputs.to_json()))
     settings = {"sources": settle(config).to_json()}
-    write_json_atomic(config.out / SETTINGS, config.model_dump(mode="json") | settings)
+    keep_settings(config.out, config.model_dump(mode="json") | settings)
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
@@ -91,3 +96,13 @@ def test_damaged_settings_do_not_decide_the_sources_anew(tmp_path: Path, data: b
     with pytest.raises(ConfigError, match=r"run\.json .*Restore it, or remove it and run again"):
         pipeline.run(_config(tmp_path))
     assert (tmp_path / SETTINGS).read_bytes() == data
+
+
+def test_settings_of_which_a_figure_has_changed_are_refused(tmp_path: Path) -> None:
+    _finish(_config(tmp_path), "dense")
+    written = (tmp_path / SETTINGS).read_text(encoding="utf-8")
+    changed = written.replace("0.25", "0.35")
+    assert changed != written
+    (tmp_path / SETTINGS).write_text(changed, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.json is damaged: it does not have its checksum"):
+        pipeline.run(_config(tmp_path))

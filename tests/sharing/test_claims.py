@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -49,6 +50,22 @@ def _elsewhere(path: Path, beats: int = 0) -> None:
     """What a process of another machine leaves as its claim."""
     holder = {"machine": "other", "pid": os.getpid(), "started": "1", "beats": f"{beats:012d}"}
     path.write_text(json.dumps(holder), encoding="utf-8")
+
+
+def test_a_claim_that_cannot_be_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    claim = Claim(tmp_path / "work")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*work\.lock"):
+            claim.attempt()
+    assert not claim.holds and list(tmp_path.iterdir()) == []
+    assert claim.attempt()
+    claim.release()
 
 
 def test_one_has_it_and_nothing_is_left_of_it(tmp_path: Path) -> None:

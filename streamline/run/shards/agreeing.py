@@ -15,11 +15,10 @@ import json
 from typing import Any
 
 from streamline.errors import ConfigError
-from streamline.files import write_json_atomic
 from streamline.report.artifacts import run_settings
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import Decided
-from streamline.run.folder import SETTINGS, kept_sources
+from streamline.run.folder import keep_settings, kept_sources
 from streamline.run.inputs import Sources, settle
 from streamline.run.shards.part import Part, claims_of, part_folders
 from streamline.sharing.claims import held
@@ -59,7 +58,7 @@ def agreed(found: Decided, part: Part) -> Sources:
         kept = kept_sources(config)
         sources = settle(config, kept)
         now["sources"] = sources.to_json(kept) | {"settings": found.to_json(kept)}
-        write_json_atomic(config.out / SETTINGS, now)
+        keep_settings(config.out, now)
         part.folder(config.out).mkdir(exist_ok=True)
     return sources
 
