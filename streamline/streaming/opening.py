@@ -24,6 +24,7 @@ from streamline.method import DepthMethod, Method
 from streamline.sources.accounting import check_layers
 from streamline.sources.folders import check_kind, check_tokenizer
 from streamline.sources.hub.model_files import model_explained
+from streamline.sources.hub.own_code import class_options
 from streamline.sources.models import load_config, load_tokenizer, weights_folder
 from streamline.sources.names import ModelSource
 from streamline.sources.weights import WeightSource
@@ -46,7 +47,11 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def empty_model(
-    config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
     """A model in eval mode whose parameters need no memory and whose buffers are as they must be.
 
@@ -57,13 +62,14 @@ def empty_model(
         config: The model's config.
         dtype: Dtype of the parameters.
         trust_remote_code: Whether a model's own code may run.
+        **options: What else ``from_config`` is told, such as ``code_revision``.
 
     Raises:
         UnsupportedModelError: If a buffer was left without a value.
     """
     with _EmptyOnMeta(), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
+            config, dtype=dtype, trust_remote_code=trust_remote_code, **options
         )
     for module in model.modules():  # what was filled at once is small: norms, biases
         for name, parameter in module._parameters.items():
@@ -114,8 +120,10 @@ def open_streamed(
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype)
         assert isinstance(dtype, torch.dtype)
-        with model_explained(ModelSource(name=str(folder), kind="folder", location=str(folder))):
-            model = empty_model(config, dtype, trust_remote_code=trust_remote_code)
+        here = ModelSource(name=str(folder), kind="folder", location=str(folder))
+        with model_explained(here):
+            options = class_options(config, here, trust_remote_code=trust_remote_code)
+            model = empty_model(config, dtype, **options)
         return StreamedDecoder(
             model,
             source,

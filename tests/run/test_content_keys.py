@@ -25,6 +25,7 @@ from streamline.run.cell import cell_job, expand
 from streamline.run.config import RunConfig
 from streamline.run.inputs import settle, shared_inputs
 from streamline.run.pipeline import run
+from streamline.sources.hub import own_code
 from streamline.testing.models import tiny_model, tiny_tokenizer
 from streamline.training.state import TrainingState
 
@@ -287,7 +288,7 @@ def test_a_model_that_a_method_loads_is_known_by_its_content(named, mine, settin
 
 
 def test_a_run_keeps_to_the_commits_of_what_methods_choose_to_load(settings, monkeypatch):
-    monkeypatch.setattr(inputs, "hub_commit", lambda name: f"commit of {name}")
+    monkeypatch.setattr(own_code, "model_commit", lambda name, _: f"commit of {name}")
     config = settings(
         "out",
         models="opt-6.7b,opt-13b",
@@ -295,6 +296,6 @@ def test_a_run_keeps_to_the_commits_of_what_methods_choose_to_load(settings, mon
         sparsities="0.25,0.8",
     )
     assert settle(config).models == {
-        f"facebook/opt-{size}": f"commit of opt-{size}"
+        f"facebook/opt-{size}": f"commit of facebook/opt-{size}"
         for size in ("6.7b", "13b", "2.7b", "1.3b", "125m")
     }

@@ -23,7 +23,7 @@ from streamline.run.inputs import settle, shared_inputs
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fingerprint of models that are not there."""
-    monkeypatch.setattr(folder, "model_fingerprint", lambda name: f"print of {name}")
+    monkeypatch.setattr(folder, "fingerprint_of", lambda name, _: f"print of {name}")
 
 
 def _config(out: Path, **changes: Any) -> RunConfig:

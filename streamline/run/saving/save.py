@@ -36,11 +36,10 @@ from streamline.results.select import run_records, select, split
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import claimed, kept_sources
-from streamline.run.inputs import Sources, settle
+from streamline.run.inputs import Sources, fingerprint_of, settle
 from streamline.run.preparation import heard, loading
 from streamline.run.saving.remade import Remaking, job_of
 from streamline.sources.hub.commits import pinned
-from streamline.sources.models import model_fingerprint
 
 __all__ = ["best_cells", "export", "export_cell", "save_cells"]
 
@@ -88,7 +87,7 @@ def _wanted(own: RunConfig, name: str) -> tuple[dict[Path, Record], dict[Path, R
         wanted = best_cells(wanted, heldout_name(own.perplexity.texts))
     places = {_place(own.out, record): record for record in wanted}
     missing = {at: record for at, record in places.items() if not _is_there(at, record)}
-    return places, missing, model_fingerprint(name) if missing else ""
+    return places, missing, fingerprint_of(name, own) if missing else ""
 
 
 def _replace(at: Path, made: PrunedModel, record: Record) -> None:
@@ -196,7 +195,7 @@ def export_cell(
             with pinned(sources.models):
 
                 def known() -> str:
-                    fingerprint = model_fingerprint(record.model)
+                    fingerprint = fingerprint_of(record.model, own)
                     job_of(record, own, sources, fingerprint)
                     return fingerprint
 
