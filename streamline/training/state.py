@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,9 @@ class TrainingState:
         if self.directory is None:
             return
         for folder in ("students", "state"):
-            file = self._file(folder)
-            found = shared(lambda file=file: kept_tensors(file))  # type: ignore[misc]
-            if found is not None and found[1]["key"] == self.key:
-                self._take(found[0], json.loads(found[1]["facts"]))
+            found = shared(partial(self._kept, folder))
+            if found is not None:
+                self._take(*found)
                 self._finished = folder == "students"
                 break
         if _LOADED_ONLY.get() and not self._finished:
@@ -212,6 +212,13 @@ class TrainingState:
                 "make it: it was removed, or made on another kind of device; give --device as the "
                 "run had it, or the run's command again with `--redo` and the cell"
             )
+
+    def _kept(self, folder: str) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
+        """What an earlier run of the same key left in a folder."""
+        found = kept_tensors(self._file(folder))
+        if found is None or found[1]["key"] != self.key:
+            return None
+        return found[0], json.loads(found[1]["facts"])
 
     def _take(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Become what was written."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder
 from streamline.engine.memory import keep_to
 from streamline.errors import ConfigError, UnsupportedModelError
@@ -52,10 +53,10 @@ def kept_plan(config: RunConfig, name: str, decoder: Decoder) -> MemoryPlan:
         decoder: Its weights, on their device.
 
     Returns:
-        The plan; an empty one where memory is no question.
+        The plan, of several processes the first one's; an empty one where memory is no question.
     """
     keep_to(config.memory, decoder.device)
-    return _needed_plan(config, name, decoder)
+    return shared(lambda: _needed_plan(config, name, decoder))
 
 
 def _needed_plan(config: RunConfig, name: str, decoder: Decoder) -> MemoryPlan:
