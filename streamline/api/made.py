@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from streamline.api.variants import Target
-from streamline.distributed.exchange import alike
+from streamline.distributed.sums import alike
 from streamline.distributed.work import broadcast
 from streamline.engine.decoder import Decoder
 from streamline.engine.finite import bad_weight

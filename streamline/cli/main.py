@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -40,8 +40,8 @@ from streamline.cli import (
 from streamline.cli.checkpoints import export, prune, push, verify
 from streamline.cli.screen.show import show_error
 from streamline.cli.screen.streams import lasting_streams
-from streamline.distributed.team import LostProcess, follows, met
-from streamline.errors import StreamlineError, reason, unknown_name
+from streamline.distributed.team import LostProcess, follows, world_size
+from streamline.errors import ConfigError, StreamlineError, reason, unknown_name
 from streamline.run.commands import commanded
 
 __all__ = ["app", "main"]
@@ -106,15 +106,21 @@ app = typer.Typer(
 )
 
 
+#: What holds back the words on arguments that cannot be read, until they are.
+_READING = ExitStack()
+
+
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     """The verb, ended by an interrupt with one line."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        _READING.close()
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            show_error(f"interrupted; {_KEPT}")
+            if not _behind():
+                show_error(f"interrupted; {_KEPT}")
             raise typer.Exit(130) from None
 
     return wrapped
@@ -190,23 +196,84 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _all_redone([argument for argument in arguments if argument != "--debug"])
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, between our own
     with lasting_streams():
-        try:
-            silent = redirect_stdout(io.StringIO()) if follows() else nullcontext()
-            with silent, commanded(arguments), _endable(), _logged(debug):
-                app(args=arguments, prog_name="streamline-bench")
-        except _Ended:
+        sys.exit(_carried_out(arguments, debug))
+
+
+def _carried_out(arguments: list[str], debug: bool) -> int | str | None:
+    """Carry out a command line; its exit code."""
+    usage = io.StringIO()
+    try:
+        with _second(usage), commanded(arguments), _endable(), _logged(debug):
+            app(args=arguments, prog_name="streamline-bench")
+    except SystemExit as end:
+        if end.code in (1, 2):
+            _say(lambda: sys.stderr.write(usage.getvalue()))
+        return end.code
+    except _Ended:
+        if not _behind():
             show_error(f"told to end; {_KEPT}")
-            sys.exit(143)
-        except LostProcess as error:
+        return 143
+    except LostProcess as error:
+        from streamline.distributed.meeting import unsaid
+
+        if unsaid(str(error)):
             show_error(error)
-            sys.exit(2)
-        except (StreamlineError, OSError) as error:
-            if met() and follows():  # the first process says it
-                sys.exit(2)
-            if debug:
-                raise
-            show_error(error if isinstance(error, StreamlineError) else _explain(error, arguments))
-            sys.exit(2)
+        return 2
+    except (StreamlineError, OSError) as error:
+        if debug:
+            raise
+        found = error if isinstance(error, StreamlineError) else _explain(error, arguments)
+        _say(lambda: show_error(found), error)
+        return 2
+    return 0
+
+
+def _behind() -> bool:
+    """Whether a first process beside this one speaks for it."""
+    try:
+        return follows()
+    except ConfigError:  # who it is cannot be told
+        return False
+
+
+@contextmanager
+def _second(usage: io.StringIO) -> Iterator[None]:
+    """Within it, a process beside a first one shows no results, and no words on its arguments.
+
+    Args:
+        usage: Receives these words.
+    """
+    with ExitStack() as streams, _READING:
+        if follows():
+            streams.enter_context(redirect_stdout(io.StringIO()))
+            _READING.enter_context(redirect_stderr(usage))
+        yield
+
+
+def _say(say: Callable[[], object], failure: Exception | None = None) -> None:
+    """Say once for all processes why the command ends; none ends before that is done.
+
+    Args:
+        say: Says it.
+        failure: What ends it, if it is an error.
+    """
+    behind = _behind()
+    if not behind:
+        say()
+    if not _parted(failure) and behind:
+        say()
+
+
+def _parted(failure: Exception | None) -> bool:
+    """Whether the other processes, if there are any, know how this one ends."""
+    try:
+        if world_size() == 1:
+            return True
+    except ConfigError:
+        return False
+    from streamline.distributed.meeting import parted
+
+    return parted(failure)
 
 
 def _all_redone(arguments: Sequence[str]) -> list[str]:

@@ -1,35 +1,32 @@
-"""What goes from process to process, each time after a word on whether all are well."""
+"""What goes from process to process, each time after a word on whether all are well.
+
+Memory that an exchange needs is taken before that word: where one process has too little all hear
+of it, and none waits for the others within the exchange.
+"""
 
 from __future__ import annotations
 
-import io
 import logging
-import math
 import pickle
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from streamline.distributed.packed import Head, Packed, n_bytes, unpacked
 from streamline.distributed.team import LostProcess, local, team, world_size
 from streamline.errors import StreamlineError
 
-__all__ = ["alike", "failing_together", "gathered", "reduced", "sent"]
+__all__ = ["Told", "exchanging", "failing_together", "gathered", "meet", "sent"]
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-#: The group that sums tensors of GPUs, where every process has one of its own; else they pass
-#: through memory.
-gpus: dist.ProcessGroup | None = None
-
-_BUCKET = 64 * 2**20  # bytes of tensors that are sent as one
 
 
 class Told(BaseException):
@@ -96,7 +93,11 @@ def failing_together(place: str) -> Iterator[Callable[[], None]]:
             if asked:
                 raise
             failure = error
-            meet(place, (depth, error))
+            try:
+                meet(place, (depth, error))
+            except LostProcess as lost:
+                said = f"This process had failed before: {type(error).__name__}: {error}"
+                raise LostProcess(f"{lost}. {said}") from error
     except Told as told:
         if told.depth < depth:
             raise
@@ -119,7 +120,7 @@ def meet(place: str, failure: tuple[int, Exception] | None = None) -> None:
     """
     mark = zlib.crc32(place.encode())
     status = torch.tensor([int(failure is not None), mark, -mark])
-    with _exchanging():
+    with exchanging():
         dist.all_reduce(status, dist.ReduceOp.MAX)
         failed, most, least = status.tolist()
         if failed:
@@ -135,7 +136,7 @@ def meet(place: str, failure: tuple[int, Exception] | None = None) -> None:
 
 
 @contextmanager
-def _exchanging() -> Iterator[None]:
+def exchanging() -> Iterator[None]:
     """Within it, values go from process to process.
 
     Raises:
@@ -177,14 +178,17 @@ def gathered(place: str, work: Callable[[], Result]) -> list[Result]:
     """
     with failing_together(place) as done:
         with local():
-            packed = _Packed(work())
+            packed = Packed(work())
+            own = packed.memory()
         done()
     heads: list[Any] = [None] * team().size
-    with _exchanging():
+    with exchanging():
         dist.all_gather_object(heads, packed.head)
-    all_sent = [_memory(packed, head, rank) for rank, head in enumerate(heads)]
-    own = team().rank  # what follows may fail on one process alone
-    return [packed.value if n == own else _unpacked(heads[n], m) for n, m in enumerate(all_sent)]
+    memories = _moved(place, heads, own, team().rank)
+    return [  # what is put together may fail on one process alone
+        packed.value if rank == team().rank else unpacked(head, memory)
+        for rank, (head, memory) in enumerate(zip(heads, memories, strict=True))
+    ]
 
 
 def sent(place: str, work: Callable[[], Result]) -> Result:
@@ -193,157 +197,41 @@ def sent(place: str, work: Callable[[], Result]) -> Result:
     Raises:
         Exception: What it raised, on all alike.
     """
-    packed = None
+    packed, own = None, None
     with failing_together(place) as done:
         if team().rank == 0:
             with local():
-                packed = _Packed(work())
+                packed = Packed(work())
+                own = packed.memory()
         done()
-    head: list[Any] = [packed and packed.head]
-    with _exchanging():
-        dist.broadcast_object_list(head, src=0)
-    memory = _memory(packed, head[0], 0)
-    result: Result = _unpacked(head[0], memory) if packed is None else packed.value
+    heads: list[Any] = [packed and packed.head]
+    with exchanging():
+        dist.broadcast_object_list(heads, src=0)
+    (memory,) = _moved(place, heads, own, 0)
+    result: Result = unpacked(heads[0], memory) if packed is None else packed.value
     return result
 
 
-def _memory(mine: _Packed | None, head: tuple[bytes, list[Any]], source: int) -> Tensor:
-    """The bytes of a process's tensors."""
-    own, size = mine if source == team().rank else None, sum(n_bytes for *_, n_bytes in head[1])
-    memory = torch.empty(size, dtype=torch.uint8) if own is None else own.memory()
-    with _exchanging():
-        for piece in torch.split(memory, 2**30) if len(memory) else ():
-            dist.broadcast(piece, src=source)
-    return memory
+def _moved(place: str, heads: Sequence[Head], own: Tensor | None, mine: int) -> list[Tensor]:
+    """The bytes of the tensors of the values of the first processes.
 
-
-def _unpacked(head: tuple[bytes, list[Any]], memory: Tensor) -> Any:
-    """A value that another process has sent."""
-    body, about = head
-    tensors = []
-    for (shape, dtype, device, *_), data in zip(
-        about, torch.split(memory, [n_bytes for *_, n_bytes in about]), strict=True
-    ):
-        tensor = torch.empty(shape, dtype=dtype)
-        _bytes(tensor).copy_(data)
-        tensors.append(tensor.to("cuda" if device == "cuda" else "cpu"))
-    return _Unpickler(body, tensors).load()
-
-
-class _Packed:
-    """A value as it is sent: its structure pickled, its tensors beside it."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        body = io.BytesIO()
-        pickler = _Pickler(body)
-        pickler.dump(value)
-        self._tensors = [tensor.detach() for tensor in pickler.tensors]
-        about = [
-            (tuple(t.shape), t.dtype, t.device.type, t.numel() * t.element_size())
-            for t in self._tensors
+    Args:
+        place: What is done, in a word.
+        heads: The values' structures, by rank.
+        own: The bytes of this process's tensors, if it sends any.
+        mine: The place of these among them.
+    """
+    sizes = [n_bytes(head) for head in heads]
+    if not any(sizes):
+        return [torch.empty(0, dtype=torch.uint8) for _ in sizes]
+    with failing_together(f"{place}: room") as done:  # which one of them alone may not have
+        memories = [
+            torch.empty(size, dtype=torch.uint8) if own is None or rank != mine else own
+            for rank, size in enumerate(sizes)
         ]
-        self.head = body.getvalue(), about
-
-    def memory(self) -> Tensor:
-        """The tensors' bytes, one after the other."""
-        parts = [_bytes(tensor.cpu().contiguous()) for tensor in self._tensors]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
-
-
-class _Pickler(pickle.Pickler):
-    """Leaves tensors out."""
-
-    def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
-        self.tensors: list[Tensor] = []
-        self._places: dict[int, int] = {}
-
-    def persistent_id(self, obj: Any) -> int | None:
-        """A tensor's place beside the structure."""
-        if not isinstance(obj, Tensor):
-            return None
-        if id(obj) not in self._places:
-            self._places[id(obj)] = len(self.tensors)
-            self.tensors.append(obj)
-        return self._places[id(obj)]
-
-
-class _Unpickler(pickle.Unpickler):
-    """Puts a structure together again with its tensors."""
-
-    def __init__(self, body: bytes, tensors: list[Tensor]) -> None:
-        super().__init__(io.BytesIO(body))
-        self._tensors = tensors
-
-    def persistent_load(self, pid: int) -> Tensor:
-        """The tensor at a place."""
-        return self._tensors[pid]
-
-
-def reduced(parameters: Iterable[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-    """Sum gradients over the processes, in place, and some numbers beside them.
-
-    Args:
-        parameters: The same on all processes; of one without a gradient on all, there is none then.
-        numbers: As many on all processes.
-
-    Returns:
-        The numbers' sums, in float64; of one process the numbers.
-    """
-    if team().size == 1:
-        return list(numbers)
-    meet("the sum of gradients")
-    every = list(parameters)
-    known = torch.tensor([*numbers, *(p.grad is not None for p in every)], dtype=torch.float64)
-    with _exchanging():
-        dist.all_reduce(known)
-    gradients = []
-    for parameter, count in zip(every, known[len(numbers) :].tolist(), strict=True):
-        if count and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if parameter.grad is not None:
-            gradients.append(parameter.grad)
-    _in_buckets(gradients, lambda flat, group: dist.all_reduce(flat, group=group))
-    return known[: len(numbers)].tolist()
-
-
-def alike(tensors: Iterable[Tensor]) -> None:
-    """Give tensors the first process's values, in place.
-
-    Args:
-        tensors: Of the same shapes and dtypes on all processes.
-    """
-    if team().size == 1:
-        return
-    every = [tensor.detach() for tensor in tensors]
-    meet(f"values of {[(tuple(t.shape), str(t.dtype)) for t in every]}")
-    _in_buckets(every, lambda flat, group: dist.broadcast(_bytes(flat), src=0, group=group))
-
-
-@torch.no_grad()
-def _in_buckets(
-    tensors: Sequence[Tensor], exchange: Callable[[Tensor, dist.ProcessGroup | None], Any]
-) -> None:
-    """Exchange tensors, in place, several small ones at a time."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[list[Tensor]]] = {}
-    for tensor in tensors:
-        buckets = kinds.setdefault((tensor.device, tensor.dtype), [[]])
-        if sum(t.numel() for t in buckets[-1]) * tensor.element_size() > _BUCKET:
-            buckets.append([])
-        buckets[-1].append(tensor)
-    for (device, _), buckets in kinds.items():
-        direct = device.type == "cpu" or (device.type == "cuda" and gpus is not None)
-        for bucket in buckets:
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            flat = flat if direct else flat.cpu()
-            with _exchanging():
-                exchange(flat, gpus if device.type == "cuda" else None)
-            parts = torch.split(flat, [math.prod(tensor.shape) for tensor in bucket])
-            for tensor, part in zip(bucket, parts, strict=True):
-                tensor.copy_(part.reshape(tensor.shape))
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """The memory of a contiguous tensor as bytes."""
-    return tensor.reshape(-1).view(torch.uint8)
+        done()
+    for source, memory in enumerate(memories):
+        with exchanging():
+            for piece in torch.split(memory, 2**30) if len(memory) else ():
+                dist.broadcast(piece, src=source)
+    return memories

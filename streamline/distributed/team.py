@@ -23,8 +23,8 @@ __all__ = [
     "interleaved",
     "leads",
     "local",
-    "met",
     "own_gpu",
+    "own_rank",
     "team",
     "within",
     "world_size",
@@ -63,7 +63,6 @@ class Shard:
 
 WHOLE = Shard()
 _team: ContextVar[Shard | None] = ContextVar("team", default=None)
-_met = False
 
 
 def team() -> Shard:
@@ -76,19 +75,12 @@ def leads() -> bool:
     return team().rank == 0
 
 
-def met() -> bool:
-    """Whether this process has ever joined others."""
-    return _met
-
-
 @contextmanager
 def within(shard: Shard) -> Iterator[None]:
     """Within it, this process has a part in a team; one that has a part already keeps it."""
-    global _met
     if _team.get() is not None:
         yield
         return
-    _met |= shard.size > 1
     token = _team.set(shard)
     try:
         yield
@@ -127,11 +119,20 @@ def follows() -> bool:
     Raises:
         ConfigError: If the launcher declares no number, or one that no process has.
     """
+    return own_rank() > 0
+
+
+def own_rank() -> int:
+    """This process's number among those that were launched together, as the launcher declares.
+
+    Raises:
+        ConfigError: If it declares no number, or one that no process has.
+    """
     size = world_size()
     rank = _declared("RANK", 0) if size > 1 else 0
     if rank >= size:
         raise ConfigError(f"RANK is {rank} in the environment, of {size} processes; {UNSET}")
-    return rank > 0
+    return rank
 
 
 def own_gpu(n_gpus: int) -> int | None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed.exchange import alike
+from streamline.distributed.sums import alike
 from streamline.engine.decoder import Decoder, eval_mode, module_device
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Node, Path

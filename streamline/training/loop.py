@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streamline.distributed.exchange import reduced
+from streamline.distributed.sums import reduced
 from streamline.distributed.team import local, team
 from streamline.distributed.work import in_turn
 from streamline.engine.decoder import Decoder

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from streamline.distributed.exchange import alike
+from streamline.distributed.sums import alike
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.seed import seeded
 from streamline.environment import peak_memory_bytes, restart_peak_memory

@@ -17,7 +17,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-from streamline.distributed.exchange import reduced
+from streamline.distributed.sums import reduced
 from streamline.distributed.team import team
 from streamline.engine.decoder import Decoder
 from streamline.engine.head import summed_loss

@@ -63,7 +63,9 @@ def show_failed(records: Iterable[Record]) -> bool:
 
 
 def show_warning(message: str) -> None:
-    """Write to standard error what the user should know before going on."""
+    """Write to standard error what the user should know before going on: of several, one does."""
+    if follows():
+        return
     _say("warning", "bold yellow", message)
 
 

@@ -1,0 +1,87 @@
+"""The command under torchrun and accelerate launch, as a user gives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import processes
+import pytest
+
+from streamline.run.suites import as_suite
+
+pytestmark = pytest.mark.slow
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "{n}", "--master-port", "{port}"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    + ["--num_processes", "{n}", "--main_process_port", "{port}", "--mixed_precision", "no"]
+    + ["--dynamo_backend", "no"],
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("world")
+    processes.place(folder)
+    config = processes.config(folder, folder / "out")
+    (folder / "suite.yaml").write_text(as_suite(config.model_dump(mode="json"), None))
+    return folder
+
+
+def launched(launcher: str, arguments: list[str], n: int = 2) -> subprocess.Popen[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [word.format(n=n, port=port) for word in LAUNCHERS[launcher]]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *words, "-m", "streamline", *arguments], env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def statuses(out: Path) -> list[str]:
+    return [one["status"] for one in json.loads((out / "results.json").read_text())["records"]]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launched_run_says_everything_once(launcher: str, world: Path) -> None:
+    out = world / launcher
+    run = ["--suite", str(world / "suite.yaml"), "--out", str(out)]
+    first = launched(launcher, run)
+    said, errors = first.communicate(timeout=300)
+    assert first.returncode == 0, errors
+    assert statuses(out) == ["ok"] * 5
+    assert said.count("report: ") == 1 and "waiting for" not in errors, said + errors
+    refused = launched(launcher, [*run, "--sparsities", "1.5"])
+    said, errors = refused.communicate(timeout=300)
+    assert refused.returncode == 1 and said == "", said  # the launcher's own code
+    assert "exitcode  : 2" in errors and errors.count("error: ") == 1, errors
+    assert errors.count("1.5") == 1, errors
+
+
+def test_a_killed_process_ends_the_others_and_any_number_goes_on(world: Path) -> None:
+    out = world / "killed"
+    run = ["--suite", str(world / "suite.yaml"), "--out", str(out)]
+    first = launched("torchrun", run)
+    until = time.monotonic() + 120
+    while not list(out.glob("cache/prunings/**/*")) and first.poll() is None:
+        assert time.monotonic() < until, "no method has decided"
+        time.sleep(0.02)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = first.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert first.returncode == 1 and "Signal 9 (SIGKILL)" in errors, errors
+    again = launched("torchrun", run, n=3)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert statuses(out) == ["ok"] * 5
