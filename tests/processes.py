@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import sys
@@ -13,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from process_trainings import TOKENS, trainings
 
 from streamline.calibration import measure
 from streamline.distributed.meeting import joined
+from streamline.distributed.sums import reduced
 from streamline.distributed.team import LostProcess, Shard, leads, team
 from streamline.distributed.work import agreed, scatter, shared
 from streamline.engine.decoder import Decoder
@@ -28,20 +29,11 @@ from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.scoring.perplexity import perplexity
 from streamline.evaluation.scoring.score import score
 from streamline.methods.loss import path_losses
-from streamline.methods.replacement import make
-from streamline.plan import Span
 from streamline.run.config import RunConfig, build_config
 from streamline.run.pipeline import run
 from streamline.testing.models import tiny_model, tiny_tokenizer
-from streamline.training.activations import ActivationCache
-from streamline.training.fit import fit
-from streamline.training.lora import LoraRecipe, fine_tune
-from streamline.training.student import Recipe, Student
 
-METHODS = "sleb,slicegpt,llm-streamline-ffn"
-TOKENS = torch.randint(0, 256, (7, 16), generator=torch.Generator().manual_seed(0))
-HELD_OUT = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(1))
-RECIPE = {"n_tokens": 112, "batch_tokens": 64, "validation_tokens": 32, "evaluations": 2}
+METHODS = "sleb,slicegpt,llm-streamline-ffn,linearpatch+distill_epochs=1"
 
 
 def place(folder: Path) -> None:
@@ -62,6 +54,7 @@ def place(folder: Path) -> None:
 def config(folder: Path, out: Path) -> RunConfig:
     text = {"texts": str(folder / "text.jsonl"), "length": 16}
     training = {"n_tokens": 64, "batch_tokens": 32, "validation_tokens": 32, "evaluations": 1}
+    training |= {"post_train": {"n_tokens": 48}}
     return build_config(
         {
             "models": str(folder / "model"),
@@ -131,55 +124,6 @@ def texts() -> list[Any]:
     return [[*key, *found[key]] for key in sorted(found)]
 
 
-class Stopped(Exception):
-    """A training that is broken off."""
-
-
-def trained(objective: str, stop: bool = False, epochs: int = 1, **more: Any) -> list[Any]:
-    """Losses and weights of a training whose last batch has fewer sequences than processes."""
-    decoder = Decoder(tiny_model("llama", n_layers=3))
-    recipe = Recipe(objective=objective, learning_rate=1e-3, epochs=epochs, **RECIPE)
-    students = [
-        Student(Span(1, 2), make(kind, decoder, Span(1, 2), seed=3), recipe)
-        for kind in ("ffn", "layer")
-    ]
-
-    def progress(done: int, total: int, text: str) -> None:
-        if stop and done > 64:
-            raise Stopped
-
-    found = fit(
-        decoder, students, TOKENS, HELD_OUT, progress=progress, save_seconds=0.0, micro_batch=32,
-        **more,
-    )  # fmt: skip
-    names = ("train_loss", "validation_loss")
-    losses = [row[name] for one in found for row in one.rows for name in names if row[name]]
-    losses += [one.dropping for one in found if one.dropping is not None]
-    weights = [p.flatten()[::7] for one in students for p in one.module.parameters()]
-    return [losses, torch.cat(weights).tolist()]
-
-
-def broken_off(folder: Path) -> None:
-    """One process's training after its first step."""
-    with pytest.raises(Stopped):
-        trained("mse", stop=True, directory=folder / "resumed")
-
-
-def tuned(folder: Path) -> list[Any]:
-    """Losses and weights of a fine-tuning with dropout on answers of several lengths."""
-    rows = [{"instruction": f"say {i}", "output": "word " * (1 + i % 4)} for i in range(7)]
-    model = copy.deepcopy(tiny_model("llama", n_layers=2))
-    recipe = LoraRecipe(rank=2, alpha=4, dropout=0.3, batch=4, epochs=2, learning_rate=1e-2)
-    found = fine_tune(
-        model, rows, tokenizer=tiny_tokenizer(), preset=recipe, validation=rows[:2],
-        directory=folder / "lora", micro_batch=64,
-    )  # fmt: skip
-    names = ("train_loss", "validation_loss")
-    losses = [row[name] for row in found.losses for name in names if row[name] is not None]
-    weights = [p.detach().flatten()[::97] for p in model.parameters()]
-    return [losses, torch.cat(weights).tolist()]
-
-
 def work(folder: Path, size: int) -> dict[str, Any]:
     """What each process does."""
     torch.set_num_threads(1)
@@ -189,11 +133,8 @@ def work(folder: Path, size: int) -> dict[str, Any]:
             "scores": scores(),
             "texts": texts(),
             "failures": failures() if size > 1 else None,
-            "mse": trained("mse"),
-            "lm": trained("lm"),
-            "epochs": trained("mse", epochs=2, cache=ActivationCache(own / "states", 2**30)),
-            "resumed": trained("mse", directory=own / "resumed"),
-            "lora": tuned(own),
+            "no room": no_room() if size > 1 else None,
+            **trainings(own),
             "records": numbers(run(config(folder, own / "run"))),
         }
 
@@ -275,6 +216,25 @@ def failures() -> dict[str, Any]:
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
     return found | {"afterwards": scatter(ranks)}
+
+
+def no_room() -> dict[str, str]:
+    """What this process sees where the last one has too little memory for an exchange."""
+    endless = torch.zeros(1).expand(2**45)  # has no memory yet
+
+    def part(shard: Shard, *, progress: None) -> torch.Tensor:
+        return endless if shard.rank == shard.size - 1 else torch.zeros(1)
+
+    def total() -> None:
+        last = team().rank == team().size - 1
+        reduced([torch.nn.Parameter(endless if last else torch.zeros(1))], [1.0])
+
+    found = {}
+    for place, case in {"for its part": lambda: scatter(part), "for a sum": total}.items():
+        with pytest.raises(Exception) as info:
+            agreed(case)
+        found[place] = f"{type(info.value).__name__}: {info.value}"
+    return found
 
 
 def begin(folder: Path, size: int, rank: int, port: int) -> None:

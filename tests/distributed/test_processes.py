@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import process_trainings
 import processes
 import pytest
 
@@ -40,7 +41,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """What one process gives (under 1), and each of two and of three, by number and rank."""
     folder: Path = tmp_path_factory.mktemp("processes")
     processes.place(folder)
-    processes.broken_off(folder / "1")
+    process_trainings.broken_off(folder / "1")
     ports = []
     for size in SIZES:
         shutil.copytree(folder / "1", folder / str(size))
@@ -73,7 +74,7 @@ def test_shared_batches_give_the_same_numbers(found: dict[Any, Any], size: int, 
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("what", ["mse", "lm", "epochs", "resumed", "lora"])
+@pytest.mark.parametrize("what", process_trainings.NAMES)
 def test_a_training_gives_the_same_losses_and_weights(
     found: dict[Any, Any], size: int, what: str
 ) -> None:
@@ -109,6 +110,17 @@ def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_too_little_memory_of_one_process_ends_what_all_exchange(
+    found: dict[Any, Any], size: int
+) -> None:
+    for rank in range(size):
+        for place in ("for its part", "for a sum"):
+            said = found[size, rank]["no room"][place]
+            named = "" if rank == size - 1 else f"process {size - 1} of {size} failed: RuntimeError"
+            assert named in said and "allocate" in said, said
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_who_is_left_behind_says_so(found: dict[Any, Any], size: int) -> None:
     said = [found[size, rank]["lost"] for rank in range(size)]
     assert said.pop() is None
@@ -118,7 +130,7 @@ def test_who_is_left_behind_says_so(found: dict[Any, Any], size: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_run_gives_the_same_records(found: dict[Any, Any], size: int) -> None:
     alone = found[1]["records"]
-    assert [alone[f"/{cell}/status"] for cell in range(4)] == ["ok"] * 4
+    assert [alone[f"/{cell}/status"] for cell in range(5)] == ["ok"] * 5
     for rank in range(size):
         there = found[size, rank]["records"]
         measured = {place: value for place, value in alone.items() if isinstance(value, float)}

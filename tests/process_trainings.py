@@ -1,0 +1,142 @@
+"""What each of several processes trains in the tests that they work together."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from streamline.engine.assemble import assemble
+from streamline.engine.decoder import Decoder
+from streamline.method import Pruned
+from streamline.methods.replacement import make
+from streamline.plan import Plan, Span
+from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.training.activations import ActivationCache
+from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.distillation.teacher import Distillation
+from streamline.training.fit import fit
+from streamline.training.lora import FineTuned, LoraRecipe, fine_tune
+from streamline.training.student import Recipe, Student
+
+TOKENS = torch.randint(0, 256, (7, 16), generator=torch.Generator().manual_seed(0))
+HELD_OUT = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(1))
+RECIPE = {"n_tokens": 112, "batch_tokens": 64, "validation_tokens": 32, "evaluations": 2}
+ANSWERS = [{"instruction": f"say {i}", "output": "word " * (1 + i % 4)} for i in range(7)]
+
+
+NAMES = (
+    "mse", "lm", "epochs", "resumed", "lora", "kd-lora", "kd-replacement", "kd-all", "kd-answers",
+    "kd-resumed",
+)  # fmt: skip
+
+
+def trainings(folder: Path) -> dict[str, list[Any]]:
+    """Losses and weights of each training, whose last batches are smaller than the others."""
+    return {
+        "mse": trained("mse"),
+        "lm": trained("lm"),
+        "epochs": trained("mse", epochs=2, cache=ActivationCache(folder / "states", 2**30)),
+        "resumed": trained("mse", directory=folder / "resumed"),
+        "lora": tuned(folder),
+        "kd-lora": distilled("lora", folder / "kd-lora"),
+        "kd-replacement": distilled("replacement", folder / "kd-replacement", top_k=5),
+        "kd-all": distilled("all", folder / "kd-all", temperature=2.0),
+        "kd-answers": distilled("all", folder / "kd-answers", answers=True),
+        "kd-resumed": distilled("all", folder / "kd-stopped"),
+    }
+
+
+class Stopped(Exception):
+    """A training that is broken off."""
+
+
+def trained(objective: str, stop: bool = False, epochs: int = 1, **more: Any) -> list[Any]:
+    """Losses and weights of a training whose last batch has fewer sequences than processes."""
+    decoder = Decoder(tiny_model("llama", n_layers=3))
+    recipe = Recipe(objective=objective, learning_rate=1e-3, epochs=epochs, **RECIPE)
+    students = [
+        Student(Span(1, 2), make(kind, decoder, Span(1, 2), seed=3), recipe)
+        for kind in ("ffn", "layer")
+    ]
+
+    def progress(done: int, total: int, text: str) -> None:
+        if stop and done > 64:
+            raise Stopped
+
+    found = fit(
+        decoder, students, TOKENS, HELD_OUT, progress=progress, save_seconds=0.0, micro_batch=32,
+        **more,
+    )  # fmt: skip
+    names = ("train_loss", "validation_loss")
+    losses = [row[name] for one in found for row in one.rows for name in names if row[name]]
+    losses += [one.dropping for one in found if one.dropping is not None]
+    weights = [p.flatten()[::7] for one in students for p in one.module.parameters()]
+    return [losses, torch.cat(weights).tolist()]
+
+
+def broken_off(folder: Path) -> None:
+    """One process's trainings after their first steps."""
+    with pytest.raises(Stopped):
+        trained("mse", stop=True, directory=folder / "resumed")
+    with pytest.raises(Stopped):
+        distilled("all", folder / "kd-stopped", stop=True)
+
+
+def tuned(folder: Path) -> list[Any]:
+    """Losses and weights of a fine-tuning with dropout on answers of several lengths."""
+    model = copy.deepcopy(tiny_model("llama", n_layers=2))
+    recipe = LoraRecipe(rank=2, alpha=4, dropout=0.3, batch=4, epochs=2, learning_rate=1e-2)
+    found = fine_tune(
+        model, ANSWERS, tokenizer=tiny_tokenizer(), preset=recipe, validation=ANSWERS[:2],
+        directory=folder / "lora", micro_batch=64,
+    )  # fmt: skip
+    return outcome(found, model)
+
+
+def distilled(
+    trainees: str,
+    folder: Path,
+    *,
+    answers: bool = False,
+    stop: bool = False,
+    **settings: Any,
+) -> list[Any]:
+    """Losses and weights of a pruned model that learns from its dense one.
+
+    Batches are of five sequences and of two, of which the last of three processes has none.
+    """
+    dense = Decoder(tiny_model("llama", n_layers=4))
+    module = make("ffn", dense, Span(1, 3), seed=3).requires_grad_(False)
+    plan = Plan.replace(dense.n_layers, Span(1, 3), "ffn")
+    model = assemble(Pruned(plan, {1: module}).path(dense))
+    data: Tensor | list[Any] = ANSWERS if answers else TOKENS
+    about = {"trainees": trainees, **settings}
+
+    def progress(done: int, total: int, text: str) -> None:
+        if stop and done > 100:
+            raise Stopped
+
+    found = fine_tune(
+        model, data, tokenizer=tiny_tokenizer(), validation=data[:2], directory=folder,
+        preset=LoraRecipe(
+            rank=2, dropout=0.2, batch=5, length=256 if answers else 16, epochs=2,
+            learning_rate=1e-3,
+        ),
+        micro_batch=256 if answers else 32,
+        distillation=Distillation(dense, "dense", DistillationSettings.model_validate(about)),
+        progress=progress, save_seconds=0.0,
+    )  # fmt: skip
+    return outcome(found, model)
+
+
+def outcome(found: FineTuned, model: nn.Module) -> list[Any]:
+    """Losses of a fine-tuning and some of the weights that it left."""
+    names = ("train_loss", "validation_loss")
+    losses = [row[name] for row in found.losses for name in names if row[name] is not None]
+    weights = [p.detach().flatten()[::97] for p in model.parameters()]
+    return [losses, torch.cat(weights).tolist()]
