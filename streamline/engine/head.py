@@ -15,7 +15,7 @@ Notation: B batch, T tokens, D hidden size, P positions, S scored tokens, V voca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,44 +156,55 @@ def summed_divergence(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
+    text: float = 0.0,
 ) -> Tensor:
     """KL(teacher || student) of the next-token distributions, summed over positions, in nats.
 
     ``temperature**2 * KL(softmax(t / temperature) || softmax(s / temperature))`` for the logits t
     and s; with ``top_k`` both softmaxes are over the teacher's k largest logits alone. The factor
-    keeps gradients of one size whatever the temperature. Gradients flow to the student only.
+    keeps gradients of one size whatever the temperature. Gradients flow to the student only. A
+    share of the loss may be the negative log-likelihood of the tokens themselves.
 
     Args:
         teacher: The model whose final norm and head are used, and its hidden states after the last
             layer, [B, T, D].
         student: The same of the model that learns.
-        ids: The tokens, [B, T]; they decide nothing but the shape.
+        ids: The tokens, [B, T]; without ``text`` they decide nothing but the shape.
         scored: Which tokens' predictions count, [B, T], bool; None for all but the first.
         temperature: What logits are divided by.
         top_k: Logits of a position that count; None for all, as is a number above the vocabulary.
+        text: The share of the tokens' own log-likelihood, in [0, 1]; of all logits as they are.
 
     Returns:
         A scalar, as from :func:`summed_loss`.
 
     Reference:
-        Hinton et al., arXiv:1503.02531 (temperature); LinearPatch, arXiv:2505.24680, section 4.2
-        (the teacher's largest logits).
+        Hinton et al., arXiv:1503.02531 (temperature, and the sum of both losses); LinearPatch,
+        arXiv:2505.24680, section 4.2 (the teacher's largest logits).
     """
     judge, pupil = teacher[0], student[0]
 
-    def piece(states: Tensor, wanted: Tensor) -> Tensor:
+    def piece(states: Tensor, wanted: Tensor, tokens: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(wanted.device.type, enabled=False):
             target = judge.leave(wanted).float() / temperature  # [P, V]
-        logits = pupil.leave(states).float() / temperature
+        whole = pupil.leave(states).float()
+        logits = whole / temperature
         target = target.to(logits.device)
         if top_k is not None and top_k < target.shape[-1]:
             target, places = target.topk(top_k, dim=-1)  # [P, k]
             logits = logits.gather(-1, places)
-        return divergence(target, logits).sum() * temperature**2
+        taught = divergence(target, logits).sum() * temperature**2
+        if not text:
+            return taught
+        own = cross_entropy(whole, tokens.to(whole.device), reduction="sum")
+        return (1.0 - text) * taught + text * own
 
     wanted = [states for states, _ in predicting(judge, teacher[1], ids, scored)]
-    found = [states for states, _ in predicting(pupil, student[1], ids, scored)]
-    return _added(piece, list(zip(found, wanted, strict=True)))
+    found = [
+        (states, wanted[place], tokens)
+        for place, (states, tokens) in enumerate(predicting(pupil, student[1], ids, scored))
+    ]
+    return _added(piece, found)
 
 
 class _Divergence(torch.autograd.Function):
@@ -226,17 +237,15 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return _Divergence.apply(teacher, student)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _added(
-    piece: Callable[[Tensor, Tensor], Tensor], chunks: list[tuple[Tensor, Tensor]]
-) -> Tensor:
+def _added(piece: Callable[..., Tensor], chunks: Sequence[tuple[Tensor, ...]]) -> Tensor:
     """The sum of a loss over chunks; with gradients, each is made again on the way back."""
     training = torch.is_grad_enabled()
     total: Tensor | None = None
-    for states, others in chunks:
+    for chunk in chunks:
         if training and len(chunks) > 1:
-            loss = checkpoint(piece, states, others, use_reentrant=False)
+            loss = checkpoint(piece, *chunk, use_reentrant=False)
         else:
-            loss = piece(states, others)
+            loss = piece(*chunk)
         if not training:
             loss = (loss.cpu() if loss.device.type == "mps" else loss).double()
         total = loss if total is None else total + loss.to(total.device)

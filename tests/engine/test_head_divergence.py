@@ -21,6 +21,7 @@ def states(seed: int) -> Tensor:
 
 @pytest.mark.parametrize("top_k", [None, 7])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("text", [0.0, 0.3])
 @pytest.mark.parametrize("rows", [4, 1024])
 def test_chunks_give_the_naive_loss_and_its_gradients(
     tiny_llama: Callable[..., nn.Module],
@@ -28,24 +29,27 @@ def test_chunks_give_the_naive_loss_and_its_gradients(
     top_k: int | None,
     temperature: float,
     rows: int,
+    text: float,
 ) -> None:
     monkeypatch.setattr(head, "_TRAINING_ROWS", rows)
     dense, student = (Decoder(tiny_llama(n_layers=1, seed=seed).double()) for seed in (0, 1))
     wanted, hidden = states(2), states(3).requires_grad_()
     loss = head.summed_divergence(
-        (dense, wanted), (student, hidden), IDS, SCORED, temperature=temperature, top_k=top_k
-    )
+        (dense, wanted), (student, hidden), IDS, SCORED,
+        temperature=temperature, top_k=top_k, text=text,
+    )  # fmt: skip
     weight = student.model.lm_head.weight
     found = torch.autograd.grad(loss, [hidden, weight])
 
     keep = SCORED[:, 1:]
     t = dense.leave(wanted)[:, :-1][keep].detach()
     s = student.leave(hidden)[:, :-1][keep]
+    own = -s.log_softmax(-1).gather(-1, IDS[:, 1:][keep][:, None]).sum()
     if top_k is not None:
         t, places = t.topk(top_k, dim=-1)
         s = s.gather(-1, places)
     p, q = (t / temperature).softmax(-1), (s / temperature).log_softmax(-1)
-    naive = temperature**2 * (p * (p.log() - q)).sum()
+    naive = (1 - text) * temperature**2 * (p * (p.log() - q)).sum() + text * own
     assert float(loss.detach()) == pytest.approx(float(naive.detach()), rel=1e-5)
     for mine, true in zip(found, torch.autograd.grad(naive, [hidden, weight]), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5 * float(true.abs().max()))

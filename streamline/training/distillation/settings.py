@@ -24,7 +24,8 @@ class DistillationSettings(BaseModel):
     """Distillation after pruning; text, amount and preset are those of LoRA fine-tuning.
 
     The loss of a position is ``T**2 * KL(softmax(t / T) || softmax(s / T))`` for the dense model's
-    logits t and the pruned model's s.
+    logits t and the pruned model's s; with ``text``, a share of it is the negative log-likelihood
+    of the text's own next token.
 
     Reference:
         Hinton et al., arXiv:1503.02531; for pruned models Minitron, arXiv:2407.14679 (logits
@@ -44,6 +45,9 @@ class DistillationSettings(BaseModel):
     )
     top_k: Positive | None = Field(
         None, description="The dense model's largest logits, which alone count; none for all."
+    )
+    text: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the loss that is of the text's own next token."
     )
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Peak learning rate; none for the preset's."

@@ -87,7 +87,7 @@ class Teacher:
         return cls(dense, student, distillation.settings, autocast, _shared(dense, student))
 
     def divergence(self, ids: Tensor, scored: Tensor) -> Tensor:
-        """Summed KL(dense || student) of the predictions of some tokens, in nats.
+        """Summed KL(dense || student) of the predictions of some tokens, in nats, or with text.
 
         Args:
             ids: Tokens, [B, T], int64.
@@ -115,6 +115,7 @@ class Teacher:
                 scored,
                 temperature=self.settings.temperature,
                 top_k=self.settings.top_k,
+                text=self.settings.text,
             )
 
     def _run(self, layer: nn.Module, hidden: Tensor, entry: Entry, index: int) -> Tensor:

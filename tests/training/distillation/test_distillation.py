@@ -124,12 +124,15 @@ def test_the_loss_is_that_of_whole_logits_and_of_the_answers_alone(
     student = pruned(dense, None)
     sequences = as_sequences(EXAMPLES, tokenizer, 256)
     ids, scored = sequences.part(torch.arange(len(EXAMPLES)))
-    taught = Distillation(Decoder(dense), "", DistillationSettings(temperature=2.0))
+    settings = DistillationSettings(temperature=2.0, text=0.25)
+    taught = Distillation(Decoder(dense), "", settings)
     with torch.no_grad():
         found = Teacher.of(taught, Decoder(student)).divergence(ids, scored)
         wanted = (dense(ids).logits[:, :-1] / 2).log_softmax(-1)
-        made = (student(ids).logits[:, :-1] / 2).log_softmax(-1)
-    each = 4 * (wanted.exp() * (wanted - made)).sum(-1)
+        logits = student(ids).logits[:, :-1]
+        made = (logits / 2).log_softmax(-1)
+    each = 0.75 * 4 * (wanted.exp() * (wanted - made)).sum(-1)
+    each -= 0.25 * logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     assert float(found) == pytest.approx(float(each[scored[:, 1:]].sum()), rel=1e-5)
     assert 0 < int(scored.sum()) < scored.numel() / 2
 
