@@ -17,6 +17,7 @@ from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.loss import loss_sample
 from streamline.methods.loss_search import LossSearch
+from streamline.methods.refit import cannot_refit, refitted, rehearse_refit
 from streamline.plan import Plan
 from streamline.progress import part
 
@@ -39,6 +40,8 @@ class SLEB(Method):
         keep_first: First layers that are never removed while others remain.
         keep_last: Last layers that are never removed while others remain.
         search_share: Fraction of the layers that calibration orders beforehand.
+        refit: Whether the layers that are left are refitted in closed form on the calibration text
+            (:mod:`streamline.methods.refit`). The paper does not.
 
     Reference:
         SLEB, arXiv:2402.09025, algorithm 1.
@@ -58,9 +61,21 @@ class SLEB(Method):
     keep_first: Natural = 1
     keep_last: Natural = 1
     search_share: Fraction = 0.3
+    refit: bool = False
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        """Models whose layers cannot be refitted, where that is asked for."""
+        reason = cannot_refit(decoder) if self.refit else None
+        return reason or super().unsupported(decoder)
+
+    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
+        """The shared calibration, and refitting where that is asked for."""
+        super().rehearse(decoder, few, batches, sparsity)
+        if self.refit:
+            rehearse_refit(few, batches)
 
     def calibration_key(self) -> str:
-        """One search per combination of the fields."""
+        """One search per combination of the fields that it depends on."""
         fields = [
             self.n_samples, self.length, self.keep_first, self.keep_last, self.search_share
         ]  # fmt: skip
@@ -116,7 +131,8 @@ class SLEB(Method):
         tokens = loss_sample(batches, self.n_samples, self.length)
         rounds = self.search(decoder, tokens, n_remove, from_extras(calibration.extras))
         order = [each.unit for each in rounds]
-        return Pruned(Plan.drop(decoder.n_layers, order), notes=notes(rounds, order))
+        pruned = Pruned(Plan.drop(decoder.n_layers, order), notes=notes(rounds, order))
+        return refitted(decoder, pruned, batches) if self.refit else pruned
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be removed."""

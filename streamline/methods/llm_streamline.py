@@ -22,9 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from streamline.calibration import Calibration
@@ -33,7 +32,8 @@ from streamline.engine.decoder import Decoder
 from streamline.fields import Count, Fraction
 from streamline.method import DepthMethod, Method, Pruned, Size
 from streamline.methods.linear_map import LinearFit, linear_maps
-from streamline.methods.replacement import added_parameters, blank, check_start, make
+from streamline.methods.refit import cannot_refit, refitted, rehearse_refit
+from streamline.methods.replacement import MAPPED, added_parameters, blank, check_start, make
 from streamline.methods.spans import (
     Criterion,
     RunnerUp,
@@ -60,6 +60,9 @@ class StreamlineNone(DepthMethod):
         criterion: ``"cosine"``, the highest of the states at a span's ends; or ``"perplexity"``,
             the lowest without the span, on the first 10 calibration sequences of 128 tokens (the
             paper compares both and does not say on how much).
+        refit: Whether the layers that are left are refitted in closed form, from the one before the
+            span on, so that their states follow the dense model's on the calibration text
+            (:mod:`streamline.methods.refit`). The paper does not.
 
     Reference:
         arXiv:2403.19135, section 3.3 ("None" in the tables).
@@ -71,6 +74,18 @@ class StreamlineNone(DepthMethod):
 
     runner_up: RunnerUp = 0
     criterion: Criterion = "cosine"
+    refit: bool = False
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        """Models whose layers cannot be refitted, where that is asked for."""
+        reason = cannot_refit(decoder) if self.refit else None
+        return reason or super().unsupported(decoder)
+
+    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
+        """The shared calibration, and refitting where that is asked for."""
+        super().rehearse(decoder, few, batches, sparsity)
+        if self.refit:
+            rehearse_refit(few, batches)
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
         """Drop the span of highest cosine (or the chosen runner-up)."""
@@ -89,11 +104,13 @@ class StreamlineNone(DepthMethod):
         """Drop the best span by the criterion (or the chosen runner-up)."""
         n_remove = layers_to_remove(decoder, sparsity)
         if n_remove == 0 or self.criterion == "cosine":
-            return super().prune(decoder, calibration, sparsity, batches, seed)
-        check_runner_up(self.runner_up, decoder.n_layers, n_remove)
-        ranked = ranked_spans(decoder, calibration, batches, n_remove, self.criterion)
-        plan = Plan.drop(decoder.n_layers, ranked[self.runner_up].span.layers)
-        return Pruned(plan, notes=span_notes(ranked))
+            pruned = super().prune(decoder, calibration, sparsity, batches, seed)
+        else:
+            check_runner_up(self.runner_up, decoder.n_layers, n_remove)
+            ranked = ranked_spans(decoder, calibration, batches, n_remove, self.criterion)
+            plan = Plan.drop(decoder.n_layers, ranked[self.runner_up].span.layers)
+            pruned = Pruned(plan, notes=span_notes(ranked))
+        return refitted(decoder, pruned, batches) if self.refit else pruned
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go.
@@ -115,7 +132,10 @@ class StreamlineReplacement(Method):
     """Layer pruning and replacement by one network, trained on hidden states.
 
     Attributes:
-        init: How the network starts; see :func:`streamline.methods.replacement.make`.
+        init: How the network starts: of a network of linear maps ``"random"``, as
+            released; ``"linear"``, the map of least squares from the span's input to its output on
+            the calibration text; ``"weighted"``, the same with each token's error over the size of
+            its target, as training has it with ``normalize``; or ``"identity"``.
         residual: Whether the network learns the span's increment instead of its output. The
             released networks learn the output.
         runner_up: 0 for the best span by the criterion, 1 for the next best, and so on.
@@ -124,7 +144,8 @@ class StreamlineReplacement(Method):
             number, the first parts have the odd ones): with the squared error each is trained to
             the states at its own part's end, with the language-model loss all are trained as one.
             The authors' Llama-3.1-5.4B has two decoder layers for fourteen.
-        share: Fraction of the run's training tokens that it is trained on, in (0, 1].
+        share: Fraction of the run's training tokens that it is trained on; 0 leaves it as it
+            starts.
         recipe: How it is trained; a run uses its own, so it is no part of the name.
     """
 
@@ -137,7 +158,7 @@ class StreamlineReplacement(Method):
     runner_up: RunnerUp = 0
     criterion: Criterion = "cosine"
     n_replacements: Count = 1
-    share: Annotated[Fraction, Field(gt=0)] = 1.0
+    share: Fraction = 1.0
     recipe: Recipe = field(default_factory=Recipe, repr=False)
 
     def __post_init__(self) -> None:
@@ -165,10 +186,11 @@ class StreamlineReplacement(Method):
     def fits(self, decoder: Decoder, calibration: Calibration, sparsity: float) -> list[Fit]:
         """The linear maps that the networks start from; a span chosen by loss is not known yet."""
         n_remove = self.n_remove(decoder, sparsity)
-        if self.init != "linear" or self.criterion != "cosine" or n_remove == 0:
+        if self.init not in MAPPED or self.criterion != "cosine" or n_remove == 0:
             return []
         span, _ = calibration.ranked_spans(n_remove)[self.runner_up]
-        return [LinearFit(part) for part in self._parts(span)]
+        weighted = self.init == "weighted"
+        return [LinearFit(part, weighted=weighted) for part in self._parts(span)]
 
     def prune(
         self,
@@ -186,7 +208,9 @@ class StreamlineReplacement(Method):
         ranked = ranked_spans(decoder, calibration, batches, n_remove, self.criterion)
         span = ranked[self.runner_up].span
         parts = self._parts(span)
-        maps = linear_maps(decoder, parts, batches) if self.init == "linear" else {}
+        maps = {}
+        if self.init in MAPPED:
+            maps = linear_maps(decoder, parts, batches, weighted=self.init == "weighted")
         students = [
             Student(
                 part,
@@ -205,10 +229,14 @@ class StreamlineReplacement(Method):
             )
             for index, part in enumerate(parts)
         ]
+        modules = {span.start + i: student.module for i, student in enumerate(students)}
+        if not self.share:
+            for module in modules.values():
+                module.requires_grad_(False).to(decoder.dtype)
         return Pruned(
             Plan.replace(decoder.n_layers, parts, self.kind),
-            modules={span.start + i: student.module for i, student in enumerate(students)},
-            students=students,
+            modules=modules,
+            students=students if self.share else [],
             notes=span_notes(ranked),
         )
 

@@ -35,12 +35,15 @@ KINDS = ("ffn", "mlp", "swiglu", "linear", "layer")
 PREFIXES = ("shared-", "multiple-")
 #: How each kind may start.
 INITS = {
-    "ffn": ("random", "linear", "identity"),
-    "mlp": ("random", "linear", "identity"),
+    "ffn": ("random", "linear", "weighted", "identity"),
+    "mlp": ("random", "linear", "weighted", "identity"),
     "swiglu": ("random",),
-    "linear": ("random", "linear", "identity"),
+    "linear": ("random", "linear", "weighted", "identity"),
     "layer": ("first", "last", "mean", "random"),
 }
+
+#: Starts that compute a given linear map.
+MAPPED = ("linear", "weighted")
 
 
 def make(
@@ -65,14 +68,15 @@ def make(
         decoder: The dense model; it is not changed.
         span: The layers to replace.
         init: ``"random"``; for layers also ``"first"``, ``"last"`` or ``"mean"`` of the span's
-            layers; for ``ffn``, ``mlp`` and ``linear`` also ``"linear"`` (computes exactly the map
-            given as ``linear``) and ``"identity"`` (computes its input).
+            layers; for ``ffn``, ``mlp`` and ``linear`` also ``"linear"`` or ``"weighted"``
+            (computes exactly the map given as ``linear``) and ``"identity"`` (computes its input).
         residual: Whether an ``ffn``, ``mlp`` or ``swiglu`` adds its input to its output. With
             ``init="random"`` its output projection then starts at zero.
         norm: Whether a ``swiglu`` has an RMS norm before its projections, with the model's eps.
         seed: Seed of everything random; the global random state is restored.
         linear: ``(W [D, D], b [D])`` for ``init="linear"``, as from
-                :func:`streamline.methods.linear_map.linear_maps`.
+                :func:`streamline.methods.linear_map.linear_maps`, or for ``init="weighted"``, as
+                with its ``weighted``.
 
     Returns:
         A module in float32 with gradients, on the device of the span's first layer.
@@ -88,9 +92,9 @@ def make(
             f"got {span}"
         )
     check_start(kind, init, residual)
-    if init == "linear" and linear is None:
-        raise ConfigError('init="linear" needs linear=(W, b), for example from linear_maps')
-    if init == "linear" and prefix and len(span) > 1:
+    if init in MAPPED and linear is None:
+        raise ConfigError(f'init="{init}" needs linear=(W, b), for example from linear_maps')
+    if init in MAPPED and prefix and len(span) > 1:
         raise ConfigError(f'{kind} over {len(span)} layers cannot start from one map; use "{base}"')
     spans = [span]
     if prefix == "multiple-":
@@ -240,7 +244,7 @@ def _one(
         return module
     d = decoder.hidden_size
     weight, bias = torch.eye(d), torch.zeros(d)
-    if init == "linear" and linear is not None:
+    if init in MAPPED and linear is not None:
         weight, bias = (tensor.detach().to("cpu", torch.float64) for tensor in linear)
         if weight.shape != (d, d) or bias.shape != (d,):
             raise ConfigError(

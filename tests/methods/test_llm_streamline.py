@@ -188,6 +188,27 @@ def test_each_of_several_networks_learns_its_own_part(kind, tmp_path):
         torch.testing.assert_close(loaded(IDS).logits, assemble(pruned.path(decoder))(IDS).logits)
 
 
+def test_a_network_with_a_share_of_nothing_stays_as_it_starts():
+    """The closed form alone: nothing to train, frozen, in the model's dtype."""
+    decoder = Decoder(tiny_model("llama").to(torch.bfloat16))
+    found = measure(decoder, IDS)
+    for init in ("linear", "weighted"):
+        method = build_method(f"llm-streamline-ffn+init={init}+share=0")
+        (fit_of,) = method.fits(decoder, found, 0.3)
+        assert fit_of.weighted == (init == "weighted")
+        pruned = method.prune(decoder, found, 0.3, IDS, 0)
+        (module,) = pruned.modules.values()
+        assert not pruned.students
+        assert {(p.dtype, p.requires_grad) for p in module.parameters()} == {
+            (torch.bfloat16, False)
+        }
+        trained = StreamlineFFN(init=init).prune(decoder, found, 0.3, IDS, 0).students[0].module
+        assert all(
+            torch.equal(a, b.to(torch.bfloat16))
+            for a, b in zip(module.parameters(), trained.parameters(), strict=True)
+        )
+
+
 def test_by_perplexity_the_span_that_costs_least_loss_goes():
     decoder = Decoder(tiny_model("llama", n_layers=6))
     found = measure(decoder, IDS)

@@ -183,6 +183,7 @@ def test_unknown_kind(decoder: Decoder, kind: str) -> None:
         ("layer", {"residual": True, "init": "first"}, "layer has no residual form"),
         ("linear", {"residual": True}, "linear has no residual form"),
         ("ffn", {"init": "linear"}, "needs linear="),
+        ("mlp", {"init": "weighted"}, 'init="weighted" needs linear='),
         (
             "shared-ffn",
             {"init": "linear", "linear": (torch.eye(32), torch.zeros(32))},

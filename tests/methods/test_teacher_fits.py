@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_fits_in_one_pass_are_those_made_alone_to_the_bit(family: str) -> None:
 
     def all_fits() -> list[Fit]:
         spans = [Span(1, 3), Span(2, 4), Span(1, 4), Span(3, 4)]
-        return [kind(span) for span in spans for kind in (LinearFit, FoldFit, StatesFit)]
+        kinds = (LinearFit, partial(LinearFit, weighted=True), FoldFit, StatesFit)
+        return [kind(span) for span in spans for kind in kinds]
 
     with together(decoder, all_fits(), TOKENS):
         shared = fitted(decoder, all_fits(), TOKENS)
