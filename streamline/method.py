@@ -129,8 +129,9 @@ class Method(ABC):
         returns_model: Whether ``prune`` returns a model of its own (:attr:`Pruned.model`); a run
             makes and evaluates these one at a time, so that memory holds one beside the dense
             model.
+        trainable: Whether LoRA or distillation may follow it.
         in_all: Whether ``--methods all`` means it too; written as False, in the class itself, by a
-            method that can do nothing before a field is set.
+            method that can do nothing before a field is set, or prunes nothing.
     """
 
     name: ClassVar[str]
@@ -139,6 +140,7 @@ class Method(ABC):
     families: ClassVar[tuple[str, ...]] = ("all",)
     supports_streaming: ClassVar[bool] = False
     returns_model: ClassVar[bool] = False
+    trainable: ClassVar[bool] = True
     in_all: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -314,12 +316,7 @@ class DepthMethod(Method):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Unmade(Method):
-    """Stands for a method that its own code could not make, and fails wherever it is used.
-
-    Attributes:
-        spec: What was asked for.
-        reason: Why there is none.
-    """
+    """Stands for a ``spec`` that its own code could not make, and fails wherever it is used."""
 
     name: ClassVar[str] = "unmade"
     paper: ClassVar[str] = "none"

@@ -218,6 +218,8 @@ def unsupported_reason(
     reason = _unfit(decoder) if sparsity else None
     if reason is None:
         reason = method.unsupported(decoder)
+    if reason is None and recovery != "none" and not method.trainable:
+        reason = f"what {method.name} makes cannot be trained: leave out --recovery {recovery}"
     if reason is None and (streamed or isinstance(decoder, StreamedDecoder)):
         reason = refusal(method, recovery)
     if reason is None and sparsity:

@@ -59,7 +59,8 @@ from streamline.checkpoints.streamed import (
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import Path as LayerPath
-from streamline.errors import AssetError, PlanError
+from streamline.engine.stored import stored_of
+from streamline.errors import AssetError, PlanError, UnsupportedModelError
 from streamline.files import write_json_atomic
 from streamline.method import Pruned
 from streamline.modeling import modeling_streamline as modeling
@@ -98,6 +99,7 @@ def save(
 
     Raises:
         ConfigError: If the folder exists and is not empty, or is no name for one.
+        UnsupportedModelError: If the model is stored in another way than a checkpoint holds it.
         PlanError: If a module is in another dtype than the model.
         AssetError: If the written tensors are not exactly those of its config, or a fresh process
             finds another model than the one in memory.
@@ -105,6 +107,13 @@ def save(
     target = target_folder(folder)
     require_free(target)
     model = assemble(pruned.path(decoder)).eval()
+    stored = stored_of(model)
+    if stored is not None:
+        raise UnsupportedModelError(
+            f"a checkpoint holds each weight in one number format, {decoder.dtype}, and would not "
+            f"be what was measured: {stored.way}; quantise the dense model with the tool that is "
+            "to serve it"
+        )
     _check_dtypes(model, decoder.dtype)
     plain = describe(model, decoder.family)
     with appearing(target) as temporary:

@@ -22,8 +22,7 @@ from threading import RLock, Timer
 from typing import Any
 
 from streamline.api.variants import Variant
-from streamline.checkpoints.formats.form import form_of
-from streamline.checkpoints.formats.serving import serves_in
+from streamline.checkpoints.formats.serving import served
 from streamline.distributed.team import leads
 from streamline.engine.budget import removed_fraction
 from streamline.engine.decoder import Decoder
@@ -128,9 +127,10 @@ class Recorder:
         notes: dict[str, Any] = dict(variant.pruned.notes)
         half = 0.5 * self._dense.layer_parameters(0) / dense
         if abs(achieved - job.cell.sparsity) > half + 1e-12:
-            notes["flag"] = (
+            notes.setdefault(
+                "flag",
                 f"target {job.cell.sparsity:.4f}, achieved {achieved:.4f}: "
-                f"more than half a layer ({half:.4f}) apart"
+                f"more than half a layer ({half:.4f}) apart",
             )
         if self.config.quick:
             notes["trial"] = "--quick: too few questions and tokens for its numbers to count"
@@ -166,7 +166,7 @@ class Recorder:
             tasks=tasks,
             summary=summary,
             efficiency=efficiency,
-            serves_in=serves_in(form_of(path)),
+            serves_in=served(path),
             notes=notes | {"data": facts},
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from streamline.engine.budget import layers_to_remove
 from streamline.engine.decoder import Decoder
 from streamline.engine.model_state import ModelState
 from streamline.engine.paths import dense_path
-from streamline.errors import StreamlineError
+from streamline.engine.stored import stored_of
+from streamline.errors import StreamlineError, UnsupportedModelError
 from streamline.method import DepthMethod, Method, Unmade
 from streamline.testing.models import tiny_config, tiny_tokenizer
 from streamline.testing.snapshot import differences, snapshot
@@ -36,6 +37,7 @@ _DECLARED: dict[str, type] = {
     "name": str,
     "paper": str,
     "trains": bool,
+    "trainable": bool,
     "families": tuple,
     "supports_streaming": bool,
     "returns_model": bool,
@@ -216,7 +218,12 @@ def _check_generate(subject: Subject) -> None:
 
 
 def _check_checkpoint(subject: Subject) -> None:
-    """What was saved loads as the same model, and generates the same."""
+    """What was saved loads as the same model, and generates the same; or nothing is saved."""
+    if stored_of(_built(subject)) is not None:
+        with tempfile.TemporaryDirectory() as folder, suppress(UnsupportedModelError):
+            checkpoint.save(subject.pruned, subject.decoder, None, folder, {}, verify=False)
+            raise Violation("a model was saved that no checkpoint holds as it is stored")
+        return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "checkpoint"
         checkpoint.save(subject.pruned, subject.decoder, tiny_tokenizer(), target, {}, verify=False)

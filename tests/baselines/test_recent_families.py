@@ -19,8 +19,8 @@ from streamline.testing.models import tiny_model
 
 TOKENS = torch.randint(0, 250, (4, 16), generator=torch.Generator().manual_seed(1))
 SHORTER = {"evopress": "evopress+generations=1+initial=4+offspring=4"}
-WITHOUT_ANY = {"given-layers", "smaller-dense"}
-"""Methods that need to be told a list or a model."""
+WITHOUT_ANY = {"given-layers", "quantized", "smaller-dense"}
+"""Methods that need to be told a list, a smaller group or a model."""
 NORMALISED = {"prune-and-comp", "replaceme", "slicegpt"}
 """What is written into the residual stream passes a norm: nothing can be scaled or folded there."""
 MIXED = {"2ssp", "laco", "laco-release", "llm-pruner", "slicegpt"}

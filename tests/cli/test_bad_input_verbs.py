@@ -43,7 +43,7 @@ _ROWS = [
     ("report ''", "give the folder that a run wrote"),
     (
         "report ran --suite nothing",
-        "unknown suite 'nothing'. Did you mean: reasoning? Available: calibration, cost, embedded",
+        "unknown suite 'nothing'. Did you mean: reasoning? Available: bytes, calibration, cost",
     ),
     # records to compare
     ("compare", "Try 'streamline-bench compare -h' for help. ... Missing argument 'records'."),

@@ -23,8 +23,8 @@ KINDS = {
     "slicegpt": "states of several widths",
     "llm-pruner": "projections of other shapes",
 }
-#: One that fetches a model, and those that decide nothing by the model.
-LEFT_OUT = {"dense", "given-layers", "smaller-dense"}
+#: One that fetches a model, one that fits no tiny model, and those that decide nothing by it.
+LEFT_OUT = {"dense", "given-layers", "quantized", "smaller-dense"}
 #: Those that are run where they do not refuse, beside all of them among the slow tests.
 FEW = {"laco", "llm-drop", "llm-pruner", "llm-streamline-layer", "replaceme", "shortgpt"}
 #: Those that look into the layers.

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from streamline.checkpoints.folder import appearing, require_free, target_folder
 from streamline.checkpoints.formats import gguf, mergekit, nemotron_nas
-from streamline.checkpoints.formats.form import Form
+from streamline.checkpoints.formats.form import Form, form_of
 from streamline.checkpoints.info import read_info
 from streamline.checkpoints.portable import TOKENIZER_FILES
+from streamline.engine.paths import Path as LayerPath
+from streamline.engine.stored import stored_of
 
-__all__ = ["FORMATS", "serves_in", "write_format"]
+__all__ = ["FORMATS", "served", "serves_in", "write_format"]
 
 FORMATS: dict[str, Callable[[Path, Path], None]] = {
     mergekit.NAME: mergekit.write_mergekit,
@@ -28,6 +30,15 @@ FORMATS: dict[str, Callable[[Path, Path], None]] = {
 }
 #: What runs any folder that transformers alone loads, of the types covered here.
 _PLAIN = ("vLLM", "SGLang")
+
+
+def served(path: LayerPath) -> list[str]:
+    """Where a pruned model in memory can be served; nowhere if no checkpoint holds it.
+
+    Args:
+        path: From :meth:`streamline.method.Pruned.path`.
+    """
+    return [] if stored_of(path.decoder.model) is not None else serves_in(form_of(path))
 
 
 def serves_in(form: Form) -> list[str]:

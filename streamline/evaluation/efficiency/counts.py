@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from streamline.engine.decoder import count_parameters, submodule
 from streamline.engine.families import family_of
+from streamline.engine.stored import stored_of
 from streamline.evaluation.efficiency.decoding import last_logits, prompt
 from streamline.hashing import content_key
 from streamline.modeling.modeling_state import state_of
@@ -57,9 +58,11 @@ def counts(model: PreTrainedModel, context: int) -> dict[str, int]:
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Bytes of the weights in a checkpoint; a tensor of several names is kept once."""
+    """Bytes of the weights as they are stored; a tensor of several names is kept once."""
     own = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+    stored = stored_of(model)
+    saved = 0 if stored is None else stored.saved
+    return int(sum(tensor.numel() * tensor.element_size() for tensor in own.values())) - saved
 
 
 def cache_bytes(cache: Any) -> int:
@@ -81,7 +84,9 @@ def shape_of(model: PreTrainedModel) -> str:
     layers = layers_of(model)
     inside = {id(part) for layer in layers for part in layer.modules()}
     shell = [part for part in model.modules() if id(part) not in inside]
-    return content_key([[_shape(layer) for layer in layers], [_own(part) for part in shell]])
+    stored = stored_of(model)
+    how = [] if stored is None else [[stored.way, stored.saved]]
+    return content_key([[_shape(layer) for layer in layers], [_own(part) for part in shell], *how])
 
 
 def _shape(layer: nn.Module) -> list[Any]:

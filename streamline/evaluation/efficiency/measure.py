@@ -22,6 +22,7 @@ from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.engine.memory import free_memory
 from streamline.engine.paths import Path, dense_path
+from streamline.engine.stored import stored_of
 from streamline.environment import versions
 from streamline.errors import reason
 from streamline.evaluation.efficiency.clock import clock, in_turn, quartiles, ratios
@@ -147,7 +148,14 @@ class Beside:
             found |= {"context": self.sizes.length, "dense": self._dense_counts}
             found |= self._dense_counts if own else counts(model, self.sizes.length)
             models = [dense] if own else [dense, model]
-            found |= self._speeds(models, start, until, found)
+            stored = stored_of(model)
+            if stored is None:
+                found |= self._speeds(models, start, until, found)
+            else:
+                found["reason"] = (
+                    f"{stored.way}, read back into {found['dtype']} to be evaluated: speed and "
+                    "memory are those of the kernels that serve it, and not measured"
+                )
         except Exception as error:  # a cell is worth no less if its speed cannot be had
             log.debug("%s could not be measured", path.name, exc_info=True)
             found["reason"] = f"could not be measured: {reason(error)}"

@@ -66,6 +66,14 @@ def _parameters(record: Record) -> _Range | None:
     return None if removed is None else (100 * removed,) * 3
 
 
+def _bytes(record: Record) -> _Range | None:
+    found: Efficiency | None = record.efficiency
+    before = None if found is None or found.dense is None else found.dense.checkpoint_bytes
+    if found is None or found.checkpoint_bytes is None or not before:
+        return None
+    return (100 * (1 - found.checkpoint_bytes / before),) * 3
+
+
 def _memory(record: Record) -> _Range | None:
     found: Efficiency | None = record.efficiency
     if found is None or found.peak_memory_bytes is None or not found.dense_peak_memory_bytes:
@@ -103,6 +111,13 @@ _MEASURES = (
         dense=0.0,
     ),
     _Across(
+        name="bytes",
+        label="file size",
+        title="bytes of the weights saved, %",
+        of=_bytes,
+        dense=0.0,
+    ),
+    _Across(
         name="memory",
         label="memory",
         title="peak memory of generating saved, %",
@@ -137,6 +152,8 @@ def pareto_figure(rows: Sequence[Row], style: Style) -> Figure | None:
         points = _points(pruned, across)
         if len({point["x"] for point in points}) < 2 and across.name != "parameters":
             continue
+        if across.name == "bytes" and not any(map(_otherwise, pruned)):
+            continue
         data += points
         frontier += [
             {"measure": point["measure"], "x": point["x"], "y": point["y"]}
@@ -161,6 +178,12 @@ def pareto_figure(rows: Sequence[Row], style: Style) -> Figure | None:
         views=[view(across.label, drawn(across), across.name, WIDE) for across in there],
         switch="across",
     )
+
+
+def _otherwise(row: Row) -> bool:
+    """Whether a model's bytes are fewer by another share than its parameters."""
+    size, count = _bytes(row.records[0]), _parameters(row.records[0])
+    return size is not None and count is not None and abs(size[0] - count[0]) > 1
 
 
 def _points(rows: Sequence[Row], across: _Across) -> list[dict[str, Any]]:

@@ -95,7 +95,8 @@ def _clause(rows: Sequence[Row]) -> str | None:
     kept, best = max(there, key=lambda item: item[0].value)
     shown = percent(kept.value, kept.stderr).replace("±", "±\u00a0").replace(" ", "\u00a0")
     what = "of the dense accuracy" if ratios else "average accuracy"
-    text = f"at {_percent(best.sparsity)}, {best.method} keeps {shown}\u00a0% {what}"
+    whole = ", of which no parameter is gone," if best.removed == 0 else ""
+    text = f"at {_percent(best.sparsity)}, {best.method}{whole} keeps {shown}\u00a0% {what}"
     found = best.records[0].efficiency
     speed = None if found is None else found.speed("decode", 1)
     if speed is not None and speed.ratio is not None:

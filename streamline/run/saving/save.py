@@ -82,7 +82,8 @@ def _wanted(own: RunConfig, name: str) -> tuple[dict[Path, Record], dict[Path, R
     """The folders of a model's checkpoints, those that are not there, its fingerprint for these."""
     cells = {cell.identity for cell in expand(own, name)}
     done = [r for r in recorded(own.out) if r.identity in cells and r.status == "ok"]
-    wanted = [record for record in done if record.sparsity]
+    # Where a cell's model can be served is an empty list if no checkpoint holds it.
+    wanted = [record for record in done if record.sparsity and record.extra("serves_in") != []]
     if own.save == "best":
         wanted = best_cells(wanted, heldout_name(own.perplexity.texts))
     places = {_place(own.out, record): record for record in wanted}

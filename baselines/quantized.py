@@ -1,0 +1,173 @@
+"""A control: all layers of the dense model with fewer bits for each weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from streamline.calibration import Calibration
+from streamline.engine.assemble import assemble, shared_copy
+from streamline.engine.budget import check_sparsity
+from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.paths import dense_path
+from streamline.engine.stored import Stored, mark
+from streamline.fields import Count
+from streamline.method import Method, Pruned, Size
+from streamline.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized(Method):
+    """Keep every layer and store weights in fewer bits.
+
+    A group of weights ``w`` of one row, next to each other, is stored as integers ``q`` of ``bits``
+    bits with a scale ``s`` and a zero ``z``: ``s = (max(w, 0) - min(w, 0)) / (2^bits - 1)``,
+    ``z = -2^(bits - 1) - round(min(w, 0) / s)``, ``q = clamp(round(w / s) + z)``; what is computed
+    with is ``(q - z) s``. The linear maps of all layers are, embeddings, norms and biases stay.
+    No parameter goes, whatever the target (but at 0 nothing is done): what such a model is
+    compared by is its bytes. These are ``bits`` for each weight, four bytes for each scale and one
+    for each zero. Calibration is not used. It is no part of ``all``.
+
+    The model is evaluated with weights brought back to its number format, so its answers are those
+    of the stored weights, and its speed is not measured. A checkpoint of it is not written.
+
+    Attributes:
+        bits: Bits of each weight.
+        group_size: Weights with one scale and zero; None for a whole row.
+        head: Whether the output head is stored so too; not where it is tied to the embeddings.
+
+    Reference:
+        None: a control. Rounding is torchao's ``IntxWeightOnlyConfig``, asymmetric, of weights in
+        float32.
+    """
+
+    name: ClassVar[str] = "quantized"
+    paper: ClassVar[str] = "control: the dense model in fewer bits"
+    returns_model: ClassVar[bool] = True
+    trainable: ClassVar[bool] = False
+    in_all: ClassVar[bool] = False
+
+    bits: Literal[4, 8] = 4
+    group_size: Count | None = 64
+    head: bool = False
+
+    @property
+    def way(self) -> str:
+        """The format in words."""
+        group = "rows" if self.group_size is None else f"groups of {self.group_size}"
+        return f"{self.bits} bits a weight in {group}"
+
+    def unsupported(self, decoder: Decoder) -> str | None:
+        """Models with other maps than the format holds; and none where torchao is missing."""
+        if find_spec("torchao") is None:
+            return (
+                f"{self.name} needs torchao, which is not installed: "
+                "pip install 'streamline-bench[quantized]'"
+            )
+        head = submodule(decoder.model, decoder.family.head)
+        table = decoder.model.get_input_embeddings()
+        if self.head and head.weight is cast("nn.Embedding", table).weight:
+            return (
+                f"{self.name}+head=true stores the head in integers, and that of {decoder.name} is "
+                "its table of embeddings, from which rows are looked up; leave the head as it is"
+            )
+        for name, module in self._places(decoder.model, decoder):
+            for parameter in module.parameters(recurse=False):
+                if parameter.dim() < 2:
+                    continue
+                if not isinstance(module, nn.Linear):
+                    return (
+                        f"{self.name} stores linear maps, and {name} of {decoder.name} is a "
+                        f"{type(module).__name__} with weights of shape {tuple(parameter.shape)}"
+                    )
+                width = parameter.shape[1]
+                if self.group_size is not None and width % self.group_size:
+                    fits = [size for size in (256, 128, 64, 32, 16) if width % size == 0]
+                    return (
+                        f"group_size={self.group_size} of {self.name} does not divide the {width} "
+                        f"columns of {name} of {decoder.name}; take "
+                        f"{' or '.join(map(str, [*fits[:2], 'null']))} (null: one group a row)"
+                    )
+        return super().unsupported(decoder)
+
+    def prune(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        sparsity: float,
+        batches: Tensor,
+        seed: int,
+    ) -> Pruned:
+        """The dense plan, with the model of the stored weights."""
+        plan = Plan.dense(decoder.n_layers)
+        if check_sparsity(sparsity) == 0.0:
+            return Pruned(plan)
+        model = assemble(dense_path(decoder))
+        held = _bytes(model)
+        saved = sum(self._store(module) for module in self._maps(model, decoder))
+        mark(model, Stored(way=self.way, saved=saved))
+        left = (held - saved) / held
+        notes: dict[str, Any] = {
+            "stored": self.way,
+            "stored_bytes": held - saved,
+            "dense_bytes": held,
+            "flag": f"no parameter goes: {self.way} leave {left:.1%} of the dense model's bytes",
+        }
+        return Pruned(plan, model=model, notes=notes)
+
+    def size(self, decoder: Decoder, sparsity: float) -> Size:
+        """Every parameter remains."""
+        return Size(decoder.n_parameters(), decoder.n_parameters(), 0)
+
+    def _places(self, model: PreTrainedModel, decoder: Decoder) -> list[tuple[str, nn.Module]]:
+        """The modules whose matrices are stored, with their names."""
+        roots = [decoder.family.layers, *([decoder.family.head] if self.head else [])]
+        return [
+            (name, module)
+            for root in roots
+            for name, module in submodule(model, root).named_modules(prefix=root)
+        ]
+
+    def _maps(self, model: PreTrainedModel, decoder: Decoder) -> list[nn.Linear]:
+        found = [module for _, module in self._places(model, decoder)]
+        return [module for module in found if isinstance(module, nn.Linear)]
+
+    def _store(self, linear: nn.Linear) -> int:
+        """Give a map the weights that are read back from the stored ones; the bytes saved."""
+        from torchao.quantization import (
+            IntxWeightOnlyConfig,
+            MappingType,
+            PerAxis,
+            PerGroup,
+            quantize_,
+        )
+
+        weight = linear.weight
+        config = IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, f"int{self.bits}"),
+            granularity=PerAxis(0) if self.group_size is None else PerGroup(self.group_size),
+            mapping_type=MappingType.ASYMMETRIC,
+        )
+        with torch.no_grad():
+            alone = cast("Any", shared_copy(linear))
+            alone.weight = nn.Parameter(weight.float())  # 16 bits are too few to divide in
+            quantize_(alone, config)
+            stored = alone.weight
+            read = stored.dequantize().to(weight.dtype)
+        linear.weight = nn.Parameter(read, requires_grad=weight.requires_grad)
+        packed = -(-weight.numel() * self.bits // 8)
+        packed += sum(t.numel() * t.element_size() for t in (stored.scale, stored.zero_point))
+        return weight.numel() * weight.element_size() - int(packed)
+
+
+def _bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters, a shared one once."""
+    own = {id(tensor): tensor for tensor in model.parameters()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in own.values())
