@@ -12,6 +12,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -229,14 +230,7 @@ class RunConfig(Matrix):
         return type(self).model_validate, (self.model_dump(mode="json"),)
 
     def for_model(self, name: str) -> RunConfig:
-        """The run as one model has it.
-
-        Args:
-            name: A model of the run.
-
-        Returns:
-            The same values with those of ``per_model`` for this model, and no ``per_model``.
-        """
+        """The run as one of its models has it: what ``per_model`` says for it, and without that."""
         values = self.model_dump(exclude={"per_model"})
         return RunConfig.model_validate(merge(values, self.per_model.get(name, {})))
 
@@ -286,7 +280,8 @@ class RunConfig(Matrix):
             AssetError: If a text is neither a known name nor a file or folder of texts.
         """
         resolve(self.tasks, self.include_path)
-        for spec in self.methods:
+        others = (self.for_model(name).methods for name in self.per_model)
+        for spec in dict.fromkeys(chain(self.methods, *others)):
             if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
                 build_method(spec)
         for config in (self, *map(self.for_model, self.per_model)):
@@ -336,6 +331,9 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig, suite, alone)) from error
     config = config.model_copy(update={"methods": method_names(config.methods)})
+    for name, changes in config.per_model.items():
+        if "methods" in changes:
+            changes["methods"] = method_names(config.for_model(name).methods)
     own = {f"per_model, {name}: ": config.for_model(name) for name in config.per_model}
     refuse_idle(
         methods=config.methods,

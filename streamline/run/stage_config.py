@@ -135,6 +135,7 @@ class Matrix(Strict):
         ...,
         "Names, `pkg.module:Class`, or `all`, with commas between; NAME+FIELD=VALUE sets a field.",
         flag="--methods",
+        per_model=True,
     )
     sparsities: Sparsities = setting(
         (0.25,),

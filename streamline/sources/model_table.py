@@ -76,6 +76,22 @@ def _llama(
     return ModelRow(hub_id=hub_id, model_type=model_type, shape=shape | more)
 
 
+def _llama2(hub_id: str, shape: tuple[int, ...], positions: int = 4096, **more: Any) -> ModelRow:
+    """A row for models with Llama 2's number of tokens: width, layers, heads, MLP."""
+    hidden, layers, heads, kv_heads, intermediate = shape
+    return _llama(
+        hub_id,
+        vocab=32000,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate=intermediate,
+        positions=positions,
+        **more,
+    )
+
+
 def _smollm2(
     size: str, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, theta: float
 ) -> ModelRow:
@@ -194,25 +210,13 @@ MODEL_TABLE: dict[str, ModelRow] = {
     "opt-2.7b": _opt("2.7b", 2560, 32, 32),
     "opt-6.7b": _opt("6.7b", 4096, 32, 32),
     "opt-13b": _opt("13b", 5120, 40, 40),
-    "llama2-7b": _llama(
-        "meta-llama/Llama-2-7b-hf",
-        vocab=32000,
-        hidden=4096,
-        layers=32,
-        heads=32,
-        kv_heads=32,
-        intermediate=11008,
-        positions=4096,
+    "llama2-7b": _llama2("meta-llama/Llama-2-7b-hf", (4096, 32, 32, 32, 11008)),
+    "llama2-13b": _llama2("meta-llama/Llama-2-13b-hf", (5120, 40, 40, 40, 13824)),
+    "open-llama-3b-v2": _llama2(
+        "openlm-research/open_llama_3b_v2", (3200, 26, 32, 32, 8640), 2048, rms_norm_eps=1e-6
     ),
-    "llama2-13b": _llama(
-        "meta-llama/Llama-2-13b-hf",
-        vocab=32000,
-        hidden=5120,
-        layers=40,
-        heads=40,
-        kv_heads=40,
-        intermediate=13824,
-        positions=4096,
+    "tinyllama-1.1b": _llama2(
+        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", (2048, 22, 32, 4, 5632), 2048
     ),
     "llama3-8b": _llama(
         "meta-llama/Meta-Llama-3-8B",
@@ -230,16 +234,11 @@ MODEL_TABLE: dict[str, ModelRow] = {
     ),
     "llama3.2-1b": _llama32("1B", 2048, 16, 32, 64),
     "llama3.2-3b": _llama32("3B", 3072, 28, 24, 128),
-    "mistral-7b": _llama(
+    "mistral-7b": _llama2(
         "mistralai/Mistral-7B-v0.1",
+        (4096, 32, 32, 8, 14336),
+        32768,
         model_type="mistral",
-        vocab=32000,
-        hidden=4096,
-        layers=32,
-        heads=32,
-        kv_heads=8,
-        intermediate=14336,
-        positions=32768,
         sliding_window=4096,
     ),
     "qwen2.5-0.5b": _qwen2("0.5B", 896, 24, 14, 2, 4864, tied=True),
@@ -305,16 +304,11 @@ MODEL_TABLE: dict[str, ModelRow] = {
         num_experts=64,
         num_experts_per_tok=8,
     ),
-    "mixtral-8x7b": _llama(
+    "mixtral-8x7b": _llama2(
         "mistralai/Mixtral-8x7B-v0.1",
+        (4096, 32, 32, 8, 14336),
+        32768,
         model_type="mixtral",
-        vocab=32000,
-        hidden=4096,
-        layers=32,
-        heads=32,
-        kv_heads=8,
-        intermediate=14336,
-        positions=32768,
         theta=1000000.0,
         num_local_experts=8,
         num_experts_per_tok=2,

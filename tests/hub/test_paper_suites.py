@@ -36,6 +36,8 @@ _WRITTEN = "paper-table2 paper-table3 paper-table5 paper-table6 paper-figure2 pa
 _WITHOUT = ("paper-figure2", "paper-figure3", "paper-figure4", "paper-lora")
 _MODELS = {
     "meta-llama/Llama-2-7b-hf": ("llama", 4096),
+    "openlm-research/open_llama_3b_v2": ("llama", 2048),
+    "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": ("llama", 2048),
     "facebook/opt-1.3b": ("opt", 2048),
     "facebook/opt-2.7b": ("opt", 2048),
     "facebook/opt-6.7b": ("opt", 2048),
