@@ -41,7 +41,7 @@ from streamline.report.table import MISSING, Table, fixed
 from streamline.results.averages import average, collapsed_tasks
 from streamline.results.record import Record, label, method_label
 
-__all__ = ["layout_table"]
+__all__ = ["check_headline", "layout_table"]
 
 _KEYS = ("published", "methods", "columns", "models")
 _AVERAGE, _RELATIVE = "Ave.", "Per."
@@ -53,6 +53,25 @@ _ALIASES = {
     "raceh": "racehigh",
     "racem": "racemiddle",
 }
+
+
+def check_headline(given: Any) -> Mapping[str, Any]:
+    """A suite's ``headline``, if it can be read.
+
+    Raises:
+        ConfigError: If it is no mapping of ``ours`` to a text and ``published`` to a number.
+    """
+    form: dict[str, type | tuple[type, ...]] = {"ours": str, "published": (int, float)}
+    if (
+        not isinstance(given, Mapping)
+        or set(given) != set(form)
+        or not all(isinstance(given[key], kind) for key, kind in form.items())
+    ):
+        raise ConfigError(
+            "report.headline must be a mapping such as {ours: llm-streamline, published: 11.2}, "
+            f"got {given!r}"
+        )
+    return given
 
 
 def layout_table(records: Sequence[Record], layout: Mapping[str, Any]) -> Table:

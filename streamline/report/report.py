@@ -20,6 +20,7 @@ from streamline.errors import ConfigError
 from streamline.files import write_bytes_atomic, write_text_atomic
 from streamline.report.cost_tables import efficiency_frame
 from streamline.report.figures.figure import Drawn, drawn
+from streamline.report.figures.headline import headline_figure
 from streamline.report.frames import results_frame, seeds_frame
 from streamline.report.latex import latex
 from streamline.report.layouts import layout_table
@@ -43,6 +44,7 @@ def write_report(
     *,
     layout: Mapping[str, Any] | None = None,
     layout_note: str | None = None,
+    headline: Mapping[str, Any] | None = None,
     command: str = "streamline-bench report DIR",
 ) -> Path:
     """Write the report of one run or of several side by side.
@@ -53,6 +55,7 @@ def write_report(
         layout: Which published table is set beside the records, as ``report.layouts`` describes
             it; None for none.
         layout_note: A sentence that replaces it, such as why there is none.
+        headline: What the paper opens with, as ``report.figures.headline`` describes it, or None.
         command: The command line that makes the report again.
 
     Returns:
@@ -69,10 +72,19 @@ def write_report(
         raise ConfigError(f"{out} holds no record yet; let the run finish a cell first.")
     gathered = gather(given)
     first, sections = first_screen(gathered), run_sections(gathered)
-    if layout is not None or layout_note:
-        tables = [] if layout is None else [layout_table(records, layout)]
-        said = [layout_note] if layout_note else []
-        section = Section(title="Published and measured", tables=tables, notes=said, open=True)
+    if layout is not None or layout_note or headline:
+        opens = [
+            headline_figure(gathered.of(model), headline, gathered.style)
+            for model in gathered.models
+            if headline
+        ]
+        section = Section(
+            title="Published and measured",
+            figures=[figure for figure in opens if figure is not None],
+            tables=[] if layout is None else [layout_table(records, layout)],
+            notes=[layout_note] if layout_note else [],
+            open=True,
+        )
         sections = [section, *sections]
     first, *sections = every = _told_apart([first, *sections])
     page = Page(

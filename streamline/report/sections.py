@@ -27,8 +27,10 @@ from streamline.report.figures.layers import layers_figure
 from streamline.report.figures.losses import Curves, loss_figure
 from streamline.report.figures.measures import measure_figure, sparsity_text
 from streamline.report.figures.pareto import pareto_figure
+from streamline.report.figures.sizes import sizes_figure
 from streamline.report.figures.style import Style
 from streamline.report.findings.chance import Comparisons, chance_tables, paired
+from streamline.report.findings.domains import domains_table
 from streamline.report.findings.rows import Row, rows
 from streamline.report.names import slug
 from streamline.report.runs import RunFolder
@@ -144,6 +146,8 @@ def run_sections(gathered: Gathered) -> list[Section]:
             for section in _of_model(gathered, model, own, losses)
             if section.figures or section.tables or section.notes
         ]
+    sizes = _some(sizes_figure(gathered.rows, gathered.style))
+    sections.insert(0, Section(title="Models by size", figures=sizes))
     loose = [cosine_figure(value, name, {}) for name, value in cosines.items()]
     loose += _some(loss_figure({"": curves.get(("", None), {})}, "other", gathered.style))
     sections.append(Section(title="Of no recorded cell", figures=loose, notes=left_out))
@@ -178,6 +182,7 @@ def _of_model(
             figures=_some(loss_figure(_by_target(losses), model, style)),
             tables=[table for table in tables if table.rows],
         ),
+        Section(title="Texts", tables=_some(domains_table(records))),
         Section(
             title="Differences",
             tables=chance_tables(gathered.comparisons, model),

@@ -19,6 +19,7 @@ from typing import Any
 from streamline.errors import ConfigError, UnknownNameError
 from streamline.evaluation.tasks.catalogue import TASKS
 from streamline.report.artifacts import run_settings
+from streamline.report.layouts import check_headline
 from streamline.report.report import write_report
 from streamline.report.runs import RunFolder
 from streamline.results.averages import group_of
@@ -31,11 +32,8 @@ from streamline.run.suites import load_suite
 
 __all__ = ["report_run", "report_runs", "rerun_command"]
 
-# Fields of a run that decide its results and have a flag of their own.
-_DECIDING = (
-    "models", "methods", "sparsities", "tasks", "limit", "seeds", "recovery", "dtype", "data",
-    "data_dir",
-)  # fmt: skip
+# Fields of a run that decide its results beside those that are in every cell's key.
+_DECIDING = ("models", "methods", "sparsities", "seeds", "recovery", "data", "data_dir")
 
 
 def report_run(directory: str | Path, suite: str | None = None) -> Path:
@@ -80,13 +78,14 @@ def report_runs(
         UnknownNameError: If the suite does not exist.
     """
     runs = [_run(Path(directory)) for directory in directories]
-    layout, note = _layout(suite, runs[0].settings.get("suite"))
+    said, note = _said(suite, runs[0].settings.get("suite"))
     names = [*map(str, directories), "--out", str(out)]
     return write_report(
         Path(out),
         runs,
-        layout=layout,
+        layout=said.get("layout"),
         layout_note=note,
+        headline=said.get("headline"),
         command=command or shlex.join(["streamline-bench", "report", *names]),
     )
 
@@ -110,53 +109,76 @@ def rerun_command(records: Sequence[Record], settings: Mapping[str, Any]) -> str
         settings: Its ``run.json``, empty if it was not kept.
 
     Returns:
-        The suite with the flags that differ from it, or without a suite models, methods,
-        sparsities and limit.
+        The suite, or without one models and methods, with the flags of what differs from it or
+        from the defaults; behind a ``#`` the settings that differ and have no flag.
     """
-    if settings.get("suite"):
-        return shlex.join(_of_suite(str(settings["suite"]), settings))
-    words = ["streamline-bench"]
-    words += ["--models", ",".join(dict.fromkeys(record.model for record in records))]
-    words += ["--methods", ",".join(dict.fromkeys(record.method for record in records))]
+    suite = settings.get("suite")
+    given: dict[str, Any] = {
+        "models": ",".join(dict.fromkeys(record.model for record in records)),
+        "methods": ",".join(dict.fromkeys(record.method for record in records)),
+    }
     sparsities = sorted({record.sparsity for record in records if record.method != "dense"})
     if sparsities:
-        words += ["--sparsities", ",".join(f"{value:g}" for value in sparsities)]
-    if isinstance(settings.get("limit"), int):
-        words += ["--limit", str(settings["limit"])]
-    return shlex.join(words)
-
-
-def _of_suite(suite: str, settings: Mapping[str, Any]) -> list[str]:
-    """The words of the command of a run that came from a suite."""
-    words = ["streamline-bench", "--suite", suite]
+        given["sparsities"] = ",".join(f"{value:g}" for value in sparsities)
+    words = ["streamline-bench"]
+    if suite:
+        words += ["--suite", str(suite)]
+    else:
+        words += [word for name, value in given.items() for word in (f"--{name}", value)]
     try:
-        usual = build_config({}, suite=suite).model_dump(mode="json")
+        usual = build_config({} if suite else given, suite=suite).model_dump(mode="json")
     except (ConfigError, UnknownNameError):  # not at hand: only its name is known
-        return words
-    flags = {known.path: known.flag for known in declared(RunConfig)}
-    for name in _DECIDING:
-        value, flag = settings.get(name), flags[name,]
-        if flag and value is not None and value != usual.get(name):
-            words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    return words
+        return shlex.join(words)
+    lost = []
+    for known in declared(RunConfig):
+        name, path = known.path[0], ".".join(known.path)
+        value = _at(settings, known.path)
+        if (not known.keyed and name not in _DECIDING) or (not suite and name in given):
+            continue
+        if value in (None, _at(usual, known.path)) or isinstance(value, dict):
+            continue
+        if any(_at(one, (path, "value")) == value for one in _decided(settings)):
+            continue
+        if known.flag is None or value is False:
+            lost.append(path)
+        else:
+            shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [known.flag] if value is True else [known.flag, shown]
+    return shlex.join(words) + (f"  # and in run.json: {', '.join(lost)}" if lost else "")
 
 
-def _layout(given: str | None, recorded: Any) -> tuple[Mapping[str, Any] | None, str | None]:
-    """The layout of a suite, or a note if the suite of the run is not at hand."""
+def _decided(settings: Mapping[str, Any]) -> list[Any]:
+    """What a run has decided for each model of what it was left: setting -> value and reason."""
+    found = _at(settings, ("sources", "settings"))
+    return list(found.values()) if isinstance(found, Mapping) else []
+
+
+def _at(settings: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """A setting, or None where it is not there."""
+    found: Any = settings
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _said(given: str | None, recorded: Any) -> tuple[Mapping[str, Any], str | None]:
+    """What a suite says of its report; a note instead if the suite of the run is not at hand."""
     if given is None and recorded is None:
-        return None, None
+        return {}, None
     try:
-        layout = load_suite(str(given or recorded)).report.get("layout")
+        said = load_suite(str(given or recorded)).report
     except UnknownNameError as error:
         if given is not None:
             raise
-        return None, f"{error} For its table in the paper's layout, give --suite FILE."
-    if layout is not None and not isinstance(layout, Mapping):
+        return {}, f"{error} For its table in the paper's layout, give --suite FILE."
+    if said.get("layout") is not None and not isinstance(said["layout"], Mapping):
         raise ConfigError(
             f"Suite {given or recorded}: report.layout is no mapping; its form is described in "
             "streamline/report/layouts.py."
         )
-    return layout, None
+    if said.get("headline") is not None:
+        check_headline(said["headline"])
+    return said, None
 
 
 def _completed(record: Record, data: Any) -> Record:

@@ -50,6 +50,16 @@ def test_the_command_that_repeats_a_run(run_folder):
     assert rerun_command(records, given | {"methods": None}) == (
         "streamline-bench --suite paper-table1 --models m --limit 50 --data-dir 'my data'"
     )
+    trained = {
+        "training": {"n_tokens": 8192, "epochs": 3, "batch_tokens": 512},
+        "calibration": {"texts": "packaged", "n_samples": 16},
+        "prompting": {"apply_chat_template": True},
+        "sources": {"settings": {"m": {"training.batch_tokens": {"value": 512, "why": "a CPU"}}}},
+    }
+    assert rerun_command(records, trained).endswith(
+        "--sparsities 0.1,0.25 --apply-chat-template --calibration packaged "
+        "--calibration-samples 16 --train-tokens 8192  # and in run.json: training.epochs"
+    )
     assert rerun_command(records, {"suite": "gone"}) == "streamline-bench --suite gone"
     assert rerun_command(records, {"suite": "embedded"}) == "streamline-bench --suite embedded"
 

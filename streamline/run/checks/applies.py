@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamline.errors import ConfigError
 from streamline.registry import METHODS, available, base_name, method_names
-from streamline.report.layouts import layout_table
+from streamline.report.layouts import check_headline, layout_table
 from streamline.run.stage_config import parts
 from streamline.sources.model_table import MODEL_TABLE
 
@@ -89,12 +89,14 @@ def refuse_suites_code(suite: Suite, flags: Mapping[str, Any]) -> None:
 
 
 def refuse_unknown_layout(suite: Suite) -> None:
-    """Refuse a table's layout that the report would refuse after the run.
+    """Refuse a table's layout, or a headline, that the report would refuse after the run.
 
     Raises:
-        ConfigError: If ``report.layout`` is malformed.
+        ConfigError: If ``report.layout`` or ``report.headline`` is malformed.
         UnknownNameError: If it names no published table.
     """
+    if suite.report.get("headline") is not None:
+        check_headline(suite.report["headline"])
     layout = suite.report.get("layout")
     if layout is None:
         return

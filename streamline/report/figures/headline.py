@@ -1,0 +1,64 @@
+"""The figure that a paper opens with: the share of the dense accuracy that each method keeps.
+
+A suite's ``report`` block says whose methods are the paper's own, and by how much they are
+printed to lead::
+
+    report:
+      headline: {ours: llm-streamline, published: 11.2}     # the beginning of their names; points
+
+Example::
+
+    figure = headline_figure(rows, {"ours": "llm-streamline", "published": 11.2}, style)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from streamline.report.figures.figure import Figure
+from streamline.report.figures.measures import measure_figure
+from streamline.report.figures.style import Style
+from streamline.report.findings.rows import Row
+
+__all__ = ["headline_figure"]
+
+
+def headline_figure(
+    rows: Sequence[Row], headline: Mapping[str, Any], style: Style
+) -> Figure | None:
+    """The relative accuracy of each method, and by how much the paper's own lead.
+
+    Args:
+        rows: Of one model.
+        headline: As in the module's description.
+        style: The methods' colours.
+
+    Returns:
+        The figure; None if no relative accuracy is known.
+    """
+    figure = measure_figure(rows, "relative", style)
+    if figure is None:
+        return None
+    kept = [
+        (row.method.startswith(str(headline["ours"])), row)
+        for row in rows
+        if row.relative is not None and not row.dense
+    ]
+    best = {
+        own: max((row for is_own, row in kept if is_own == own), key=_share, default=None)
+        for own in (True, False)
+    }
+    said = [f"printed: {headline['published']:g} points"]
+    if (own := best[True]) is not None and (other := best[False]) is not None:
+        gap = 100 * (_share(own) - _share(other))
+        said.insert(0, f"{own.method} leads {other.method} by {gap:.1f} points")
+    caption = f"{figure.caption} Of the paper's own methods the best beside the best of the others"
+    return replace(
+        figure, name=f"headline-{rows[0].model}", caption=f"{caption}: {'; '.join(said)}."
+    )
+
+
+def _share(row: Row) -> float:
+    return 0.0 if row.relative is None else row.relative.value
