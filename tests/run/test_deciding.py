@@ -199,6 +199,27 @@ def test_a_folder_keeps_to_what_it_has_decided(on: Any, tmp_path: Path) -> None:
     assert (anew.config.dtype, anew.config.calibration.texts) == ("float32", "packaged")
 
 
+def test_another_budget_has_a_recipe_of_its_own_in_the_same_folder(on: Any, tmp_path: Path) -> None:
+    on("cuda", hub=True)
+
+    def go_on(**training: Any) -> RunConfig:
+        config = _config(tmp_path, training=training)
+        found, path = decided(config), config.out / SETTINGS
+        kept = json.loads(path.read_text())["sources"] if path.exists() else None
+        sources = {"tasks": {}, "texts": {}, "models": {}, "settings": found.to_json(kept)}
+        write_json_atomic(path, found.config.model_dump(mode="json") | {"sources": sources})
+        return found.config
+
+    stated = go_on()
+    assert (stated.training.n_tokens, stated.training.batch_tokens) == (40_960_000, 2_048)
+    small = go_on(n_tokens=900)
+    fresh = decided(_config(tmp_path / "new", training={"n_tokens": 900})).config
+    assert small.training == fresh.training and small.training.batch_tokens == 1_024
+    assert (small.calibration, small.dtype) == (stated.calibration, stated.dtype)
+    assert go_on(n_tokens=900).training == small.training
+    assert go_on().training == stated.training, "nor is what was decided first mixed with it"
+
+
 def test_keys_hold_what_was_decided(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "m")
     own = decided(_config(tmp_path, str(tmp_path / "m"))).config

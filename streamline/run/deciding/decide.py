@@ -2,7 +2,8 @@
 
 A setting that is ``auto`` gets its value for each model when the run starts; everything after that
 sees plain values, so a cell's key, its record and a plan hold what was decided. A run that is gone
-on with keeps to it, whatever the device or the hub say by then.
+on with keeps to it, whatever the device or the hub say by then; but with another training budget
+the recipe is decided anew, since it is that of the budget.
 
 Example::
 
@@ -20,6 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamline.errors import ConfigError
+from streamline.report.artifacts import run_settings
 from streamline.run.checks.errors import errors_text
 from streamline.run.checks.merge import merge
 from streamline.run.config import RunConfig
@@ -28,6 +30,8 @@ from streamline.run.folder import kept_sources
 from streamline.run.stage_config import AUTO
 
 __all__ = ["Decided", "decided", "decided_for", "remarks"]
+
+_BUDGET = ("n_tokens", "n_documents", "epochs", "texts")  # of a training, which its recipe goes by
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,14 @@ def decided(config: RunConfig) -> Decided:
     if not any(left.values()):
         return Decided(config, {})
     kept: Mapping[str, Choices] = (kept_sources(config) or {}).get("settings", {})
+    before = run_settings(config.out) if kept else {}
     choices: dict[str, Choices] = {}
     for model, paths in left.items():
-        known = {path: one for path, one in kept.get(model, {}).items() if path in paths}
+        own = config.for_model(model)
+        still = _still(kept.get(model, {}), before, own, model)
+        known = {path: one for path, one in still.items() if path in paths}
         if set(known) != set(paths):
-            own = config.for_model(model)
-            known = {path: known.get(path, one) for path, one in choose(own, model, known).items()}
+            known = {**choose(own, model, known), **known}
         choices[model] = {path: known[path] for path in paths}
     try:
         return Decided(RunConfig.model_validate(_with(config, choices)), choices)
@@ -115,6 +121,28 @@ def decided_for(config: RunConfig, model: str) -> tuple[RunConfig, Choices]:
     own = found.config.for_model(model)
     values, choices = own.model_dump(mode="json"), found.choices.get(model) or kept.get(model, {})
     return own, {path: one for path, one in choices.items() if _at(values, path) == one["value"]}
+
+
+def _still(
+    kept: Choices, before: Mapping[str, Any], own: RunConfig, model: str
+) -> Mapping[str, dict[str, Any]]:
+    """What was decided and stays: the recipe of a training does for the same budget alone.
+
+    Args:
+        kept: What was decided for the model.
+        before: The settings of the folder's run, with that in them.
+        own: The run, as the model has it, with what it leaves open.
+        model: The model.
+    """
+    if not kept:
+        return {}
+    differing: Mapping[str, Any] = (before.get("per_model") or {}).get(model, {})
+    then = merge(before.get("training") or {}, differing.get("training") or {})
+    decided_then = {path.removeprefix("training."): one["value"] for path, one in kept.items()}
+    open_then = {n for n in _BUDGET if n in decided_then and decided_then[n] == then.get(n)}
+    now = own.training.model_dump(mode="json")
+    same = all(now[n] == ("auto" if n in open_then else then.get(n)) for n in _BUDGET)
+    return {path: one for path, one in kept.items() if same or not path.startswith("training.")}
 
 
 def _open(own: RunConfig) -> list[str]:
