@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from streamline.calibration import Calibration, measure
 from streamline.engine.assemble import assemble, shared_copy
-from streamline.engine.budget import check_sparsity
+from streamline.engine.budget import check_sparsity, weights
 from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.meter import counted
 from streamline.engine.paths import Node, Path
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Positive
@@ -246,9 +247,10 @@ def channel_scores(decoder: Decoder, tokens: Tensor, *, batch_tokens: int = 4096
     total = torch.zeros(1, dtype=torch.float64)
     for start in range(0, len(tokens), rows):
         some, norms = tokens[start : start + rows], list[Tensor]()
-        entry = decoder.enter(some)
-        hidden = entry.hidden
-        with _watched(decoder, len(some), norms):
+        counting = counted(some.numel(), lambda: weights(decoder, decoder.layers))
+        with counting, _watched(decoder, len(some), norms):
+            entry = decoder.enter(some)
+            hidden = entry.hidden
             for index, layer in enumerate(decoder.layers):
                 hidden = decoder.run(layer, hidden, entry, index)
         total = total + torch.stack(norms)
