@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import pkgutil
 import re
 import resource
 import signal
@@ -24,15 +23,10 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+from everything import import_everything
+
 __all__ = ["Watch", "run"]
 
-_LIBRARIES = (
-    "accelerate", "datasets", "filelock", "jinja2", "lm_eval.api.metrics",
-    "lm_eval.tasks", "lm_eval.models.huggingface", "numpy", "pandas", "peft", "pyarrow.parquet",
-    "rich.live", "rouge_score.rouge_scorer", "sacrebleu",
-    "safetensors.torch", "scipy.stats", "torch", "transformers.models.llama.modeling_llama",
-    "typer.rich_utils",
-)  # fmt: skip
 _UNIQUE = re.compile(r"^\.(.+?)\.[0-9a-f]{32}\.tmp$")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -78,6 +72,7 @@ def run(
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    os.fsync = lambda _: None  # nothing here cuts the power
     import torch
 
     torch.set_num_threads(1)
@@ -224,17 +219,5 @@ def _after(owner: type, name: str, done: Callable[..., None]) -> None:
     setattr(owner, name, wrapped)
 
 
-def _import_all() -> None:
-    """Import what the command may need, so that children have it."""
-    import streamline
-
-    for library in _LIBRARIES:
-        importlib.import_module(library)
-    for module in pkgutil.walk_packages(streamline.__path__, "streamline."):
-        if ".benchmarks." not in module.name and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
-
-
 if __name__ != "__mp_main__" and os.environ.get("STREAMLINE_FAULTS") == "server":
-    _import_all()
+    import_everything()

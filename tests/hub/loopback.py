@@ -36,7 +36,6 @@ from hub.exchange import Asked, Fault
 from hub.repository import LARGE, Refused, Revision
 from hub.writing import Writing
 
-_DAY = "2026-01-01T00:00:00.000Z"
 _BLOCK = 1 << 16
 _ENDS = ("cut", "reset")
 
@@ -63,9 +62,16 @@ class LoopbackHub:
     faults: list[Fault] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Nothing is written yet."""
+        self.writing = Writing(self.root)
+
+    def begin(self, root: Path) -> None:
+        """Serve another folder at the same address, and forget all that was."""
+        vars(self).update(vars(LoopbackHub(root)))
+
     def __enter__(self) -> LoopbackHub:
         """Start serving on a free port."""
-        self.writing = Writing(self.root)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -157,7 +163,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             """Requests are kept in ``hub.asked``."""
 
         def _answer(self) -> None:
-            self.status, self.sent = 0, 0
+            self.status, self.sent, asked = 0, 0, hub.asked
             self.payload = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             self.wrong = hub.fault(f"{self.command} {unquote(self.path)}")
@@ -169,7 +175,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             except OSError:
                 self.close_connection = True
             finally:
-                hub.asked.append(Asked(self.command, self.path, self.status, self.sent))
+                asked.append(Asked(self.command, self.path, self.status, self.sent))
 
         def _go_wrong(self) -> None:
             wrong = self.wrong
@@ -214,24 +220,9 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             elif what == "paths-info":
                 self._json([revision.entry(p) for p in self._paths() if p in revision.files])
             elif what in ("", "revision"):
-                self._json(
-                    {
-                        "_id": revision.commit[:24],
-                        "id": name,
-                        "modelId": name,
-                        "author": name.partition("/")[0],
-                        "sha": revision.commit,
-                        "lastModified": _DAY,
-                        "createdAt": _DAY,
-                        "private": f"{kind}/{name}" in hub.private,
-                        "gated": "manual" if f"{kind}/{name}" in hub.gated else False,
-                        "disabled": False,
-                        "downloads": 0,
-                        "likes": 0,
-                        "tags": [],
-                        "siblings": [{"rfilename": file} for file in revision.files],
-                    }
-                )
+                repository = f"{kind}/{name}"
+                private, gated = repository in hub.private, repository in hub.gated
+                self._json(revision.facts(private=private, gated=gated))
             else:
                 raise Refused(404, "", "Not Found")
 

@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+_DAY = "2026-01-01T00:00:00.000Z"
 LARGE = (".safetensors", ".bin", ".parquet", ".zip", ".gz", ".model")
 
 
@@ -56,6 +57,25 @@ class Revision:
         path = self.files[name]
         now = path.stat()
         return _digests(path, now.st_size, now.st_mtime_ns)
+
+    def facts(self, *, private: bool, gated: bool) -> dict[str, Any]:
+        """What the hub says of the repository at this revision."""
+        return {
+            "_id": self.commit[:24],
+            "id": self.name,
+            "modelId": self.name,
+            "author": self.name.partition("/")[0],
+            "sha": self.commit,
+            "lastModified": _DAY,
+            "createdAt": _DAY,
+            "private": private,
+            "gated": "manual" if gated else False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": [{"rfilename": file} for file in self.files],
+        }
 
     def entry(self, name: str) -> dict[str, Any]:
         """A file in a listing."""

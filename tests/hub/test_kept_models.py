@@ -61,7 +61,12 @@ def _said(done: CompletedProcess[str]) -> str:
 
 @pytest.mark.slow
 def test_a_run_keeps_to_the_commit_of_its_model(
-    model: Path, hub: LoopbackHub, child: Child, tmp_path: Path, machine_cache: dict[str, str]
+    model: Path,
+    hub: LoopbackHub,
+    child: Child,
+    tmp_path: Path,
+    home: Path,
+    machine_cache: dict[str, str],
 ) -> None:
     out = tmp_path / "out"
     first = child(_RUN, hub, _arguments("some/model", out), **machine_cache)
@@ -74,7 +79,7 @@ def test_a_run_keeps_to_the_commit_of_its_model(
     # main moves on, and other tools have fetched it into the cache that they share
     (model / "main").rename(model / "before")
     (model / "next").rename(model / "main")
-    shutil.rmtree(tmp_path / "home")
+    shutil.rmtree(home)
     other = child(_RUN, hub, _arguments("some/model", tmp_path / "other"), **machine_cache)
     assert other.returncode == 0, other.stderr
     (moved,) = _models(tmp_path / "other").values()
@@ -93,7 +98,7 @@ def test_a_run_keeps_to_the_commit_of_its_model(
     assert _records(out)[0]["key"] == record["key"]
 
     # the commit is gone, here and there
-    shutil.rmtree(tmp_path / "home")
+    shutil.rmtree(home)
     shutil.rmtree(model / "before")
     gone = child(_RUN, hub, _arguments("some/model", out, "--redo"), **machine_cache)
     assert gone.returncode == 2

