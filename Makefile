@@ -27,7 +27,7 @@ reports: env
 	done
 
 test: env
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Kills, full disks (for which it must be allowed to mount) and damaged files, all of them.
 faults: env
@@ -38,7 +38,7 @@ hub: env
 	$(BIN)/python -m pytest -q -m hub tests/hub/test_paper_suites.py
 
 package-test: env
-	$(BIN)/python -m pytest -q -m package
+	$(BIN)/python -m pytest -q -m package $$(grep -rl --include='*.py' mark.package tests)
 
 slow: env
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m slow

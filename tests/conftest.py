@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # of children too: several tests run at a time
 
 import pytest
 import torch
@@ -21,6 +22,37 @@ from streamline.testing.models import tiny_model, tiny_tokenizer
 torch.set_num_threads(1)
 os.fsync = lambda _: None  # no test cuts the power, and each run would wait for the disk 75 times
 pytest_plugins = ["bad_input", "fabricated_run"]
+
+#: Folders that take long: they are begun first, so that at the end no worker waits for another.
+_LONG = ("hub", "faults", "distributed", "checkpoints", "run")
+#: Folders that are one worker's: a process that has imported everything waits for all their tests.
+_TOGETHER = ("faults", "hub")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long first."""
+    places = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(_folder(item.nodeid), len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadfile`` some folders stay on one worker as well."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrFolder(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = _folder(nodeid)
+            return folder if folder in _TOGETHER else super()._split_scope(nodeid)
+
+    return ByFileOrFolder(config, log)
+
+
+def _folder(nodeid: str) -> str:
+    """The folder of a test within this one: ``run`` of ``tests/run/test_cell.py::test_a``."""
+    return nodeid.partition("::")[0].split("/")[1]
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,6 @@ from streamline.checkpoints.formats.serving import FORMATS, serves_in, write_for
 from streamline.errors import UnsupportedModelError
 from streamline.registry import build_method
 
-pytestmark = pytest.mark.xdist_group("nine-methods")  # one process reads all nine, once
-
 #: Method -> the formats that can hold what it makes of a Llama.
 METHODS = {
     "shortgpt": {"mergekit", "gguf", "nemotron-nas"},

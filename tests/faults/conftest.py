@@ -11,13 +11,6 @@ from faults.harness import Verb
 from faults.world import build
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the few of each matrix on one worker: one process imports everything for them."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.xdist_group("faults"))
-
-
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, texts, questions and a suite."""

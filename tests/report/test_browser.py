@@ -13,10 +13,7 @@ from browser import browser, chromium, opened
 
 from streamline.run.reporting import report_run
 
-pytestmark = [
-    pytest.mark.skipif(chromium() is None, reason="no Chromium here; name one in CHROMIUM"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium here; name one in CHROMIUM")
 WIDE, PHONE = {"width": 1140, "height": 900}, {"width": 420, "height": 900}
 
 
