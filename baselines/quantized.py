@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from streamline.calibration import Calibration
-from streamline.engine.assemble import assemble, shared_copy
+from streamline.engine.assemble import assemble
 from streamline.engine.budget import check_sparsity
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import dense_path
@@ -21,6 +20,9 @@ from streamline.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_BESIDE = 4 + 1  # bytes of a group's scale and zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,8 @@ class Quantized(Method):
         head: Whether the output head is stored so too; not where it is tied to the embeddings.
 
     Reference:
-        None: a control. Rounding is torchao's ``IntxWeightOnlyConfig``, asymmetric, of weights in
-        float32.
+        None: a control. Rounds as torchao's ``IntxWeightOnlyConfig`` does, asymmetric, in float32:
+        a test compares the two where torchao is installed.
     """
 
     name: ClassVar[str] = "quantized"
@@ -65,12 +67,7 @@ class Quantized(Method):
         return f"{self.bits} bits a weight in {group}"
 
     def unsupported(self, decoder: Decoder) -> str | None:
-        """Models with other maps than the format holds; and none where torchao is missing."""
-        if find_spec("torchao") is None:
-            return (
-                f"{self.name} needs torchao, which is not installed: "
-                "pip install 'streamline-bench[quantized]'"
-            )
+        """Models with other maps than the format holds."""
         head = submodule(decoder.model, decoder.family.head)
         table = decoder.model.get_input_embeddings()
         if self.head and head.weight is cast("nn.Embedding", table).weight:
@@ -141,30 +138,34 @@ class Quantized(Method):
 
     def _store(self, linear: nn.Linear) -> int:
         """Give a map the weights that are read back from the stored ones; the bytes saved."""
-        from torchao.quantization import (
-            IntxWeightOnlyConfig,
-            MappingType,
-            PerAxis,
-            PerGroup,
-            quantize_,
-        )
-
         weight = linear.weight
-        config = IntxWeightOnlyConfig(
-            weight_dtype=getattr(torch, f"int{self.bits}"),
-            granularity=PerAxis(0) if self.group_size is None else PerGroup(self.group_size),
-            mapping_type=MappingType.ASYMMETRIC,
-        )
-        with torch.no_grad():
-            alone = cast("Any", shared_copy(linear))
-            alone.weight = nn.Parameter(weight.float())  # 16 bits are too few to divide in
-            quantize_(alone, config)
-            stored = alone.weight
-            read = stored.dequantize().to(weight.dtype)
+        group = weight.shape[1] if self.group_size is None else self.group_size
+        read = read_back(weight.detach(), self.bits, group)
         linear.weight = nn.Parameter(read, requires_grad=weight.requires_grad)
-        packed = -(-weight.numel() * self.bits // 8)
-        packed += sum(t.numel() * t.element_size() for t in (stored.scale, stored.zero_point))
-        return weight.numel() * weight.element_size() - int(packed)
+        codes = -(-weight.numel() * self.bits // 8)
+        return weight.numel() * weight.element_size() - codes - weight.numel() // group * _BESIDE
+
+
+def read_back(weight: Tensor, bits: int, group: int) -> Tensor:
+    """What is left of weights that were stored in integers.
+
+    Args:
+        weight: [rows, columns].
+        bits: Of each integer.
+        group: Neighbours of a row with one scale and one zero; divides the columns.
+
+    Returns:
+        The weights read back, in the format of those given.
+    """
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    groups = weight.float().reshape(len(weight), -1, group)  # [rows, columns / group, group]
+    least = groups.amin(-1, keepdim=True).clamp(max=0.0)
+    most = groups.amax(-1, keepdim=True).clamp(min=0.0)
+    scale = ((most - least) / (high - low)).clamp(min=torch.finfo(torch.float32).smallest_normal)
+    zero = (low - torch.round(least / scale)).clamp(low, high)
+    codes = (torch.round(groups * (1.0 / scale)) + zero).clamp(low, high)
+    read: Tensor = ((codes - zero) * scale).reshape(weight.shape)
+    return read.to(weight.dtype)
 
 
 def _bytes(model: nn.Module) -> int:

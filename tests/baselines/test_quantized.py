@@ -107,11 +107,21 @@ def test_what_the_format_does_not_hold_is_refused(spec, family, tied, why):
         raise UnsupportedModelError(build_method(spec).unsupported(decoder) or "it is not")
 
 
-def test_without_torchao_it_says_how_to_have_it(monkeypatch):
-    monkeypatch.setattr(quantized, "find_spec", lambda _: None)
-    decoder = Decoder(tiny_model("llama", n_layers=1))
-    reason = build_method("quantized+group_size=16").unsupported(decoder)
-    assert "pip install 'streamline-bench[quantized]'" in reason
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 32), (8, 96)])
+def test_weights_are_those_that_torchao_reads_back(dtype, bits, group):
+    tensors = pytest.importorskip("torchao.quantization")  # transformers imports it if it is there
+    weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(bits)).to(dtype)
+    weight[3], weight[5, :32] = 0.0, 1.0
+    stored = tensors.IntxUnpackedToInt8Tensor.from_hp(
+        weight.float(),
+        (1, group),
+        getattr(torch, f"int{bits}"),
+        mapping_type=tensors.MappingType.ASYMMETRIC,
+    )
+    found = quantized.read_back(weight, bits, group)
+    assert torch.equal(found, stored.dequantize().to(dtype))
+    assert found[3].eq(0).all() and 0 < (found - weight).abs().max() < 8 / 2**bits
 
 
 def test_it_is_neither_trained_nor_saved_nor_timed(tmp_path):
