@@ -18,6 +18,7 @@ from streamline.plan import Plan, Span
 from streamline.testing.models import tiny_model, tiny_tokenizer
 from streamline.training.activations import ActivationCache
 from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.distillation.shares import Shares
 from streamline.training.distillation.teacher import Distillation
 from streamline.training.fit import fit
 from streamline.training.lora import FineTuned, LoraRecipe, fine_tune
@@ -31,7 +32,8 @@ ANSWERS = [{"instruction": f"say {i}", "output": "word " * (1 + i % 4)} for i in
 
 NAMES = (
     "mse", "lm", "epochs", "resumed", "lora", "kd-lora", "kd-replacement", "kd-all", "kd-answers",
-    "kd-resumed",
+    "kd-parts", "kd-parts-resumed", "kd-parts-taken-up",
+    "kd-parts-opt", "kd-parts-gpt2",
 )  # fmt: skip
 
 
@@ -47,7 +49,11 @@ def trainings(folder: Path) -> dict[str, list[Any]]:
         "kd-replacement": distilled("replacement", folder / "kd-replacement", top_k=5),
         "kd-all": distilled("all", folder / "kd-all", temperature=2.0),
         "kd-answers": distilled("all", folder / "kd-answers", answers=True),
-        "kd-resumed": distilled("all", folder / "kd-stopped"),
+        "kd-parts": distilled("all", folder / "kd-parts", divided=True, temperature=2.0),
+        "kd-parts-resumed": distilled("all", folder / "kd-stopped", divided=True),
+        "kd-parts-taken-up": taken_up(folder / "kd-left"),
+        "kd-parts-opt": distilled("all", folder / "kd-opt", divided=True, family="opt"),
+        "kd-parts-gpt2": distilled("all", folder / "kd-gpt2", divided=True, family="gpt2"),
     }
 
 
@@ -103,6 +109,8 @@ def distilled(
     folder: Path,
     *,
     answers: bool = False,
+    divided: bool = False,
+    family: str = "llama",
     stop: bool = False,
     **settings: Any,
 ) -> list[Any]:
@@ -110,7 +118,7 @@ def distilled(
 
     Batches are of five sequences and of two, of which the last of three processes has none.
     """
-    dense = Decoder(tiny_model("llama", n_layers=4))
+    dense = Decoder(tiny_model(family, n_layers=4))
     module = make("ffn", dense, Span(1, 3), seed=3).requires_grad_(False)
     plan = Plan.replace(dense.n_layers, Span(1, 3), "ffn")
     model = assemble(Pruned(plan, {1: module}).path(dense))
@@ -129,9 +137,25 @@ def distilled(
         ),
         micro_batch=256 if answers else 32,
         distillation=Distillation(dense, "dense", DistillationSettings.model_validate(about)),
-        progress=progress, save_seconds=0.0,
+        divided=divided, progress=progress, save_seconds=0.0,
     )  # fmt: skip
     return outcome(found, model)
+
+
+def taken_up(folder: Path) -> list[Any]:
+    """What a training in parts left after some steps, taken up by one that is not."""
+    with pytest.raises(Stopped):
+        distilled("all", folder, divided=True, stop=True)
+    return distilled("all", folder)
+
+
+def in_parts() -> list[int]:
+    """Numbers in all weights of some layers, and in what this process holds of them."""
+    shares = Shares(Decoder(tiny_model("llama", n_layers=3)))
+    held = [sum(p.numel() for p in layer.parameters()) for layer in shares.layers]
+    local = sum(p.numel() for p in shares.parameters.values())
+    assert sum(held) == sum(shares.sizes.values())
+    return [sum(held), local]
 
 
 def outcome(found: FineTuned, model: nn.Module) -> list[Any]:

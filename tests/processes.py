@@ -7,14 +7,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from process_trainings import TOKENS, trainings
+import torch.distributed as dist
+from process_trainings import TOKENS, in_parts, trainings
 
 from streamline.calibration import measure
+from streamline.distributed.exchange import coming
 from streamline.distributed.meeting import joined
 from streamline.distributed.sums import reduced
 from streamline.distributed.team import LostProcess, Shard, leads, team
@@ -134,6 +137,7 @@ def work(folder: Path, size: int) -> dict[str, Any]:
             "texts": texts(),
             "failures": failures() if size > 1 else None,
             "no room": no_room() if size > 1 else None,
+            "parts": in_parts() if size > 1 else None,
             **trainings(own),
             "records": numbers(run(config(folder, own / "run"))),
         }
@@ -188,6 +192,13 @@ def failures() -> dict[str, Any]:
         except Exception as error:  # it is not of this step, and must not be held here
             raise AssertionError("held by the wrong step") from error
 
+    group = dist.new_group(timeout=timedelta(seconds=2))
+
+    def while_others_wait_elsewhere() -> None:
+        broken(last)
+        with coming():
+            dist.all_reduce(torch.ones(1), group=group)
+
     def all_of_them() -> None:
         broken(team().rank)
 
@@ -202,6 +213,9 @@ def failures() -> dict[str, Any]:
     cases: dict[str, Callable[[], Any]] = {
         "in its part": lambda: scatter(in_its_part),
         "while others wait for its part": lambda: agreed(while_others_wait),
+        "while others wait in an exchange of their own": lambda: agreed(
+            while_others_wait_elsewhere
+        ),
         "before a step that the others have begun": lambda: agreed(before_a_step),
         "the first's": lambda: shared(lambda: broken(0)),
         "all": lambda: agreed(all_of_them),

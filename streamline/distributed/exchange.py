@@ -22,11 +22,17 @@ from streamline.distributed.packed import Head, Packed, n_bytes, unpacked
 from streamline.distributed.team import LostProcess, local, team, world_size
 from streamline.errors import StreamlineError
 
-__all__ = ["Told", "exchanging", "failing_together", "gathered", "meet", "sent"]
+__all__ = [
+    "NotCome", "Told", "coming", "exchanging", "failing_together", "gathered", "meet", "sent",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+class NotCome(StreamlineError):
+    """Other processes have not come to an exchange: they failed, and say why themselves."""
 
 
 class Told(BaseException):
@@ -35,14 +41,15 @@ class Told(BaseException):
     Not an ``Exception``: it passes by what this process was doing, up to where the failure was.
 
     Args:
-        failures: By rank, how deep it failed and why, as :func:`_portable` gives it; or None.
+        failures: By rank, how deep it failed, whether it only waited for another one that did, and
+            why, as :func:`_portable` gives it; or None.
     """
 
-    def __init__(self, failures: Sequence[tuple[int, bytes] | None]) -> None:
+    def __init__(self, failures: Sequence[tuple[int, bool, bytes] | None]) -> None:
         super().__init__()
         # What surrounds the rest ends it too.
-        self.depth, self.rank, self._failure = min(
-            (found[0], rank, found[1]) for rank, found in enumerate(failures) if found is not None
+        self.depth, _, self.rank, self._failure = min(
+            (*found[:2], rank, found[2]) for rank, found in enumerate(failures) if found is not None
         )
 
     def error(self, own: Exception | None) -> Exception:
@@ -96,6 +103,8 @@ def failing_together(place: str) -> Iterator[Callable[[], None]]:
             try:
                 meet(place, (depth, error))
             except LostProcess as lost:
+                if isinstance(error, NotCome):
+                    raise
                 said = f"This process had failed before: {type(error).__name__}: {error}"
                 raise LostProcess(f"{lost}. {said}") from error
     except Told as told:
@@ -124,8 +133,10 @@ def meet(place: str, failure: tuple[int, Exception] | None = None) -> None:
         dist.all_reduce(status, dist.ReduceOp.MAX)
         failed, most, least = status.tolist()
         if failed:
-            failures: list[tuple[int, bytes] | None] = [None] * team().size
-            own = None if failure is None else (failure[0], _portable(failure[1]))
+            failures: list[tuple[int, bool, bytes] | None] = [None] * team().size
+            own = None
+            if failure is not None:
+                own = failure[0], isinstance(failure[1], NotCome), _portable(failure[1])
             dist.all_gather_object(failures, own)
             raise Told(failures)
     if most != -least:
@@ -150,6 +161,21 @@ def exchanging() -> Iterator[None]:
             f"another of {world_size()} processes is gone: it was killed, or its own messages say "
             "why it ended. What is finished is kept; launch the same command again"
         ) from error
+
+
+@contextmanager
+def coming() -> Iterator[None]:
+    """Within it a library's code exchanges values on its own.
+
+    Raises:
+        NotCome: If the others do not come to that.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of its own kind over NCCL; over gloo its text says so
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise NotCome(f"other processes did not come to an exchange ({error})") from error
+        raise
 
 
 def _portable(error: Exception) -> bytes:

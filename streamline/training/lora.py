@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from streamline.distributed.sums import alike
+from streamline.distributed.work import agreed
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.seed import seeded
 from streamline.environment import peak_memory_bytes, restart_peak_memory
@@ -32,8 +33,9 @@ from streamline.errors import ConfigError
 from streamline.hashing import content_key, program
 from streamline.training.digest import digest
 from streamline.training.distillation.settings import DistillationSettings, Trainees
+from streamline.training.distillation.shares import Shares
 from streamline.training.distillation.teacher import Distillation, Teacher
-from streamline.training.distillation.trainees import weights
+from streamline.training.distillation.trainees import divided_among, weights
 from streamline.training.loop import fingerprint
 from streamline.training.lora_loop import LoraLoop, Noise, SequenceDropout, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
@@ -111,6 +113,7 @@ def fine_tune(
     micro_batch: int = 4096,
     save_seconds: float = 30.0,
     distillation: Distillation | None = None,
+    divided: bool | None = None,
 ) -> FineTuned:
     """Train LoRA adapters on a model and merge them; or distil the dense model into it.
 
@@ -136,6 +139,8 @@ def fine_tune(
         save_seconds: How often the state is written.
         distillation: Learn what the dense model predicts, in place of the text's tokens; the
             batches are the same. None for no teacher.
+        divided: Whether each of several processes holds a part of the weights, where all learn;
+            None where they would take half of a GPU's memory.
 
     Returns:
         The merged model, on the device and in the dtype it came in, and what it cost.
@@ -195,15 +200,20 @@ def fine_tune(
         }
     )
     restart_peak_memory()
-    noise = Noise(seed)
+    noise, shares = Noise(seed), None
+    if trainees == "all" and divided_among(decoder, divided):
+        shares = agreed(lambda: Shares(decoder))
     trained = (
         _adapters(model, list(targets), recipe, seed, noise)
         if distillation is None or trainees == "lora"
-        else weights(decoder, distillation.dense, trainees)
+        else weights(decoder, distillation.dense, trainees, shares)
     )
     with trained as (parameters, dropouts):
-        alike(parameters.values())
-        teacher = None if distillation is None else Teacher.of(distillation, decoder, autocast)
+        if shares is None:
+            alike(parameters.values())
+        layers, teacher = None if shares is None else shares.layers, None
+        if distillation is not None:
+            teacher = Teacher.of(distillation, decoder, autocast, layers)
         state = TrainingState(
             label="lora" if teacher is None else "kd",
             key=key,
@@ -213,6 +223,7 @@ def fine_tune(
             betas=recipe.betas,
             clip=recipe.clip,
             directory=directory,
+            shares=shares,
         )
         state.resume()
         loop = LoraLoop(
@@ -220,7 +231,7 @@ def fine_tune(
             teacher,
         )  # fmt: skip
         loop.train(state, evaluations, progress, save_seconds)
-        state.finish()
+        agreed(state.finish)  # writing takes longer than parts are waited for
         _merge(model)
     return FineTuned(
         model=model,

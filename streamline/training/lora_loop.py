@@ -17,8 +17,10 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
+from streamline.distributed.exchange import coming
 from streamline.distributed.sums import reduced
-from streamline.distributed.team import team
+from streamline.distributed.team import Shard, team
+from streamline.distributed.work import agreed, broadcast
 from streamline.engine.decoder import Decoder
 from streamline.engine.head import summed_loss
 from streamline.errors import ConfigError, NotFiniteError
@@ -163,7 +165,8 @@ class LoraLoop:
                 break
             started = time.monotonic()
             indices = self.batches[step - 1]
-            loss = self._gradients(state, indices, step)
+            with coming():
+                loss = self._gradients(state, indices, step)
             state.update(loss, int(self.sequences.lengths[indices].sum()))
             if self.held_out is not None and self._due(step, n_steps, evaluations):
                 state.validated(self._loss(self.held_out))
@@ -172,8 +175,9 @@ class LoraLoop:
             if progress is not None:
                 text = f"step {step}/{n_steps}, loss {loss:.4f}"
                 progress(state.n_tokens, total, text)
-            if step < n_steps and time.monotonic() - saved >= save_seconds:
-                state.save()
+            due = step < n_steps and time.monotonic() - saved >= save_seconds
+            if broadcast(due) if state.shares else due:
+                agreed(state.save)
                 saved = time.monotonic()
 
     def _due(self, step: int, n_steps: int, evaluations: int) -> bool:
@@ -207,13 +211,15 @@ class LoraLoop:
         total = 0.0
         self._dropout(True)
         self.noise.begin(step, int(self.sequences.lengths[indices].max()))
-        for places in self._micro(self.sequences, indices):
+        for places, weight in self._micro(self.sequences, indices):
             self.noise.enter(places.tolist())
-            loss = self._sum(self.sequences, indices[places]) / count
+            loss = self._sum(self.sequences, indices[places]) / count * weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         self._dropout(False)
-        return reduced(state.parameters.values(), [total])[0]
+        if state.shares is not None:
+            state.shares.collect()
+        return reduced(state.alike, [total])[0]
 
     def _dropout(self, on: bool) -> None:
         """Switch the adapters' dropout, and no other."""
@@ -224,14 +230,25 @@ class LoraLoop:
     def _loss(self, sequences: Sequences) -> float:
         """Mean loss per scored token."""
         parts = self._micro(sequences, torch.arange(len(sequences.ids)))
-        total = sum((float(self._sum(sequences, part)) for part in parts), 0.0)
+        with coming():
+            total = sum((weight * float(self._sum(sequences, part)) for part, weight in parts), 0.0)
         return reduced((), [total])[0] / int((sequences.lengths - sequences.first).sum())
 
-    def _micro(self, sequences: Sequences, indices: Tensor) -> tuple[Tensor, ...]:
-        """This process's places among some indices, in parts that fit one forward pass."""
+    def _micro(self, sequences: Sequences, indices: Tensor) -> list[tuple[Tensor, float]]:
+        """This process's places among some indices, in parts that fit one forward pass.
+
+        Where weights are in parts all processes run the model equally often: one that has less to
+        do runs the first place again, which counts nothing. With each part its weight.
+        """
         width = int(sequences.lengths[indices].max())
-        mine = team().rows(torch.arange(len(indices)))
-        return torch.split(mine, max(1, self.micro_batch // width)) if len(mine) else ()
+        size = max(1, self.micro_batch // width)
+        places = torch.arange(len(indices))
+        mine = team().rows(places)
+        found = [(part, 1.0) for part in torch.split(mine, size) if len(part)]
+        if self.teacher is not None and self.teacher.layers is not None:
+            most = -(-len(Shard(0, team().size).rows(places)) // size)
+            found += [(places[:1], 0.0)] * (most - len(found))
+        return found
 
     def _sum(self, sequences: Sequences, indices: Tensor) -> Tensor:
         """Summed loss of some sequences: of their tokens, or of what the teacher expects there."""

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from streamline.errors import ConfigError
 
 __all__ = [
-    "COPIES", "BatchSchedule", "Schedule", "data_order", "packed", "taking_turns", "training_bytes",
-    "waves",
+    "COPIES", "BatchSchedule", "Schedule", "data_order", "divided_bytes", "packed",
+    "taking_turns", "training_bytes", "waves",
 ]  # fmt: skip
 
 #: What is held of each trained number, all in float32: itself, gradient, two moments, the best.
@@ -168,6 +168,20 @@ AnyGroup = TypeVar("AnyGroup", bound=_Group)
 def training_bytes(n_parameters: int) -> int:
     """Bytes that a network of so many parameters holds while it is trained."""
     return 4 * COPIES * n_parameters
+
+
+def divided_bytes(n_parameters: int, layers: Sequence[int], n_processes: int) -> int:
+    """Bytes that each process holds of weights that are trained in parts, at most.
+
+    Args:
+        n_parameters: Of the whole model.
+        layers: Of each of its layers.
+        n_processes: How many there are.
+    """
+    parts = sum(-(-size // n_processes) for size in layers)
+    # Of a layer and the next, weights and what they come in; of one, gradients and what is sent.
+    whole = 6 * max(layers, default=0)
+    return training_bytes(n_parameters - sum(layers) + parts) + 4 * whole
 
 
 def waves(groups: Sequence[AnyGroup], memory: int | None) -> list[list[AnyGroup]]:

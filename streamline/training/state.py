@@ -36,6 +36,7 @@ from streamline.distributed.work import shared
 from streamline.errors import ConfigError
 from streamline.files import write_text_atomic
 from streamline.kept import kept_tensors, write_tensors
+from streamline.training.distillation.shares import Shares
 from streamline.training.losses import Losses, finite
 from streamline.training.schedule import Schedule
 
@@ -67,6 +68,7 @@ class TrainingState:
         clip: Largest gradient norm.
         directory: Where its files go; None keeps everything in memory.
         losses: Folder of the losses, if not ``directory/losses``.
+        shares: Of parameters of which each process has a part; its files hold them whole.
     """
 
     def __init__(
@@ -81,9 +83,11 @@ class TrainingState:
         clip: float = math.inf,
         directory: Path | None = None,
         losses: Path | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.label, self.key, self.schedule, self.clip = label, key, schedule, clip
         self.parameters = dict(parameters)
+        self.shares = shares
         self.directory = directory
         self.losses_dir = directory / "losses" if losses is None and directory else losses
         devices = {p.device.type for p in self.parameters.values()}
@@ -105,7 +109,14 @@ class TrainingState:
     @property
     def n_parameters(self) -> int:
         """Number of trained parameters."""
-        return sum(p.numel() for p in self.parameters.values())
+        sizes = {name: p.numel() for name, p in self.parameters.items()}
+        return sum((sizes | (self.shares.sizes if self.shares else {})).values())
+
+    @property
+    def alike(self) -> list[nn.Parameter]:
+        """Parameters that every process has whole, whose gradients are to be summed."""
+        divided = self.shares.sizes if self.shares else ()
+        return [p for name, p in self.parameters.items() if name not in divided]
 
     @property
     def done(self) -> bool:
@@ -133,13 +144,18 @@ class TrainingState:
         rate = self.schedule.at(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip)
-        if bool(torch.isfinite(norm)):
+        if math.isfinite(self._clip()):
             self.optimiser.step()
         else:
             self.skipped_steps += 1
         self.optimiser.zero_grad(set_to_none=True)
         self._row(train_loss, rate)
+
+    def _clip(self) -> float:
+        """Bound the gradients' norm; as it was before."""
+        if self.shares is not None:
+            return self.shares.clip(self.parameters, self.clip)
+        return float(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip))
 
     def validated(self, loss: float) -> None:
         """Note the validation loss at the present step and keep the weights if it is the best.
@@ -179,18 +195,23 @@ class TrainingState:
         return self.directory / folder / f"{self.label}.safetensors"
 
     def save(self) -> None:
-        """Write the state that :meth:`resume` reads; nothing without a folder."""
-        if self.directory is None or not leads():
+        """Write the state that :meth:`resume` reads; nothing without a folder.
+
+        Of parameters in parts all processes have to, at the same step.
+        """
+        if self.directory is None or not (leads() or self.shares):
             return
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            tensors[f"weights/{name}"] = parameter
+            parts = {f"weights/{name}": parameter.detach()}
             if name in self.best:
-                tensors[f"best/{name}"] = self.best[name]
+                parts[f"best/{name}"] = self.best[name]
             for part, value in self.optimiser.state[parameter].items():
-                tensors[f"adam.{part}/{name}"] = value
-        self.write_rows()
-        write_tensors(self._file("state"), tensors, self._facts())
+                parts[f"adam.{part}/{name}"] = value
+            tensors |= self.shares.gathered(name, parts) if self.shares else parts
+        if leads():
+            self.write_rows()
+            write_tensors(self._file("state"), tensors, self._facts())
 
     def resume(self) -> None:
         """Take up what an earlier run left: its state, or all of it when that run finished.
@@ -201,9 +222,10 @@ class TrainingState:
         if self.directory is None:
             return
         for folder in ("students", "state"):
-            found = shared(partial(self._kept, folder))
-            if found is not None:
-                self._take(*found)
+            read: dict[str, Tensor] = {}
+            facts = shared(partial(self._kept, folder, read))
+            if facts is not None:
+                self._take(*facts, read)
                 self._finished = folder == "students"
                 break
         if _LOADED_ONLY.get() and not self._finished:
@@ -213,25 +235,27 @@ class TrainingState:
                 "run had it, or the run's command again with `--redo` and the cell"
             )
 
-    def _kept(self, folder: str) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
-        """What an earlier run of the same key left in a folder."""
+    def _kept(self, folder: str, read: dict[str, Tensor]) -> tuple[list[str], Any] | None:
+        """Read what an earlier run of the same key left in a folder: its tensors' names, facts."""
         found = kept_tensors(self._file(folder))
         if found is None or found[1]["key"] != self.key:
             return None
-        return found[0], json.loads(found[1]["facts"])
+        read |= found[0]
+        return sorted(read), json.loads(found[1]["facts"])
 
-    def _take(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Become what was written."""
+    def _take(self, names: list[str], facts: Mapping[str, Any], read: dict[str, Tensor]) -> None:
+        """Become what was written; the first process has read it."""
+
+        def had(kind: str, name: str) -> Tensor:
+            value = shared(lambda: read.pop(f"{kind}/{name}"))
+            return self.shares.part(name, value) if self.shares else value
+
         for name, parameter in self.parameters.items():
-            parameter.data.copy_(tensors[f"weights/{name}"])
-            if f"best/{name}" in tensors:
-                self.best[name] = tensors[f"best/{name}"].to(parameter.device)
-            prefix = "adam."
-            state = {
-                full[len(prefix) : -len(name) - 1]: value
-                for full, value in tensors.items()
-                if full.startswith(prefix) and full.endswith(f"/{name}")
-            }
+            parameter.data.copy_(had("weights", name))
+            if f"best/{name}" in names:
+                self.best[name] = had("best", name).to(parameter.device)
+            moments = [n.removesuffix(f"/{name}") for n in names if n.endswith(f"/{name}")]
+            state = {kind[5:]: had(kind, name) for kind in moments if kind.startswith("adam.")}
             if state:
                 fused = self.optimiser.defaults["fused"]  # it counts steps on the device
                 self.optimiser.state[parameter] = {
@@ -251,12 +275,16 @@ class TrainingState:
         self.best = {}
         self.optimiser.state.clear()
         self.write_rows()
-        if self.directory is None or self._finished or not leads():
+        if self.directory is None or self._finished or not (leads() or self.shares):
             return
-        weights: dict[str, Tensor] = {f"weights/{n}": p for n, p in self.parameters.items()}
-        write_tensors(self._file("students"), weights, self._facts())
+        weights: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            part = {f"weights/{name}": parameter.detach()}
+            weights |= self.shares.gathered(name, part) if self.shares else part
         self._finished = True
-        self._file("state").unlink(missing_ok=True)
+        if leads():
+            write_tensors(self._file("students"), weights, self._facts())
+            self._file("state").unlink(missing_ok=True)
 
     def _facts(self) -> dict[str, str]:
         """What is written beside the tensors."""

@@ -87,6 +87,13 @@ def test_a_training_gives_the_same_losses_and_weights(
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_each_process_holds_a_part_of_divided_weights(found: dict[Any, Any], size: int) -> None:
+    whole, *_ = found[size, 0]["parts"]
+    held = [found[size, rank]["parts"][1] for rank in range(size)]
+    assert sum(held) == whole and max(held) < 1.2 * whole / size
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
     last, first = size - 1, f"StreamlineError: process 0 of {size} failed: ValueError: broken 0"
     for rank in range(size):
@@ -95,6 +102,7 @@ def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
         assert found[size, rank]["failures"] == {
             "in its part": own,
             "while others wait for its part": own,
+            "while others wait in an exchange of their own": own,
             "before a step that the others have begun": own,
             "the first's": first if rank else "ValueError: broken 0",
             "all": first if rank else "ValueError: broken 0",

@@ -116,6 +116,17 @@ def test_distillation_of_all_weights_holds_each_of_them_five_times_in_float32() 
     assert whole - adapters == 5 * 4 * pruned
 
 
+@pytest.mark.slow
+def test_processes_that_share_a_model_hold_parts_of_what_one_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = {"methods": "llm-streamline-none", "recovery": "kd", "kd": {"trainees": "all"}}
+    alone = planned("llama2-7b", "80GiB", **run)[1]
+    assert alone.refused and all("needs" in reason for reason in alone.refused.values())
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert planned("llama2-7b", "80GiB", **run)[1].refused == {}
+
+
 @pytest.mark.parametrize("family", ["gemma2", "olmoe"])
 def test_a_family_is_planned_as_it_can_be_run_and_torch_says_nothing(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

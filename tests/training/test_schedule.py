@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from streamline.errors import ConfigError
-from streamline.training.schedule import BatchSchedule, Schedule, data_order
+from streamline.training.schedule import BatchSchedule, Schedule, data_order, divided_bytes
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
@@ -67,3 +67,9 @@ def test_clock_evaluates_as_often_as_asked_and_at_the_end() -> None:
         due = [step for step in range(1, 9) if schedule.due(step)]
         assert len(due) == max(1, evaluations)
         assert due[-1] == 8
+
+
+def test_each_process_holds_its_part_of_the_layers_the_rest_and_what_one_layer_needs() -> None:
+    alone, shared = divided_bytes(100, [30, 31], 1), divided_bytes(100, [30, 31], 2)
+    assert alone == 20 * 100 + 24 * 31
+    assert shared == 20 * (39 + 15 + 16) + 24 * 31

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from streamline.api.guards import Watch
+from streamline.distributed.team import world_size
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import LARGEST_COPY
 from streamline.errors import MethodError
@@ -30,7 +31,7 @@ from streamline.run.config import RunConfig
 from streamline.run.planning import work
 from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow, Row
 from streamline.run.planning.rehearsal import Rehearsal
-from streamline.training.schedule import packed, training_bytes
+from streamline.training.schedule import divided_bytes, packed, training_bytes
 
 __all__ = ["plan_memory"]
 
@@ -204,7 +205,7 @@ class _Planner:
         for row in tuned:
             size = (adapters or 0) + self._own_bytes(row)
             if row.cell.recovery == "kd" and self.config.kd.trainees == "all":
-                size += training_bytes(row.pruned or row.dense)
+                size += self._all_weights(row, self.weights + kept + size)
             if not self._refuse(row, self.weights + kept + size, "LoRA fine-tuning"):
                 sizes.setdefault(size, []).append(row.cell.label)
         for size, labels in sizes.items():
@@ -247,6 +248,16 @@ class _Planner:
         rows = max(1, tokens // width)
         found = self.rehearsal.peak(work.scoring(rows, width, self.decoder), own=True)
         return (found or 0) + self.copies
+
+    def _all_weights(self, row: Row, besides: int) -> int:
+        """What training all weights of a cell adds: parts of them, where processes share GPUs."""
+        whole, n_processes = training_bytes(row.pruned or row.dense), world_size()
+        if n_processes == 1 or not self.accelerator or self.found.fits(besides + whole):
+            return whole
+        self.found.divided = n_processes
+        n_layers = self.decoder.n_layers - (row.n_removed or 0)
+        layers = [self.decoder.layer_parameters(index) for index in range(n_layers)]
+        return divided_bytes(row.pruned or row.dense, layers, n_processes)
 
     def _copies(self) -> int:
         """Bytes of the weights that a CPU holds a second time, laid out for its products."""

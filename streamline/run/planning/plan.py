@@ -89,6 +89,7 @@ class MemoryPlan:
         waves: How often the teacher is run through its text.
         parked: Whether networks that wait for their training lie in main memory.
         batch_tokens: Most tokens of a batch; None for the device's default.
+        divided: Processes that each train a part of a distilled model's weights; 1 for none.
     """
 
     model: str
@@ -99,6 +100,7 @@ class MemoryPlan:
     waves: int = 1
     parked: bool = False
     batch_tokens: int | None = None
+    divided: int = 1
 
     @property
     def peak(self) -> int:
@@ -119,6 +121,8 @@ class MemoryPlan:
             found.append("networks wait for their training in main memory")
         if self.batch_tokens is not None:
             found.append(f"a batch has at most {self.batch_tokens} tokens")
+        if self.divided > 1:
+            found.append(f"each of {self.divided} processes trains a part of all weights")
         return found
 
     def park(self, students: Sequence[Student]) -> None:

@@ -60,6 +60,7 @@ class Teacher:
         settings: Temperature and logits that count.
         autocast: Dtype of the student's mixed precision; None for none.
         shared: First layers that both have alike and that no training changes.
+        layers: What runs in the place of the student's layers, if not these.
     """
 
     dense: Decoder
@@ -67,12 +68,23 @@ class Teacher:
     settings: DistillationSettings
     autocast: torch.dtype | None
     shared: int
+    layers: Sequence[nn.Module] | None = None
 
     @classmethod
     def of(
-        cls, distillation: Distillation, student: Decoder, autocast: torch.dtype | None = None
+        cls,
+        distillation: Distillation,
+        student: Decoder,
+        autocast: torch.dtype | None = None,
+        layers: Sequence[nn.Module] | None = None,
     ) -> Teacher:
         """A teacher for a model whose trained parameters need gradients already.
+
+        Args:
+            distillation: From whom it learns, and how.
+            student: The model.
+            autocast: As the attribute.
+            layers: Likewise.
 
         Raises:
             UnsupportedModelError: If the two predict another number of tokens.
@@ -84,7 +96,8 @@ class Teacher:
                 f"distillation compares predictions of the same tokens, and {dense.name} has "
                 f"{widths[0]:,} of them, the model that learns {widths[1]:,}; take recovery lora"
             )
-        return cls(dense, student, distillation.settings, autocast, _shared(dense, student))
+        shared = 0 if layers is not None else _shared(dense, student)
+        return cls(dense, student, distillation.settings, autocast, shared, layers)
 
     def divergence(self, ids: Tensor, scored: Tensor) -> Tensor:
         """Summed KL(dense || student) of the predictions of some tokens, in nats, or with text.
@@ -106,8 +119,9 @@ class Teacher:
         with mixed(student.device, self.autocast):
             own = student.enter(ids)
             found = hidden if self.shared else own.hidden
+            layers = student.layers if self.layers is None else self.layers
             for index in range(self.shared, student.n_layers):
-                found = self._run(student.layers[index], found, own, index)
+                found = self._run(layers[index], found, own, index)
             return summed_divergence(
                 (dense, wanted),
                 (student, found),

@@ -9,22 +9,28 @@ Example::
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from streamline.distributed.team import team
+from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder, eval_mode
+from streamline.engine.memory import free_memory, room
 from streamline.errors import UnsupportedModelError
 from streamline.training.distillation.settings import Trainees
+from streamline.training.distillation.shares import Shares
+from streamline.training.schedule import training_bytes
 
-__all__ = ["weights"]
+__all__ = ["divided_among", "weights"]
 
 
 @contextmanager
 def weights(
-    student: Decoder, dense: Decoder, trainees: Trainees
+    student: Decoder, dense: Decoder, trainees: Trainees, shares: Shares | None = None
 ) -> Iterator[tuple[dict[str, nn.Parameter], list[nn.Module]]]:
     """Train weights of a model, and nothing else.
 
@@ -36,6 +42,7 @@ def weights(
         dense: The dense model.
         trainees: ``"all"``, or ``"replacement"``: what its layers have that the dense model has
             not.
+        shares: Of all weights, the layers' in parts; None to train them here.
 
     Yields:
         The trained parameters by name, float32, and the modules whose dropout is on: none.
@@ -46,12 +53,13 @@ def weights(
     model = student.model
     chosen = _chosen(student, dense, trainees)
     touched = [model] if trainees == "all" else [x for x in student.layers if _holds(x, chosen)]
+    elsewhere = {id(p) for x in student.layers for p in x.parameters()} if shares else set()
     places = [
         (part, name, parameter)
         for module in touched
         for part in module.modules()
         for name, parameter in part._parameters.items()
-        if parameter is not None
+        if parameter is not None and id(parameter) not in elsewhere
     ]
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     held = {id(old): old for _, _, old in places}
@@ -60,11 +68,16 @@ def weights(
         for key, old in held.items()
     }
     try:
-        with eval_mode(model):
+        with eval_mode(model), warnings.catch_warnings():
+            # A layer may give a view: nothing computes into what a layer gives.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
             model.requires_grad_(False)
             for part, name, old in places:
                 part._parameters[name] = copies[id(old)]
-            yield {name: p for name, p in model.named_parameters() if p.requires_grad}, []
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            yield trained | (shares.parameters if shares else {}), []
+        if shares is not None:
+            _take_back(model, shares, flags)
         for key in chosen & set(held):
             held[key] = nn.Parameter(
                 copies[key].detach().to(held[key].dtype), requires_grad=flags[held[key]]
@@ -74,6 +87,39 @@ def weights(
             part._parameters[name] = held[id(old)]
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+
+
+def divided_among(decoder: Decoder, wanted: bool | None) -> bool:
+    """Whether each process trains its part of a model's weights.
+
+    Args:
+        decoder: The model.
+        wanted: What the caller says; None to divide what would take half of the first one's GPU.
+    """
+    if team().size == 1 or wanted is not None:
+        return bool(wanted) and team().size > 1
+
+    def too_large() -> bool:
+        free_memory()
+        cuda = decoder.device.type == "cuda"
+        # A step computes beside them.
+        return cuda and 2 * training_bytes(decoder.n_parameters()) > room(decoder.device)
+
+    return shared(too_large)
+
+
+def _take_back(model: nn.Module, shares: Shares, flags: dict[nn.Parameter, bool]) -> None:
+    """Put whole trained weights, new tensors, in the place of those that were divided."""
+    made = {}
+    by_name = dict(model.named_parameters())
+    for name, part in shares.parameters.items():
+        found = by_name[name]
+        whole = shares.whole(name, part).to(found.dtype)
+        made[id(found)] = nn.Parameter(whole, requires_grad=flags[found])
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is not None and id(old) in made:
+                module._parameters[name] = made[id(old)]
 
 
 def _chosen(student: Decoder, dense: Decoder, trainees: Trainees) -> set[int]:
