@@ -29,6 +29,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.finite import blame
 from streamline.engine.forward import Depths, run
 from streamline.engine.paths import dense_path, prefix_paths
+from streamline.engine.transfer import Later
 from streamline.errors import ConfigError, NotFiniteError
 from streamline.kept import kept_tensors, read_tensors, write_tensors
 from streamline.plan import Span
@@ -181,15 +182,23 @@ class _Similarities(Depths):
         """Unit states, [B, T, D], float32."""
         return torch.nn.functional.normalize(kept.float(), dim=-1)
 
-    def combine(self, answers: list[Any]) -> tuple[Tensor, Tensor]:
+    def combine(self, answers: list[Any]) -> Later:
         """Cosines over tokens and angles at the last, [L + 1, L + 1] each, float64, on the CPU."""
-        last = torch.stack([state[:, -1].cpu() for state in answers], 1).double()  # [B, L + 1, D]
-        pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
-        return _token_cosines(answers), torch.arccos(pairs).sum(0) / torch.pi
+        n_depths = len(answers)
+
+        def made(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+            last = torch.stack(tensors[:n_depths], 1).double()  # [B, L + 1, D]
+            pairs = torch.einsum("bid,bjd->bij", last, last).clamp(-1.0, 1.0)
+            total = torch.zeros(n_depths, n_depths, dtype=torch.float64)
+            for cosines in tensors[n_depths:]:
+                total += cosines.double()
+            return total, torch.arccos(pairs).sum(0) / torch.pi
+
+        return Later([*(state[:, -1] for state in answers), *_token_cosines(answers)], made)
 
 
-def _token_cosines(states: list[Tensor]) -> Tensor:
-    """Sum over tokens of the cosines between all depths, [L + 1, L + 1], float64.
+def _token_cosines(states: list[Tensor]) -> list[Tensor]:
+    """Sums over some tokens of the cosines between all depths, [L + 1, L + 1] each, float32.
 
     For unit vectors the sum over tokens and features is one matrix product of each depth's states
     laid out flat: no token-by-token similarity matrix is ever built.
@@ -199,9 +208,9 @@ def _token_cosines(states: list[Tensor]) -> Tensor:
     """
     n_depths, width = len(states), states[0].shape[-1]
     flat = [state.reshape(-1, width) for state in states]
-    total = torch.zeros(n_depths, n_depths, dtype=torch.float64)
+    found = []
     for start in range(0, flat[0].shape[0], _CHUNK):
         rows = torch.stack([f[start : start + _CHUNK].to(flat[0].device) for f in flat])
         rows = rows.reshape(n_depths, -1)
-        total += (rows @ rows.T).cpu().double()
-    return total
+        found.append(rows @ rows.T)
+    return found

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from streamline.engine.families import Family, family_of
 from streamline.engine.meter import entered
 from streamline.engine.nested import repeated, to_device
+from streamline.engine.transfer import onto, single_sequences
 from streamline.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -165,13 +166,11 @@ class Decoder:
             self.check_length(input_ids.shape[-1], "a text")
         entered()
         entry = Entry(hidden=torch.empty(0))
-        options: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False}
-        if position_ids is not None:
-            options["position_ids"] = position_ids.to(self.device)
-        if attention_mask is not None:
-            options["attention_mask"] = attention_mask.to(self.device)
-        with self._recording(entry):
-            submodule(self.model, self.family.base)(input_ids.to(self.device), **options)
+        given = {"attention_mask": attention_mask, "position_ids": position_ids}
+        options = {k: onto(value, self.device) for k, value in given.items() if value is not None}
+        base, ids = submodule(self.model, self.family.base), onto(input_ids, self.device)
+        with self._recording(entry), single_sequences(position_ids is None):
+            base(ids, use_cache=False, **options)
         return entry
 
     def run(self, module: nn.Module, hidden: Tensor, entry: Entry, layer: int) -> Tensor:

@@ -10,6 +10,8 @@ run is decided here and nowhere else:
   runs all batches through each layer (:attr:`streamline.engine.decoder.Decoder.layer_order`);
 * a batch for which memory runs out is split, where the model is in memory
   (:mod:`streamline.engine.memory`);
+* what an accelerator has to say of a batch is read while it works on the next one
+  (:mod:`streamline.engine.transfer`);
 * several processes share the batches (:mod:`streamline.distributed`); no batch is cut for that, so
   their number changes no result.
 
@@ -22,6 +24,7 @@ Example::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -38,6 +41,7 @@ from streamline.engine.kernels import CompiledLayers, FastLinears
 from streamline.engine.memory import BatchLimit
 from streamline.engine.meter import counted
 from streamline.engine.paths import Path, PathTrie, tries_of
+from streamline.engine.transfer import Later, read
 from streamline.errors import UnsupportedModelError
 
 __all__ = ["Depths", "Inputs", "Job", "OnProgress", "TokenJob", "attempt", "run"]
@@ -84,7 +88,10 @@ class Job(ABC):
         return kept
 
     def combine(self, answers: list[Any]) -> Any:
-        """The job's result, from the answers for all paths, in their order."""
+        """The job's result, from the answers for all paths, in their order.
+
+        A :class:`~streamline.engine.transfer.Later` stands for one that is made on the host.
+        """
         return answers
 
     def split(self) -> Sequence[Job]:
@@ -163,7 +170,8 @@ def run(
 
     Yields:
         Each job, or each part of one that was split, with what its ``combine`` gave: as soon as it
-        is done where one process has the model in memory.
+        is done where one process has the model in memory; what is read from an accelerator, when
+        the next job has begun.
 
     Raises:
         UnsupportedModelError: If paths through a model whose layers come one at a time are mixed
@@ -194,7 +202,7 @@ def _size(paths: Sequence[Path], head: bool) -> int:
 
 def attempt(paths: Sequence[Path], job: Job, *, compiled: bool = False) -> Any:
     """One job at once, in this process: to try whether it fits, and its time."""
-    return _Runner(paths, [job], compiled).attempt(job)
+    return read(_Runner(paths, [job], compiled).attempt(job))
 
 
 class _Runner:
@@ -219,7 +227,7 @@ class _Runner:
         self._kernels = [kernels(trie) for trie, _ in self._tries]
 
     def attempt(self, job: Job) -> Any:
-        """The job's result; its tensors go when it fails."""
+        """The job's result, which may come :class:`Later`; its tensors go when it fails."""
         answers: list[Any] = [None] * self._n_paths
         with _without_gradients(job):
             for (trie, members), kernels in zip(self._tries, self._kernels, strict=True):
@@ -260,11 +268,21 @@ def _batch_by_batch(
         return
     runner = _Runner(paths, jobs, compiled)
     total, done = sum(job.n_tokens for job in jobs), 0
-    for job in jobs:
-        yield limit.apply(job, runner.attempt)
-        done += job.n_tokens
-        if progress is not None:
-            progress(done, total)
+    waiting: deque[tuple[AnyJob, list[Outcome[AnyJob]]]] = deque()
+    for job in [*jobs, None]:
+        if job is not None:
+            waiting.append((job, limit.apply(job, runner.attempt)))
+        while waiting and (job is None or len(waiting) > 1 or not _owed(waiting[0][1])):
+            first, parts = waiting.popleft()
+            yield [(part, read(result)) for part, result in parts]
+            done += first.n_tokens
+            if progress is not None:
+                progress(done, total)
+
+
+def _owed(parts: Sequence[Outcome[AnyJob]]) -> bool:
+    """Whether the device still has to say something of a job."""
+    return any(isinstance(result, Later) and result.owed for _, result in parts)
 
 
 def _layer_by_layer(

@@ -7,7 +7,7 @@ cache between the product and the softmax. Softmax and losses are computed in fl
 
 Example::
 
-    values, best = token_logprobs(decoder, hidden, where, picks, targets)
+    values, best = token_logprobs(decoder, hidden, picks, targets)
     summed_loss(decoder, hidden, ids)               # a scalar tensor; gradients flow if enabled
 
 Notation: B batch, T tokens, D hidden size, P positions, S scored tokens, V vocabulary.
@@ -18,14 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from streamline.engine.decoder import Decoder
+from streamline.engine.transfer import onto
 
 __all__ = [
     "chunk_rows", "divergence", "likeliest", "predicting", "summed_divergence", "summed_loss",
@@ -53,51 +52,56 @@ def chunk_rows(decoder: Decoder, device: torch.device, *, training: bool = False
 
 
 def token_logprobs(
-    decoder: Decoder,
-    hidden: Tensor,
-    where: Tensor,
-    picks: Tensor,
-    targets: Tensor,
-    *,
-    greedy: bool = True,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    decoder: Decoder, hidden: Tensor, picks: Tensor, targets: Tensor, *, greedy: bool = True
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of single tokens, the head run once for each distinct position.
+
+    Nothing here waits for an accelerator.
 
     Args:
         decoder: Gives the final norm and the head.
-        hidden: Hidden states after the last layer, [positions, D].
-        where: Distinct rows of ``hidden`` that are needed, [P], rising.
-        picks: For each scored token its index into ``where``, [S].
-        targets: The scored tokens, [S].
+        hidden: Hidden states after the last layer at the positions that are needed, [P, D].
+        picks: For each scored token its index into ``hidden``, [S], on the CPU.
+        targets: The scored tokens, [S], on the CPU.
         greedy: Whether to look for the likeliest tokens.
 
     Returns:
-        Log-softmax in float32 at the targets, [S], and whether each is the likeliest token, [S];
-        all False without ``greedy``.
+        Log-softmax in float32 at the targets, [S], and whether each is the likeliest token, [S],
+        bool; all False without ``greedy``. Both where the head is.
     """
-    device = hidden.device
     by_place = torch.argsort(picks, stable=True)
-    ordered = picks[by_place]
-    step = chunk_rows(decoder, device)
+    step = chunk_rows(decoder, hidden.device)
+    starts = torch.arange(0, len(hidden) + step, step)
+    cuts = torch.searchsorted(picks[by_place], starts).tolist()
     values, tops = [], []
-    for low in range(0, len(where), step):
-        logits = decoder.leave(hidden[where[low : low + step].to(device)])  # [chunk, V]
+    for number, states in enumerate(torch.split(hidden, step)):
+        logits = decoder.leave(states)  # [chunk, V]
         logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        begin, end = torch.searchsorted(ordered, torch.tensor([low, low + step])).tolist()
-        rows = (ordered[begin:end] - low).to(logits.device)  # the head may be on another device
-        wanted = targets[by_place[begin:end]].to(logits.device)
+        mine = by_place[cuts[number] : cuts[number + 1]]
+        rows = onto(picks[mine] - number * step, logits.device)
+        wanted = onto(targets[mine], logits.device)
         chosen = logprobs[rows, wanted]
-        best = torch.zeros_like(wanted, dtype=torch.bool)
-        if greedy:
-            best = chosen == logprobs.amax(dim=-1)[rows]
-            # Looking for the place of the maximum is slow; it only matters where values are equal.
-            best[best.clone()] = logprobs[rows[best]].argmax(dim=-1) == wanted[best]
-        values.append(chosen.cpu())
-        tops.append(best.cpu())
+        values.append(chosen)
+        tops.append(
+            _is_likeliest(logprobs, rows, wanted, chosen)
+            if greedy
+            else torch.zeros_like(wanted, dtype=torch.bool)
+        )
         del logits, logprobs  # before the next ones are made
     order = torch.empty_like(by_place)
     order[by_place] = torch.arange(len(by_place))
-    return torch.cat(values)[order].numpy(), torch.cat(tops)[order].numpy()
+    order = onto(order, values[0].device)
+    return torch.cat(values)[order], torch.cat(tops)[order]
+
+
+def _is_likeliest(logprobs: Tensor, rows: Tensor, wanted: Tensor, chosen: Tensor) -> Tensor:
+    """Whether tokens are the likeliest of their rows, [S]; of equal ones the first is."""
+    if logprobs.device.type != "cpu":
+        return logprobs.argmax(dim=-1)[rows] == wanted
+    best = chosen == logprobs.amax(dim=-1)[rows]
+    # Looking for the place of the maximum is slow here; it only matters where values are equal.
+    best[best.clone()] = logprobs[rows[best]].argmax(dim=-1) == wanted[best]
+    return best
 
 
 def predicting(
@@ -115,7 +119,7 @@ def predicting(
         States, [P, D], and token ids, [P].
     """
     states = hidden[:, :-1].flatten(0, 1)  # [B * (T - 1), D]
-    targets = ids[:, 1:].flatten().to(hidden.device)  # [B * (T - 1)]
+    targets = onto(ids[:, 1:].flatten(), hidden.device)  # [B * (T - 1)]
     if scored is not None:
         chosen = scored[:, 1:].flatten().to(hidden.device)
         states, targets = states[chosen], targets[chosen]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamline.engine.transfer import onto
+
 
 def repeated(value: Any, n: int, rows: int) -> Any:
     """Every tensor of one call for a batch of ``rows``, made for ``n`` such batches.
@@ -26,7 +28,7 @@ def repeated(value: Any, n: int, rows: int) -> Any:
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return onto(value, device)
     if isinstance(value, tuple):
         return tuple(to_device(item, device) for item in value)
     if isinstance(value, list):

@@ -27,6 +27,7 @@ from streamline.engine.finite import not_finite
 from streamline.engine.forward import TokenJob, run
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Path, dense_path
+from streamline.engine.transfer import Later
 from streamline.methods.loss import check_length
 from streamline.progress import tell
 
@@ -111,15 +112,15 @@ class _Divergence(TokenJob):
     def answer(self, decoder: Decoder, kept: Tensor) -> tuple[Decoder, Tensor]:
         return decoder, kept
 
-    def combine(self, answers: list[Any]) -> list[float]:
+    def combine(self, answers: list[Any]) -> Later:
         decoder, teacher = answers[0]
-        totals = [0.0] * (len(answers) - 1)
+        n, found = len(answers) - 1, list[Tensor]()
         step = head.chunk_rows(decoder, teacher.device)
         for low in range(0, len(teacher), step):
             wanted = decoder.leave(teacher[low : low + step])
-            for index, (_, states) in enumerate(answers[1:]):
-                totals[index] += float(divergence(wanted, decoder.leave(states[low : low + step])))
-        return totals
+            for _, states in answers[1:]:
+                found.append(divergence(wanted, decoder.leave(states[low : low + step])))
+        return Later(found, lambda them: [sum(map(float, them[i::n])) for i in range(n)])
 
     def split(self) -> Sequence[_Divergence]:
         return self.halves()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from streamline.engine.finite import not_finite
 from streamline.engine.forward import TokenJob, run
 from streamline.engine.head import summed_loss
 from streamline.engine.paths import Path, tries_of
+from streamline.engine.transfer import Later
 from streamline.errors import ConfigError
 from streamline.progress import tell
 
@@ -92,8 +94,11 @@ def score_paths(
 class _Loss(TokenJob):
     """Some sequences, [B, T]: the summed loss of every token but the first of each."""
 
-    def answer(self, decoder: Decoder, kept: Tensor) -> float:
-        return float(summed_loss(decoder, kept, self.tokens))
+    def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
+        return summed_loss(decoder, kept, self.tokens)
+
+    def combine(self, answers: list[Any]) -> Later:
+        return Later(answers, lambda losses: [float(loss) for loss in losses])
 
     def split(self) -> Sequence[_Loss]:
         return self.halves()

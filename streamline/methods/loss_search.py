@@ -158,30 +158,31 @@ class LossSearch:
 
     def _whole(self, end: list[tuple[Tensor, Tensor]], learn: bool) -> float:
         """The mean loss of one path; with ``learn``, also the head's rows that mattered to it."""
-        total = 0.0
-        kept: list[Tensor] = []
+        losses, kept = list[Tensor](), list[Tensor]()
         for states, targets in end:
             logits = self.decoder.leave(states).float()
             wanted = targets.to(logits.device)
-            total += float(cross_entropy(logits, wanted, reduction="sum"))
+            losses.append(cross_entropy(logits, wanted, reduction="sum"))
             if learn:
-                mass = logits.softmax(-1).sum(0)
-                mass[wanted] = math.inf
+                mass = logits.softmax(-1).sum(0).index_fill(0, wanted, math.inf)
                 n_rows = max(len(mass) // HEAD_DIVISOR, min(len(mass), len(wanted)))
                 kept.append(mass.topk(n_rows).indices.sort().values)
         if learn:
             self._kept = kept
-        return total / (len(self.tokens) * (self.tokens.shape[1] - 1))
+        n_tokens = len(self.tokens) * (self.tokens.shape[1] - 1)
+        return float(sum(torch.stack(losses).tolist())) / n_tokens
 
     def _bounds(self, ends: list[list[tuple[Tensor, Tensor]]]) -> list[float]:
         """A number for each path that its mean loss is not below, but for rounding."""
-        totals = [0.0] * len(ends)
+        losses: list[list[Tensor]] = [[] for _ in ends]
         for place, rows in enumerate(self._kept):
             targets = torch.searchsorted(rows, ends[0][place][1].to(rows.device))
             with _cut(self._head, rows):
-                for index, end in enumerate(ends):
+                for end, found in zip(ends, losses, strict=True):
                     logits = self.decoder.leave(end[place][0]).float()
-                    totals[index] += float(cross_entropy(logits, targets, reduction="sum"))
+                    found.append(cross_entropy(logits, targets, reduction="sum"))
+        # All are asked for together: the device is waited for once.
+        totals = [sum(each) for each in torch.stack([torch.stack(e) for e in losses]).tolist()]
         n_tokens = len(self.tokens) * (self.tokens.shape[1] - 1)
         return [total / n_tokens if math.isfinite(total) else -math.inf for total in totals]
 

@@ -21,6 +21,7 @@ from streamline.engine.decoder import Entry, submodule
 from streamline.engine.forward import Job, OnProgress
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Branch, PathTrie
+from streamline.engine.transfer import read
 from streamline.errors import PlanError
 from streamline.streaming.states import StateStore
 
@@ -211,4 +212,4 @@ def _answers(turns: _Turns, store: StateStore, number: int, job: Job) -> Any:
         kept = store.take(key if key in turns.joint else (*key, HEAD)).to(decoder.device)
         for index in branch.ends:
             answers[index] = job.answer(decoder, kept)
-    return job.combine(answers)
+    return read(job.combine(answers))

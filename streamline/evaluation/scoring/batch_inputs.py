@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
+from streamline.engine.transfer import onto
 from streamline.evaluation.scoring.packing import Batch
 from streamline.evaluation.scoring.tree_attention import Block, blocks_of, split, tree_mask
 
@@ -54,7 +55,7 @@ def inputs_of(batch: Batch, decoder: Decoder) -> tuple[Tensor, Tensor | None, Te
         lengths = torch.from_numpy(batch.lengths())
         mask = (torch.arange(batch.width) < lengths[:, None]).long()
         return tokens, mask if len(batch.rows) > 1 else None, None
-    ends = torch.from_numpy(_ends(batch)).to(decoder.device)
+    ends = onto(torch.from_numpy(_ends(batch)), decoder.device)
     mask = tree_mask(ends, decoder.dtype)
     return tokens, mask, torch.from_numpy(batch.padded("positions"))
 

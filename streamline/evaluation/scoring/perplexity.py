@@ -29,6 +29,7 @@ from streamline.engine.forward import OnProgress, TokenJob, attempt, run
 from streamline.engine.head import token_logprobs
 from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path
+from streamline.engine.transfer import Later
 from streamline.errors import ConfigError
 from streamline.evaluation.scoring.packing import Batch
 from streamline.evaluation.scoring.token_budget import TokenBudget
@@ -149,11 +150,17 @@ class Windows(TokenJob):
         """The states of all tokens but the last of each window, [B * (T - 1), D]."""
         return hidden[:, :-1].reshape(-1, hidden.shape[-1])
 
-    def answer(self, decoder: Decoder, kept: Tensor) -> NDArray[np.float64]:
-        """Summed NLL, in nats, and the windows' squared sums, added in float64, [2]."""
-        where = torch.arange(len(kept))
+    def answer(self, decoder: Decoder, kept: Tensor) -> Tensor:
+        """Log-probabilities of the tokens, [B * (T - 1)]."""
         targets = self.tokens[:, 1:].reshape(-1)
-        values, _ = token_logprobs(decoder, kept, where, where, targets, greedy=False)
+        picks = torch.arange(len(kept))
+        return token_logprobs(decoder, kept, picks, targets, greedy=False)[0]
+
+    def combine(self, answers: list[Any]) -> Later:
+        """Summed NLL, in nats, and the windows' squared sums, added in float64, [2] each."""
+        return Later(answers, lambda tensors: [self._sums(tensor.numpy()) for tensor in tensors])
+
+    def _sums(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         losses = -values.astype(np.float64)
         each = losses.reshape(len(self.tokens), -1).sum(axis=1)
         return np.array([losses.sum(), np.square(each).sum()])

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from streamline.engine.forward import Inputs, Job, OnProgress, attempt, run
 from streamline.engine.head import token_logprobs
 from streamline.engine.memory import BatchLimit
 from streamline.engine.paths import Path, tries_of
+from streamline.engine.transfer import Later, onto
 from streamline.evaluation.scoring.batch_inputs import Scored, blocks_for, inputs_of
 from streamline.evaluation.scoring.packing import Batch, Request, pack, split_batch
 from streamline.evaluation.scoring.token_budget import TokenBudget
@@ -116,18 +118,27 @@ class RequestBatch(Job):
 
     def keep(self, hidden: Tensor) -> Tensor:
         """The states that predict a scored token, [P, D]."""
-        return hidden.reshape(-1, hidden.shape[-1])[self._wanted.where.to(hidden.device)]
+        return hidden.reshape(-1, hidden.shape[-1])[onto(self._wanted.where, hidden.device)]
 
-    def answer(self, decoder: Decoder, kept: Tensor) -> Likelihoods:
-        """The batch's answers by one path."""
-        wanted, where = self._wanted, torch.arange(len(kept))
-        logprobs, best = token_logprobs(decoder, kept, where, wanted.picks, wanted.targets)
+    def answer(self, decoder: Decoder, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each scored token its log-probability and whether it is the likeliest, [S] each."""
+        return token_logprobs(decoder, kept, self._wanted.picks, self._wanted.targets)
+
+    def combine(self, answers: list[Any]) -> Later:
+        """The batch's answers by every path."""
+        return Later([tensor for pair in answers for tensor in pair], self._likelihoods)
+
+    def _likelihoods(self, tensors: list[Tensor]) -> list[Likelihoods]:
         starts = np.concatenate([[0], np.cumsum(self.batch.counts)[:-1]])
-        return Likelihoods(
-            np.add.reduceat(logprobs.astype(np.float64), starts),
-            np.logical_and.reduceat(best, starts),
-            self.batch.counts,
-        )
+        values = [tensor.numpy() for tensor in tensors]
+        return [
+            Likelihoods(
+                np.add.reduceat(logprobs.astype(np.float64), starts),
+                np.logical_and.reduceat(best, starts),
+                self.batch.counts,
+            )
+            for logprobs, best in zip(values[::2], values[1::2], strict=True)
+        ]
 
     def split(self) -> Sequence[RequestBatch]:
         """Two batches that answer the same requests, or none for a single sequence."""
