@@ -28,7 +28,7 @@ from streamline.engine.assemble import assemble
 from streamline.engine.finite import not_finite
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import NotFiniteError
-from streamline.evaluation.generation.engine import unsupported
+from streamline.evaluation.generation.alone import unsupported
 from streamline.evaluation.generation.shards import generate_shared
 from streamline.evaluation.harness import continuations, max_length, text_of, unsupported_options
 from streamline.evaluation.harness import generate as generate_alone

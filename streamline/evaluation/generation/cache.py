@@ -1,15 +1,20 @@
 """Keys and values of many paths that generate side by side, each kept once.
 
-The cache follows the trie of the paths. A step is a module at its place in the trie; it keeps, for
-every attention inside it, keys and values in three pieces: the prefix that all prompts have in
-common (few-shot examples), once; each prompt's own rest, once for all paths below the step; and
-what each row, a prompt on a path, has generated. Generating attends to the three in one softmax
+The cache follows the trie of the paths. A step is a module at one or more of its places in the
+trie; it keeps, for every attention inside it, keys and values in three pieces: the prefix that all
+prompts have in common (few-shot examples), once for each place; each prompt's own rest, once for
+all paths that run a place; and what each row, a prompt on a path, has generated
+(:mod:`streamline.evaluation.generation.slots`). Generating attends to the three in one softmax
 without ever joining them (:mod:`streamline.evaluation.generation.rows`), so the common prefix is
 read once for all rows.
 
+On a CPU each place is a step, one branch after the other; on an accelerator the places of one
+module that paths come to at the same time are one step, so that the number of kernel launches is
+bounded by the number of layers, not by that of paths. The numbers are the same up to rounding.
+
 Paths that run the same modules count as one. They are numbered depth first and rows lie path after
-path, so a step's rows are a range. No module needs to know of the cache: it is filled and read by
-the attention function, so a layer that is used twice is kept twice in the cache.
+path, so the rows of a place are a range. No module needs to know of the cache: it is filled and
+read by the attention function, so a layer that is used twice is kept twice in the cache.
 
 Example::
 
@@ -18,8 +23,8 @@ Example::
         trie.forward(decoder.enter(prefix), Prefix(), at_end=ignore)
         trie.forward(decoder.enter(prompts, mask, positions), Prompts(...), at_end=first_tokens)
 
-Notation: R prompts, N rows, P tokens of the prefix, T of the longest prompt after it, H heads,
-G heads of keys and values, d width of a head, D hidden size.
+Notation: S places of a step, R prompts, N rows, P tokens of the prefix, T of the longest prompt
+after it, H heads, G heads of keys and values, d width of a head, D hidden size.
 """
 
 from __future__ import annotations
@@ -30,74 +35,55 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, Entry
+from streamline.engine.nested import repeated
 from streamline.engine.paths import Branch, Node, PathTrie
+from streamline.evaluation.generation.slots import Range, Slot
 from streamline.evaluation.scoring.tree_attention import own_attention, replaced_attention
 
-__all__ = ["Attention", "CacheTrie", "Phase", "Slot", "Step"]
+__all__ = ["Attention", "CacheTrie", "Phase", "Place", "Step"]
 
 _NAME = "streamline_generation"
-_FIRST = 16  # generated tokens that a fresh buffer holds
 
 
 @dataclass
-class Slot:
-    """Keys and values of one attention: pairs of tensors, None before they are there.
+class Place:
+    """A branch of the trie.
 
     Attributes:
-        prefix: Of the common prefix, [G, P, d].
-        prompts: Of the prompts after it, [R, G, T, d].
-        rows: Of the generated tokens, [N, G, size, d].
+        node: The module that runs there; None at the root.
+        paths: The range of paths that run it.
+        end: The path that ends after it, if one does.
+        children: What follows it.
     """
 
-    prefix: tuple[Tensor, Tensor] | None = None
-    prompts: tuple[Tensor, Tensor] | None = None
-    rows: tuple[Tensor, Tensor] | None = None
-
-    def put_prompts(self, key: Tensor, value: Tensor, start: int, shape: tuple[int, int]) -> None:
-        """Keep some prompts, [r, G, t, d], from number ``start`` on, of R with T tokens."""
-        n, heads, length, width = key.shape
-        if (n, length) == shape:
-            self.prompts = key.contiguous(), value.contiguous()
-            return
-        if self.prompts is None:
-            size = (shape[0], heads, shape[1], width)
-            self.prompts = key.new_zeros(size), value.new_zeros(size)
-        for kept, new in zip(self.prompts, (key, value), strict=True):
-            kept[start : start + n, :, :length] = new
-
-    def put_token(self, key: Tensor, value: Tensor, index: int) -> None:
-        """Keep the token that every row generated as number ``index``, [N, G, 1, d]."""
-        if self.rows is None or index >= self.rows[0].shape[2]:
-            n, heads, _, width = key.shape
-            size = max(_FIRST, 2 * index)
-            grown = key.new_empty(n, heads, size, width), value.new_empty(n, heads, size, width)
-            for new, old in zip(grown, self.rows or (), strict=False):
-                new[:, :, :index] = old[:, :, :index]
-            self.rows = grown
-        for kept, new in zip(self.rows, (key, value), strict=True):
-            kept[:, :, index] = new[:, :, 0]
+    node: Node | None
+    paths: Range = (0, 0)
+    end: int | None = None
+    children: list[Place] = field(default_factory=list)
 
 
 @dataclass
 class Step:
-    """A module at its place in the trie.
+    """A module at one or more of its places in the trie, which are run together.
 
     Attributes:
-        node: The module; None at the root.
-        paths: The range of paths that run it, first and end.
-        end: The path that ends after it, if one does.
-        children: What follows it.
+        node: The module.
+        places: Where, in the order of their paths.
         slots: What its attentions keep, in the order in which they run.
     """
 
-    node: Node | None
-    paths: tuple[int, int] = (0, 0)
-    end: int | None = None
-    children: list[Step] = field(default_factory=list)
+    node: Node
+    places: list[Place]
     slots: list[Slot] = field(default_factory=list)
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """The range of paths of each place."""
+        return tuple(place.paths for place in self.places)
 
 
 @dataclass(frozen=True)
@@ -138,22 +124,32 @@ class CacheTrie:
 
     Args:
         trie: The paths of one decoder.
+        together: Whether the places of one module are run together; None for what suits the device.
 
     Attributes:
         paths: For each distinct path the indices of the given paths that are equal to it.
-        steps: All steps, depth first, without the root.
+        steps: All steps, in the order in which they run.
+        together: Whether the places of one module are run together.
     """
 
-    def __init__(self, trie: PathTrie) -> None:
+    def __init__(self, trie: PathTrie, together: bool | None = None) -> None:
         self.decoder: Decoder = trie.decoder
+        self.together = self.decoder.device.type != "cpu" if together is None else together
         self.paths: list[list[int]] = []
-        self.steps: list[Step] = []
-        self._root = self._step(trie.root)
+        self._root = self._place(trie.root)
+        order = _levels if self.together else _branches
+        self.steps = [
+            Step(places[0].node, places) for places in order(self._root) if places[0].node
+        ]
+
+    @property
+    def width(self) -> int:
+        """The most places of a step."""
+        return max((len(step.places) for step in self.steps), default=1)
 
     def modules(self) -> list[nn.Module]:
         """The modules of all steps, each once."""
-        nodes = (step.node for step in self.steps)
-        return list({id(n.module): n.module for n in nodes if n is not None}.values())
+        return list({id(step.node.module): step.node.module for step in self.steps}.values())
 
     def forget(self, *, prefix: bool = False) -> None:
         """Drop what is kept of prompts and rows, and of the common prefix too if wanted."""
@@ -177,53 +173,92 @@ class CacheTrie:
         Args:
             entry: The batch, from the decoder's ``enter``.
             phase: What it is.
-            at_end: Called once per path, in their order, with its number and its hidden states
-                after the last module, which may be shared between paths.
+            at_end: Called once per path that has rows, with its number and its hidden states after
+                the last module, which may be shared between paths.
         """
         offsets = phase.offsets
-        todo = [(self._root, entry.hidden, 0)]
-        while todo:
-            step, hidden, origin = todo.pop()
-            rows = None
-            if offsets is not None:
-                rows = slice(offsets[step.paths[0]], offsets[step.paths[1]])
-                if rows.start == rows.stop:
-                    continue
-                hidden = hidden[rows.start - origin : rows.stop - origin]
-                origin = rows.start
-            if step.node is not None:
-                hidden = self._run(step, hidden, entry, phase, rows)
-            if step.end is not None and offsets is None:
-                at_end(step.end, hidden)
-            elif step.end is not None and offsets is not None:
-                at_end(step.end, hidden[: offsets[step.end + 1] - origin])
-            todo += [(child, hidden, origin) for child in reversed(step.children)]
+        waiting: dict[int, Tensor] = {}
+        parts: dict[tuple[int, tuple[Range, ...]], Tensor] = {}
+
+        def settle(place: Place, hidden: Tensor) -> None:
+            if place.end is not None and len(hidden):
+                stop = None if offsets is None else offsets[place.end + 1] - offsets[place.end]
+                at_end(place.end, hidden[:stop])
+            for child in place.children:
+                part = hidden
+                if offsets is not None:
+                    first, stop = (offsets[path] - offsets[place.paths[0]] for path in child.paths)
+                    part = hidden[first:stop]
+                waiting[id(child)] = part
+
+        settle(self._root, entry.hidden)
+        for step in self.steps:
+            states = [waiting.pop(id(place)) for place in step.places]
+            sizes = [len(hidden) for hidden in states]
+            if sum(sizes):
+                rows = None
+                if offsets is not None:
+                    rows = tuple((offsets[first], offsets[stop]) for first, stop in step.ranges)
+                output = self._run(step, states, entry, phase, rows, parts)
+                states = list(torch.split(output, sizes)) if len(states) > 1 else [output]
+            for place, hidden in zip(step.places, states, strict=True):
+                settle(place, hidden)
 
     def _run(
-        self, step: Step, hidden: Tensor, entry: Entry, phase: Phase, rows: slice | None
+        self,
+        step: Step,
+        states: Sequence[Tensor],
+        entry: Entry,
+        phase: Phase,
+        rows: tuple[Range, ...] | None,
+        parts: dict[tuple[int, tuple[Range, ...]], Tensor],
     ) -> Tensor:
-        """One module on a step's rows of the batch, or on all of it."""
-        node, running = step.node, _running.get()
-        assert node is not None and running is not None
-        call = entry.calls[node.layer]
-        n = len(entry.hidden)
-        if rows is not None and rows.stop - rows.start < n:
-            call = _rows(call, rows, n)
+        """One module on the rows of a step's places, or on all of the batch for each of them."""
+        running = _running.get()
+        assert running is not None
+        call, n = entry.calls[step.node.layer], len(entry.hidden)
+        hidden = states[0]
+        if len(states) > 1:
+            hidden = torch.cat([state.to(hidden.device) for state in states])
+        if rows is not None:
+            call = _rows(call, rows, n, parts)
+        elif len(states) > 1:
+            call = repeated(call, len(states), n)
         running.step, running.phase, running.calls = step, phase, 0
-        return self.decoder.run(node.module, hidden, Entry(hidden, [call]), 0)
+        return self.decoder.run(step.node.module, hidden, Entry(hidden, [call]), 0)
 
-    def _step(self, branch: Branch) -> Step:
-        """A branch of the trie with its paths numbered and its steps listed, depth first."""
+    def _place(self, branch: Branch) -> Place:
+        """A branch of the trie with its paths numbered, depth first."""
         start = len(self.paths)
-        step = Step(branch.node)
-        if branch.node is not None:
-            self.steps.append(step)
+        place = Place(branch.node)
         if branch.ends:
-            step.end = start
+            place.end = start
             self.paths.append(branch.ends)
-        step.children = [self._step(child) for child in branch.children.values()]
-        step.paths = start, len(self.paths)
-        return step
+        place.children = [self._place(child) for child in branch.children.values()]
+        place.paths = start, len(self.paths)
+        return place
+
+
+def _branches(root: Place) -> Iterator[list[Place]]:
+    """Each place by itself, one branch to its end before the next."""
+    todo = [root]
+    while todo:
+        place = todo.pop()
+        todo += reversed(place.children)
+        yield [place]
+
+
+def _levels(root: Place) -> Iterator[list[Place]]:
+    """The places of one module to which paths have come, the shallowest layer first."""
+    waiting: dict[tuple[int, int], list[Place]] = {}
+    places = [root]
+    while places:
+        yield places
+        for child in (child for place in places for child in place.children):
+            assert child.node is not None
+            waiting.setdefault(child.node.key, []).append(child)
+        key = min(waiting, key=lambda key: key[1], default=None)
+        places = [] if key is None else sorted(waiting.pop(key), key=lambda place: place.paths)
 
 
 @dataclass
@@ -264,12 +299,23 @@ def _forward(
     return running.phase.attend(running.step, slot, (query, key, value), attention), None
 
 
-def _rows(value: Any, rows: slice, n: int) -> Any:
-    """Some rows of every tensor with n of them, in nested tuples, lists and dicts."""
+def _rows(
+    value: Any, rows: tuple[Range, ...], n: int, made: dict[tuple[int, tuple[Range, ...]], Tensor]
+) -> Any:
+    """Some ranges of rows of every tensor with n of them, in nested tuples, lists and dicts.
+
+    Layers are called with the same tensors, so what was made of one is kept.
+    """
     if isinstance(value, Tensor):
-        return value[rows] if value.dim() and len(value) == n else value
+        if not value.dim() or len(value) != n or rows == ((0, n),):
+            return value
+        key = id(value), rows
+        if key not in made:
+            some = [value[first:stop] for first, stop in rows]
+            made[key] = some[0] if len(some) == 1 else torch.cat(some)
+        return made[key]
     if isinstance(value, (tuple, list)):
-        return type(value)(_rows(item, rows, n) for item in value)
+        return type(value)(_rows(item, rows, n, made) for item in value)
     if isinstance(value, dict):
-        return {key: _rows(item, rows, n) for key, item in value.items()}
+        return {key: _rows(item, rows, n, made) for key, item in value.items()}
     return value

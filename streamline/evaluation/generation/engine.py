@@ -3,9 +3,10 @@
 Prompts that begin alike (few-shot examples) are run together: their common prefix is run once,
 the rest of each prompt once along the trie of all paths, and from then on every prompt on every
 path is a row. A step gives one token to all rows in one forward pass: a layer that several
-paths share runs once on all their rows. Rows leave when they are done. The tokens are those that
-``generate(do_sample=False)`` gives on each model by itself, one prompt at a time, as far as
-rounding goes.
+paths share runs once on all their rows. Rows leave when they are done. An accelerator begins the
+next step before the last one's tokens are looked at: it works while the host searches for the ends
+of texts, and does one step too many. The tokens are those that ``generate(do_sample=False)`` gives
+on each model by itself, one prompt at a time, as far as rounding goes.
 
 Example::
 
@@ -25,19 +26,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline.engine.decoder import Decoder
 from streamline.engine.head import likeliest
 from streamline.engine.kernels import FastLinears
 from streamline.engine.memory import BatchLimit, free_memory, room
 from streamline.engine.paths import Path, tries_of
+from streamline.engine.transfer import Later, onto
 from streamline.evaluation.generation.cache import CacheTrie, Phase
 from streamline.evaluation.generation.phases import Prefix, Prompts
 from streamline.evaluation.generation.prompts import Prompt, Stops, alike
 from streamline.evaluation.generation.rows import Rows
+from streamline.evaluation.generation.slots import bytes_per_token
 from streamline.evaluation.scoring.token_budget import default_batch_tokens
-from streamline.evaluation.scoring.tree_length import tree_length
 
-__all__ = ["Limits", "Written", "generate", "unsupported"]
+__all__ = ["Limits", "Written", "generate"]
 
 Written = Callable[[int, int, list[int]], None]
 """Called with the numbers of path and prompt and the new tokens, as soon as a row is done.
@@ -45,13 +46,6 @@ Written = Callable[[int, int, list[int]], None]
 A last token of -1 says that the model's logits were not finite there."""
 
 _CLOSE_UP = 8  # rows are closed up when one in so many is done
-_HARMLESS = {
-    "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "max_length",
-    "max_new_tokens", "min_p", "pad_token_id", "temperature", "top_k", "top_p",
-    "transformers_version", "typical_p", "use_cache", "cache_implementation", "_from_model_config",
-}  # fmt: skip
-_NEUTRAL = {"length_penalty": 1.0, "num_beams": 1, "repetition_penalty": 1.0}
-"""Generation settings that leave the likeliest token what it is: any value, or just this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,32 +72,6 @@ class Limits:
         return cls(batch_tokens=tokens, rows=64, cache_bytes=2 << 30)
 
 
-def unsupported(decoder: Decoder, longest: int) -> str | None:
-    """Why a model must generate by itself, or None if it need not.
-
-    Args:
-        decoder: The model.
-        longest: Tokens of the longest prompt with its text.
-    """
-    limit = tree_length(decoder)
-    if limit == 0:
-        return "its attention supports no mask but its own"
-    if limit is not None and longest > limit:
-        return f"its attention changes beyond {limit} tokens, and there may be {longest}"
-    settings = decoder.model.generation_config
-    given = {} if settings is None else settings.to_diff_dict()
-    changing = sorted(
-        name
-        for name, value in given.items()
-        if name not in _HARMLESS
-        and value not in (None, False)
-        and not (name in _NEUTRAL and _NEUTRAL[name] == value)
-    )
-    if changing:
-        return f"its generation settings set {', '.join(changing)}"
-    return None
-
-
 def generate(
     paths: Sequence[Path],
     prompts: Sequence[Prompt],
@@ -116,8 +84,8 @@ def generate(
     """Continue every prompt along every path.
 
     Args:
-        paths: What generates; paths of one decoder share what they have in common. None may be
-            :func:`unsupported`.
+        paths: What generates; paths of one decoder share what they have in common. None may be one
+            that must generate by itself (:mod:`streamline.evaluation.generation.alone`).
         prompts: What to continue, in any order.
         tokenizer: Makes text of tokens to look for stop strings.
         written: Called with each text's tokens once, the end-of-text token included; a batch that
@@ -132,9 +100,9 @@ def generate(
         cached = CacheTrie(trie)
         here = limits or Limits.of(cached.decoder.device)
         run = _Run(cached, members, prompts, stops, here, written)
-        linears = FastLinears(trie.modules(), trie.decoder.model)
+        kernels = FastLinears(trie.modules(), trie.decoder.model)
         limit = BatchLimit()
-        with linears.active(), torch.inference_mode():
+        with kernels.active(), torch.inference_mode():
             for n_prefix, together in alike(prompts):
                 run.begin(prompts[together[0]].tokens[:n_prefix])
                 for batch in run.batches(together):
@@ -183,7 +151,7 @@ class _Run:
 
     def batches(self, together: Sequence[int]) -> Iterator[list[int]]:
         """Prompts in batches, the longest first."""
-        paths, each = len(self.trie.paths), _bytes_per_token(self.decoder)
+        paths, each = len(self.trie.paths), bytes_per_token(self.decoder)
         most = max(1, self.limits.rows // paths)
         batch: list[int] = []
         used = 0
@@ -191,8 +159,9 @@ class _Run:
             prompt = self.prompts[index]
             rest = len(prompt.tokens) - self.n_prefix
             cost = each * sum(
-                rest + prompt.max_new_tokens * (step.paths[1] - step.paths[0])
+                rest + prompt.max_new_tokens * (end - first)
                 for step in self.trie.steps
+                for first, end in step.ranges
             )
             if batch and (len(batch) == most or used + cost > self.limits.cache_bytes):
                 yield batch
@@ -219,7 +188,9 @@ class _Run:
         live = list(range(rows.n))  # the texts that are not done
         held = list(range(rows.n))  # the text of each row, those that are done included
         while True:
-            values = dict(zip(held, tokens.tolist(), strict=True))
+            asked = Later([tokens], lambda found: found[0].tolist())
+            after = self._step(rows, tokens) if self.trie.together else None
+            values = dict(zip(held, asked.value(), strict=True))
             for text in live:
                 texts[text].append(values[text])
             numbers = [text for text in live if texts[text][-1] >= 0]
@@ -241,23 +212,30 @@ class _Run:
                 left = set(live)
                 kept = [row for row, text in enumerate(held) if text in left]
                 rows.keep(kept)
-                tokens, held = tokens[kept], live
-            out: list[Tensor] = [tokens] * len(self.trie.paths)
-            self._forward(tokens[:, None].clamp_min(0), rows.positions(), rows, out.__setitem__)
-            device = self.decoder.device  # paths may end on several
-            counts = zip(out, rows.counts(), strict=True)
-            ended = [states[:, -1].to(device) for states, n in counts if n]
-            tokens = likeliest(self.decoder, torch.cat(ended))
-            rows.next()
+                which, held = onto(torch.tensor(kept), tokens.device), live
+                tokens = tokens[which]
+                after = None if after is None else after[which]
+            tokens = self._step(rows, tokens) if after is None else after
+
+    def _step(self, rows: Rows, tokens: Tensor) -> Tensor:
+        """Give every row its token, [N]; the next ones, [N]."""
+        out: list[Tensor] = [tokens] * len(self.trie.paths)
+        self._forward(tokens[:, None].clamp_min(0), rows.positions(), rows, out.__setitem__)
+        device = self.decoder.device  # paths may end on several
+        counts = zip(out, rows.counts(), strict=True)
+        ended = [states[:, -1].to(device) for states, n in counts if n]
+        rows.next()
+        return likeliest(self.decoder, torch.cat(ended))
 
     def _read(self, batch: list[int], lengths: list[int]) -> Tensor:
         """Run the prompts; their first new tokens, path after path, [paths * R]."""
-        longest = max(lengths)
-        first = torch.empty(len(self.trie.paths), len(batch), dtype=torch.int64)
+        longest, device = max(lengths), self.decoder.device
+        first = torch.empty(len(self.trie.paths), len(batch), dtype=torch.int64, device=device)
+        most = max(1, self.limits.batch_tokens // self.trie.width)
         start = 0
         while start < len(batch):
             width = max(lengths[start:])
-            n = min(len(batch) - start, max(1, self.limits.batch_tokens // width))
+            n = min(len(batch) - start, max(1, most // width))
             width = max(lengths[start : start + n])
             part = torch.zeros(n, width, dtype=torch.int64)
             for row, index in enumerate(batch[start : start + n]):
@@ -269,13 +247,14 @@ class _Run:
             def at_end(
                 path: int, hidden: Tensor, last: Tensor = last, where: slice = where
             ) -> None:
-                states = hidden[torch.arange(len(last)), last.to(hidden.device)]
-                first[path, where] = likeliest(self.decoder, states).cpu()
+                rows = torch.arange(len(last), device=hidden.device)
+                states = hidden[rows, onto(last, hidden.device)]
+                first[path, where] = likeliest(self.decoder, states)
 
             phase = Prompts(start, (len(batch), longest), self._mask(width))
             self._forward(part, self.n_prefix, phase, at_end)
             start += n
-        return first.flatten().to(self.decoder.device)
+        return first.flatten()
 
     def _mask(self, width: int) -> Tensor | None:
         """What prompts see after the common prefix, [1, 1, t, P + t]; None if there is none."""
@@ -284,7 +263,8 @@ class _Run:
         dtype = self.decoder.dtype
         unseen = torch.ones(width, width, dtype=torch.bool).triu(1)
         own = torch.zeros(width, width, dtype=dtype).masked_fill(unseen, torch.finfo(dtype).min)
-        return torch.cat([torch.zeros(width, self.n_prefix, dtype=dtype), own], dim=1)[None, None]
+        mask = torch.cat([torch.zeros(width, self.n_prefix, dtype=dtype), own], dim=1)
+        return onto(mask[None, None], self.decoder.device)
 
     def _forward(
         self,
@@ -298,7 +278,8 @@ class _Run:
         if isinstance(positions, int):
             positions = (torch.arange(length) + positions).expand(n, length)
         # Attention here brings its own mask; this one only keeps the model from making one.
-        mask = torch.zeros((), dtype=self.decoder.dtype).expand(n, 1, length, length)
+        one = torch.zeros((), dtype=self.decoder.dtype, device=self.decoder.device)
+        mask = one.expand(n, 1, length, length)
         entry = self.decoder.enter(tokens, mask, positions)
         with self.trie.attention():
             self.trie.forward(entry, phase, at_end)
@@ -329,12 +310,3 @@ class _Batch:
         """The prompt that stands alone."""
         n_tokens = len(self.run.prompts[self.prompts[0]].tokens)
         return f"one prompt of {n_tokens} tokens on {len(self.run.trie.paths)} paths"
-
-
-def _bytes_per_token(decoder: Decoder) -> int:
-    """What one layer keeps of one token, at most."""
-    config: Any = decoder.config
-    heads = int(config.num_attention_heads)
-    groups = int(getattr(config, "num_key_value_heads", None) or heads)
-    width = int(getattr(config, "head_dim", None) or decoder.hidden_size // heads)
-    return 2 * groups * width * decoder.dtype.itemsize

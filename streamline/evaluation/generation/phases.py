@@ -19,7 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from streamline.evaluation.generation.cache import Attention, Slot, Step
+from streamline.evaluation.generation.cache import Attention, Step
+from streamline.evaluation.generation.slots import Slot
 
 __all__ = ["Prefix", "Prompts"]
 
@@ -38,7 +39,7 @@ class Prefix:
     ) -> Tensor:
         """Causal attention."""
         query, key, value = states
-        slot.prefix = key[0].contiguous(), value[0].contiguous()
+        slot.prefix = key.contiguous(), value.contiguous()
         return attention.own(query, key, value, None)
 
 
@@ -66,11 +67,17 @@ class Prompts:
     ) -> Tensor:
         """Causal attention, to all of the prefix besides."""
         query, key, value = states
-        slot.put_prompts(key, value, self.start, self.shape)
+        places = len(step.places)
+        slot.put_prompts(key, value, self.start, self.shape, places)
         if self.mask is None or slot.prefix is None:
             return attention.own(query, key, value, None)
         key, value = (
-            torch.cat([old.expand(len(new), *old.shape), new], dim=2)
+            torch.cat([_each(old, len(new) // places), new], dim=2)
             for old, new in zip(slot.prefix, (key, value), strict=True)
         )
         return attention.own(query, key, value, self.mask.to(query.device))
+
+
+def _each(prefix: Tensor, n: int) -> Tensor:
+    """The prefix of every place for n prompts each, [S, G, P, d] -> [S * n, G, P, d]."""
+    return prefix[:, None].expand(-1, n, -1, -1, -1).flatten(0, 1)

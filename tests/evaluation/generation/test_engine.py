@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, PathTrie, dense_path
 from streamline.errors import StreamlineError
 from streamline.evaluation.generation import engine as generation_engine
+from streamline.evaluation.generation.alone import unsupported
 from streamline.evaluation.generation.cache import CacheTrie
-from streamline.evaluation.generation.engine import Limits, generate, unsupported
+from streamline.evaluation.generation.engine import Limits, generate
 from streamline.evaluation.generation.prompts import Prompt
 from streamline.method import Pruned
 from streamline.methods.replacement import make
@@ -89,6 +91,13 @@ def same(paths: Sequence[Path], prompts: Sequence[Prompt], found: Texts) -> None
     assert found == wanted
 
 
+@pytest.fixture(params=[False, True], ids=["each", "together"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place of a module by itself, as on a CPU, or all together, as on an accelerator."""
+    made = partial(CacheTrie, together=request.param)
+    monkeypatch.setattr(generation_engine, "CacheTrie", made)
+
+
 KINDS = [
     ("llama", "eager"),
     ("llama", "sdpa"),
@@ -98,6 +107,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("family", "implementation"), KINDS)
 def test_texts_are_those_of_each_model_alone(
     family: str, implementation: str, tokenizer: PreTrainedTokenizerFast
@@ -119,6 +129,7 @@ def test_texts_are_those_of_each_model_alone(
         Limits(batch_tokens=2048, rows=512, cache_bytes=1 << 30),
     ],
 )
+@pytest.mark.usefixtures("way")
 def test_texts_do_not_depend_on_what_is_done_at_once(
     limits: Limits, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -137,6 +148,7 @@ def test_models_of_their_own_generate_beside_the_others(
     same(paths, prompts, together(paths, prompts, tokenizer))
 
 
+@pytest.mark.usefixtures("way")
 def test_rows_end_at_the_end_of_text(tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_model("llama", n_layers=3)
     paths, prompts = variants(model), prompts_of(3, new=9)
@@ -182,6 +194,27 @@ def test_shared_work_is_done_once(
     assert tokens[:9] == [36] * 3 + [read] * 3 + [rows, rows, len(prompts)]
 
 
+def test_a_module_runs_once_for_all_places_that_paths_come_to_together(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", n_layers=3)
+    paths, prompts = variants(model), prompts_of()[:2]
+    trie = CacheTrie(PathTrie(paths), together=True)
+    places = [[place.paths for place in step.places] for step in trie.steps]
+    # Layer 0 for all and again for the path that has it twice, layers 1 and 2 of both dense ways,
+    # and the two networks: six runs of a module, where eight places are.
+    assert [len(one) for one in places] == [1, 1, 2, 1, 1, 2]
+    assert len(CacheTrie(PathTrie(paths), together=False).steps) == sum(map(len, places)) == 8
+    sizes: list[int] = []
+    last = Decoder(model).layers[2]
+    last.register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
+    monkeypatch.setattr(generation_engine, "CacheTrie", partial(CacheTrie, together=True))
+    together(paths, prompts, tokenizer)
+    # The prefix, the prompts, the rows: each on entering, then for two places at once.
+    assert sizes[:6] == [1, 2, 2, 4, len(prompts) * len(trie.paths), 4]
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("room", [7, 11])
 def test_nothing_is_lost_when_memory_runs_out(
     room: int, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
