@@ -37,7 +37,7 @@ from streamline.distributed.team import Shard, interleaved, team
 from streamline.distributed.work import scatter
 from streamline.engine.budget import head_weights, weights
 from streamline.engine.decoder import Decoder, Entry
-from streamline.engine.kernels import CompiledLayers, FastLinears
+from streamline.engine.kernels import CompiledLayers, FastLinears, FusedNorms, fast
 from streamline.engine.memory import BatchLimit
 from streamline.engine.meter import counted
 from streamline.engine.paths import Path, PathTrie, tries_of
@@ -215,12 +215,12 @@ class _Runner:
     """
 
     def __init__(self, paths: Sequence[Path], jobs: Sequence[Job], compiled: bool) -> None:
-        def kernels(trie: PathTrie) -> CompiledLayers | FastLinears:
+        def kernels(trie: PathTrie) -> CompiledLayers | FastLinears | FusedNorms:
             if compiled:
                 return CompiledLayers(trie.modules(head=False))
-            fast = not any(job.for_training for job in jobs)
-            modules = trie.modules(head=any(job.needs_head for job in jobs)) if fast else []
-            return FastLinears(modules, trie.decoder.model)
+            ours = not any(job.for_training for job in jobs)
+            modules = trie.modules(head=any(job.needs_head for job in jobs)) if ours else []
+            return fast(modules, trie.decoder.model)
 
         self._n_paths = len(paths)
         self._tries = tries_of(paths)

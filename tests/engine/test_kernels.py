@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from streamline.engine import kernels as cpu_linear
-from streamline.engine.kernels import FastLinears
+from streamline.engine.decoder import Decoder
+from streamline.engine.kernels import FastLinears, FusedNorms, fast
+from streamline.testing.models import tiny_model
 
 
 def model_of(*, bias: bool = True) -> nn.Sequential:
@@ -53,3 +55,34 @@ def test_the_forwards_come_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="stop"), FastLinears([model], model).active():
         raise RuntimeError("stop")
     assert "forward" not in model[0].__dict__
+
+
+@pytest.mark.parametrize(
+    ("family", "norms"), [("llama", 4), ("qwen3", 8), ("gemma2", 0), ("opt", 0)]
+)
+@torch.inference_mode()
+def test_norms_that_are_just_that_are_fused(family: str, norms: int) -> None:
+    decoder = Decoder(tiny_model(family, n_layers=2))
+    ids = torch.arange(20)[None]
+    wanted = decoder.logits(ids)
+    fused = FusedNorms(decoder.layers)
+    assert len(fused._forwards) == norms
+    with fused.active():
+        torch.testing.assert_close(decoder.logits(ids), wanted, rtol=1e-5, atol=1e-5)
+    assert all("forward" not in part.__dict__ for part in decoder.model.modules())
+    assert isinstance(fast(decoder.layers, decoder.model), FastLinears)
+
+
+def test_a_fused_norm_is_no_further_from_float32() -> None:
+    model = tiny_model("llama", n_layers=1)
+    norm = Decoder(model).layers[0].input_layernorm
+    states = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        norm.weight.copy_(norm.weight.bfloat16())
+        states = states.bfloat16().float()
+        exact, norm = norm(states), norm.bfloat16()
+        plain = (norm(states.bfloat16()) - exact).abs().mean()
+        with FusedNorms([norm]).active():
+            fused = (norm(states.bfloat16()) - exact).abs().mean()
+            other = norm(states)  # another format is left to the norm itself
+    assert fused < plain and other.dtype == torch.float32

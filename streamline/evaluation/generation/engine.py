@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.head import likeliest
-from streamline.engine.kernels import FastLinears
+from streamline.engine.kernels import fast
 from streamline.engine.memory import BatchLimit, free_memory, room
 from streamline.engine.paths import Path, tries_of
 from streamline.engine.transfer import Later, onto
@@ -100,7 +100,7 @@ def generate(
         cached = CacheTrie(trie)
         here = limits or Limits.of(cached.decoder.device)
         run = _Run(cached, members, prompts, stops, here, written)
-        kernels = FastLinears(trie.modules(), trie.decoder.model)
+        kernels = fast(trie.modules(), trie.decoder.model)
         limit = BatchLimit()
         with kernels.active(), torch.inference_mode():
             for n_prefix, together in alike(prompts):
