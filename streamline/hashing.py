@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -45,9 +45,13 @@ NO_CHECKSUM = "streamline-sha256:" + "0" * 64
 _CHECKSUM = re.compile(rb"streamline-sha256:([0-9a-f]{64})")
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+_LARGE = 1 << 30  # bytes; a larger file is hashed in pieces
+_PIECE = 1 << 26  # bytes
+_BLOCK = 1 << 20  # bytes that are read at once
+_THREADS = min(8, os.cpu_count() or 1)
 _WORTH_KEEPING = 1 << 24  # bytes; smaller files are read again by the next process
 _SETTLED = 1_000_000_000  # nanoseconds after which a change gives a file another time
-_known: dict[tuple[int, ...], str] = {}
+_known: dict[tuple[int | str, ...], str] = {}
 
 
 def program() -> list[str | int]:
@@ -94,19 +98,14 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: If the file cannot be read.
     """
-    real = path.resolve()
-    if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
-        return real.name  # the hub's cache checks what it fetches against this name
-    state = _state(real)
-    if not 0 < state[-1] < time.time_ns() - _SETTLED:
-        return _read(real)
-    if state not in _known:
-        _known[state] = _remembered(real, state)
-    return _known[state]
+    return _hash(path.resolve(), _sha256)
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
-    """The SHA-256 of several files, read side by side.
+    """What stands for the content of several files, read side by side.
+
+    It is a file's SHA-256; of one larger than 1 GiB, which one thread would read for long, the
+    SHA-256 of the SHA-256 of each of its pieces of 64 MiB.
 
     Args:
         paths: Existing files.
@@ -118,8 +117,8 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
         OSError: If a file cannot be read.
     """
     wanted = list(paths)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(wanted, pool.map(file_sha256, wanted), strict=True))
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        return dict(zip(wanted, pool.map(_content_hash, wanted), strict=True))
 
 
 def with_checksum(data: bytes, stop: int | None = None) -> tuple[bytes | memoryview, ...]:
@@ -174,30 +173,64 @@ def folder_key(folder: Path, suffixes: Collection[str] = ()) -> str:
     return content_key({name: hashes[path] for path, name in found.items()})
 
 
+def _content_hash(path: Path) -> str:
+    real = path.resolve()
+    return _hash(real, _sha256 if real.stat().st_size <= _LARGE else _sha256_of_pieces)
+
+
+def _hash(real: Path, read: Callable[[Path], str]) -> str:
+    """What a way to read makes of a file, which has no links in its path."""
+    if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
+        return real.name  # the hub's cache checks what it fetches against this name
+    state = _state(real)
+    if not 0 < state[-1] < time.time_ns() - _SETTLED:
+        return read(real)
+    key: tuple[int | str, ...] = (read.__name__, *state)
+    if key not in _known:
+        _known[key] = _remembered(real, state, read)
+    return _known[key]
+
+
 def _state(path: Path) -> tuple[int, ...]:
     """What is the same for as long as a file's content is the same."""
     now = path.stat()
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
 
-def _remembered(path: Path, state: tuple[int, ...]) -> str:
+def _remembered(path: Path, state: tuple[int, ...], read: Callable[[Path], str]) -> str:
     """The hash of a file in this state, from the cache folder if it is a large one."""
     if state[2] < _WORTH_KEEPING:
-        return _read(path)
-    memo = cache_dir() / "hashes" / f"{content_key(state)}.json"
+        return read(path)
+    known = [*state] if read is _sha256 else [*state, "pieces"]
+    memo = cache_dir() / "hashes" / f"{content_key(known)}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):  # not there, or damaged
         found = json.loads(memo.read_text(encoding="utf-8"))
-        if found["checksum"] == content_key([found["sha256"], *state]):
+        if found["checksum"] == content_key([found["sha256"], *known]):
             return str(found["sha256"])
-    digest = _read(path)
+    digest = read(path)
     if _state(path) == state:  # else it is being written
         with suppress(OSError):  # a cache that is read-only or full
             sweep_of(memo)
-            checksum = content_key([digest, *state])
+            checksum = content_key([digest, *known])
             write_json_atomic(memo, {"path": str(path), "sha256": digest, "checksum": checksum})
     return digest
 
 
-def _read(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of_pieces(path: Path) -> str:
+    def piece(start: int) -> bytes:
+        digest, left = hashlib.sha256(), _PIECE
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(start)
+            while left and (data := stream.read(min(left, _BLOCK))):
+                digest.update(data)
+                left -= len(data)
+        return digest.digest()
+
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        pieces = pool.map(piece, range(0, path.stat().st_size, _PIECE))
+        return hashlib.sha256(b"".join(pieces)).hexdigest()

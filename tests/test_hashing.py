@@ -90,6 +90,30 @@ def test_files_are_hashed_side_by_side_in_order(tmp_path: Path) -> None:
     assert len(set(found.values())) == len(paths)
 
 
+def test_a_large_file_is_hashed_in_pieces_and_remembered_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "_WORTH_KEEPING", 0)
+    monkeypatch.setattr(hashing, "_SETTLED", -(10**9))
+    monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing, "_LARGE", 100)
+    monkeypatch.setattr(hashing, "_PIECE", 48)
+    monkeypatch.setattr(hashing, "_BLOCK", 20)
+    small, large, data = tmp_path / "small", tmp_path / "large", bytes(range(121))
+    small.write_bytes(data[:100])
+    large.write_bytes(data)
+    pieces = [hashlib.sha256(data[i : i + 48]).digest() for i in (0, 48, 96)]
+    wanted = {
+        small: hashlib.sha256(data[:100]).hexdigest(),
+        large: hashlib.sha256(b"".join(pieces)).hexdigest(),
+    }
+    assert file_hashes([small, large]) == wanted
+    assert file_sha256(large) == hashlib.sha256(data).hexdigest()
+    monkeypatch.setattr(hashing, "_known", {})
+    assert file_hashes([large]) == {large: wanted[large]}
+    assert len(list((tmp_path / "cache" / "hashes").iterdir())) == 3
+
+
 def test_a_folder_is_known_by_names_and_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1", encoding="utf-8")
     before = folder_key(tmp_path)
