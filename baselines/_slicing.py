@@ -70,7 +70,7 @@ def turned(basis: Basis, width: int, generator: torch.Generator) -> Basis:
 
     def with_rotation(moment: Tensor) -> Tensor:
         q = basis(moment).clone()
-        q[:, :width] = q[:, :width] @ random_rotation(width, generator).to(q.device)
+        q[:, :width] = q[:, :width] @ random_rotation(width, generator, q.device)
         return q
 
     return with_rotation

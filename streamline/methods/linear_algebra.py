@@ -18,6 +18,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from streamline.engine.transfer import onto
+
 __all__ = ["eigenvectors", "random_rotation", "second_moment", "solve"]
 
 #: Rows of one product of a second moment: a product over few rows is not divided along them.
@@ -40,9 +42,16 @@ def eigenvectors(symmetric: Tensor) -> Tensor:
     return found
 
 
-def random_rotation(size: int, generator: torch.Generator) -> Tensor:
-    """A rotation drawn uniformly, [size, size], float64, on the CPU."""
+def random_rotation(size: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """A rotation drawn uniformly, [size, size], float64.
+
+    Args:
+        size: Rows and columns.
+        generator: Source of the noise, on the CPU: every device has the same rotation to rounding.
+        device: Where the rotation is made of it.
+    """
     noise = torch.randn(size, size, dtype=torch.float64, generator=generator)
+    noise = onto(noise, device)
     with _one_thread():
         rotation, triangle = torch.linalg.qr(noise)
     found: Tensor = rotation * triangle.diagonal().sign()

@@ -33,7 +33,7 @@ def _states(n: int) -> Tensor:
     "compute",
     [
         lambda: eigenvectors(_states(600).T @ _states(600)),
-        lambda: random_rotation(WIDTH, torch.Generator().manual_seed(0)),
+        lambda: random_rotation(WIDTH, torch.Generator().manual_seed(0), torch.device("cpu")),
         lambda: second_moment(_states(3000)),
         lambda: solve(_states(WIDTH), _states(WIDTH)),
     ],
@@ -58,6 +58,7 @@ def test_eigenvectors_are_ordered_and_their_largest_entries_positive() -> None:
 
 
 def test_a_rotation_is_orthogonal_and_its_seeds_own() -> None:
-    first, other = (random_rotation(8, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    cpu = torch.device("cpu")
+    first, other = (random_rotation(8, torch.Generator().manual_seed(s), cpu) for s in (0, 1))
     torch.testing.assert_close(first @ first.T, torch.eye(8, dtype=torch.float64))
     assert not torch.equal(first, other)
