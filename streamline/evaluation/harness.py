@@ -18,7 +18,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -314,6 +314,11 @@ def token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[int
             self.add_bos_token = None
             self.custom_prefix_token_id = None
             self.enable_thinking = None
+
+        @cached_property
+        def prefix_token_id(self) -> int:
+            """lm-eval's own, which it looks up for each text."""
+            return int(super().prefix_token_id)
 
         def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[Any]:
             return [(context, continuation) for _, context, continuation in requests]

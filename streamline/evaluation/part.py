@@ -82,6 +82,7 @@ class BatchTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[tuple[bool | None, str], list[int]] = {}
+        self._texts: dict[int, str] = {}
         self._filled = False
 
     def __getattr__(self, name: str) -> Any:
@@ -95,11 +96,20 @@ class BatchTokenizer:
         self._ids[add_special_tokens, text] = []
         return [0, 0]
 
+    def decode(self, token_ids: Any, **options: Any) -> Any:
+        """The text of token ids; lm-eval asks for that of a single one with each text."""
+        if not isinstance(token_ids, int) or options:
+            return self._tokenizer.decode(token_ids, **options)
+        if token_ids not in self._texts:
+            self._texts[token_ids] = self._tokenizer.decode(token_ids)
+        return self._texts[token_ids]
+
     def fill(self) -> None:
         """Encode everything collected, in one call for each way of adding special tokens."""
         for special in {key[0] for key in self._ids}:
             texts = [text for kind, text in self._ids if kind == special]
             options = {} if special is None else {"add_special_tokens": special}
+            options |= {"return_attention_mask": False, "return_token_type_ids": False}
             batch = self._tokenizer(texts, verbose=False, **options)["input_ids"]
             for text, ids in zip(texts, batch, strict=True):
                 self._ids[special, text] = list(ids)

@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ __all__ = ["Batch", "Request", "Row", "pack", "split_batch"]
 Ints = NDArray[np.int64]
 
 _ROW_COST = 16  # what starting one more row costs, in tokens
+_AT_ONCE = 4096  # sequences that are compared with their neighbours at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,23 +245,35 @@ def _rows(requests: Requests, members: list[int], limit: int) -> Iterator[Row]:
     """Cut the sorted sequences into rows; limit 0 means one leaf of the prefix tree a row."""
     if not members:
         return
-    order = sorted(members, key=lambda index: requests[index].inputs)
-    inputs = [np.array(requests[index].inputs, dtype=np.int64) for index in order]
-    shared = np.array(
-        [0, *(_common(a, b) for a, b in zip(inputs, inputs[1:], strict=False))], dtype=np.int64
-    )
+    read = {index: requests[index].inputs for index in members}
+    order = sorted(members, key=read.__getitem__)
+    inputs = [read[index] for index in order]
     lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
+    shared = _common(inputs, lengths)
     cuts = _cuts(lengths, shared, limit) if limit else _leaves(lengths, shared)
     for start, stop in zip(cuts, [*cuts[1:], len(order)], strict=True):
         chosen = [requests[index] for index in order[start:stop]]
         yield _row(order[start:stop], chosen, inputs[start:stop], shared[start:stop])
 
 
-def _common(left: Ints, right: Ints) -> int:
-    """Length of the common prefix of two sequences."""
-    n = min(len(left), len(right))
-    differ = np.flatnonzero(left[:n] != right[:n])
-    return int(differ[0]) if len(differ) else n
+def _common(sequences: Sequence[tuple[int, ...]], lengths: Ints) -> Ints:
+    """Length of the common prefix of each sequence with the one before it; 0 for the first."""
+    found = np.zeros(len(sequences), dtype=np.int64)
+    for start in range(0, len(sequences), _AT_ONCE):
+        some = slice(max(0, start - 1), start + _AT_ONCE)  # and the last one of those before
+        ids = np.fromiter(chain.from_iterable(sequences[some]), np.int64)
+        sizes = lengths[some]
+        begins = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        both = np.minimum(sizes[:-1], sizes[1:])  # places that two neighbours have
+        if not len(both):
+            continue
+        firsts = np.concatenate([[0], np.cumsum(both)[:-1]])
+        place = np.arange(both.sum()) - np.repeat(firsts, both)
+        left = ids[np.repeat(begins[:-1], both) + place]
+        right = ids[np.repeat(begins[1:], both) + place]
+        differ = np.where(left != right, place, np.repeat(both, both))
+        found[some][1:] = np.minimum.reduceat(differ, firsts)
+    return found
 
 
 def _leaves(lengths: Ints, shared: Ints) -> list[int]:
@@ -273,56 +288,52 @@ def _cuts(lengths: Ints, shared: Ints, limit: int) -> list[int]:
     at i repeats the ``shared[i]`` tokens that i has in common with i - 1. The best cuts under the
     limit are found exactly, from left to right.
     """
-    n = len(lengths)
-    added = np.concatenate([[0], np.cumsum(lengths - shared)])  # [n + 1]
-    best = np.full(n + 1, np.inf)
-    best[0] = 0.0
-    first = np.zeros(n + 1, dtype=np.int64)
-    low = 0
+    n, again = len(lengths), shared.tolist()
+    added = [0, *np.cumsum(lengths - shared).tolist()]  # [n + 1]
+    first = [0] * (n + 1)
+    begun: list[tuple[int, int]] = []  # a heap: what all costs if a row begins somewhere, and where
+    best = 0
     for stop in range(1, n + 1):
-        while low < stop - 1 and added[stop] - added[low] > limit:
-            low += 1
-        window = slice(low, stop)
-        total = added[stop] - added[window] + shared[window]
-        cost = best[window] + shared[window] + _ROW_COST
-        cost[:-1][total[:-1] > limit] = np.inf
-        choice = int(np.argmin(cost))
-        best[stop], first[stop] = cost[choice], low + choice
+        last = best + again[stop - 1] + _ROW_COST, stop - 1
+        # A row that is too long up to here is so for all that follows.
+        while begun and added[stop] - added[begun[0][1]] + again[begun[0][1]] > limit:
+            heappop(begun)
+        best, first[stop] = min([last, *begun[:1]])
+        heappush(begun, last)
     cuts = []
     stop = n
     while stop > 0:
-        stop = int(first[stop])
+        stop = first[stop]
         cuts.append(stop)
     return cuts[::-1]
 
 
-def _row(members: list[int], requests: list[Request], inputs: list[Ints], shared: Ints) -> Row:
+def _row(
+    members: list[int], requests: list[Request], inputs: Sequence[tuple[int, ...]], shared: Ints
+) -> Row:
     """Write sorted sequences as prefix trees."""
-    pieces: list[Ints] = []
-    positions: list[Ints] = []
-    scored: list[Ints] = []
-    path = np.zeros(0, dtype=np.int64)  # places of the current sequence's tokens
-    ends = np.zeros(sum(len(ids) for ids in inputs), dtype=np.int64)
-    size = 0
-    for place, (request, ids) in enumerate(zip(requests, inputs, strict=True)):
-        keep = int(shared[place]) if place else 0
-        ends[path[keep:]] = size
-        new = len(ids) - keep
-        path = np.concatenate([path[:keep], np.arange(size, size + new)])
-        pieces.append(ids[keep:])
-        positions.append(np.arange(keep, len(ids)))
-        scored.append(path[len(ids) - len(request.continuation) :])
-        size += new
-    ends[path] = size
+    tokens, positions, scored, targets = list[int](), list[int](), list[int](), list[int]()
+    path: list[int] = []  # places of the current sequence's tokens
+    ends: dict[int, int] = {}
+    each = zip(requests, inputs, shared.tolist(), strict=True)
+    for number, (request, ids, common) in enumerate(each):
+        keep, size = common if number else 0, len(tokens)
+        ends.update(dict.fromkeys(path[keep:], size))
+        path[keep:] = range(size, size + len(ids) - keep)
+        tokens += ids[keep:]
+        positions += range(keep, len(ids))
+        scored += path[len(ids) - len(request.continuation) :]
+        targets += request.continuation
+    ends.update(dict.fromkeys(path, len(tokens)))
     return Row(
-        tokens=np.concatenate(pieces),
-        positions=np.concatenate(positions),
-        ends=ends[:size],
+        tokens=np.array(tokens, dtype=np.int64),
+        positions=np.array(positions, dtype=np.int64),
+        ends=np.array([ends[place] for place in range(len(tokens))], dtype=np.int64),
         requests=np.array(members, dtype=np.int64),
         counts=np.array([len(request.continuation) for request in requests], dtype=np.int64),
-        scored=np.concatenate(scored),
-        targets=np.concatenate([np.array(r.continuation, dtype=np.int64) for r in requests]),
-        n_naive_tokens=sum(len(ids) for ids in inputs),
+        scored=np.array(scored, dtype=np.int64),
+        targets=np.array(targets, dtype=np.int64),
+        n_naive_tokens=sum(map(len, inputs)),
     )
 
 
