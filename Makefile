@@ -53,7 +53,7 @@ speed: env
 
 # One accelerator, at most eight minutes; in small anywhere: --shape tiny --device cpu.
 gpu: env
-	$(BIN)/python -m streamline.benchmarks.gpu --out reports/gpu
+	TOKENIZERS_PARALLELISM=true $(BIN)/python -m streamline.benchmarks.gpu --out reports/gpu
 
 # The site, into out/docs; a link that leads nowhere fails it.
 docs: $(DOCS_STAMP)

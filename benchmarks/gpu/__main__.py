@@ -34,6 +34,11 @@ ROWS = {
     "spans": "spans:run",
     "students": "students:run",
     "generation": "generation:run",
+    "continuous": "generation:continuous",
+    "pruned": "pruned:run",
+    "slicegpt": "slicegpt:run",
+    "memory": "memory:run",
+    "start": "start:run",
     "agreement": "agreement:run",
 }
 """The rows, in the order in which they run: ``module:function`` of this package."""

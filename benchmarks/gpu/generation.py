@@ -1,8 +1,13 @@
-"""Row: GSM8K behind worked examples, answered by the dense model and four depth variants."""
+"""Rows: GSM8K behind worked examples, answered by the dense model and four depth variants.
+
+The dense model alone is held against transformers' continuous batching too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +17,11 @@ from streamline.benchmarks.gpu.bench import Bench
 from streamline.benchmarks.gpu.variants import variants
 from streamline.benchmarks.speed.common import Disagreement, Outcome, require_equal
 from streamline.benchmarks.speed.generation import Texts, Tokens, side_by_side
+from streamline.engine.paths import dense_path
 from streamline.evaluation import harness
 from streamline.evaluation.generation.prompts import Prompt
 
-__all__ = ["regret", "run"]
+__all__ = ["continuous", "regret", "run"]
 
 _EXACT = 1e-2
 _ROUNDED = 1.0
@@ -64,15 +70,7 @@ def run(bench: Bench) -> Outcome:
     def same(mine: tuple[Texts, Tokens], other: Texts) -> dict[str, Any]:
         texts, tokens = mine
         require_equal("numbers of texts", [len(t) for t in texts], [len(t) for t in other])
-        worst = max(
-            regret(model, prompts[i], continuation)
-            for model, found in zip(models, tokens, strict=True)
-            for i, continuation in found.items()
-        )
-        if not worst <= (_EXACT if bench.exact else _ROUNDED):
-            raise Disagreement(
-                f"a token of ours is {worst:.3g} below the likeliest logit; no time is reported"
-            )
+        worst = _worst(bench, models, prompts, tokens)
         pairs = [pair for a, b in zip(texts, other, strict=True) for pair in zip(a, b, strict=True)]
         return {
             "max_regret": worst,
@@ -93,3 +91,78 @@ def run(bench: Bench) -> Outcome:
     )
     side_by_side(paths[:1], prompts[:1], bench.tokenizer)  # warm up
     return bench.race(outcome, 1, ours, theirs, same)
+
+
+def continuous(bench: Bench) -> Outcome:
+    """Time the dense model against continuous batching."""
+    from transformers import GenerationConfig
+
+    n, new_tokens = bench.sizes.texts
+    part = bench.inputs.texts(n, new_tokens)
+    path = dense_path(bench.decoder)
+    longest = harness.max_length(bench.model.config, bench.tokenizer)
+    prompts = [
+        dataclasses.replace(prompt, stops=())
+        for prompt in harness.continuations(part, bench.tokenizer, max_length=longest)
+    ]
+    how = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    outcome = Outcome(
+        name="continuous",
+        work=f"{n} prompts, {new_tokens} new tokens, the dense model alone",
+        against="transformers' continuous batching (generate_batch)",
+        target=4.0,
+        notes=["Both go on to the last token: neither looks for the ends of texts."],
+    )
+
+    def theirs(some: Sequence[Prompt]) -> list[list[int]]:
+        found = bench.model.generate_batch([list(p.tokens) for p in some], generation_config=how)
+        return [list(one.generated_tokens) for one in found.values()]
+
+    def same(mine: Tokens, other: list[list[int]]) -> dict[str, Any]:
+        require_equal("numbers of tokens", len(mine[0]) * new_tokens, sum(map(len, other)))
+        texts = {tuple(tokens) for tokens in other}
+        alike = sum(tuple(tokens) in texts for tokens in mine[0].values())
+        worst = _worst(bench, [bench.model], prompts, mine)
+        return {"max_regret": worst, "texts": len(prompts), "texts_alike": alike}
+
+    with _without_ends(bench.model):
+        side_by_side([path], prompts[:1], bench.tokenizer)  # warm up
+        theirs(prompts[:2])
+        return bench.race(
+            outcome,
+            1,
+            lambda: side_by_side([path], prompts, bench.tokenizer),
+            lambda: theirs(prompts),
+            same,
+        )
+
+
+@contextmanager
+def _without_ends(model: Any) -> Iterator[None]:
+    """Within it no token ends a text."""
+    before = model.generation_config.eos_token_id
+    try:
+        model.generation_config.eos_token_id = None
+        yield
+    finally:
+        model.generation_config.eos_token_id = before
+
+
+def _worst(bench: Bench, models: Sequence[Any], prompts: Sequence[Prompt], tokens: Tokens) -> float:
+    """The largest regret of our texts.
+
+    Raises:
+        Disagreement: If a token is further below the likeliest than rounding explains.
+    """
+    worst = max(
+        regret(model, prompts[i], continuation)
+        for model, found in zip(models, tokens, strict=True)
+        for i, continuation in found.items()
+    )
+    if not worst <= (_EXACT if bench.exact else _ROUNDED):
+        raise Disagreement(
+            f"a token of ours is {worst:.3g} below the likeliest logit; no time is reported"
+        )
+    return worst

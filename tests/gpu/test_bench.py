@@ -34,7 +34,14 @@ def test_every_row_runs_and_agrees(dtype: str, tmp_path: Path) -> None:
     assert [row["name"] for row in data["rows"]] == list(ROWS)
     assert data["failed"] == {} and data["skipped"] == []
     timed = {row["name"] for row in data["rows"] if row["ratio"] is not None}
-    assert timed == set(ROWS) - {"rate", "agreement"}
+    assert timed == set(ROWS) - {"rate", "pruned", "slicegpt", "memory", "start", "agreement"}
+    facts = {row["name"]: row["facts"] for row in data["rows"]}
+    assert set(facts["memory"]) == {"calibrate", "train", "evaluate"}
+    assert all(stage["ratio"] > 0 for stage in facts["memory"].values())
+    assert all(model["decode of 1, ratio"] > 0 for model in facts["pruned"].values())
+    assert facts["start"]["seconds"]["all"] > facts["start"]["seconds"]["key"] > 0
+    assert facts["slicegpt"]["seconds"] > facts["slicegpt"]["seconds_each"]["eigenvectors"] > 0
+    assert facts["slicegpt"]["memory"]["ratio"] > 0
     table = (tmp_path / "README.md").read_text()
     assert all(f"| {name} " in table for name in ROWS)
 
