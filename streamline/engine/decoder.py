@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from streamline.engine.families import Family, family_of
 from streamline.engine.meter import entered
-from streamline.engine.nested import repeated, to_device
-from streamline.engine.transfer import onto, single_sequences
+from streamline.engine.transfer import onto, repeated, single_sequences, to_device
 from streamline.errors import UnsupportedModelError
 
 if TYPE_CHECKING:

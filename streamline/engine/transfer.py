@@ -3,6 +3,7 @@
 Reading a number from an accelerator waits for all that it was given before, and it then waits for
 the program in turn. So what a batch is to say is copied as a part of the device's own work, and
 read when the next batch is there for it to work on. On a CPU nothing is copied and nothing waits.
+What a layer is called with, tensors within tuples, lists and dicts, is moved and repeated as one.
 
 Example::
 
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ASYNCHRONOUS", "Later", "off", "onto", "read", "single_sequences"]
+__all__ = [
+    "ASYNCHRONOUS", "Later", "off", "onto", "read", "repeated", "single_sequences", "to_device",
+]  # fmt: skip
 
 #: Kinds of devices that copy beside their work.
 ASYNCHRONOUS = {"cuda"}
@@ -90,3 +93,31 @@ def single_sequences(known: bool = True) -> Iterator[None]:
         yield
     finally:
         setattr(masks, name, before)
+
+
+def repeated(value: Any, n: int, rows: int) -> Any:
+    """Every tensor of one call for a batch of ``rows``, made for ``n`` such batches.
+
+    Tensors whose first dimension is 1 serve any batch; one-dimensional ones have no batch.
+    """
+    if isinstance(value, Tensor):
+        batched = value.dim() > 1 and len(value) > 1 and len(value) % rows == 0
+        return value.repeat(n, *[1] * (value.dim() - 1)) if batched else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(repeated(item, n, rows) for item in value)
+    if isinstance(value, dict):
+        return {key: repeated(item, n, rows) for key, item in value.items()}
+    return value
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return onto(value, device)
+    if isinstance(value, tuple):
+        return tuple(to_device(item, device) for item in value)
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value

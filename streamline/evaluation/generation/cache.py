@@ -39,8 +39,8 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, Entry
-from streamline.engine.nested import repeated
 from streamline.engine.paths import Branch, Node, PathTrie
+from streamline.engine.transfer import repeated
 from streamline.evaluation.generation.slots import Range, Slot
 from streamline.evaluation.scoring.tree_attention import own_attention, replaced_attention
 
