@@ -43,8 +43,9 @@ from streamline.progress import part
 
 __all__ = ["cannot_refit", "refitted", "rehearse_refit"]
 
-#: Penalties that are tried, as fractions of the mean square of a projection's inputs.
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+#: Penalties as fractions of the mean square of a projection's inputs, tried until one does worse
+#: than the one before.
+RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
 #: One sequence in so many is kept apart to choose the penalty.
 HELD_OUT = 8
 #: Tokens of a forward pass.
@@ -286,9 +287,13 @@ class _Moments:
 
 def _change(fitted: _Moments, held: _Moments) -> Tensor | None:
     """The change that is best on what was held out, made of all tokens; None if none helps."""
-    errors = {ridge: held.left(fitted.change(ridge)) for ridge in RIDGES}
-    best = min(errors, key=errors.__getitem__)
-    return fitted.joined(held).change(best) if errors[best] < held.left(None) else None
+    best, least = None, held.left(None)
+    for ridge in RIDGES:
+        error = held.left(fitted.change(ridge))
+        if error >= least:
+            break
+        best, least = ridge, error
+    return None if best is None else fitted.joined(held).change(best)
 
 
 @contextmanager
