@@ -127,14 +127,16 @@ class LoraSettings(BaseModel):
         return self.n_tokens or recipe.seen_tokens
 
 
-#: Recipes of the papers by name, ``default`` for a small budget, ``matched`` for the rank that
-#: trains a given number of parameters. Where their numbers come from: ``baselines/README.md``.
+#: Recipes of the papers by name, ``default`` for a small budget, ``trial`` for some ten thousand
+#: tokens, ``matched`` for the rank that trains a given number of parameters. Where their numbers
+#: come from: ``baselines/README.md``.
 PRESETS: dict[str, LoraRecipe] = {
     "default": LoraRecipe(),
     "llm-pruner": LoraRecipe(
         learning_rate=1e-4, shape="linear", batch=64, length=256, epochs=2, evaluation_steps=100
     ),
     "matched": LoraRecipe(dropout=0.0),
+    "trial": LoraRecipe(rank=16, alpha=32, dropout=0.0, learning_rate=2e-3, batch=1),
     "slicegpt": LoraRecipe(
         rank=32,
         alpha=10,
