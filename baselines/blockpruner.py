@@ -15,14 +15,20 @@ from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration, measure
-from streamline.engine.budget import check_sparsity
+from streamline.engine.budget import (
+    Effort,
+    check_sparsity,
+    mean_layer_parameters,
+    round_flops,
+    statistics_flops,
+)
 from streamline.engine.decoder import Decoder
 from streamline.fields import Count, Fraction, Length
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned
-from streamline.methods.loss import loss_sample
-from streamline.methods.loss_search import LossSearch
-from streamline.methods.sublayers import Sublayers, Unit
+from streamline.methods.loss import loss_sample, sample_shape
+from streamline.methods.loss_search import LossSearch, whole_heads
+from streamline.methods.sublayers import SUBLAYERS, Sublayers, Unit
 from streamline.plan import Plan
 from streamline.progress import part
 
@@ -159,3 +165,30 @@ class BlockPruner(Method):
         rounds = self.removed(sublayers, rounds, target)
         units = [sublayers.units[each.unit] for each in rounds]
         return sublayers.pruned(units, notes(rounds, [list(unit) for unit in units]))
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The rounds, as many as layers of that share have sublayers; the rest at pruning."""
+        n = len(Sublayers(decoder).units)
+        tokens = math.prod(sample_shape(shape, self.n_samples, self.length))
+
+        def rounds(first: int, stop: int) -> float:
+            found = 0.0
+            for gone in range(first, stop):
+                tried = n - gone
+                if self.width is not None and gone:
+                    tried = min(tried, self.width)
+                heads = whole_heads(tried) if self.width is None else tried
+                left = 1 - gone / n  # what has lost one sublayer is run too
+                found += round_flops(decoder, tokens, left=left, tried=tried, heads=heads)
+            return found
+
+        unit = mean_layer_parameters(decoder) / len(SUBLAYERS)
+        early, late = (
+            min(n, 1 + round(share * decoder.n_parameters() / unit))
+            for share in (self.search_share, sparsity)
+        )
+        return Effort(
+            statistics_flops(decoder, tokens) + rounds(0, early),
+            rounds(early, late),
+            passes=max(early, late),
+        )

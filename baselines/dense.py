@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import check_sparsity
+from streamline.engine.budget import Effort, check_sparsity, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.method import Method, Pruned, Size
 from streamline.plan import Plan
@@ -41,6 +42,10 @@ class Dense(Method):
         """
         check_sparsity(sparsity)
         return Pruned(Plan.dense(decoder.n_layers))
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The shared calibration, which it does not look at."""
+        return Effort(statistics_flops(decoder, math.prod(shape)))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Everything remains."""

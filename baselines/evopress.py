@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import Effort, layers_to_remove, statistics_flops, trials_flops
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, PathTrie, dense_path
 from streamline.errors import ConfigError
@@ -106,6 +108,27 @@ class EvoPress(Method):
             return Pruned(Plan.drop(decoder.n_layers, search.parent[0]), notes=search.notes())
         return search.sublayers.pruned(units_of(search.parent), search.notes())
 
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The first candidates, and all generations as one that is drawn for it."""
+        tokens = math.prod(shape)
+        n_remove = layers_to_remove(decoder, sparsity)
+        calibrated = statistics_flops(decoder, tokens)
+        if n_remove == 0:
+            return Effort(calibrated)
+        search, draw = Search(self, decoder, torch.empty(shape), n_remove, 0), random.Random(0)
+        first = _distinct(lambda: search.drawn(draw), self.initial)
+        search.parent = first[0]
+        candidates = _distinct(lambda: search.mutated(draw), self.offspring, search.parent)
+        counts = [len(candidates), *(1 + n for n in self.survivors)]
+
+        def stage(removed: Sequence[Removed], n_tokens: int) -> float:
+            paths = [dense_path(decoder), *map(search.path, removed)]
+            return trials_flops(paths, min(n_tokens, tokens))
+
+        each = [stage(candidates[:n], t) for n, t in zip(counts, self.tokens, strict=True)]
+        searched = stage(first, self.tokens[0]) + search.n_generations * sum(each)
+        return Effort(calibrated, searched, passes=1 + search.n_generations * len(each))
+
     def size(self, decoder: Decoder, sparsity: float) -> Size | None:
         """The count of as many layers; None where sublayers leave a norm that both read."""
         n_remove = layers_to_remove(decoder, sparsity)
@@ -187,26 +210,26 @@ class Search:
     def _first(self) -> None:
         """The fittest of random candidates."""
         draw = random.Random(f"{self.seed}/first")
-        candidates = _distinct(lambda: self._random(draw), self.method.initial)
+        candidates = _distinct(lambda: self.drawn(draw), self.method.initial)
         [(fitness, self.parent)] = self._select(candidates, 1, self.method.tokens[0], draw)
         self.history.append(fitness)
 
     def _generation(self, draw: random.Random) -> None:
         """Mutate the parent and keep what is fittest."""
-        candidates = _distinct(lambda: self._mutated(draw), self.method.offspring, self.parent)
+        candidates = _distinct(lambda: self.mutated(draw), self.method.offspring, self.parent)
         for n_left, n_tokens in zip(self.method.survivors, self.method.tokens, strict=False):
             candidates = [one for _, one in self._select(candidates, n_left, n_tokens, draw)]
         candidates.append(self.parent)
         [(fitness, self.parent)] = self._select(candidates, 1, self.method.tokens[-1], draw)
         self.history.append(fitness)
 
-    def _random(self, draw: random.Random) -> Removed:
+    def drawn(self, draw: random.Random) -> Removed:
         """Any candidate."""
         layers = range(self.decoder.n_layers)
         attention, mlp = (tuple(sorted(draw.sample(layers, self.n_remove))) for _ in range(2))
         return attention, attention if self.method.unit == "layer" else mlp
 
-    def _mutated(self, draw: random.Random) -> Removed:
+    def mutated(self, draw: random.Random) -> Removed:
         """The parent with some swaps."""
         most = self.method.mutations
         masks = [set(kind) for kind in self.parent]
@@ -225,7 +248,7 @@ class Search:
     ) -> list[tuple[float, Removed]]:
         """The fittest candidates on newly drawn tokens, best first; of equals the earliest."""
         pieces = self._sample(n_tokens, draw)
-        paths = [self._path(candidate) for candidate in candidates]
+        paths = [self.path(candidate) for candidate in candidates]
         if self.method.fitness == "kl":
             values = self._divergences(paths, pieces)
         else:
@@ -253,7 +276,7 @@ class Search:
         pieces = [self.batches[rows[:whole]]] if whole else []
         return pieces + ([self.batches[rows[whole:], :rest]] if rest >= 2 else [])
 
-    def _path(self, removed: Removed) -> Path:
+    def path(self, removed: Removed) -> Path:
         """A candidate as a path."""
         return self.sublayers.path(units_of(removed))
 

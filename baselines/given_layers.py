@@ -6,6 +6,7 @@ measured on the same questions as everything else.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import check_sparsity
+from streamline.engine.budget import Effort, check_sparsity, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.method import Method, Pruned, Size
@@ -107,6 +108,10 @@ class GivenLayers(Method):
         if check_sparsity(sparsity) == 0.0:
             return Pruned(Plan.dense(decoder.n_layers))
         return Sublayers(decoder).pruned(self.units, {})
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The shared calibration, which it does not look at."""
+        return Effort(statistics_flops(decoder, math.prod(shape)))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count of what the list leaves."""

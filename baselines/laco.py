@@ -7,19 +7,20 @@ dense model's. The threshold decides how much is removed, so it is searched for 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import Effort, layers_to_remove, reading_flops, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Natural
 from streamline.method import Method, Pruned, Size
 from streamline.methods.layers import odd_layer
-from streamline.methods.loss import loss_sample
+from streamline.methods.loss import loss_sample, sample_shape
 from streamline.plan import Plan, Step
 from streamline.progress import part
 
@@ -145,6 +146,17 @@ class LaCo(Method):
         smaller = [(c, 1, self.lowest, highest) for c in range(self.layers_per_merge, 1, -1)]
         last = [(2, 1, 0, n_layers)] if self.layers_per_merge > 1 else []
         return [*wanted, *smaller, *last]
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """Trials of half the model, about one for every other layer and each combination.
+
+        The thresholds of a bisection mostly accept the same merges, whose trials are known.
+        """
+        tokens = math.prod(sample_shape(shape, self.n_samples, self.length))
+        settings = self._settings(decoder.n_layers - 1, decoder.n_layers)
+        trials = len(settings) * decoder.n_layers
+        searched = trials * reading_flops(decoder, tokens) / 4
+        return Effort(statistics_flops(decoder, math.prod(shape)), searched)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be folded."""

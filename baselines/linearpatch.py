@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import Effort, layers_to_remove, reading_flops, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.engine.seed import seeded
 from streamline.fields import Count, Natural, Positive
@@ -119,6 +119,16 @@ class LinearPatch(Method):
         }
         plan = Plan.replace(decoder.n_layers, span, "linear-patch")
         return Pruned(plan, {span.start: patch}, notes=notes)
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """A pass for the scales; in distilling, of teacher and patched model, and back."""
+        tokens = math.prod(shape)
+        rotating = 4.0 * tokens * decoder.hidden_size**2
+        once = reading_flops(decoder, tokens) + rotating
+        whole = reading_flops(decoder, tokens, head=True)
+        distilling = 2 * whole * (self.distill_epochs + 2) + whole * self.distill_epochs
+        more = distilling if self.distill_epochs else 0.0
+        return Effort(statistics_flops(decoder, tokens), once + more, passes=1)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Removed layers, less the matrix that is added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streamline.calibration import Calibration, measure
-from streamline.engine.budget import check_sparsity
+from streamline.engine.budget import Effort, check_sparsity, reading_flops, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import FastLinears
 from streamline.errors import UnsupportedModelError
@@ -98,6 +99,13 @@ class LLMDrop(Method):
             "cosines": calibration.extras["cosines"].tolist(),
         }
         return sublayers.pruned(gone, notes)
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The statistics, and each layer whole and without one or both of its sublayers."""
+        tokens = math.prod(shape)
+        layers = 2.0 if decoder.family.parallel else 1.4  # the attention alone is run again
+        scored = layers * reading_flops(decoder, tokens)
+        return Effort(statistics_flops(decoder, tokens) + scored)
 
 
 @torch.no_grad()

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from streamline.calibration import Calibration, measure
 from streamline.engine.assemble import assemble
-from streamline.engine.budget import check_sparsity, layers_to_remove, mean_layer_parameters
+from streamline.engine.budget import (
+    Effort,
+    check_sparsity,
+    gradient_flops,
+    layers_to_remove,
+    mean_layer_parameters,
+    statistics_flops,
+)
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path
 from streamline.errors import ConfigError, UnsupportedModelError
@@ -25,7 +32,7 @@ from streamline.fields import Count, Fraction, Length, Natural
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.layers import odd_layer
-from streamline.methods.loss import loss_sample
+from streamline.methods.loss import loss_sample, sample_shape
 from streamline.plan import Plan
 
 from ._groups import Coupling, layer_groups, reason_against, shrink
@@ -124,6 +131,15 @@ class LLMPruner(Method):
         second = self.importance in ("param_second", "param_mix")
         passes = (self.importance != "param_second") + len(tokens) * second
         return replace(shared, extras=scores, facts=shared.facts | {"backward_passes": passes})
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The statistics, and the gradients of all tokens once for each order that is wanted."""
+        tokens = math.prod(sample_shape(shape, self.n_samples, self.length))
+        found = statistics_flops(decoder, tokens)
+        if self._scored and self.importance not in ("l1", "l2"):
+            orders = 2 if self.importance == "param_mix" else 1
+            found += orders * gradient_flops(decoder, tokens)
+        return Effort(found)
 
     def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
         """The backward passes: what is kept for them, and one gradient at a time."""

@@ -16,14 +16,20 @@ from torch import Tensor, nn
 
 from streamline.calibration import Calibration, measure
 from streamline.engine.assemble import assemble
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import (
+    Effort,
+    layers_to_remove,
+    reading_flops,
+    round_flops,
+    statistics_flops,
+)
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import dense_path
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Length
 from streamline.method import Method, Pruned, Size
 from streamline.methods.layers import odd_layer, projection
-from streamline.methods.loss import loss_sample, path_losses
+from streamline.methods.loss import loss_sample, path_losses, sample_shape
 from streamline.plan import Plan, Span
 from streamline.progress import part
 
@@ -128,6 +134,20 @@ class PruneAndComp(Method):
             paths = [dense_path(decoder).without(i) for i in range(decoder.n_layers)]
             scores = path_losses(paths, loss_sample(batches, self.n_samples, self.length))
         return min(range(len(scores)), key=lambda i: (scores[i], -i))
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """For each layer that goes the scores, and a pass for its factor."""
+        n, tokens = decoder.n_layers, math.prod(shape)
+        few = math.prod(sample_shape(shape, self.n_samples, self.length))
+        found = 0.0
+        for gone in range(layers_to_remove(decoder, sparsity)):
+            left = 1 - (gone + 1) / n
+            found += 0.75 * reading_flops(decoder, tokens) * left
+            if self.criterion == "loss":
+                found += round_flops(decoder, few, left=left, tried=n - gone, heads=n - gone)
+            elif gone:
+                found += statistics_flops(decoder, tokens) * left
+        return Effort(statistics_flops(decoder, tokens), found)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be removed; the factors add nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import Effort, layers_to_remove, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.fields import Natural
 from streamline.method import DepthMethod, Pruned
@@ -51,6 +52,10 @@ class RandomLayers(DepthMethod):
         """Remove the first layers of the seed's order."""
         n_remove = layers_to_remove(decoder, sparsity)
         return Pruned(self._plan(decoder.n_layers, n_remove, seed))
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The shared calibration, which it does not look at."""
+        return Effort(statistics_flops(decoder, math.prod(shape)))
 
     def _plan(self, n_layers: int, n_remove: int, seed: int) -> Plan:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + self.draw)

@@ -7,6 +7,7 @@ before, so the pruned model has no new parameter and no new code.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import Effort, layers_to_remove, reading_flops, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, NonNegative, Positive
@@ -153,6 +154,14 @@ class ReplaceMe(Method):
             seed=seed,
             device=decoder.device,
         )
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """A pass for the sums; for the cosine, as many of the map alone as there are epochs."""
+        tokens = math.prod(shape)
+        products = 6.0 * tokens * decoder.hidden_size**2
+        rounds = self.epochs if self.objective == "cosine" else 1
+        found = reading_flops(decoder, tokens) + rounds * products
+        return Effort(statistics_flops(decoder, tokens), found, passes=1)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be removed; the map adds nothing."""

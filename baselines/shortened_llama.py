@@ -6,6 +6,7 @@ so one calibration serves every sparsity.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from streamline.calibration import Calibration, measure
+from streamline.engine.budget import Effort, gradient_flops, statistics_flops, trials_flops
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
 from streamline.fields import Count, Length, Natural
 from streamline.hashing import content_key
 from streamline.method import DepthMethod
-from streamline.methods.loss import loss_sample, score_paths
+from streamline.methods.loss import loss_sample, sample_shape, score_paths
 from streamline.plan import Plan
 
 from ._taylor import absolute_sum, each_gradient
@@ -78,6 +80,15 @@ class ShortenedLlama(DepthMethod):
         extras = {"scores": torch.tensor(scores, dtype=torch.float64)}
         return replace(shared, extras=extras, facts=shared.facts | facts)
 
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort | None:
+        """The statistics and the scores of some tokens."""
+        tokens = math.prod(sample_shape(shape, self.n_samples, self.length))
+        return Effort(statistics_flops(decoder, tokens) + self.scoring_flops(decoder, tokens))
+
+    @abstractmethod
+    def scoring_flops(self, decoder: Decoder, tokens: int) -> float:
+        """FLOPs of :meth:`scores` on so many tokens."""
+
     def order(self, calibration: Calibration) -> list[int]:
         """Every layer in the order of its removal."""
         scores = calibration.extras["scores"].tolist()
@@ -122,6 +133,10 @@ class ShortenedLlamaPPL(ShortenedLlama):
             "naive_layer_runs": found.naive_layer_runs,
         }
 
+    def scoring_flops(self, decoder: Decoder, tokens: int) -> float:
+        """A loss without each layer."""
+        return trials_flops(without_each_layer(decoder), tokens)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShortenedLlamaTaylor(ShortenedLlama):
@@ -143,6 +158,10 @@ class ShortenedLlamaTaylor(ShortenedLlama):
     def scores(self, decoder: Decoder, tokens: Tensor) -> tuple[list[float], dict[str, Any]]:
         """First-order Taylor scores; gradients are used layer by layer and not kept."""
         return taylor_scores(decoder, tokens), {"backward_passes": 1}
+
+    def scoring_flops(self, decoder: Decoder, tokens: int) -> float:
+        """One backward pass."""
+        return gradient_flops(decoder, tokens)
 
     def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
         """The backward pass: what is kept for it, and one gradient at a time."""
@@ -174,6 +193,10 @@ class ShortenedLlamaMagnitude(ShortenedLlama):
             sum(absolute_sum(w.detach().float()) for w in layer_weights(decoder, i))
             for i in range(decoder.n_layers)
         ], {}
+
+    def scoring_flops(self, decoder: Decoder, tokens: int) -> float:
+        """None: the weights are added up."""
+        return 0.0
 
 
 def layer_weights(decoder: Decoder, index: int) -> list[torch.nn.Parameter]:

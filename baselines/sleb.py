@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -9,14 +10,20 @@ from typing import ClassVar
 from torch import Tensor
 
 from streamline.calibration import Calibration, measure
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import (
+    Effort,
+    layers_to_remove,
+    reading_flops,
+    round_flops,
+    statistics_flops,
+)
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
 from streamline.fields import Count, Fraction, Length, Natural
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
-from streamline.methods.loss import loss_sample
-from streamline.methods.loss_search import LossSearch
+from streamline.methods.loss import loss_sample, sample_shape
+from streamline.methods.loss_search import LossSearch, whole_heads
 from streamline.methods.refit import cannot_refit, refitted, rehearse_refit
 from streamline.plan import Plan
 from streamline.progress import part
@@ -133,6 +140,28 @@ class SLEB(Method):
         order = [each.unit for each in rounds]
         pruned = Pruned(Plan.drop(decoder.n_layers, order), notes=notes(rounds, order))
         return refitted(decoder, pruned, batches) if self.refit else pruned
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The rounds, those beyond calibration's at pruning."""
+        n, tokens = decoder.n_layers, math.prod(sample_shape(shape, self.n_samples, self.length))
+
+        def rounds(first: int, stop: int) -> float:
+            found = 0.0
+            for gone in range(first, stop):
+                tried = len(self._candidates(n - gone))
+                heads = whole_heads(tried)
+                left = 1 - (gone + 1) / n
+                found += round_flops(decoder, tokens, left=left, tried=tried, heads=heads)
+            return found
+
+        early, n_remove = round(self.search_share * n), layers_to_remove(decoder, sparsity)
+        # Both models are read for the refit, and products with every column are summed.
+        refit = 3 * reading_flops(decoder, math.prod(shape)) if self.refit else 0.0
+        return Effort(
+            statistics_flops(decoder, tokens) + rounds(0, early),
+            rounds(early, n_remove) + refit,
+            passes=max(early, n_remove),
+        )
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would be removed."""

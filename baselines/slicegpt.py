@@ -6,6 +6,7 @@ residual at each addition. Those matrices and the head, which can no longer be t
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,7 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import check_sparsity, mean_layer_parameters, removed_fraction
+from streamline.engine.budget import (
+    Effort,
+    check_sparsity,
+    mean_layer_parameters,
+    reading_flops,
+    removed_fraction,
+    statistics_flops,
+)
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Positive
@@ -156,6 +164,17 @@ class SliceGPT(Method):
         if not near or fraction(near[0]) < sparsity - tolerance and near[0] == narrowest:
             raise UnsupportedModelError(self._arithmetic(decoder, sparsity, narrowest))
         return min(near, key=lambda width: (abs(fraction(width) - sparsity), -width))
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """One pass, with the states turned and their moments taken twice in each layer."""
+        tokens, width = math.prod(shape), decoder.hidden_size
+        times = 2 * decoder.n_layers + 1
+        turning = 6.0 * tokens * width**2 * times
+        return Effort(
+            statistics_flops(decoder, tokens),
+            reading_flops(decoder, tokens) + turning,
+            algebra=9.0 * width**3 * times,  # eigenvectors of a symmetric matrix
+        )
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count of the solved width."""

@@ -5,13 +5,14 @@ What pruning has to beat is not the dense model but the one that somebody traine
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import check_sparsity, removed_fraction
+from streamline.engine.budget import Effort, check_sparsity, removed_fraction, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.fields import ModelName
@@ -142,6 +143,10 @@ class SmallerDense(Method):
             )
         target = (1.0 - sparsity) * dense
         return min(smaller.items(), key=lambda item: (abs(item[1] - target), -item[1]))
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The shared calibration, which it does not look at."""
+        return Effort(statistics_flops(decoder, math.prod(shape)))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count of the model that would be loaded."""

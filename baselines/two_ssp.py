@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 from streamline.calibration import Calibration, measure
 from streamline.engine.assemble import assemble, shared_copy
-from streamline.engine.budget import check_sparsity, weights
+from streamline.engine.budget import (
+    Effort,
+    check_sparsity,
+    reading_flops,
+    round_flops,
+    statistics_flops,
+    weights,
+)
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.meter import counted
 from streamline.engine.paths import Node, Path
@@ -21,8 +29,8 @@ from streamline.fields import Count, Positive
 from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.layers import odd_layer
-from streamline.methods.loss import loss_sample
-from streamline.methods.loss_search import LossSearch
+from streamline.methods.loss import loss_sample, sample_shape
+from streamline.methods.loss_search import LossSearch, whole_heads
 from streamline.methods.sublayers import Sublayers, removal_spec
 from streamline.modeling.modeling_sublayers import remove_modules
 from streamline.plan import Plan
@@ -144,6 +152,16 @@ class TwoSSP(Method):
         """The count from the shapes."""
         dense = decoder.n_parameters()
         return Size(dense, dense - self.budget(decoder, sparsity).removed)
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The scores of the channels, and a round for each attention that goes."""
+        seen = math.prod(sample_shape(shape, self.n_samples, None))
+        tokens = math.prod(sample_shape(shape, self.search_samples, None))
+        found, n = 0.0, decoder.n_layers
+        for gone in range(self.budget(decoder, sparsity).attentions):
+            heads = whole_heads(n - gone)
+            found += round_flops(decoder, tokens, left=1 - sparsity, tried=n - gone, heads=heads)
+        return Effort(statistics_flops(decoder, seen) + reading_flops(decoder, seen), found)
 
     def prune(
         self,

@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from torch import Tensor, nn
 
 from streamline.calibration import Calibration, measure
-from streamline.engine.budget import layers_to_remove, mean_layer_parameters, removed_fraction
+from streamline.engine.budget import Effort, layers_to_remove, statistics_flops
+from streamline.engine.budget import Size as Size
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Node, Path, dense_path
 from streamline.errors import ConfigError, MethodError
@@ -79,39 +81,6 @@ class Pruned:
     def n_parameters(self, decoder: Decoder) -> int:
         """Parameters of the pruned model, tied ones once."""
         return self.path(decoder).n_parameters()
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a method would leave of a model, known from its config alone.
-
-    Attributes:
-        dense: Parameters of the dense model.
-        pruned: Parameters that remain, replacements included.
-        n_removed: Layers removed or replaced; None for methods that keep all.
-    """
-
-    dense: int
-    pruned: int
-    n_removed: int | None = None
-
-    @classmethod
-    def without(cls, decoder: Decoder, n_removed: int, added: int = 0) -> Size:
-        """What is left without some layers of mean size, and with what a replacement adds.
-
-        Args:
-            decoder: The dense model; its weights may lie on the meta device.
-            n_removed: Layers removed or replaced.
-            added: Parameters that the replacement adds.
-        """
-        dense = decoder.n_parameters()
-        gone = round(n_removed * mean_layer_parameters(decoder))
-        return cls(dense, dense - gone + added, n_removed)
-
-    @property
-    def removed_fraction(self) -> float:
-        """Fraction of the dense model's parameters that is gone."""
-        return removed_fraction(self.dense, self.pruned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +214,19 @@ class Method(ABC):
         """
         return []
 
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort | None:
+        """What calibrating and pruning takes, so that a run's hours can be planned.
+
+        Args:
+            decoder: The model; its weights may lie on the meta device.
+            sparsity: Fraction of parameters to remove, above 0.
+            shape: Calibration sequences, and tokens of each.
+
+        Returns:
+            None, by default, for a method that does not tell.
+        """
+        return None
+
     def unsupported(self, decoder: Decoder) -> str | None:
         """Why the method cannot work on a model, or None if it can."""
         if self.families != ("all",) and decoder.family.name not in self.families:
@@ -308,6 +290,13 @@ class DepthMethod(Method):
     def explain(self, calibration: Calibration, n_remove: int) -> dict[str, Any]:
         """Facts of the choice to keep with the plan (scores, runner-ups); JSON."""
         return {}
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort | None:
+        """The shared calibration; None for a subclass that measures or decides in another way."""
+        own = (type(self).calibrate, type(self).prune)
+        if own != (Method.calibrate, DepthMethod.prune):
+            return None
+        return Effort(statistics_flops(decoder, math.prod(shape)))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go."""

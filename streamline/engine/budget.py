@@ -1,4 +1,4 @@
-"""From a target sparsity to each method's own knob, by exact parameter count; weights for FLOPs.
+"""From a target sparsity to each method's own knob, by exact parameter count; FLOPs from shapes.
 
 ``removed fraction = 1 - parameters(pruned) / parameters(dense)``: embeddings included, tied weights
 once, whatever a replacement adds counted against what was removed.
@@ -10,11 +10,13 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.paths import Path, PathTrie
 from streamline.errors import ConfigError, UnsupportedModelError
 
 
@@ -37,6 +39,39 @@ def check_sparsity(sparsity: float) -> float:
 def mean_layer_parameters(decoder: Decoder) -> float:
     """Parameters of one layer, averaged where layers differ."""
     return sum(map(decoder.layer_parameters, range(decoder.n_layers))) / decoder.n_layers
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a method would leave of a model, known from its config alone.
+
+    Attributes:
+        dense: Parameters of the dense model.
+        pruned: Parameters that remain, replacements included.
+        n_removed: Layers removed or replaced; None for methods that keep all.
+    """
+
+    dense: int
+    pruned: int
+    n_removed: int | None = None
+
+    @classmethod
+    def without(cls, decoder: Decoder, n_removed: int, added: int = 0) -> Size:
+        """What is left without some layers of mean size, and with what a replacement adds.
+
+        Args:
+            decoder: The dense model; its weights may lie on the meta device.
+            n_removed: Layers removed or replaced.
+            added: Parameters that the replacement adds.
+        """
+        dense = decoder.n_parameters()
+        gone = round(n_removed * mean_layer_parameters(decoder))
+        return cls(dense, dense - gone + added, n_removed)
+
+    @property
+    def removed_fraction(self) -> float:
+        """Fraction of the dense model's parameters that is gone."""
+        return removed_fraction(self.dense, self.pruned)
 
 
 def layers_to_remove(
@@ -98,3 +133,82 @@ def matrix_weights(decoder: Decoder, parameters: Iterable[nn.Parameter]) -> int:
 def head_weights(decoder: Decoder) -> int:
     """Weights of the head's matrix."""
     return weights(decoder, [submodule(decoder.model, decoder.family.head)])
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a method takes beside the training of its networks.
+
+    Attributes:
+        calibrate: FLOPs of its calibration, which methods of equal calibration keys share.
+        prune: FLOPs of its decision for one sparsity.
+        algebra: FLOPs of the decompositions of matrices in it, in float64. Processors do them many
+            times more slowly than products.
+        passes: How often the whole model is read in deciding, where its layers are read one at a
+            time; beside the one pass of the calibration.
+    """
+
+    calibrate: float = 0.0
+    prune: float = 0.0
+    algebra: float = 0.0
+    passes: int = 0
+
+
+def reading_flops(decoder: Decoder, tokens: int, *, head: bool = False) -> float:
+    """One forward pass of the dense model.
+
+    Args:
+        decoder: The model.
+        tokens: How many it reads.
+        head: Whether all of their logits are wanted.
+    """
+    layers = weights(decoder, decoder.layers)
+    return 2.0 * tokens * (layers + (head_weights(decoder) if head else 0))
+
+
+def statistics_flops(decoder: Decoder, tokens: int) -> float:
+    """:func:`streamline.calibration.measure`: one pass, and the cosines of all pairs of depths."""
+    pairs = (decoder.n_layers + 1) ** 2
+    return reading_flops(decoder, tokens) + 2.0 * tokens * pairs * decoder.hidden_size
+
+
+def trials_flops(paths: Sequence[Path], tokens: int, *, heads: float | None = None) -> float:
+    """The losses of some paths, their common prefixes once.
+
+    Args:
+        paths: Paths of one decoder.
+        tokens: What each of them reads.
+        heads: How often the whole head is run; None for once on each path.
+    """
+    decoder, known = paths[0].decoder, dict[int, int]()
+
+    def of(module: nn.Module) -> int:
+        if id(module) not in known:
+            known[id(module)] = weights(decoder, [module])
+        return known[id(module)]
+
+    layers = sum(map(of, PathTrie(paths).runs()))
+    head = head_weights(decoder) * (len(paths) if heads is None else heads)
+    return 2.0 * tokens * (layers + head)
+
+
+def round_flops(decoder: Decoder, tokens: int, *, left: float, tried: int, heads: float) -> float:
+    """A round of a search that takes one piece after another away: each trial lacks one more.
+
+    The trials lie all over the model, so that each runs half of what is left by itself.
+
+    Args:
+        decoder: The dense model.
+        tokens: What each trial reads.
+        left: Share of the layers' weights that is there after the round.
+        tried: Trials.
+        heads: How often the whole head is run.
+    """
+    layers, head = weights(decoder, decoder.layers), head_weights(decoder)
+    return 2.0 * tokens * (layers * left * (1 + tried / 2) + heads * head)
+
+
+def gradient_flops(decoder: Decoder, tokens: int) -> float:
+    """The gradients of the layers' weights: forward, and back through layers and head."""
+    layers, head = weights(decoder, decoder.layers), head_weights(decoder)
+    return float(tokens) * (6 * layers + 4 * head)

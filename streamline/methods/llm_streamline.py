@@ -20,6 +20,7 @@ sampling is seeded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -27,7 +28,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import layers_to_remove
+from streamline.engine.budget import Effort, layers_to_remove, reading_flops, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.fields import Count, Fraction
 from streamline.method import DepthMethod, Method, Pruned, Size
@@ -41,6 +42,7 @@ from streamline.methods.spans import (
     check_runner_up,
     divided,
     ranked_spans,
+    ranking_flops,
     span_notes,
 )
 from streamline.methods.teacher_fits import Fit
@@ -111,6 +113,12 @@ class StreamlineNone(DepthMethod):
             plan = Plan.drop(decoder.n_layers, ranked[self.runner_up].span.layers)
             pruned = Pruned(plan, notes=span_notes(ranked))
         return refitted(decoder, pruned, batches) if self.refit else pruned
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The shared calibration; by perplexity a loss without each span."""
+        n_remove = layers_to_remove(decoder, sparsity)
+        ranking = ranking_flops(decoder, n_remove, self.criterion, shape) if n_remove else 0.0
+        return Effort(statistics_flops(decoder, math.prod(shape)), ranking)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go.
@@ -244,6 +252,14 @@ class StreamlineReplacement(Method):
         """The networks of its kind, one for each part."""
         parts = self._parts(Span(0, n_removed))
         return [blank(self.kind, decoder, len(part), norm=self._norm) for part in parts]
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The shared calibration, the choice of the span, and a pass for maps to start from."""
+        tokens, n_remove = math.prod(shape), self.n_remove(decoder, sparsity)
+        found = ranking_flops(decoder, n_remove, self.criterion, shape) if n_remove else 0.0
+        if self.init == "linear":
+            found += reading_flops(decoder, tokens) + 4.0 * tokens * decoder.hidden_size**2
+        return Effort(statistics_flops(decoder, tokens), found)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Removed layers, less the network that is added.

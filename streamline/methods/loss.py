@@ -154,3 +154,11 @@ def loss_sample(batches: Tensor, n_samples: int | None, length: int | None) -> T
             f"length={length}"
         )
     return batches[:n_samples, :length]
+
+
+def sample_shape(
+    shape: tuple[int, int], n_samples: int | None, length: int | None
+) -> tuple[int, int]:
+    """Sequences, and tokens of each, that :func:`loss_sample` takes of so many."""
+    rows, width = shape
+    return min(rows, n_samples or rows), min(width, length or width)

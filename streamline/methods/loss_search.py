@@ -36,7 +36,7 @@ from streamline.engine.paths import Path, PathTrie
 from streamline.methods.loss import check_length, require_finite, score_paths
 from streamline.progress import tell
 
-__all__ = ["Found", "LossSearch"]
+__all__ = ["Found", "LossSearch", "whole_heads"]
 
 #: The head is cut down to one in so many of its rows.
 HEAD_DIVISOR = 12
@@ -67,6 +67,11 @@ class Found:
         loss = self.losses[self.index]
         assert loss is not None
         return loss
+
+
+def whole_heads(n_trials: int) -> float:
+    """About how often a round of so many trials runs the whole head, cut ones added up."""
+    return min(n_trials, 2 + n_trials / HEAD_DIVISOR)
 
 
 class LossSearch:

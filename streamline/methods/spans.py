@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,11 +17,13 @@ from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
+from streamline.engine.budget import trials_flops
 from streamline.engine.decoder import Decoder
+from streamline.engine.paths import Path, dense_path
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Natural
 from streamline.method import Pruned
-from streamline.methods.loss import loss_sample, path_losses
+from streamline.methods.loss import loss_sample, path_losses, sample_shape
 from streamline.plan import Plan, Span
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "check_runner_up",
     "divided",
     "ranked_spans",
+    "ranking_flops",
     "span_notes",
 ]
 
@@ -90,6 +94,25 @@ def ranked_spans(
     losses = path_losses(paths, loss_sample(batches, *LOSS_SAMPLE))
     found = [Scored(one.span, one.cosine, x) for one, x in zip(ranked, losses, strict=True)]
     return sorted(found, key=lambda one: one.loss or 0.0)
+
+
+def ranking_flops(
+    decoder: Decoder, length: int, criterion: Criterion, shape: tuple[int, int]
+) -> float:
+    """FLOPs of :func:`ranked_spans`; none by cosine, which calibration has measured.
+
+    Args:
+        decoder: The dense model.
+        length: Layers in the span.
+        criterion: As there.
+        shape: Calibration sequences, and tokens of each.
+    """
+    if criterion == "cosine":
+        return 0.0
+    nodes = dense_path(decoder).nodes
+    starts = range(decoder.n_layers - length + 1)
+    paths = [Path(decoder, (*nodes[:s], *nodes[s + length :])) for s in starts]
+    return trials_flops(paths, math.prod(sample_shape(shape, *LOSS_SAMPLE)))
 
 
 def divided(span: Span, parts: int) -> list[Span]:

@@ -1,7 +1,7 @@
 """FLOPs that training takes, from shapes: 2 for each weight and token forward, 4 more backward.
 
 Weights are those of :mod:`streamline.engine.budget`. A frozen weight that gradients pass takes 2
-backward.
+backward. What a token takes is said once, for what was done and for plans.
 
 Example::
 
@@ -21,7 +21,30 @@ from streamline.training.student import Objective, Student
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["adapting_flops", "distilling_flops", "replacing_flops"]
+__all__ = [
+    "adapters_token", "adapting_flops", "distilled_token", "distilling_flops", "loss_token",
+    "replacing_flops", "states_token",
+]  # fmt: skip
+
+
+def states_token(teacher: float, own: float) -> float:
+    """A token of replacements that learn states: the teacher forward, they forward and back."""
+    return 2 * teacher + 6 * own
+
+
+def loss_token(forward: float, passed: float, own: float) -> float:
+    """A token of the language-model loss: all forward, and back to what is trained."""
+    return 2 * forward + 2 * passed + 2 * own
+
+
+def adapters_token(frozen: float, adapters: float) -> float:
+    """A token of LoRA: frozen weights forward and passed backward, adapters trained."""
+    return 4 * frozen + 6 * adapters
+
+
+def distilled_token(teacher: float, student: float, adapters: float, trained: float) -> float:
+    """A token of distillation: the teacher forward, the student's own part forward and back."""
+    return 2 * teacher + 4 * student + 6 * adapters + 2 * trained
 
 
 def replacing_flops(
@@ -44,14 +67,14 @@ def replacing_flops(
     own = weights(decoder, (student.module for student in students))
     if objective == "mse" or path is None:
         last = max(student.span.stop for student in students)
-        return float(tokens) * (2 * weights(decoder, decoder.layers[:last]) + 6 * own)
+        return float(tokens) * states_token(weights(decoder, decoder.layers[:last]), own)
     trained = {id(student.module) for student in students}
     first = next((i for i, node in enumerate(path.nodes) if id(node.module) in trained), 0)
     modules = [node.module for node in path.nodes]
     head = head_weights(decoder)
     forward = weights(decoder, modules) + head
     passed = weights(decoder, modules[first:]) + head
-    return float(tokens) * (2 * forward + 2 * passed + 2 * own)
+    return float(tokens) * loss_token(forward, passed, own)
 
 
 def adapting_flops(model: PreTrainedModel, adapters: int, tokens: int) -> float:
@@ -64,7 +87,7 @@ def adapting_flops(model: PreTrainedModel, adapters: int, tokens: int) -> float:
     """
     decoder = Decoder(model)
     frozen = weights(decoder, decoder.layers) + head_weights(decoder)
-    return float(tokens) * (4 * frozen + 6 * adapters)
+    return float(tokens) * adapters_token(frozen, adapters)
 
 
 def distilling_flops(
@@ -85,5 +108,5 @@ def distilling_flops(
     teacher = weights(dense, dense.layers) + head_weights(dense)
     known = {id(parameter) for parameter in dense.model.parameters()}
     own = [p for part in parts for p in part.parameters() if id(p) not in known]
-    trained = 6 * adapters if adapters else 2 * matrix_weights(decoder, own)
-    return float(tokens) * (2 * teacher + 4 * weights(decoder, parts) + trained)
+    trained = 0 if adapters else matrix_weights(decoder, own)
+    return float(tokens) * distilled_token(teacher, weights(decoder, parts), adapters, trained)
