@@ -74,6 +74,7 @@ class _Place:
 _SHOWN: ContextVar[Progress] = ContextVar("shown")
 _PLACE: ContextVar[_Place | None] = ContextVar("place", default=None)
 _PORTION: ContextVar[tuple[float, float] | None] = ContextVar("portion", default=None)
+_PLANNED: ContextVar[float | None] = ContextVar("planned", default=None)
 
 
 @contextmanager
@@ -147,6 +148,21 @@ def _portion(place: tuple[float, float]) -> Iterator[None]:
         yield
     finally:
         _PORTION.reset(token)
+
+
+@contextmanager
+def planned(seconds: float | None) -> Iterator[None]:
+    """Within it, the whole of the work was planned to take so many seconds; None for no plan."""
+    token = _PLANNED.set(seconds)
+    try:
+        yield
+    finally:
+        _PLANNED.reset(token)
+
+
+def planned_seconds() -> float | None:
+    """What the whole of the present work was planned to take, if it was planned."""
+    return _PLANNED.get()
 
 
 def placed() -> tuple[float, float] | None:

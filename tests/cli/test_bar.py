@@ -4,13 +4,14 @@ import io
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from streamline.cli.screen.bar import Bar, Log, progress_display
 from streamline.cli.screen.tracker import Tracker
-from streamline.progress import portions
+from streamline.progress import planned, portions
 
 
 def _wait_for(pattern: str, capsys: pytest.CaptureFixture[str]) -> tuple[re.Match[str], list[str]]:
@@ -205,3 +206,63 @@ def test_a_log_leaves_no_thread_behind() -> None:
     with Log(Console(stderr=True)):
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def _whole(tracker: Tracker, part: float, age: float, seconds: float | None) -> Tracker:
+    """A run of which a part is done after some time, planned to take so many seconds."""
+    (place,) = portions([1.0])
+    with planned(seconds), place:
+        tracker.stage("work", 100)
+    tracker.step(0, 100, "")
+    tracker.step(100 * part, 100, "")
+    tracker.state = replace(tracker.state, opened=time.monotonic() - age)
+    return tracker
+
+
+def test_the_time_left_is_the_plan_at_first_and_the_pace_later() -> None:
+    now = time.monotonic()
+    at = _whole(Tracker(), 0.001, 1, 1000.0).state
+    assert at.whole_left(now) == pytest.approx(980, rel=0.05)
+    late = _whole(Tracker(), 0.5, 2000, 1000.0).state
+    assert late.whole_left(now) == pytest.approx(0.5 * 2050 / 0.55, rel=0.05)
+    assert _whole(Tracker(), 0.001, 1, None).state.whole_left(now) is None
+
+
+@pytest.mark.parametrize(("age", "said"), [(100, True), (300, False), (700, False), (1100, True)])
+def test_a_plan_that_is_far_off_is_said_once_with_both_numbers(age: float, said: bool) -> None:
+    tracker = _whole(Tracker(), 0.5, age, 1000.0)
+    warning = tracker.warning()
+    assert (warning is not None) == said
+    assert tracker.warning() is None
+    if age == 1100:
+        assert warning == "this run was planned at 16 min 40 s; at its pace it takes 36 min 40 s"
+
+
+@pytest.mark.parametrize(("part", "age"), [(0.01, 500), (0.2, 30)])
+def test_a_plan_is_not_judged_too_soon(part: float, age: float) -> None:
+    assert _whole(Tracker(), part, age, 1000.0).warning() is None
+
+
+def test_what_an_earlier_process_did_is_no_part_of_the_pace_that_a_plan_is_judged_by() -> None:
+    tracker = Tracker()
+    (place,) = portions([1.0])
+    with planned(1000.0), place:
+        tracker.stage("work", 100)
+    tracker.step(79, 100, "")
+    tracker.step(80, 100, "")
+    tracker.step(90, 100, "")
+    tracker.state = replace(tracker.state, opened=time.monotonic() - 130)
+    assert tracker.warning() is None  # 12 % in 130 s, planned 120 s
+    tracker.state = replace(tracker.state, opened=time.monotonic() - 600)
+    assert "planned at 3 min" in str(tracker.warning())
+
+
+def test_displays_say_that_the_plan_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    for display in (Log(Console(stderr=True, width=80)), Bar(Console(file=io.StringIO()))):
+        said: list[str] = []
+        display.say = said.append  # type: ignore[method-assign]
+        _whole(display._tracker, 0.4, 2000, 100.0)
+        display.step(41, 100)
+        display.step(42, 100)
+        (line,) = said
+        assert line.startswith("this run was planned at 1 min 40 s") and len(line) <= 80

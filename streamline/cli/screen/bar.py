@@ -76,6 +76,8 @@ class Bar:
     def step(self, done: float, total: float, message: str = "") -> None:
         """Move the bars."""
         self._tracker.step(done, total, message)
+        if (warning := self._tracker.warning()) is not None:
+            self.say(warning)
 
     def say(self, message: str) -> None:
         """Print a remark above the bars, without markup."""
@@ -162,6 +164,9 @@ class Log:
         """Note how far the stage has come."""
         with self._lock:
             self._tracker.step(done, total, message)
+            warning = self._tracker.warning()
+        if warning is not None:
+            self.say(warning)
 
     def say(self, message: str) -> None:
         """Print a remark, without markup."""

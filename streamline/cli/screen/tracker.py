@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from streamline.progress import placed
+from streamline.progress import clock, placed, planned_seconds
 
 __all__ = ["State", "Tracker"]
+
+_TRUST = 0.05  # the part of the whole whose pace counts as much as the plan
+_FACTOR = 2.0  # that a plan may be wrong by
+_SURE, _SOON = 0.05, 60.0  # the part of the whole, and the seconds, before a plan is judged
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class State:
         reached: The part of the whole that was done before.
         made: The part of the whole that earlier stages of this process did.
         opened: When the first stage with a portion began, or None.
+        planned: Seconds that the whole was planned to take, or None.
     """
 
     name: str = ""
@@ -39,6 +44,7 @@ class State:
     reached: float = 0.0
     made: float = 0.0
     opened: float | None = None
+    planned: float | None = None
 
     @property
     def fraction(self) -> float | None:
@@ -71,11 +77,28 @@ class State:
         return (self.total - self.done) * (now - self.began) / (self.done - self.skipped)
 
     def whole_left(self, now: float) -> float | None:
-        """Seconds of the rest of the whole at the pace so far, once there is a pace."""
+        """Seconds of the rest of the whole: as planned at first, more and more at its own pace."""
         made = self.made + self._own()
-        if self.whole is None or self.whole >= 1.0 or made < 0.01:
+        if self.whole is None or self.whole >= 1.0:
             return None
-        return (1.0 - self.whole) * self.age(now) / made
+        if self.planned is not None:
+            pace = (self.age(now) + _TRUST * self.planned) / (made + _TRUST)
+        elif made < 0.01:
+            return None
+        else:
+            pace = self.age(now) / made
+        return (1.0 - self.whole) * pace
+
+    def off_plan(self, now: float) -> str | None:
+        """What is to be said of a plan that is more than a factor of two away, once that shows."""
+        made, age = self.made + self._own(), self.age(now)
+        if self.planned is None or self.whole is None or made < _SURE or age < _SOON:
+            return None
+        rest = max(0.0, 1.0 - self.whole)
+        plan, now_in_all = (made + rest) * self.planned, (made + rest) * age / made
+        if plan / _FACTOR <= now_in_all <= plan * _FACTOR:
+            return None
+        return f"this run was planned at {clock(plan)}; at its pace it takes {clock(now_in_all)}"
 
     def _own(self, finished: bool = False) -> float:
         """The part of the whole that this stage has done in this process."""
@@ -94,7 +117,10 @@ class State:
         reached = max(self.reached, self.whole or 0.0, start)
         made = self.made + self._own(finished)
         opened = now if self.opened is None and place is not None else self.opened
-        return State(name, now, total=total, place=place, reached=reached, made=made, opened=opened)
+        return State(
+            name, now, total=total, place=place, reached=reached, made=made, opened=opened,
+            planned=planned_seconds() or self.planned,
+        )  # fmt: skip
 
 
 class Tracker:
@@ -102,6 +128,7 @@ class Tracker:
 
     def __init__(self) -> None:
         self.state = State(began=time.monotonic())
+        self._judged = False
 
     def stage(self, name: str, total: float | None) -> None:
         """A stage begins; the one before it counts as done."""
@@ -115,3 +142,9 @@ class Tracker:
         self.state = replace(
             at, done=done, total=total, message=message or at.message, first=first, second=second
         )
+
+    def warning(self) -> str | None:
+        """That reality has left the plan, the first time that it has."""
+        found = None if self._judged else self.state.off_plan(time.monotonic())
+        self._judged = self._judged or found is not None
+        return found
