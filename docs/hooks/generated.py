@@ -5,7 +5,7 @@ Each function takes the argument of its line ``{{ name argument }}`` and returns
 
 from __future__ import annotations
 
-from listed_parts import commands, families, lora_presets, models, suites
+from listed_parts import cards, commands, families, lora_presets, models, suites
 from method_parts import catalogue, methods
 from setting_parts import block, budgets, configuration, quick
 from words import table
@@ -25,5 +25,6 @@ GENERATED = {
         families,
         suites,
         lora_presets,
+        cards,
     )
 }

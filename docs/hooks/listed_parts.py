@@ -129,6 +129,23 @@ def _n_cells(config: Any) -> int:
     return sum(len(expand(config.for_model(model), model)) for model in config.models)
 
 
+def cards(_: str) -> str:
+    """The accelerators that a run can be planned for."""
+    from streamline.run.planning.cards import CARDS
+
+    head = ("card", "float16", "bfloat16", "float32", "GB/s", "GiB")
+    rows = [
+        (
+            f"`{name}`",
+            *(plain(rate) for rate in (one.half, one.brain, one.single)),
+            plain(one.bandwidth),
+            plain(one.gib),
+        )
+        for name, one in CARDS.items()
+    ]
+    return table(head, rows)
+
+
 def lora_presets(_: str) -> str:
     """The named recipes of LoRA fine-tuning."""
     from streamline.training.lora_recipe import PRESETS

@@ -121,6 +121,7 @@ def prune(
     tokens: Callable[[int], Tensor],
     folder: Path,
     progress: Progress,
+    expected: Mapping[str, float] | None = None,
 ) -> list[Variant | Failure]:
     """Calibrate once for each calibration key and seed, then let every method decide.
 
@@ -130,6 +131,7 @@ def prune(
         tokens: Calibration tokens of a seed, [N, T], int64.
         folder: Where calibrations and what was decided are kept.
         progress: Where to report what is being done.
+        expected: How long each takes compared with the others, by label; all alike if not given.
 
     Returns:
         What became of each, in order.
@@ -154,7 +156,8 @@ def prune(
             found[index] = Variant(target=target, pruned=Pruned(Plan.dense(dense.decoder.n_layers)))
         else:
             groups.setdefault(key, []).append(index)
-    places = portions([1.0] * len(groups))
+    each = {target.label: 1.0 for target in targets} | dict(expected or {})
+    places = portions([sum(each[targets[i].label] for i in own) for own in groups.values()])
     for ((seed, _), members), place in zip(groups.items(), places, strict=True):
         with place:
             chosen = [targets[i] for i in members]

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 from streamline.api.variants import Target
-from streamline.evaluation.questions import Questions
 from streamline.registry import build_method
 from streamline.results.record import Identity, Record, method_label
 from streamline.results.samples import samples_path
@@ -22,11 +21,6 @@ from streamline.run.stage_config import MethodConfig
 
 DENSE = "dense"
 UNFINISHED = "not finished"  # how the reason of a record begins whose cell nobody has ended
-
-# How long stages take compared with each other; a unit is a token read by the dense model.
-_STUDENT = 0.1  # of a token's cost that training a replacement adds to the teacher's
-_SHARED = 0.6  # of a variant's layers that are run for it alone
-_TRAINED = 3.0  # forward and backward, compared with forward
 
 
 @dataclass(frozen=True)
@@ -169,33 +163,6 @@ def unfinished(cells: Sequence[Cell], records: Mapping[Identity, Record]) -> lis
     """
     reasons = {identity: record.reason or "" for identity, record in records.items()}
     return [c for c in cells if reasons.get(c.identity, UNFINISHED).startswith(UNFINISHED)]
-
-
-def stage_weights(
-    config: RunConfig, shared: Sequence[CellJob], own: Sequence[CellJob], questions: Questions
-) -> tuple[float, float, float, float]:
-    """Weights of pruning, training, joint evaluation, and everything cell by cell.
-
-    Args:
-        config: The run, as the model has it.
-        shared: Cells that share the dense model's layers.
-        own: Cells that are models of their own.
-        questions: The questions and texts.
-    """
-    calibration = config.calibration.n_samples * config.calibration.length
-    read = sum(questions.tokens)
-    tuned = [job for job in shared if job.cell.recovery != "none"]
-    passes = {(j.cell.seed, j.target.method.calibration_key()) for j in shared if j.cell.sparsity}
-    n_students = sum(job.target.method.trains for job in shared)
-    training = config.training.seen_tokens * (1 + _STUDENT * n_students) if n_students else 0.0
-    tuning = _TRAINED * config.lora.planned_tokens(config.training)
-    n_tuned = sum(job.cell.recovery != "none" for job in (*shared, *own))
-    return (
-        float(calibration * len(passes)),
-        training,
-        _SHARED * read * (len(shared) - len(tuned)),
-        float(read + calibration) * len(own) + read * len(tuned) + tuning * n_tuned,
-    )
 
 
 def replaced(jobs: Sequence[CellJob], records: Sequence[Record | None]) -> list[str]:

@@ -34,6 +34,7 @@ from streamline.run.checks.values import (
     size_of,
     wrong_values,
 )
+from streamline.run.planning.cards import card_name
 from streamline.run.settings import names, setting
 from streamline.run.stage_config import (
     QUICK,
@@ -73,9 +74,7 @@ class RunConfig(Matrix):
         "auto", "auto, cpu, cuda, cuda:1, mps.", flag="--device"
     )
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = setting(
-        None,
-        "Spread a large model over all devices: auto, balanced.",
-        flag="--device-map",
+        None, "Spread a large model over all devices: auto, balanced.", flag="--device-map"
     )
     stream: bool = setting(
         False,
@@ -121,7 +120,10 @@ class RunConfig(Matrix):
         None, "Save checkpoints: all, or best (perplexity) of each sparsity.", flag="--save"
     )
     dry_run: bool = setting(
-        False, "Print cells, sizes and costs from configs alone.", flag="--dry-run"
+        False, "Print cells, sizes, hours and memory from configs alone.", flag="--dry-run"
+    )
+    plan_for: Annotated[str, AfterValidator(card_name)] | None = setting(
+        None, "With --dry-run: plan for a card, such as a100-80gb.", flag="--plan-for"
     )
     quick: bool = setting(
         False,
@@ -183,9 +185,7 @@ class RunConfig(Matrix):
         False, "Let a model's own code run.", flag="--trust-remote-code"
     )
     confirm_run_unsafe_code: bool = setting(
-        False,
-        "Let tasks run the code that a model writes.",
-        flag="--confirm-run-unsafe-code",
+        False, "Let tasks run the code that a model writes.", flag="--confirm-run-unsafe-code"
     )
     calibration: CalibrationConfig = setting(
         CalibrationConfig(),

@@ -32,7 +32,7 @@ from streamline.progress import Prefixed, Progress, portions
 from streamline.results.assess import CellResult, assess
 from streamline.results.record import Record
 from streamline.results.record_file import find
-from streamline.run.cell import CellJob, replaced, stage_weights, unrecorded
+from streamline.run.cell import CellJob, replaced, unrecorded
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided_for
 from streamline.run.folder import kept_sources
@@ -42,6 +42,7 @@ from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, un
 from streamline.run.measuring.texts import calibration_tokens, cell_texts
 from streamline.run.one_model import OneModel
 from streamline.run.planning.fitting import kept_plan, possible
+from streamline.run.planning.hours import TimePlan, cell_times
 from streamline.run.preparation import cell_facts, loading, preparation, todo
 from streamline.run.recorder import Recorder
 from streamline.run.shards.dense import DenseTurn
@@ -142,11 +143,10 @@ def _run(
     missing = shared(lambda: possible(memory, candidates, recorder, progress))
     joined = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
-    pruning, training, jointly, alone = portions(
-        stage_weights(config, joined, own, model.questions)
-    )
+    times = cell_times(config, missing, model.questions, memory.waves, progress)
+    pruning, training, jointly, alone = portions(times.portions(joined, own))
     with pruning:
-        variants = _pruned(model, joined)
+        variants = _pruned(model, joined, times)
     with training:
         variants = _trained(model, variants)
     joint = [
@@ -170,7 +170,7 @@ def _run(
                 _alone(model, variant)
         for job, place in zip(own, places[len(rest) :], strict=True):
             with place:  # models of their own, one at a time
-                _own(model, job)
+                _own(model, job, times)
 
 
 def _dense(model: OneModel) -> Variant:
@@ -178,7 +178,7 @@ def _dense(model: OneModel) -> Variant:
     return Variant(target=model.reference.target, pruned=Pruned(plan))
 
 
-def _pruned(model: OneModel, jobs: Sequence[CellJob]) -> list[Variant]:
+def _pruned(model: OneModel, jobs: Sequence[CellJob], times: TimePlan) -> list[Variant]:
     """Prune some cells and write down what was decided."""
     made = prune(
         [job.target for job in jobs],
@@ -186,6 +186,7 @@ def _pruned(model: OneModel, jobs: Sequence[CellJob]) -> list[Variant]:
         partial(calibration_tokens, model.config, model.batches),
         model.config.out / "cache",
         model.progress,
+        {j.target.label: times.of([j.cell], "calibrate", "prune") for j in jobs},
     )
     variants = _kept(model, made)
     for variant in variants:
@@ -262,9 +263,9 @@ def _alone(model: OneModel, variant: Variant) -> None:
             _guarded(model, found, partial(_evaluate, model, [found]))
 
 
-def _own(model: OneModel, job: CellJob) -> None:
+def _own(model: OneModel, job: CellJob, times: TimePlan) -> None:
     """Run a cell whose method returns a model of its own."""
-    for variant in _pruned(model, [job]):
+    for variant in _pruned(model, [job], times):
         _alone(model, variant)
 
 

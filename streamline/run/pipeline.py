@@ -44,8 +44,9 @@ from streamline.run.folder import (
 )
 from streamline.run.inputs import Sources, fingerprint_of, settle
 from streamline.run.model_run import run_model
-from streamline.run.planning.estimate import refuse_unfit
+from streamline.run.planning.estimate import Estimate, refuse_unfit
 from streamline.run.planning.fitting import fitted, fitted_alone
+from streamline.run.planning.hours import expecting
 from streamline.run.planning.plan import MemoryPlan
 from streamline.run.preparation import finished, heard, loading, prepared
 from streamline.run.reporting import report_run
@@ -93,6 +94,7 @@ def _run(config: RunConfig, progress: Progress, redo: Sequence[str]) -> list[Rec
     with led(claimed(config.out)), ExitStack() as run_long:
         again, kept, sources = shared(lambda: _settled(config, redo))
         run_long.enter_context(pinned(sources.models))
+        run_long.enter_context(expecting(found.expected))
         for remark in sources.origins.remarks:
             progress.say(remark)
         with led(prepared(config, sources, progress, again)):
@@ -114,9 +116,10 @@ def _required(config: RunConfig, redo: bool, progress: Progress) -> Decided:
     refuse_foreign(config.out)
     with pinned((kept_sources(config) or {}).get("models", {})):
         found = decided(config)
-    fit, remarks = _fitted(found.config, redo)
-    found = replace(found, config=fit)
-    for remark in [*found.remarks(), *remarks]:
+    fit, estimate = _fitted(found.config, redo)
+    expected = {model: plan.seconds for model, plan in estimate.times.items()}
+    found = replace(found, config=fit, expected=expected)
+    for remark in [*found.remarks(), *estimate.remarks]:
         progress.say(remark)
     return found
 
@@ -134,8 +137,8 @@ def _settled(
     return again, kept, sources
 
 
-def _fitted(config: RunConfig, redo: bool) -> tuple[RunConfig, list[str]]:
-    """A run that fits on this machine, and what is to be said of it before it begins.
+def _fitted(config: RunConfig, redo: bool) -> tuple[RunConfig, Estimate]:
+    """A run that fits on this machine, and its plan.
 
     One that is finished needs nothing: its models may be gone from here and from the hub.
     """
@@ -144,11 +147,11 @@ def _fitted(config: RunConfig, redo: bool) -> tuple[RunConfig, list[str]]:
         try:
             config, estimate = fitted(config)
             refuse_unfit(estimate, config)
-            return config, estimate.remarks
+            return config, estimate
         except Exception:
             if kept is None or redo or not finished(config, settle(config, kept)):
                 raise
-            return config, []
+            return config, Estimate()
 
 
 def _run_shard(found: Decided, part: Part, progress: Progress, redo: Sequence[str]) -> list[Record]:
@@ -159,7 +162,7 @@ def _run_shard(found: Decided, part: Part, progress: Progress, redo: Sequence[st
             "--redo takes cells out of the folder that other shards are working in; put the shards "
             f"together (streamline-bench merge {config.out}) and give --redo without --shard"
         )
-    with led(working(config.out, part)):
+    with led(working(config.out, part)), expecting(found.expected):
         shared(lambda: refuse_claimed(config.out))  # by now a run of all cells sees this one
         sources = shared(lambda: agreed(found, part))
         with pinned(sources.models):
@@ -338,11 +341,7 @@ def _as_pruned(record: Record, model: str) -> Record:
                 "kept_layers": plan.kept_layers,
                 "replacement": plan.replacement,
             },
-            "parameters": {
-                "dense": dense,
-                "pruned": left,
-                "removed_fraction": lost,
-            },
+            "parameters": {"dense": dense, "pruned": left, "removed_fraction": lost},
             "efficiency": record.efficiency and record.efficiency.alone(),
             "notes": {**record.notes, "checkpoint": cell},
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from streamline.cli.screen.hours import show_times
 from streamline.cli.screen.show import show_table, show_text, show_warning
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def show_plan(config: RunConfig) -> bool:
     from streamline.run.deciding.decide import decided
     from streamline.run.planning.estimate import check_fits, run_memory
     from streamline.run.planning.fitting import fitted
+    from streamline.run.planning.hours import planned_times
 
     found = decided(config)
     config, estimate = fitted(found.config)
@@ -57,7 +59,11 @@ def show_plan(config: RunConfig) -> bool:
     for line in [*_costs(estimate), _speed(config)]:
         print(line)
     for model in (name for name in config.models if name not in estimate.broken):
-        _show_memory(config, model)
+        waves = _show_memory(config, model)
+        if waves > 1:
+            cells = [row.cell for row in estimate.rows if row.cell.model == model]
+            estimate.times[model] = planned_times(config.for_model(model), cells, waves)
+    show_times(list(estimate.times.values()), config)
     for remark in estimate.remarks:
         show_warning(remark)
     for problem in check_fits(estimate, config.out, run_memory(config)):
@@ -213,24 +219,18 @@ def _percent(value: float | None, digits: int) -> str | None:
 
 
 def _costs(estimate: Estimate) -> list[str]:
-    """Tokens, compute, memory and disk, one line each."""
+    """Tokens, memory and disk, one line each."""
     tokens = ", ".join(f"{name} {count:,}" for name, count in estimate.tokens.items() if count)
-    compute = ", ".join(
-        f"{name.replace('_', ' ')} {value / 1e12:,.2f}"
-        for name, value in estimate.flops.items()
-        if value
-    )
     return [
         f"tokens:  {tokens}",
-        f"compute: {compute} TFLOP",
         f"memory:  {estimate.memory_bytes / 2**30:,.2f} GiB of weights; stage by stage below",
         f"disk:    {estimate.download_bytes / 2**30:,.2f} GiB of weights to fetch, "
         f"{estimate.work_bytes / 2**30:,.2f} GiB of training states",
     ]
 
 
-def _show_memory(config: RunConfig, model: str) -> None:
-    """What each stage of one model holds, and what cannot be had."""
+def _show_memory(config: RunConfig, model: str) -> int:
+    """What each stage of one model holds, and what cannot be had; in how many waves it trains."""
     from streamline.run.planning.fitting import memory_plan
     from streamline.run.planning.work import gib
 
@@ -252,6 +252,7 @@ def _show_memory(config: RunConfig, model: str) -> None:
         show_text(f"  {line}")
     for label, reason in plan.refused.items():
         show_text(f"  skipped: {label}: {reason}")
+    return plan.waves
 
 
 def _speed(config: RunConfig) -> str:

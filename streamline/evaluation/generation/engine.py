@@ -38,13 +38,17 @@ from streamline.evaluation.generation.rows import Rows
 from streamline.evaluation.generation.slots import bytes_per_token
 from streamline.evaluation.scoring.token_budget import default_batch_tokens
 
-__all__ = ["Limits", "Written", "generate"]
+__all__ = ["CPU_CACHE", "ROWS", "Limits", "Written", "generate"]
 
 Written = Callable[[int, int, list[int]], None]
 """Called with the numbers of path and prompt and the new tokens, as soon as a row is done.
 
 A last token of -1 says that the model's logits were not finite there."""
 
+#: Most rows that generate together, on an accelerator and elsewhere.
+ROWS = {True: 512, False: 64}
+#: Most bytes of keys and values where no accelerator says how much is free.
+CPU_CACHE = 2 << 30
 _CLOSE_UP = 8  # rows are closed up when one in so many is done
 
 
@@ -68,8 +72,8 @@ class Limits:
         tokens = batch_tokens or default_batch_tokens(device)
         if device.type == "cuda":
             free_memory()  # memory that was reserved earlier counts as used otherwise
-            return cls(batch_tokens=tokens, rows=512, cache_bytes=room(device) // 2)
-        return cls(batch_tokens=tokens, rows=64, cache_bytes=2 << 30)
+            return cls(batch_tokens=tokens, rows=ROWS[True], cache_bytes=room(device) // 2)
+        return cls(batch_tokens=tokens, rows=ROWS[False], cache_bytes=CPU_CACHE)
 
 
 def generate(

@@ -197,6 +197,10 @@ def contradiction(config: Any) -> str | None:
         )
     if config.save == "best" and not config.perplexity.n_tokens:
         return "save=best goes by held-out perplexity, and none is to be measured"
+    if config.plan_for and not config.dry_run:
+        return "plan_for says which card a run is planned for, and runs nothing; give dry_run too"
+    if config.plan_for and config.device not in ("auto", "cuda"):
+        return f"plan_for means one accelerator, and device is {config.device}; leave device out"
     if config.shard and config.executor != "local":
         return (
             f"shard is one process's part of the cells, and executor {config.executor} divides "

@@ -80,6 +80,8 @@ def _choice(value: Any, why: str) -> dict[str, Any]:
 
 def _kind(own: RunConfig) -> str:
     """The kind of device that the cells will have: a job that asks for GPUs gets them."""
+    if own.plan_for is not None:
+        return "cuda"
     asked = own.slurm.items() if own.executor == "slurm" and own.device == "auto" else ()
     if any("gpus" in name and n or "gres" in name and "gpu" in str(n) for name, n in asked):
         return "cuda"

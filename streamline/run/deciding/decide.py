@@ -15,7 +15,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,10 +41,13 @@ class Decided:
     Attributes:
         config: The run, with plain values.
         choices: For each model what was decided: setting -> ``{"value", "why"}``.
+        expected: For each model how long its cells are planned to take, in seconds; None where that
+            is not known.
     """
 
     config: RunConfig
     choices: dict[str, Choices]
+    expected: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_json(self, kept: Mapping[str, Any] | None) -> dict[str, Choices]:
         """What ``run.json`` keeps of it, beside what it holds already.

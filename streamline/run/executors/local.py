@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 from streamline.distributed.work import shared
-from streamline.progress import Progress, portions
+from streamline.progress import Progress, planned, portions
 from streamline.results.record import Record
 from streamline.run.cell import expand
 from streamline.run.config import RunConfig
 from streamline.run.executors.lost import lost_model
 from streamline.run.model_run import run_model
+from streamline.run.planning.hours import expected
 from streamline.run.shards.part import WHOLE, Part
 
 
@@ -26,10 +27,13 @@ class LocalExecutor:
         """
         records = []
         models = [m for m in config.models if part.of(expand(config.for_model(m), m))]
-        for model, place in zip(models, portions([1.0] * len(models)), strict=True):
-            with place:
-                try:
-                    records += run_model(config, model, progress, part)
-                except Exception as error:  # of this model, and no other
-                    records += shared(partial(lost_model, config, model, error, progress, part))
+        times = expected(models)
+        places = portions(times or [1.0] * len(models))
+        with planned(sum(times) if times else None):
+            for model, place in zip(models, places, strict=True):
+                with place:
+                    try:
+                        records += run_model(config, model, progress, part)
+                    except Exception as error:  # of this model, and no other
+                        records += shared(partial(lost_model, config, model, error, progress, part))
         return records

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, reason
 from streamline.method import Method
@@ -25,6 +24,9 @@ from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided
 from streamline.run.measuring.texts import planned_texts
+from streamline.run.planning.asked import asked_of
+from streamline.run.planning.cards import CARDS
+from streamline.run.planning.hours import TimePlan, plan_hours
 from streamline.run.planning.plan import Row
 from streamline.run.planning.rows import rows_of
 from streamline.run.planning.work import added, gib, resident
@@ -53,9 +55,7 @@ class Estimate:
         rows: One for each cell.
         tokens: Tokens by use (calibration, training, recovery of all recovered cells, held-out
             text), of all models together.
-        flops: Estimated floating-point operations by stage, 2 per parameter and token forward and
-            4 more backward, 2 where the weights are frozen; the evaluation's are per 1,000 tokens
-            of questions, since their length is only known then.
+        times: How long each model's cells take, by the model.
         memory_bytes: Least device memory: the weights of the largest model.
         download_bytes: Weights that are not on this machine yet.
         work_bytes: What the run writes into its folder: training states and cached activations.
@@ -66,7 +66,7 @@ class Estimate:
 
     rows: list[Row] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
-    flops: dict[str, float] = field(default_factory=dict)
+    times: dict[str, TimePlan] = field(default_factory=dict)
     memory_bytes: int = 0
     download_bytes: int = 0
     work_bytes: int = 0
@@ -112,6 +112,7 @@ def _add_model(estimate: Estimate, model: str, own: RunConfig, cells: list[Cell]
     estimate.remarks += _too_long(rows, methods, decoder, own)
     estimate.rows += rows
     _add_costs(estimate, rows, methods, decoder, own)
+    estimate.times[model] = plan_hours(own, rows, methods, decoder, asked_of(own))
     if local_folder(model) is None:
         estimate.download_bytes += decoder.n_parameters() * _HUB_BYTES
 
@@ -141,35 +142,24 @@ def _add_costs(
     decoder: Decoder,
     config: RunConfig,
 ) -> None:
-    """Add one model's tokens, compute, memory and disk."""
+    """Add one model's tokens, memory and disk."""
     training = config.training
     training = training.model_copy(update={"texts": training.texts or config.calibration.texts})
-    body = round(decoder.n_layers * mean_layer_parameters(decoder))
     working = [row for row in rows if row.reason is None]
     pruned = [row for row in working if row.cell.sparsity]
     trained = [row for row in pruned if methods[row.cell.method].trains]
     brought = sum(added(row, decoder) for row in trained)
     tuned = [row for row in working if row.cell.recovery != "none"]
-    taught = [row for row in tuned if row.cell.recovery == "kd"]
-    each, teachers = config.lora.planned_tokens(training), sum(row.dense for row in taught)
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),
         "training": training.seen_tokens * bool(trained),
-        "recovery": each * len(tuned),
+        "recovery": config.lora.planned_tokens(training) * len(tuned),
         "heldout": config.perplexity.n_tokens,
-    }
-    flops = {
-        "calibration": 2.0 * body * tokens["calibration"],
-        "training": (2.0 * body + 6.0 * brought) * tokens["training"],
-        "recovery": each * (4.0 * sum(row.pruned or row.dense for row in tuned) + 2.0 * teachers),
-        "evaluation_per_1000_tokens": 2.0 * 1000 * sum(row.pruned or row.dense for row in working),
     }
     planned = planned_texts(config, prunes=bool(pruned), trains=bool(trained), tunes=bool(tuned))
     estimate.texts += [row for row in planned if row not in estimate.texts]
     for name, count in tokens.items():
         estimate.tokens[name] = estimate.tokens.get(name, 0) + count
-    for name, value in flops.items():
-        estimate.flops[name] = estimate.flops.get(name, 0.0) + value
     memory = resident(decoder, getattr(torch, config.dtype), streamed=config.stream)
     estimate.memory_bytes = max(estimate.memory_bytes, memory)
     estimate.work_bytes += brought * 4 * _STATE_COPIES + training.cache_bytes * bool(trained)
@@ -201,8 +191,12 @@ def run_memory(config: RunConfig) -> int | None:
 
     With another executor other machines do the work and this one does not count; with
     ``device_map`` a model has all accelerators, and the main memory for what does not fit there.
-    What the run is given by ``memory`` is no more than the machine has, unless it is only planned.
+    What the run is given by ``memory`` is no more than the machine has, unless it is only planned;
+    one that is planned for a card has its memory.
     """
+    if config.plan_for is not None:
+        main = device_memory("cpu") if config.device_map is not None else 0
+        return (config.memory or CARDS[config.plan_for].memory) + (main or 0)
     found = _machine_memory(config)
     if config.memory is None or (
         found is not None and found < config.memory and not config.dry_run

@@ -28,7 +28,7 @@ __all__ = ["agreed", "plain_settings"]
 # How and where cells are run: it decides none of their numbers, and which of them not either.
 _MACHINERY = {
     "dry_run", "executor", "device", "device_map", "skip_missing", "shard", "shards",
-    "ray_address", "slurm", "memory",
+    "ray_address", "slurm", "memory", "plan_for",
 }  # fmt: skip
 _MAY_DIFFER = {"out", "sources", "suite"}
 

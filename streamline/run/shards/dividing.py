@@ -16,20 +16,19 @@ import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from streamline.engine.decoder import Decoder
-from streamline.method import Method
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
+from streamline.run.planning.amounts import Amounts
+from streamline.run.planning.asked import asked_of
 from streamline.run.planning.plan import Row
 from streamline.run.planning.rows import rows_of
-from streamline.run.planning.work import added
 from streamline.run.shards.part import WHOLE, Part
 
 __all__ = ["divided", "shard_part"]
 
 log = logging.getLogger(__name__)
 
-_QUESTIONS, _TOKENS = 2_000, 200  # of a task whose size shows only when it is read; of a question
+_ALGEBRA = 50  # operations of products that take as long as one of a decomposition, at least
 _WORTH = 1.25  # of the longest part's cost, so that no teacher is run by two processes
 _TRIES = 60  # halvings of the bounds between which the longest part's cost lies
 
@@ -105,7 +104,7 @@ def _by_teacher(row: Sequence[_Costs]) -> list[_Costs]:
 
 def _teacher(one: _Costs) -> Hashable | None:
     """The teacher that cells are trained on, if any."""
-    return next((name for name in one.shared if isinstance(name, tuple) and len(name) == 3), None)
+    return next((n for n in one.shared if isinstance(n, tuple) and n[0] == "teacher"), None)
 
 
 def _filled(row: Sequence[_Costs], most: float) -> list[list[Cell]]:
@@ -129,7 +128,8 @@ def _of_model(own: RunConfig, model: str) -> list[_Costs]:
     cells = expand(own, model)
     try:
         decoder, methods, rows = rows_of(model, own, cells)
-        costs = [_costs(row, methods[row.cell.method], decoder, own) for row in rows]
+        amounts = Amounts(decoder, methods, own, asked_of(own), alone=1.0)
+        costs = [_costs(row, amounts) for row in rows]
     except Exception:  # its cells fail with it
         log.debug("%s cannot be planned", model, exc_info=True)
         return [_Costs((cell,), 0.0, {}) for cell in cells]
@@ -142,20 +142,18 @@ def _kin(one: _Costs) -> tuple[bool, int]:
     return cell.recovery != "none", -1 if _teacher(one) is None else cell.seed
 
 
-def _costs(row: Row, method: Method, decoder: Decoder, own: RunConfig) -> _Costs:
+def _costs(row: Row, amounts: Amounts) -> _Costs:
     """What a cell takes, as far as its settings say; what cannot be done takes nothing."""
-    cell, training = row.cell, own.training
-    reading = 2.0 * row.dense * own.calibration.n_samples * own.calibration.length
-    shared: dict[Hashable, float] = {("model", cell.model): reading}
-    if row.reason is not None:
-        return _Costs((cell,), 0.0, shared)
-    trained, pruned = 0.0, float(row.dense if row.pruned is None else row.pruned)
-    if method.trains and cell.sparsity:
-        trained = 6.0 * added(row, decoder) * training.seen_tokens
-        shared["teacher", cell.model, cell.seed] = 2.0 * row.dense * training.seen_tokens
-    asked = len(own.tasks) * min(own.limit or _QUESTIONS, _QUESTIONS) * _TOKENS
-    asked += own.perplexity.n_tokens
-    tuned = own.lora.planned_tokens(training) if cell.recovery != "none" else 0
-    own_model = reading if method.returns_model else 0.0
-    own_cost = 2.0 * pruned * asked + 4.0 * pruned * tuned + trained + own_model
-    return _Costs((cell,), own_cost, shared)
+    cell, c = row.cell, amounts.config.calibration
+    # Whoever works a model loads it, prepares the questions and reads the dense model's answers.
+    shared: dict[Hashable, float] = {
+        ("model", cell.model): 2.0 * row.dense * c.n_samples * c.length
+    }
+    own = 0.0
+    for work in amounts.of(row):
+        takes = work.flops + _ALGEBRA * work.algebra
+        if work.shared is None:
+            own += takes
+        else:
+            shared[work.shared] = takes
+    return _Costs((cell,), own, shared)

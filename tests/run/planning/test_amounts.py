@@ -1,0 +1,172 @@
+"""What the cells of a model take, against a counter of products and from one size to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from streamline.engine.decoder import Decoder
+from streamline.engine.paths import dense_path
+from streamline.evaluation.scoring.score import Request, score
+from streamline.method import Method
+from streamline.registry import build_method
+from streamline.run.cell import Cell
+from streamline.run.config import RunConfig
+from streamline.run.planning.amounts import Amounts, Work, once
+from streamline.run.planning.asked import Asked, asked_of
+from streamline.run.planning.plan import Row
+from streamline.testing.models import tiny_model
+from streamline.training import lora
+from streamline.training.fit import fit
+from streamline.training.student import Recipe
+
+NOTHING = Asked()
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "n_layers": 6}
+RECIPE = Recipe(
+    n_tokens=2_048, length=64, epochs=2, batch_tokens=512, validation_tokens=256, evaluations=1
+)
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    return Decoder(tiny_model("llama", **WIDE).eval())
+
+
+def works(
+    decoder: Decoder, spec: str, *, recovery: str = "none", asked: Asked = NOTHING, **changes: Any
+) -> dict[str, list[Work]]:
+    """What the dense cell and one more take, by stage."""
+    values: dict[str, Any] = {
+        "models": "m", "methods": spec, "dtype": "float32", "device": "cpu", "efficiency": "off",
+        "training": RECIPE.model_dump(), "calibration": {"n_samples": 4, "length": 64},
+        "recovery": recovery, **changes,
+    }  # fmt: skip
+    config = RunConfig.model_validate(values)
+    methods: dict[str, Method] = {name: build_method(name) for name in ("dense", spec)}
+    dense = decoder.n_parameters()
+    size = methods[spec].size(decoder, 0.3)
+    assert size is not None
+    rows = [
+        Row(Cell("m", "dense", 0.0, 0), 0, dense, dense),
+        Row(Cell("m", spec, 0.3, 0, recovery), size.n_removed, dense, size.pruned),
+    ]
+    amounts = Amounts(decoder, methods, config, asked)
+    found: dict[str, list[Work]] = {}
+    for own in once({row.cell.label: amounts.of(row) for row in rows}).values():
+        for work in own:
+            found.setdefault(work.stage, []).append(work)
+    return found
+
+
+def flops(found: list[Work]) -> float:
+    return sum(work.flops for work in found)
+
+
+def counted(work: Any) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    ops = counter.get_flop_counts()["Global"]
+    return float(sum(n for op, n in ops.items() if str(op) in ("aten.mm", "aten.addmm")))
+
+
+def tokens(n: int, length: int = 64) -> torch.Tensor:
+    return torch.randint(0, 256, (n, length), generator=torch.Generator().manual_seed(0))
+
+
+def test_training_takes_what_the_counter_sees(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    monkeypatch.setattr("streamline.engine.kernels.FastLinears.active", lambda _: nullcontext())
+    planned = works(decoder, "llm-streamline-ffn")["train"]
+    method: Any = build_method("llm-streamline-ffn")
+    calibration = method.calibrate(decoder, tokens(4))
+    students = method.prune(decoder, calibration, 0.3, tokens(4), 0).students
+    students[0].apply(RECIPE)
+    seen = counted(lambda: fit(decoder, students, tokens(32), tokens(4)))
+    # The teacher is planned to its last layer, and runs to the last one that is replaced.
+    depth = students[0].span.stop / decoder.n_layers
+    teacher, student = (work.flops for work in planned)
+    assert depth * teacher + student == pytest.approx(seen, rel=0.1)
+
+
+def test_fine_tuning_takes_what_the_counter_sees(decoder: Decoder) -> None:
+    planned = flops(works(decoder, "shortgpt", recovery="lora")["recover"])
+    method: Any = build_method("shortgpt")
+    pruned = method.prune(decoder, method.calibrate(decoder, tokens(4)), 0.3, tokens(4), 0)
+    from streamline.engine.assemble import assemble
+
+    model = assemble(pruned.path(decoder))
+    seen = counted(lambda: lora.fine_tune(model, tokens(32), token_budget=4_096))
+    assert planned == pytest.approx(seen, rel=0.15)
+
+
+def test_reading_takes_what_the_counter_sees(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    monkeypatch.setattr("streamline.engine.kernels.FastLinears.active", lambda _: nullcontext())
+    text = tokens(16).tolist()
+    requests = [Request("t", i, 0, row[:32], row[32:]) for i, row in enumerate(text)]
+    asked = Asked(read=16 * 64, scored=16 * 32)
+    planned = works(decoder, "shortgpt", asked=asked)["evaluate"][0].flops
+    seen = counted(lambda: score([dense_path(decoder)], requests))
+    assert planned == pytest.approx(seen, rel=0.1)
+
+
+def test_what_is_shared_is_there_once(decoder: Decoder) -> None:
+    one = works(decoder, "llm-streamline-ffn", seeds=[0])
+    assert [work.of for work in one["train"]] == ["the teacher", "llm-streamline-ffn 0.3"]
+    assert len(one["calibrate"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("calibrate", {"calibration": {"n_samples": 8, "length": 64}}),
+        ("train", {"training": RECIPE.model_dump() | {"epochs": 3}}),
+        ("train", {"training": RECIPE.model_dump() | {"post_train": {"n_tokens": 512}}}),
+        ("recover", {"lora": {"n_tokens": 9_000}}),
+    ],
+)
+def test_more_of_it_takes_longer(decoder: Decoder, stage: str, more: dict[str, Any]) -> None:
+    less = works(decoder, "llm-streamline-ffn", recovery="lora")
+    assert flops(works(decoder, "llm-streamline-ffn", recovery="lora", **more)[stage]) > flops(
+        less[stage]
+    )
+
+
+def test_distillation_takes_longer_than_fine_tuning_by_the_teacher(decoder: Decoder) -> None:
+    tuned, taught = (
+        flops(works(decoder, "shortgpt", recovery=kind)["recover"]) for kind in ("lora", "kd")
+    )
+    teacher = 2 * sum(p.numel() for p in decoder.model.parameters() if p.dim() > 1)
+    embedding = 2 * decoder.model.get_input_embeddings().weight.numel()
+    assert taught - tuned == pytest.approx(4_096 * (teacher - embedding), rel=0.05)
+
+
+def test_texts_that_are_generated_wait_for_the_weights(decoder: Decoder) -> None:
+    (dense, _) = works(decoder, "shortgpt", asked=Asked(read=100, prompts=128, written=10))[
+        "evaluate"
+    ]
+    assert dense.moved == 20 * 4 * decoder.n_parameters()  # two batches of 64 texts, 10 steps each
+    assert dense.launches == 20 * decoder.n_layers
+
+
+def test_what_is_asked_follows_from_the_settings() -> None:
+    values = {"models": "m", "methods": "shortgpt", "perplexity": {"n_tokens": 1_000, "length": 64}}
+    values |= {"dtype": "float32", "training": RECIPE.model_dump()}
+
+    def read(**changes: Any) -> Asked:
+        return asked_of(RunConfig.model_validate(values | changes))
+
+    few, all_of_them = read(tasks="piqa", limit=10), read(tasks="piqa")
+    assert few.read - 1_000 == pytest.approx((all_of_them.read - 1_000) * 10 / 1838, rel=0.01)
+    assert read(tasks="piqa,hellaswag").read > all_of_them.read
+    assert read(tasks="streamline_gsm8k", limit=7).prompts == 7
+    assert few.prompts == 0

@@ -1,0 +1,118 @@
+"""Hours of a run: in order of what there is to do, and those that records know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamline.run.cell import expand
+from streamline.run.config import RunConfig, build_config
+from streamline.run.planning import hours
+from streamline.run.planning.estimate import plan_run
+from streamline.run.planning.hours import TimePlan, expected, expecting, planned_times
+from streamline.run.planning.rates import Rates
+
+REPORT = Path(__file__).parents[3] / "reports" / "smollm2-135m" / "results.json"
+#: Of the processor that made the report, as `measured` gives it on two cores of it.
+THERE = Rates("two cores", 1.8e11, 2e10, False, "measured there")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+
+
+def planned(models: str, **changes: Any) -> dict[str, TimePlan]:
+    values = {
+        "models": models, "methods": "llm-streamline-ffn,shortgpt,sleb", "dry_run": True,
+        "plan_for": "a100-80gb", "data": "packaged", **changes,
+    }  # fmt: skip
+    return plan_run(build_config(values)).times
+
+
+def seconds(models: str, **changes: Any) -> float:
+    (plan,) = planned(models, **changes).values()
+    assert plan.seconds is not None
+    return plan.seconds
+
+
+def test_a_larger_model_takes_longer_stage_by_stage() -> None:
+    plans = planned("opt-1.3b,opt-2.7b,opt-6.7b", sparsities=0.4)
+    small, middle, large = (plan.stages() for plan in plans.values())
+    for stage in ("load", "calibrate", "prune", "train", "evaluate"):
+        assert 0 < small[stage] < middle[stage] < large[stage], stage
+    totals = [plan.seconds or 0.0 for plan in plans.values()]
+    assert totals == sorted(totals)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"methods": "llm-streamline-ffn,shortgpt,sleb,blockpruner"},
+        {"sparsities": "0.15,0.25"},
+        {"tasks": "commonsense,mmlu"},
+        {"recovery": "none,lora"},
+        {"plan_for": "t4"},
+        {"dtype": "float32"},
+        {"training": {"n_tokens": 500_000}},
+    ],
+)
+def test_more_to_do_takes_longer(more: dict[str, Any]) -> None:
+    given = {"training": {"n_tokens": 400_000}}
+    assert seconds("opt-1.3b", **given | more) > 1.02 * seconds("opt-1.3b", **given)
+
+
+def test_a_wave_runs_the_teacher_again() -> None:
+    values = {"models": "opt-1.3b", "methods": "llm-streamline-ffn", "plan_for": "h200"}
+    values |= {"dry_run": True, "data": "packaged"}
+    from streamline.run.deciding.decide import decided
+
+    config = decided(build_config(values)).config.for_model("opt-1.3b")
+    cells = expand(config, "opt-1.3b")
+    once, twice = (planned_times(config, cells, waves).stages()["train"] for waves in (1, 2))
+    assert 1.5 < twice / once < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["24GiB", "48GiB", "80GiB"])
+@pytest.mark.parametrize("model", ["llama2-7b", "llama2-13b", "llama3-8b", "opt-6.7b"])
+def test_the_plain_command_has_hours(model: str, memory: str) -> None:
+    (plan,) = planned(model, methods="all", memory=memory).values()
+    assert plan.untold == () and plan.rates is not None
+    assert 60 < (plan.seconds or 0.0) < 48 * 3600
+    assert all(row.seconds is not None and row.seconds >= 0 for row in plan.rows)
+
+
+def test_the_embedded_suite_takes_what_its_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hours, "rates_for", lambda *_: THERE)
+    config = RunConfig.model_validate(
+        build_config({}, suite="embedded").model_dump() | {"device": "cpu", "dtype": "float32"}
+    )
+    records = json.loads(REPORT.read_text())["records"]
+    names = {record["method"] for record in records}
+    config = config.model_copy(update={"methods": tuple(m for m in config.methods if m in names)})
+    (plan,) = plan_run(config).times.values()
+    found = plan.stages()
+    costs = [record["cost"] for record in records]
+    measured = {
+        "train": sum(cost["train_s"] or 0.0 for cost in costs),
+        "evaluate": sum(cost["eval_s"] or 0.0 for cost in costs),
+        "speed": sum((record.get("efficiency") or {}).get("seconds") or 0 for record in records),
+    }
+    for stage, took in measured.items():
+        assert took / 2 < found[stage] < took * 2, (stage, took, found)
+    took = sum(measured.values())
+    assert took / 1.5 < sum(found[stage] for stage in measured) < took * 1.5
+
+
+def test_what_is_expected_is_known_of_all_models_or_of_none() -> None:
+    assert expected(["a"]) is None
+    with expecting({"a": 1.0, "b": 3.0, "c": None}):
+        assert expected(["b", "a"]) == [3.0, 1.0]
+        assert expected(["a", "c"]) is None
+        assert expected(["a", "d"]) is None
+    assert expected(["a"]) is None
