@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.evaluation.efficiency.memory import peak_of
@@ -21,6 +22,8 @@ from streamline.run.planning.memory import plan_memory
 from streamline.run.planning.plan import MemoryPlan, Row
 from streamline.testing.models import tiny_config, tiny_model
 from streamline.training import lora
+from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.distillation.teacher import Distillation
 from streamline.training.fit import fit
 from streamline.training.student import Recipe
 
@@ -133,6 +136,20 @@ def test_training_of_replacements(case, name: str) -> None:
         fit(decoder, pruned.students, tokens(32), tokens(1, 1), autocast=autocast)
 
     check(plan_of(shape, name, dtype), "train", decoder, train)
+
+
+@pytest.mark.slow
+def test_distillation(case) -> None:
+    decoder, shape, dtype = case
+    plan = plan_of(shape, "shortgpt", dtype, recovery="kd", training=RECIPE.model_dump())
+    model = assemble(dense_path(decoder))
+    taught = Distillation(decoder, "", DistillationSettings())
+    check(
+        plan, "fine-tune", decoder,
+        lambda: lora.fine_tune(
+            model, tokens(32), validation=tokens(1, 1), token_budget=8_192, distillation=taught
+        ),
+    )  # fmt: skip
 
 
 @pytest.mark.slow

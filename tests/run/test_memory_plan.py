@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from streamline.baselines.shortened_llama import ShortenedLlamaTaylor
 from streamline.errors import ConfigError
 from streamline.run.config import RunConfig, build_config
 from streamline.run.planning import estimate as sizing
 from streamline.run.planning.fitting import fitted, memory_plan, told
 from streamline.run.planning.plan import MemoryPlan
+from streamline.run.planning.rehearsal import Rehearsal
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 GIB = 2**30
@@ -143,3 +145,77 @@ def test_a_family_is_planned_as_it_can_be_run_and_torch_says_nothing(
     head = 2_048 * model.config.hidden_size * 4
     assert min(added[stage] for stage in ("train", "evaluate")) > head
     assert said == []
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A tiny model on disk."""
+    tiny_model("llama", n_layers=6).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+TINY = {"dtype": "float32", "device": "cpu", "data": "packaged", "sparsities": 0.3}
+
+
+def test_texts_that_are_generated_hold_their_keys_and_values(tiny: str) -> None:
+    _, reading = planned(tiny, "1GiB", methods="shortgpt", tasks="piqa", **TINY)
+    _, writing = planned(tiny, "1GiB", methods="shortgpt", tasks="piqa,streamline_gsm8k", **TINY)
+    stages = {row.stage: row for row in writing.rows}
+    assert [row.stage for row in reading.rows] == [s for s in stages if s != "generate"]
+    token = 2 * 6 * 2 * 8 * 4  # keys and values of 6 layers with 2 heads of 8, float32
+    caches = token * (64 * 512 + 32 * 1024)  # of 64 texts in all, of 32 prompts
+    assert stages["generate"].added == caches + stages["evaluate"].added
+    plan = planned(tiny, "1GiB", methods="shortgpt", tasks="streamline_gsm8k", stream=True, **TINY)
+    assert "generate" not in [row.stage for row in plan[1].rows]
+
+
+def test_distillation_holds_the_teachers_states_and_logits_too(tiny: str) -> None:
+    run = {"methods": "llm-streamline-ffn", **TINY}
+    added = {
+        kind: next(row.added for row in plan.rows if row.stage == "fine-tune")
+        for kind in ("lora", "kd")
+        for _, plan in [planned(tiny, "1GiB", recovery=kind, **run)]
+    }
+    assert added["kd"] > added["lora"] + 4_096 * 32 * 4
+    _, own = planned(tiny, "1GiB", recovery="kd", kd={"trainees": "replacement"}, **run)
+    (row,) = [row for row in own.rows if row.stage == "fine-tune"]
+    assert row.added - added["kd"] == 5 * 4 * (8 * 32 * 32 + 5 * 32)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("lora", "LoRA fine-tuning"), ("kd", "distillation")])
+def test_a_refusal_names_the_stage(kind: str, named: str, tiny: str) -> None:
+    _, roomy = planned(tiny, "1GiB", methods="shortgpt", recovery=kind, **TINY)
+    peaks = {row.stage: row.peak for row in roomy.rows}
+    memory = str(int(0.98 * peaks["fine-tune"] / 1024)) + "KiB"
+    _, tight = planned(tiny, memory, methods="shortgpt", recovery=kind, **TINY)
+    assert any(reason.startswith(named) for reason in tight.refused.values())
+
+
+def test_what_cannot_be_planned_is_named_with_its_reason(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no shapes for this")
+
+    monkeypatch.setattr(ShortenedLlamaTaylor, "rehearse", fails)
+    run = {"methods": "shortgpt,shortened-llama-taylor", **TINY}
+    _, plan = planned(tiny, "1GiB", **run)
+    assert [row.method for row in plan.rows if row.stage == "calibrate"] == ["shortgpt"]
+    (line,) = plan.decisions()
+    assert line.startswith("not planned: shortened-llama-taylor: ")
+    assert "no shapes for this" in line
+
+
+def test_a_model_that_is_spread_says_where_its_layers_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "device_memory", lambda _: 64 * GIB)
+    monkeypatch.setattr(Rehearsal, "peak", lambda *_, **__: 0)
+    spread = {"device_map": "auto", "methods": "shortgpt", "plan_for": "rtx4090"}
+    config, _ = fitted(
+        build_config({"models": "llama2-13b", "dry_run": True, "dtype": "float16", **spread})
+    )
+    assert sizing.run_memory(config) == int(23.5 * GIB) + 64 * GIB
+    plan = memory_plan(config.for_model("llama2-13b"), "llama2-13b")
+    (line,) = plan.decisions()
+    assert line.startswith("3") and "of 40 layers lie on the accelerator" in line
+    assert not config.for_model("llama2-13b").stream

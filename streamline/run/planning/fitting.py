@@ -31,13 +31,14 @@ from streamline.run.planning.estimate import (
 )
 from streamline.run.planning.memory import plan_memory
 from streamline.run.planning.plan import MARGIN, MemoryPlan
+from streamline.run.planning.rates import on_accelerator
 from streamline.run.planning.rows import rows_of
 from streamline.run.planning.work import gib, resident
 from streamline.run.recorder import Recorder
 from streamline.sources.models import planned_model
 
 __all__ = [
-    "fitted", "fitted_alone", "kept_plan", "memory_plan", "on_accelerator", "possible",
+    "fitted", "fitted_alone", "kept_plan", "memory_plan", "possible",
     "streamed_where_needed", "told",
 ]  # fmt: skip
 
@@ -97,7 +98,7 @@ def memory_plan(config: RunConfig, name: str) -> MemoryPlan:
         name: The model.
     """
     decoder, methods, rows = rows_of(name, config, expand(config, name))
-    return plan_memory(
+    plan = plan_memory(
         config,
         rows,
         methods,
@@ -105,13 +106,30 @@ def memory_plan(config: RunConfig, name: str) -> MemoryPlan:
         memory=run_memory(config),
         accelerator=on_accelerator(config),
     )
+    if config.device_map is not None:
+        plan.spread = _spread(config, decoder)
+    return plan
 
 
-def on_accelerator(config: RunConfig) -> bool:
-    """Whether a run's device is, or is planned as, an accelerator."""
-    if config.device == "auto":
-        return torch.cuda.is_available()
-    return config.device.startswith("cuda")
+def _spread(config: RunConfig, decoder: Decoder) -> str:
+    """Where the layers of a model lie that is spread over devices, the first ones filled first."""
+    size = getattr(torch, config.dtype).itemsize
+    layers = [decoder.layer_parameters(index) * size for index in range(decoder.n_layers)]
+    rest = decoder.n_parameters() * size - sum(layers)
+    count = 1 if config.plan_for is not None else max(1, torch.cuda.device_count())
+    alone = config.model_copy(update={"device_map": None})
+    one = run_memory(alone)
+    room = None if one is None else count * one * (1 - MARGIN) - rest
+    there = 0
+    while there < len(layers) and (room is None or sum(layers[: there + 1]) <= room):
+        there += 1
+    devices = "the accelerator" if count == 1 else f"{count} accelerators"
+    if there == len(layers):
+        return f"all layers lie on {devices}; what stages add is on one of them"
+    return (
+        f"{there} of {len(layers)} layers lie on {devices}, the others in main memory, from where "
+        "they come for every batch; what stages add is on top of it"
+    )
 
 
 def fitted(config: RunConfig) -> tuple[RunConfig, Estimate]:

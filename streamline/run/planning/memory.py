@@ -13,7 +13,6 @@ Example::
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,17 +24,17 @@ from streamline.distributed.team import world_size
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import LARGEST_COPY
 from streamline.errors import MethodError
+from streamline.evaluation.generation.engine import CPU_CACHE, ROWS
 from streamline.evaluation.scoring.token_budget import ACCELERATOR_TOKENS, CPU_TOKENS
 from streamline.method import Method
 from streamline.run.config import RunConfig
 from streamline.run.planning import work
+from streamline.run.planning.asked import asked_of
 from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow, Row
 from streamline.run.planning.rehearsal import Rehearsal
 from streamline.training.schedule import divided_bytes, packed, training_bytes
 
 __all__ = ["plan_memory"]
-
-log = logging.getLogger(__name__)
 
 _LEAST_TOKENS = 512  # of a batch
 
@@ -107,15 +106,17 @@ class _Planner:
         tokens = self.rehearsal.tokens(c.n_samples, c.length)
         found: dict[str, int] = {}
         by_key: dict[str, int | None] = {}
+        why: dict[str, str | None] = {}
         for row in pruned:
             method = self.methods[row.cell.method]
             shared = type(method).rehearse is Method.rehearse
             key = "shared" if shared else f"{method!r} {row.cell.sparsity * method.returns_model}"
             if key not in by_key:
                 by_key[key] = self._rehearsed(method, row.cell.sparsity, tokens, shared)
+                why[key] = self.rehearsal.ended
             size = by_key[key]
             if size is None:
-                log.info("what %s holds cannot be planned", row.cell.label)
+                self.found.unplanned[row.cell.method] = why.get(key) or "it holds nothing here"
             elif shared:
                 size += self.copies
             if self._refuse(row, self.weights + (size or 0), "pruning"):
@@ -133,7 +134,7 @@ class _Planner:
                     lambda few: method.rehearse(self.decoder, few, tokens, sparsity)
                 )
         except MethodError as error:
-            log.warning("%s", error)
+            self.rehearsal.ended = str(error)
             return None
         finally:
             if not shared:
@@ -144,7 +145,9 @@ class _Planner:
         shared = {
             row.cell.label: row
             for row in self._left(self.rows)
-            if row.cell.label in calibrations and not self._is_own(row)
+            if row.cell.label in calibrations
+            and not self._is_own(row)
+            and row.cell.method not in self.found.unplanned
         }
         largest = max((calibrations[label] for label in shared), default=0)
         fits = self.found.fits(self.weights + networks + largest)
@@ -199,14 +202,21 @@ class _Planner:
                   at_once + step + self.copies)  # fmt: skip
 
     def _tune(self, tuned: Sequence[Row], kept: int) -> None:
-        """LoRA fine-tuning, a cell at a time."""
+        """LoRA fine-tuning or distillation, a cell at a time."""
         sizes: dict[int, list[str]] = {}
-        adapters = work.tuning(self.rehearsal, self.config) if tuned else None
+        kinds = dict.fromkeys(row.cell.recovery for row in tuned)
+        steps = {kind: work.tuning(self.rehearsal, self.config, kind) for kind in kinds}
         for row in tuned:
-            size = (adapters or 0) + self._own_bytes(row)
-            if row.cell.recovery == "kd" and self.config.kd.trainees == "all":
+            kind = row.cell.recovery
+            size = (steps[kind] or 0) + self._own_bytes(row)
+            if kind == "kd" and self.config.kd.trainees == "all":
                 size += self._all_weights(row, self.weights + kept + size)
-            if not self._refuse(row, self.weights + kept + size, "LoRA fine-tuning"):
+            elif kind == "kd" and self.config.kd.trainees == "replacement":
+                size += training_bytes(work.added(row, self.decoder))
+            doing = "LoRA fine-tuning" if kind == "lora" else "distillation"
+            if steps[kind] is None:
+                self.found.unplanned[doing] = self.rehearsal.ended or "it holds nothing here"
+            if not self._refuse(row, self.weights + kept + size, doing):
                 sizes.setdefault(size, []).append(row.cell.label)
         for size, labels in sizes.items():
             name = labels[0] if len(labels) == 1 else f"{len(labels)} models, one by one"
@@ -236,9 +246,22 @@ class _Planner:
             tokens //= 2
             self.found.batch_tokens = tokens
         self._row("evaluate", _several(len(joint), "model"), resident, size)
+        if asked_of(self.config).prompts:
+            self._generate(joint, resident, self._score_bytes(tokens))
         if self.config.efficiency != "off":
             size = work.speed(self.decoder, self.dtype)
             self._row("speed", "two models in turn", resident, size)
+
+    def _generate(self, joint: Sequence[Row], resident: int, reading: int) -> None:
+        """Keys and values of what is generated side by side, of which there are as many as fit."""
+        limit = CPU_CACHE
+        if self.accelerator and self.found.usable is not None:
+            limit = max(0, self.found.usable - resident) // 2
+        rows = ROWS[self.accelerator]
+        size = work.generation(self.decoder, self.dtype, max(1, len(joint)), rows)
+        if not self.accelerator or self.found.usable is not None:
+            size = min(size, limit)
+        self._row("generate", _several(len(joint), "model"), resident, size + reading)
 
     # Parts ---------------------------------------------------------------------------------------
 

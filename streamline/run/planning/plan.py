@@ -90,6 +90,8 @@ class MemoryPlan:
         parked: Whether networks that wait for their training lie in main memory.
         batch_tokens: Most tokens of a batch; None for the device's default.
         divided: Processes that each train a part of a distilled model's weights; 1 for none.
+        unplanned: What holds more than is planned, by name, and why that is not known.
+        spread: Where the layers lie, if they are spread over devices, in words.
     """
 
     model: str
@@ -101,6 +103,8 @@ class MemoryPlan:
     parked: bool = False
     batch_tokens: int | None = None
     divided: int = 1
+    unplanned: dict[str, str] = field(default_factory=dict)
+    spread: str | None = None
 
     @property
     def peak(self) -> int:
@@ -123,6 +127,9 @@ class MemoryPlan:
             found.append(f"a batch has at most {self.batch_tokens} tokens")
         if self.divided > 1:
             found.append(f"each of {self.divided} processes trains a part of all weights")
+        if self.spread is not None:
+            found.append(self.spread)
+        found += [f"not planned: {name}: {why}" for name, why in self.unplanned.items()]
         return found
 
     def park(self, students: Sequence[Student]) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
+from streamline.errors import reason
 from streamline.evaluation.efficiency.memory import peak_of
 
 __all__ = ["Rehearsal"]
@@ -41,6 +42,9 @@ class Rehearsal:
     Args:
         decoder: The model; its weights may lie on the meta device and are not used.
         dtype: Of the weights.
+
+    Attributes:
+        ended: What ended the last work before its end, or None.
     """
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
@@ -50,6 +54,7 @@ class Rehearsal:
         self.dtype = dtype
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._tried: dict[int, Decoder | None] = {}
+        self.ended: str | None = None
 
     def peak(self, work: Work, *, own: bool = False) -> int | None:
         """The most bytes that some work holds at once, beside the weights.
@@ -126,8 +131,10 @@ class Rehearsal:
         with _quiet(), self._mode, peak_of(torch.device("cpu")) as peak:
             try:
                 work(decoder)
+                self.ended = None
             except (Exception, SystemExit) as error:  # of any kind: no value is there
                 log.debug("rehearsed until: %s", error, exc_info=True)
+                self.ended = reason(error)
         return peak.bytes or None
 
 

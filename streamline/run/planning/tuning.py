@@ -1,4 +1,4 @@
-"""LoRA fine-tuning as it is rehearsed: maps with adapters, a step's two passes, merged weights.
+"""LoRA fine-tuning, or distillation, as it is rehearsed: adapters, a step's passes, merged weights.
 
 Example::
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, submodule
-from streamline.engine.head import summed_loss
+from streamline.engine.head import summed_divergence, summed_loss
+from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.lora import target_modules
 from streamline.training.lora_recipe import LoraRecipe
 
@@ -54,13 +55,16 @@ def _sides(base: nn.Module, weight: Tensor) -> tuple[int, int]:
     return (n_in, n_out) if isinstance(base, nn.Linear) else (n_out, n_in)
 
 
-def tune(decoder: Decoder, recipe: LoraRecipe, tokens: Tensor) -> None:
+def tune(
+    decoder: Decoder, recipe: LoraRecipe, tokens: Tensor, kd: DistillationSettings | None = None
+) -> None:
     """One step of fine-tuning and the merge at its end.
 
     Args:
         decoder: A model without data; it is as before afterwards.
         recipe: What is trained.
         tokens: Token ids without values, [B, T]: one forward pass.
+        kd: How it learns from the dense model; None for the next-token loss.
     """
     targets = target_modules(decoder, recipe.targets)
     adapted = {name: _Adapted(module, recipe) for name, module in targets.items()}
@@ -70,18 +74,31 @@ def tune(decoder: Decoder, recipe: LoraRecipe, tokens: Tensor) -> None:
         for name, one in adapted.items():
             _put(decoder, name, one)
         for _ in range(2):  # with the gradients of the first
+            with torch.no_grad():
+                wanted = None if kd is None else _states(decoder, tokens)
             with torch.enable_grad():
-                entry = decoder.enter(tokens)
-                hidden = entry.hidden
-                for index, layer in enumerate(decoder.layers):
-                    hidden = decoder.run(layer, hidden, entry, index)
-                summed_loss(decoder, hidden, tokens).backward()  # type: ignore[no-untyped-call]
-            del entry, hidden
+                hidden = _states(decoder, tokens)
+                if kd is None or wanted is None:
+                    loss = summed_loss(decoder, hidden, tokens)
+                else:
+                    both, how = ((decoder, wanted), (decoder, hidden)), (kd.temperature, kd.top_k)
+                    loss = summed_divergence(*both, tokens, temperature=how[0], top_k=how[1])
+                loss.backward()  # type: ignore[no-untyped-call]
+            del wanted, hidden, loss
         with torch.no_grad():
             held.append([one.merged() for one in adapted.values()])
     finally:
         for name, one in adapted.items():
             _put(decoder, name, one.base)
+
+
+def _states(decoder: Decoder, tokens: Tensor) -> Tensor:
+    """Hidden states after the last layer, [B, T, D]."""
+    entry = decoder.enter(tokens)
+    hidden = entry.hidden
+    for index, layer in enumerate(decoder.layers):
+        hidden = decoder.run(layer, hidden, entry, index)
+    return hidden
 
 
 def _put(decoder: Decoder, name: str, module: nn.Module) -> None:

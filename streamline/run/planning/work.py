@@ -32,11 +32,12 @@ from streamline.training.objectives import HiddenStates, StudentGroup
 from streamline.training.student import Recipe
 
 __all__ = [
-    "Step", "added", "gib", "resident", "scoring", "speed", "streamed_parameters",
-    "training_step", "tuning",
+    "Step", "added", "cached", "generation", "gib", "resident", "scoring", "speed",
+    "streamed_parameters", "training_step", "tuning",
 ]  # fmt: skip
 
 _MICRO_TOKENS = 4096  # of a forward pass in training
+_WRITTEN, _PROMPT = 512, 1024  # tokens that a text may have, and its prompt
 _SPEED_BATCH, _SPEED_TOKENS = 8, 648  # the most that measuring a model's speed takes
 
 
@@ -142,12 +143,16 @@ def _group(module: nn.Module, recipe: Recipe) -> StudentGroup:
     return StudentGroup([Span(0, 1)], nn.ModuleList([module]), recipe, nothing, nothing)
 
 
-def tuning(rehearsal: Rehearsal, config: RunConfig) -> int | None:
-    """Bytes that LoRA fine-tuning adds to a model: adapters, what trains them, merged weights."""
+def tuning(rehearsal: Rehearsal, config: RunConfig, recovery: str) -> int | None:
+    """Bytes that LoRA fine-tuning adds to a model: adapters, what trains them, merged weights.
+
+    Of distillation also the teacher's states, and the logits of both for some positions.
+    """
     settings = config.lora
     recipe = recipe_of(settings.preset, settings.trained_parameters)
     ids = _micro_batch(rehearsal, recipe.batch * recipe.length, config.training.length)
-    return rehearsal.peak(lambda few: tune(few, recipe, ids))
+    kd = config.kd if recovery == "kd" else None
+    return rehearsal.peak(lambda few: tune(few, recipe, ids, kd))
 
 
 def _micro_batch(rehearsal: Rehearsal, batch_tokens: int, length: int) -> Tensor:
@@ -155,15 +160,35 @@ def _micro_batch(rehearsal: Rehearsal, batch_tokens: int, length: int) -> Tensor
     return rehearsal.tokens(max(1, min(_MICRO_TOKENS, batch_tokens) // length), length)
 
 
-def speed(decoder: Decoder, dtype: torch.dtype) -> int:
-    """Bytes that measuring the speed of two models in turn adds: their caches, and one pass."""
+def cached(decoder: Decoder, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token."""
     config: Any = decoder.config
     heads = int(config.num_attention_heads)
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
     width = int(getattr(config, "head_dim", None) or decoder.hidden_size // heads)
+    return 2 * decoder.n_layers * groups * width * dtype.itemsize
+
+
+def speed(decoder: Decoder, dtype: torch.dtype) -> int:
+    """Bytes that measuring the speed of two models in turn adds: their caches, and one pass."""
     tokens = _SPEED_BATCH * _SPEED_TOKENS
-    cache = 2 * 2 * tokens * decoder.n_layers * groups * width * dtype.itemsize
-    return cache + 8 * tokens * decoder.hidden_size * dtype.itemsize
+    states = 8 * tokens * decoder.hidden_size * dtype.itemsize
+    return 2 * tokens * cached(decoder, dtype) + states
+
+
+def generation(decoder: Decoder, dtype: torch.dtype, models: int, rows: int) -> int:
+    """Bytes of the keys and values of texts that are generated together, each model's own.
+
+    Args:
+        decoder: The dense model.
+        dtype: Of keys and values.
+        models: Models that generate side by side.
+        rows: Most texts at once.
+    """
+    texts = max(models, rows)
+    return texts * _WRITTEN * cached(decoder, dtype) + (texts // models) * _PROMPT * cached(
+        decoder, dtype
+    )
 
 
 def gib(size: int) -> str:
