@@ -31,8 +31,8 @@ ANSWERS = [{"instruction": f"say {i}", "output": "word " * (1 + i % 4)} for i in
 
 
 NAMES = (
-    "mse", "lm", "epochs", "resumed", "lora", "kd-lora", "kd-replacement", "kd-all", "kd-answers",
-    "kd-parts", "kd-parts-resumed", "kd-parts-taken-up",
+    "mse", "lm", "epochs", "resumed", "lora", "kd-lora", "kd-replacement", "kd-all",
+    "kd-parts-resumed", "kd-parts-taken-up",
     "kd-parts-opt", "kd-parts-gpt2",
 )  # fmt: skip
 
@@ -47,9 +47,7 @@ def trainings(folder: Path) -> dict[str, list[Any]]:
         "lora": tuned(folder),
         "kd-lora": distilled("lora", folder / "kd-lora"),
         "kd-replacement": distilled("replacement", folder / "kd-replacement", top_k=5),
-        "kd-all": distilled("all", folder / "kd-all", temperature=2.0),
-        "kd-answers": distilled("all", folder / "kd-answers", answers=True),
-        "kd-parts": distilled("all", folder / "kd-parts", divided=True, temperature=2.0),
+        "kd-all": distilled("all", folder / "kd-all", answers=True, temperature=2.0),
         "kd-parts-resumed": distilled("all", folder / "kd-stopped", divided=True),
         "kd-parts-taken-up": taken_up(folder / "kd-left"),
         "kd-parts-opt": distilled("all", folder / "kd-opt", divided=True, family="opt"),
@@ -137,7 +135,7 @@ def distilled(
         ),
         micro_batch=256 if answers else 32,
         distillation=Distillation(dense, "dense", DistillationSettings.model_validate(about)),
-        divided=divided, progress=progress, save_seconds=0.0,
+        divided=divided, progress=progress, save_seconds=0.0 if stop else 30.0,
     )  # fmt: skip
     return outcome(found, model)
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -54,14 +55,14 @@ def place(folder: Path) -> None:
     (folder / "data" / "piqa" / "dev.jsonl").write_text(text)
 
 
-def config(folder: Path, out: Path) -> RunConfig:
+def config(folder: Path, out: Path, methods: str = METHODS) -> RunConfig:
     text = {"texts": str(folder / "text.jsonl"), "length": 16}
     training = {"n_tokens": 64, "batch_tokens": 32, "validation_tokens": 32, "evaluations": 1}
     training |= {"post_train": {"n_tokens": 48}}
     return build_config(
         {
             "models": str(folder / "model"),
-            "methods": METHODS,
+            "methods": methods,
             "sparsities": "0.3",
             "tasks": "piqa",
             "out": out,
@@ -138,6 +139,7 @@ def work(folder: Path, size: int) -> dict[str, Any]:
             "failures": failures() if size > 1 else None,
             "no room": no_room() if size > 1 else None,
             "parts": in_parts() if size > 1 else None,
+            "listening": listening(),
             **trainings(own),
             "records": numbers(run(config(folder, own / "run"))),
         }
@@ -233,22 +235,39 @@ def failures() -> dict[str, Any]:
 
 
 def no_room() -> dict[str, str]:
-    """What this process sees where the last one has too little memory for an exchange."""
-    endless = torch.zeros(1).expand(2**45)  # has no memory yet
+    """What this process sees where the last one alone has too little memory for an exchange."""
+    last = team().rank == team().size - 1
 
-    def part(shard: Shard, *, progress: None) -> torch.Tensor:
-        return endless if shard.rank == shard.size - 1 else torch.zeros(1)
+    def small(*size: Any, empty: Any = torch.empty, **more: Any) -> torch.Tensor:
+        if size == (2**20,):
+            raise RuntimeError("cannot allocate")
+        made: torch.Tensor = empty(*size, **more)
+        return made
+
+    def parts() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if last:
+                patch.setattr(torch, "empty", small)
+            scatter(lambda shard, *, progress: torch.ones(2**18))
 
     def total() -> None:
-        last = team().rank == team().size - 1
-        reduced([torch.nn.Parameter(endless if last else torch.zeros(1))], [1.0])
+        endless = torch.nn.Parameter(torch.zeros(1).expand(2**45))  # has no memory yet
+        parameter = endless if last else torch.nn.Parameter(torch.zeros(1))
+        parameter.grad = None if last else torch.ones(1)
+        reduced([parameter], [1.0])
 
     found = {}
-    for place, case in {"for its part": lambda: scatter(part), "for a sum": total}.items():
+    for place, case in {"for the parts": parts, "for a sum": total}.items():
         with pytest.raises(Exception) as info:
             agreed(case)
         found[place] = f"{type(info.value).__name__}: {info.value}"
     return found
+
+
+def listening() -> list[str]:
+    """Addresses at which this process listens."""
+    found = psutil.Process().net_connections("tcp")
+    return sorted({one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN})
 
 
 def begin(folder: Path, size: int, rank: int, port: int) -> None:

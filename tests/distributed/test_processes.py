@@ -122,10 +122,18 @@ def test_too_little_memory_of_one_process_ends_what_all_exchange(
     found: dict[Any, Any], size: int
 ) -> None:
     for rank in range(size):
-        for place in ("for its part", "for a sum"):
+        for place in ("for the parts", "for a sum"):
             said = found[size, rank]["no room"][place]
             named = "" if rank == size - 1 else f"process {size - 1} of {size} failed: RuntimeError"
             assert named in said and "allocate" in said, said
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_processes_of_one_machine_listen_on_loopback_alone(
+    found: dict[Any, Any], size: int
+) -> None:
+    for rank in range(size):
+        assert found[size, rank]["listening"] == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("size", SIZES)
