@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from streamline.errors import AssetError, ConfigError, UnknownNameError
+from streamline.run.cell import expand
 from streamline.run.checks.merge import merge
 from streamline.run.config import RunConfig, build_config
 from streamline.run.settings import settings
@@ -191,3 +192,14 @@ def test_recovery_is_checked_before_anything_is_loaded() -> None:
     assert not build_config(without | {"lora": {"preset": "matched"}}).fine_tunes()
     with pytest.raises(UnknownNameError, match="unknown LoRA preset 'x'"):
         build_config(without | {"lora": {"preset": "x"}})
+
+
+def test_a_model_may_have_methods_of_its_own() -> None:
+    given = {"models": "a,b,c", "methods": "shortgpt", "sparsities": "0.25"}
+    own = {"b": {"methods": "dense"}, "c": {"methods": ["all"]}}
+    config = build_config(given | {"per_model": own})
+    cells = {m: [c.method for c in expand(config.for_model(m), m)] for m in config.models}
+    assert cells["a"] == ["dense", "shortgpt"] and cells["b"] == ["dense"]
+    assert {"sleb", "laco"} < set(cells["c"]), "all is written out"
+    with pytest.raises(UnknownNameError, match="shortgpd"):
+        build_config(given | {"per_model": {"b": {"methods": "shortgpd"}}})
