@@ -15,8 +15,8 @@ nothing changes. The first process alone reads and writes files::
 Every exchange begins with a word on whether all are well, so a process that fails is not waited
 for. Values travel over gloo with their tensors beside the pickled structure, never in it; gradients
 over NCCL where every process has a GPU of its own.
-PyTorch's store and gloo listen as the launcher says and ask for no password: the network must be
-trusted.
+On one machine what is opened listens on loopback, else where PyTorch chooses; nothing asks for a
+password: the network must be trusted.
 
 Parts are put together in the order of one process, and no batch is cut for their number, so the
 results are those of one process; sums of gradients, and prompts that are generated together, round
