@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamline.distributed.team import leads
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
 from streamline.method import Pruned
@@ -135,7 +136,7 @@ def distilled(
         ),
         micro_batch=256 if answers else 32,
         distillation=Distillation(dense, "dense", DistillationSettings.model_validate(about)),
-        divided=divided, progress=progress, save_seconds=0.0 if stop else 30.0,
+        divided=divided, progress=progress, save_seconds=0.0 if leads() else 30.0,
     )  # fmt: skip
     return outcome(found, model)
 

@@ -176,9 +176,17 @@ class LoraLoop:
                 text = f"step {step}/{n_steps}, loss {loss:.4f}"
                 progress(state.n_tokens, total, text)
             due = step < n_steps and time.monotonic() - saved >= save_seconds
-            if broadcast(due) if state.shares else due:
-                agreed(state.save)
+            if due if state.shares is None else broadcast(due):
+                self._save(state)
                 saved = time.monotonic()
+
+    @staticmethod
+    def _save(state: TrainingState) -> None:
+        """Keep a state; of one in parts all processes do, and wait until it is written."""
+        if state.shares is None:
+            state.save()
+        else:
+            agreed(state.save)
 
     def _due(self, step: int, n_steps: int, evaluations: int) -> bool:
         """Whether the validation loss is to be measured after a step."""

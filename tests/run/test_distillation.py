@@ -32,7 +32,7 @@ def test_distillation_is_a_cell_of_its_own_on_the_tokens_of_lora(tmp_path, confi
     assert len(seen) == 2 and seen[0] == seen[1]
     summary = taught.notes["training"]["kd"]
     assert summary["distillation"] == {
-        "trainees": "lora", "temperature": 2.0, "top_k": 20, "learning_rate": None,
+        "trainees": "lora", "temperature": 2.0, "top_k": 20, "learning_rate": None, "text": 0.0,
     }  # fmt: skip
     assert summary["recipe"] == tuned.notes["training"]["lora"]["recipe"]
     assert summary["after"] < summary["before"]
