@@ -6,6 +6,9 @@ STAMP := $(VENV)/.stamp
 DOCS_STAMP := $(VENV)/.docs-stamp
 export TOKENIZERS_PARALLELISM := false
 
+# The files with tests of a mark: the others need not be imported.
+marked = $(shell grep -rl --include='*.py' 'mark\.$(1)\b' tests | sort)
+
 .PHONY: env bench reports test faults hub package-test slow lint speed gpu docs wheel clean
 
 env: $(STAMP)
@@ -38,10 +41,10 @@ hub: env
 	$(BIN)/python -m pytest -q -m hub tests/hub/test_paper_suites.py
 
 package-test: env
-	$(BIN)/python -m pytest -q -m package $$(grep -rl --include='*.py' mark.package tests)
+	$(BIN)/python -m pytest -q -m package $(call marked,package)
 
 slow: env
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m slow $(call marked,slow)
 
 lint: env
 	$(BIN)/ruff check .
