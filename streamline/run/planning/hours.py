@@ -38,6 +38,7 @@ __all__ = [
 
 #: Least operations that are worth measuring a device for: ten seconds of a slow CPU.
 WORTH = 1e12
+_WORTH_SAYING = 10.0  # seconds
 _SHOWN = 0.01  # of the whole that a search has a line of its own for
 _LEAST_SPEED = 0.7  # of a measurement of speed that is made even if its time is up
 _FULL_SPEED = 6.0  # times the quick one's rounds
@@ -198,7 +199,7 @@ def cell_times(
         return TimePlan("")
     decoder, methods, rows = rows_of(cells[0].model, config, cells)
     plan = plan_hours(config, rows, methods, decoder, counted(questions), waves=waves)
-    if plan.seconds is not None:
+    if plan.seconds is not None and plan.seconds >= _WORTH_SAYING:
         each = [f"{name} {clock(s)}" for name, s in plan.stages().items() if s >= 0.5]
         progress.say(f"time planned: about {clock(plan.seconds)} ({', '.join(each)})")
     return plan

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamline.progress import Silent
 from streamline.run.cell import expand
 from streamline.run.config import RunConfig, build_config
+from streamline.run.pipeline import run
 from streamline.run.planning import hours
 from streamline.run.planning.estimate import plan_run
 from streamline.run.planning.hours import TimePlan, expected, expecting, planned_times
@@ -116,3 +119,20 @@ def test_what_is_expected_is_known_of_all_models_or_of_none() -> None:
         assert expected(["a", "c"]) is None
         assert expected(["a", "d"]) is None
     assert expected(["a"]) is None
+
+
+def test_a_run_says_what_it_is_planned_to_take(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Shown(Silent):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    monkeypatch.setattr(hours, "WORTH", 0.0)
+    slow = Rates("a slow one", 1e6, 1e6, False, "made up")
+    monkeypatch.setattr(hours, "rates_for", lambda *_: slow)
+    run(config(tmp_path, methods="shortgpt"), Shown())
+    (line,) = [line for line in said if line.startswith("time planned: about ")]
+    assert "calibrate" in line and "evaluate" in line
