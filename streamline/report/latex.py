@@ -8,6 +8,7 @@ Example::
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Literal
 
 from streamline.report.table import MISSING, Table, chosen_columns, plain
@@ -99,7 +100,12 @@ def _cell(text: str, strong: bool) -> str:
     return rf"\textbf{{{_escape(text)}}}" if strong else _escape(text)
 
 
+def _sign(sign: str) -> str:
+    """A sign as LaTeX prints it; a question mark for what is no sign, which would end its run."""
+    return _SIGNS.get(sign, "?" if unicodedata.category(sign).startswith("C") else sign)
+
+
 def _escape(text: str) -> str:
     """Text that is no command; a bracket or a star after a row's end would be read as its own."""
-    safe = "".join(_SIGNS.get(sign, sign) for sign in _MINUS.sub("−", text))
+    safe = "".join(map(_sign, _MINUS.sub("−", plain(text))))
     return f"{{{safe[0]}}}{safe[1:]}" if safe.startswith(("[", "*")) else safe

@@ -134,6 +134,7 @@ def test_latex_prints_what_is_meant() -> None:
     assert "5 $<$ 6 $>$ 4 \\textbar{} \\texttt{\\char34}x" in body
     assert "<" not in body.replace("$<$", "") and '"' not in body
     assert latex(small("[1] *")).count("{[}1]") == 4
+    assert r"no ? sign\_x" in latex(small("no \uffff sign_x"))
     assert "{*}a" in latex(small("*a")).split("\\midrule")[1]
     assert (
         len([line for line in latex(small("a\rb")).splitlines() if line.startswith("% a b")]) == 2
