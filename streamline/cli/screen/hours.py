@@ -40,7 +40,8 @@ def show_times(plans: Sequence[TimePlan], config: RunConfig) -> None:
 def _show(plan: TimePlan) -> None:
     if plan.rates is None:
         why = f"not planned: {plan.why}" if plan.why else "seconds, not worth measuring the device"
-        show_text(f"\ntime of {plan.model}: {why}")
+        print()
+        show_text(f"time of {plan.model}: {why}")
     elif plan.seconds is not None:
         print(f"\ntime of {plan.model}: about {clock(plan.seconds)} on {plan.rates.title}")
         show_text(f"  {plan.rates.origin}")
