@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from streamline.calibration import Calibration
 from streamline.engine.assemble import assemble
-from streamline.engine.budget import check_sparsity
+from streamline.engine.budget import Effort, check_sparsity, statistics_flops
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import dense_path
 from streamline.engine.stored import Stored, mark
@@ -118,6 +119,10 @@ class Quantized(Method):
             "flag": f"no parameter goes: {self.way} leave {left:.1%} of the dense model's bytes",
         }
         return Pruned(plan, model=model, notes=notes)
+
+    def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
+        """The shared calibration, which it does not look at; weights alone are rounded."""
+        return Effort(statistics_flops(decoder, math.prod(shape)))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Every parameter remains."""

@@ -26,6 +26,7 @@ SEARCHED = [
     "evopress+generations=2+initial=6+offspring=6",
     "evopress+generations=2+initial=6+offspring=6+unit=layer",
     "replaceme+objective=cosine",
+    "quantized",
 ]
 # What LaCo and Prune&Comp run depends on what they find; EvoPress is planned by one generation.
 WITHIN = {"laco": 3.0, "evopress": 1.5, "prune-and-comp": 1.4}
