@@ -234,6 +234,11 @@ class RunConfig(Matrix):
         values = self.model_dump(exclude={"per_model"})
         return RunConfig.model_validate(merge(values, self.per_model.get(name, {})))
 
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods of all models."""
+        others = (self.for_model(name).methods for name in self.per_model)
+        return tuple(dict.fromkeys(chain(self.methods, *others)))
+
     @model_validator(mode="before")
     @classmethod
     def _check_values(cls, values: Any) -> Any:
@@ -280,8 +285,7 @@ class RunConfig(Matrix):
             AssetError: If a text is neither a known name nor a file or folder of texts.
         """
         resolve(self.tasks, self.include_path)
-        others = (self.for_model(name).methods for name in self.per_model)
-        for spec in dict.fromkeys(chain(self.methods, *others)):
+        for spec in self.all_methods():
             if "+" in spec or ":" in spec:  # the others have their defaults; no import for them
                 build_method(spec)
         for config in (self, *map(self.for_model, self.per_model)):
@@ -336,7 +340,7 @@ def build_config(flags: Mapping[str, Any], *, suite: str | None = None) -> RunCo
             changes["methods"] = method_names(config.for_model(name).methods)
     own = {f"per_model, {name}: ": config.for_model(name) for name in config.per_model}
     refuse_idle(
-        methods=config.methods,
+        methods=config.all_methods(),
         models=config.models,
         per_method={where: one.per_method for where, one in {"": config, **own}.items()},
         per_model=config.per_model,

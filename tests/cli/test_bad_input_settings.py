@@ -209,6 +209,8 @@ _SUITES: list[tuple[str | bytes | dict[str, Any], str]] = [
     ({"confirm_run_unsafe_code": True}, "cannot set 'confirm_run_unsafe_code'; it belongs on"),
     ({"methods": ["evilmod:X"]}, "names code to run: evilmod:X. Give --trust-remote-code"),
     ({"methods": ["dense", "evilmod:X+a=1"]}, "names code to run: evilmod:X+a=1. Give --trust"),
+    ({"per_model": {"model": {"methods": ["evilmod:X"]}}}, "names code to run: evilmod:X. Give --"),
+    ({"per_model": {"model": {"methods": "dense,evilmod:X"}}}, "names code to run: evilmod:X. G"),
     ({"include_path": "data"}, "names code to run: include_path data. Give --trust-remote-code"),
 ]
 

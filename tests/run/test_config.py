@@ -196,10 +196,15 @@ def test_recovery_is_checked_before_anything_is_loaded() -> None:
 
 def test_a_model_may_have_methods_of_its_own() -> None:
     given = {"models": "a,b,c", "methods": "shortgpt", "sparsities": "0.25"}
-    own = {"b": {"methods": "dense"}, "c": {"methods": ["all"]}}
+    own: dict[str, Any] = {"b": {"methods": "dense"}, "c": {"methods": ["all"]}}
     config = build_config(given | {"per_model": own})
     cells = {m: [c.method for c in expand(config.for_model(m), m)] for m in config.models}
     assert cells["a"] == ["dense", "shortgpt"] and cells["b"] == ["dense"]
     assert {"sleb", "laco"} < set(cells["c"]), "all is written out"
+    own["b"] = {"methods": "uidl", "per_method": {"uidl": {"sparsities": [0.5]}}}
+    del own["c"]
+    config = build_config(given | {"per_model": own})
+    assert [c.sparsity for c in expand(config.for_model("b"), "b")] == [0.0, 0.5]
+    assert config.all_methods() == ("shortgpt", "uidl"), "what Ray sends to its workers"
     with pytest.raises(UnknownNameError, match="shortgpd"):
         build_config(given | {"per_model": {"b": {"methods": "shortgpd"}}})

@@ -75,7 +75,10 @@ def refuse_suites_code(suite: Suite, flags: Mapping[str, Any]) -> None:
     """
     if flags.get("trust_remote_code"):
         return
-    named = [] if "methods" in flags else _texts(suite.settings.get("methods"))
+    models = suite.settings.get("per_model")
+    each = models.values() if isinstance(models, Mapping) else ()
+    blocks = [suite.settings, *(own for own in each if isinstance(own, Mapping))]
+    named = [] if "methods" in flags else [s for own in blocks for s in _texts(own.get("methods"))]
     code = [spec for spec in named if ":" in base_name(spec)]
     folder = suite.settings.get("include_path")
     if folder is not None and "include_path" not in flags:

@@ -49,7 +49,7 @@ class RayExecutor:
         mine = not ray.is_initialized()
         if mine:
             try:
-                modules = plugin_folders(config.methods)
+                modules = plugin_folders(config.all_methods())
                 ray.init(
                     address=config.ray_address,
                     log_to_driver=False,
