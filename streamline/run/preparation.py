@@ -35,6 +35,8 @@ from streamline.run.config import RunConfig
 from streamline.run.folder import is_done
 from streamline.run.inputs import Sources, fingerprint_of, shared_inputs
 from streamline.run.measuring.texts import HELDOUT, try_texts
+from streamline.run.planning.asked import counted
+from streamline.run.planning.hours import expecting, left_of
 from streamline.run.shards.part import WHOLE, Part
 from streamline.sources.batches import TokenBatches
 from streamline.sources.hub.failures import HubError
@@ -158,7 +160,8 @@ def prepared(
     built: list[tuple[Any, ...]] = []
     tried: set[str] = set()
     several = len(config.models) > 1
-    for name, (own, tokenizer, longest, undone) in _to_ask(config, sources, again, part).items():
+    asking = _to_ask(config, sources, again, part)
+    for name, (own, tokenizer, longest, undone) in asking.items():
         if ready and own.skip_missing:
             continue  # what it cannot be asked is left out in its own run
         told = Prefixed(progress, name) if several else progress
@@ -175,9 +178,17 @@ def prepared(
         built.append(asked)
         if not ready:
             ready[name] = made
+    asked_first = next((counted(made.questions) for made in ready.values()), None)
+    redone = {record.identity for record in again}
+    left = {
+        name: [cell for cell in part.of(expand(own, name)) if cell.identity in redone]
+        + [job.cell for job in undone if job.cell.identity not in redone]
+        for name, (own, _, _, undone) in asking.items()
+    }
     token = _READY.set(ready)
     try:
-        yield
+        with expecting(left_of(config, left, asked_first)):
+            yield
     finally:
         _READY.reset(token)
 

@@ -59,6 +59,7 @@ class Work:
         fetched: Bytes of weights that are read from a disk, where layers are read one at a time.
         launches: Times that a layer is run for so few tokens that the call itself takes longest.
         shared: What it is done once for, however many cells need it; None for one cell alone.
+        divided: Whether several processes each do a part of it; else each of them, or one, does it.
     """
 
     stage: str
@@ -69,6 +70,7 @@ class Work:
     fetched: float = 0.0
     launches: int = 0
     shared: Hashable | None = None
+    divided: bool = True
 
 
 def once(works: Mapping[str, Sequence[Work]]) -> dict[str, list[Work]]:
@@ -90,7 +92,7 @@ class Amounts:
         config: The run, as the model has it.
         asked: What every model is asked.
         accelerator: Whether the device is one.
-        together: Models that answer side by side.
+        together: Models that answer side by side, those of their own apart.
         alone: Share of a variant's layers that no other model runs too.
 
     Attributes:
@@ -164,7 +166,14 @@ class Amounts:
         streamed, whose = self._streamed, "all" if key == "shared" else cell.method
         return [
             Work("calibrate", whose, told.calibrate, fetched=streamed, shared=place),
-            Work("prune", cell.label, told.prune, told.algebra, fetched=streamed * told.passes),
+            Work(
+                "prune",
+                cell.label,
+                told.prune,
+                told.algebra,
+                fetched=streamed * told.passes,
+                divided=not method.returns_model,
+            ),
         ]
 
     def _training(self, row: Row, recipe: Recipe, number: int, waves: int) -> list[Work]:
@@ -219,7 +228,8 @@ class Amounts:
         layers = self._weights(row)
         flops = 2.0 * (asked.read * layers * alone + asked.scored * self._head)
         written = asked.prompts * asked.written
-        batches = math.ceil(asked.prompts / max(1, ROWS[self.accelerator] // self.together))
+        beside = 1 if own_model else self.together  # a model of its own answers by itself
+        batches = math.ceil(asked.prompts / max(1, ROWS[self.accelerator] // beside))
         steps = batches * asked.written
         flops += 2.0 * written * (layers + self._head)
         size = self.resident * layers / max(1, self._layers)
@@ -246,7 +256,17 @@ class Amounts:
         moved, launches = n * share * self.resident, round(n * share * self.decoder.n_layers)
         own = row.cell.label if method.trains or method.returns_model else ""
         shape = ("speed", row.cell.model, row.n_removed, row.pruned, own)
-        return [Work("speed", "models", flops, moved=moved, launches=launches, shared=shape)]
+        return [
+            Work(
+                "speed",
+                "models",
+                flops,
+                moved=moved,
+                launches=launches,
+                shared=shape,
+                divided=False,
+            )
+        ]
 
     def _weights(self, row: Row) -> float:
         """About how many weights of a cell's layers a token meets."""

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder
+from streamline.errors import reason
 from streamline.evaluation.efficiency.bench import QUICK_SECONDS, QUICK_SHARE
 from streamline.evaluation.questions import Questions
 from streamline.method import Method
@@ -32,6 +34,7 @@ __all__ = [
     "cell_times",
     "expected",
     "expecting",
+    "left_of",
     "plan_hours",
     "planned_times",
 ]
@@ -156,13 +159,17 @@ def plan_hours(
     by_cell = once({row.cell.label: amounts.of(row, waves=waves) for row in rows})
     works = [work for own in by_cell.values() for work in own]
     worth = config.plan_for is not None or sum(w.flops + w.algebra for w in works) >= WORTH
-    rates = rates_for(config, decoder) if worth else None
+    rates, why = None, why_unplanned(config)
+    try:
+        rates = rates_for(config, decoder) if worth else None
+    except RuntimeError as error:  # of torch: a full device, a format that it lacks
+        why = f"the device cannot be measured: {reason(error)}"
     plan = TimePlan(
         rows[0].cell.model,
         rates=rates,
         untold=tuple(amounts.untold),
         assumed=asked.assumed,
-        why=why_unplanned(config),
+        why=why,
     )
     for label, own in by_cell.items():
         for work in own:
@@ -197,24 +204,27 @@ def cell_times(
     cells = [job.cell for job in jobs]
     if not cells:
         return TimePlan("")
-    decoder, methods, rows = rows_of(cells[0].model, config, cells)
-    plan = plan_hours(config, rows, methods, decoder, counted(questions), waves=waves)
+    # By the first of several processes: the others' devices have no room to be measured in.
+    plan = shared(lambda: planned_times(config, cells, waves, counted(questions)))
     if plan.seconds is not None and plan.seconds >= _WORTH_SAYING:
         each = [f"{name} {clock(s)}" for name, s in plan.stages().items() if s >= 0.5]
         progress.say(f"time planned: about {clock(plan.seconds)} ({', '.join(each)})")
     return plan
 
 
-def planned_times(config: RunConfig, cells: Sequence[Cell], waves: int) -> TimePlan:
-    """How long some cells of a model will take, by the settings alone.
+def planned_times(
+    config: RunConfig, cells: Sequence[Cell], waves: int, asked: Asked | None = None
+) -> TimePlan:
+    """How long some cells of a model will take.
 
     Args:
         config: The run, as the model has it.
         cells: The cells.
         waves: How often the teacher of a training is run.
+        asked: What every model is asked; None for what follows from the settings.
     """
     decoder, methods, rows = rows_of(cells[0].model, config, cells)
-    return plan_hours(config, rows, methods, decoder, asked_of(config), waves=waves)
+    return plan_hours(config, rows, methods, decoder, asked or asked_of(config), waves=waves)
 
 
 _EXPECTED: ContextVar[Mapping[str, float | None]] = ContextVar("expected", default={})  # noqa: B039
@@ -228,6 +238,27 @@ def expecting(times: Mapping[str, float | None]) -> Iterator[None]:
         yield
     finally:
         _EXPECTED.reset(token)
+
+
+def left_of(
+    config: RunConfig, undone: Mapping[str, Sequence[Cell]], asked: Asked | None
+) -> dict[str, float | None]:
+    """What models are expected to take for the cells that are left of them.
+
+    Args:
+        config: The run.
+        undone: The cells of each model that has some left.
+        asked: What every model is asked.
+
+    Returns:
+        Seconds by model; None where nothing was expected of it.
+    """
+    found: dict[str, float | None] = dict.fromkeys(config.models, 0.0)
+    for model, cells in undone.items():
+        known, own = _EXPECTED.get().get(model), config.for_model(model)
+        if cells:
+            found[model] = None if known is None else planned_times(own, cells, 1, asked).seconds
+    return found
 
 
 def expected(models: Sequence[str]) -> list[float] | None:
@@ -273,3 +304,5 @@ def _limit_speed(plan: TimePlan, config: RunConfig) -> None:
             if config.efficiency == "full":
                 seconds = _FULL_SPEED * row.seconds
             plan.rows[place] = TimeRow(row.stage, row.of, row.flops, seconds)
+            for own in plan.cells.values():
+                own["speed"] = own.get("speed", 0.0) * seconds / (row.seconds or 1.0)

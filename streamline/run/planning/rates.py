@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
+from streamline.distributed.team import world_size
 from streamline.engine.decoder import Decoder
 from streamline.environment import pick_device, versions
 from streamline.run.config import RunConfig
@@ -56,6 +57,7 @@ class Rates:
         memory: Bytes that a copy reads and writes.
         accelerator: Whether it is one.
         origin: Where the figures are from, in words.
+        processes: How many of them, with a device each, share the work.
     """
 
     title: str
@@ -63,12 +65,15 @@ class Rates:
     memory: float
     accelerator: bool
     origin: str
+    processes: int = 1
 
     def seconds(self, work: Work) -> float:
         """How long some work takes: computing, or waiting for memory, calls or a disk."""
-        at = self.accelerator
-        computing = work.flops / (self.matrix * reached(work.stage, at))
+        at, n = self.accelerator, self.processes if work.divided else 1
+        computing = work.flops / (self.matrix * reached(work.stage, at) * n)
         waiting = max(work.moved / self.memory, work.launches * _LAUNCH[at])
+        if work.stage == "evaluate":  # prompts are divided; an optimiser's step is everyone's
+            waiting /= n
         algebra = work.algebra / (self.matrix * _ALGEBRA[at])
         return max(computing + waiting + algebra, work.fetched / _DISK)
 
@@ -97,7 +102,18 @@ def rates_for(config: RunConfig, decoder: Decoder) -> Rates | None:
     Args:
         config: The run, as the model has it.
         decoder: The model, whose shapes are measured.
+
+    Raises:
+        RuntimeError: If the device cannot be measured.
     """
+    found, n = _of_one(config, decoder), world_size()
+    if found is None or n == 1:
+        return found
+    return replace(found, title=f"{n} processes, each on {found.title}", processes=n)
+
+
+def _of_one(config: RunConfig, decoder: Decoder) -> Rates | None:
+    """The rates of one process."""
     if config.plan_for is not None:
         return of_card(CARDS[config.plan_for], config.dtype)
     if why_unplanned(config) is not None:

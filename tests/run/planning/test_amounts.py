@@ -158,6 +158,18 @@ def test_texts_that_are_generated_wait_for_the_weights(decoder: Decoder) -> None
     assert dense.launches == 20 * decoder.n_layers
 
 
+def test_a_model_of_its_own_writes_its_texts_by_itself(decoder: Decoder) -> None:
+    values: dict[str, Any] = {"models": "m", "methods": "slicegpt", "efficiency": "off"}
+    values |= {"calibration": {"n_samples": 4, "length": 64}, "training": RECIPE.model_dump()}
+    config = RunConfig.model_validate(values | {"dtype": "float32", "device": "cpu"})
+    method, dense = build_method("slicegpt"), decoder.n_parameters()
+    row = Row(Cell("m", "slicegpt", 0.3, 0), None, dense, dense)
+    asked = Asked(prompts=128, written=10)
+    found = Amounts(decoder, {"slicegpt": method}, config, asked, together=32).of(row)
+    assert found[-1].launches == 20 * decoder.n_layers, "two batches of 64 texts, not of two"
+    assert [work.divided for work in found] == [True, False, True], "each process slices"
+
+
 def test_what_is_asked_follows_from_the_settings() -> None:
     values = {"models": "m", "methods": "shortgpt", "perplexity": {"n_tokens": 1_000, "length": 64}}
     values |= {"dtype": "float32", "training": RECIPE.model_dump()}

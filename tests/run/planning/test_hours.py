@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from streamline.progress import Silent
 from streamline.run.cell import expand
@@ -110,6 +112,58 @@ def test_the_embedded_suite_takes_what_its_records_say(monkeypatch: pytest.Monke
         assert took / 2 < found[stage] < took * 2, (stage, took, found)
     took = sum(measured.values())
     assert took / 1.5 < sum(found[stage] for stage in measured) < took * 1.5
+
+
+@pytest.mark.parametrize("efficiency", ["quick", "full"])
+def test_the_cells_take_together_what_the_stages_do(efficiency: str) -> None:
+    (plan,) = planned("opt-1.3b", efficiency=efficiency).values()
+    for stage, took in plan.stages().items():
+        if stage != "load":
+            each = sum(own.get(stage, 0.0) for own in plan.cells.values())
+            assert each == pytest.approx(took), stage
+
+
+def test_a_device_that_cannot_be_measured_keeps_no_run_from_its_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> Rates:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(hours, "rates_for", full)
+    (plan,) = planned("opt-1.3b", plan_for=None).values()
+    assert plan.seconds is None and "cannot be measured: " in str(plan.why)
+
+
+def test_several_processes_are_done_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = planned("opt-1.3b")["opt-1.3b"].stages()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    four = planned("opt-1.3b")["opt-1.3b"].stages()
+    for stage in ("calibrate", "prune", "evaluate"):
+        assert four[stage] == pytest.approx(alone[stage] / 4), stage
+    assert four["load"] == alone["load"] and four["train"] < alone["train"] / 2
+
+
+def test_a_run_that_goes_on_is_planned_for_what_is_left(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float | None] = []
+
+    @contextmanager
+    def noted(seconds: float | None) -> Iterator[None]:
+        seen.append(seconds)
+        yield
+
+    monkeypatch.setattr("streamline.run.executors.local.planned", noted)
+    monkeypatch.setattr(hours, "WORTH", 0.0)
+    slow = Rates("a slow one", 1e6, 1e6, False, "made up")
+    monkeypatch.setattr(hours, "rates_for", lambda *_: slow)
+    run(config(tmp_path, methods="shortgpt"), Silent())
+    run(config(tmp_path, methods="shortgpt,random-layers"), Silent())
+    run(config(tmp_path, methods="shortgpt,random-layers"), Silent())
+    run(config(tmp_path, methods="shortgpt,random-layers"), Silent(), redo=["random-layers"])
+    first, second, third, fourth = seen
+    assert first is not None and second is not None and 0 < second < 0.8 * first
+    assert third == 0 and fourth == second
 
 
 def test_what_is_expected_is_known_of_all_models_or_of_none() -> None:

@@ -61,6 +61,29 @@ def test_work_takes_longer_the_more_there_is() -> None:
     assert rates.seconds(both) == pytest.approx(sum(map(rates.seconds, alone[:2])))
 
 
+def test_several_processes_share_what_is_divided_and_nothing_else() -> None:
+    alone, four = (Rates("here", 1e11, 1e10, False, "", n) for n in (1, 4))
+    shared = [Work(stage, "m", flops=1e12) for stage in ("calibrate", "prune", "train", "evaluate")]
+    shared.append(Work("evaluate", "m", moved=1e12, launches=10**6))
+    whole = [
+        Work("prune", "m", algebra=1e11),
+        Work("prune", "m", flops=1e12, divided=False),
+        Work("train", "m", moved=1e12),
+        Work("evaluate", "m", fetched=1e11),
+    ]
+    for work in shared:
+        assert four.seconds(work) == pytest.approx(alone.seconds(work) / 4), work
+    for work in whole:
+        assert four.seconds(work) == alone.seconds(work), work
+
+
+def test_a_launchers_processes_are_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    decoder: Any = None
+    rates = rates_module.rates_for(build_config(PLAIN | {"plan_for": "h200"}), decoder)
+    assert rates is not None and (rates.processes, rates.title) == (8, "8 processes, each on H200")
+
+
 def test_cards_are_in_the_order_of_their_figures() -> None:
     names = ("t4", "v100-32gb", "a6000", "a100-40gb", "h100-80gb")
     speeds = [of_card(CARDS[name], "float16").matrix for name in names]
