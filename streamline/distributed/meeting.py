@@ -118,7 +118,10 @@ def _meet(gathering: timedelta) -> None:
     hint.start()
     try:
         _keep_to_loopback(address, size)
-        store = _store(address, int(port), rank, gathering)
+        # A launcher's store outlives its processes: what those before a restart left is not read.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        whole = _store(address, int(port), rank, gathering)
+        store = dist.PrefixStore(attempt, whole)  # type: ignore[attr-defined]
         store.set(f"streamline/{rank}", "here")
         store.wait([f"streamline/{one}" for one in range(size)], gathering)
         store.set_timeout(_PATIENCE)
