@@ -40,7 +40,7 @@ from streamline.engine.assemble import shared_copy
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
 
-__all__ = ["Shares"]
+__all__ = ["Shares", "can_divide"]
 
 _PATIENCE = timedelta(minutes=1)  # for the others, which compute as much
 
@@ -165,6 +165,11 @@ class Shares:
             return whole
         shard, parts = team(), whole.chunk(team().size)
         return (parts[shard.rank] if shard.rank < len(parts) else whole[:0]).clone()
+
+
+def can_divide(device: str) -> bool:
+    """Whether these processes can train weights in parts on their devices of a kind."""
+    return hasattr(fsdp, "share_comm_ctx") and (device == "cpu" or sums.gpus is not None)
 
 
 @cache

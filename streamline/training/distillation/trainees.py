@@ -22,7 +22,7 @@ from streamline.engine.decoder import Decoder, eval_mode
 from streamline.engine.memory import free_memory, room
 from streamline.errors import UnsupportedModelError
 from streamline.training.distillation.settings import Trainees
-from streamline.training.distillation.shares import Shares
+from streamline.training.distillation.shares import Shares, can_divide
 from streamline.training.schedule import training_bytes
 
 __all__ = ["divided_among", "weights"]
@@ -94,16 +94,18 @@ def divided_among(decoder: Decoder, wanted: bool | None) -> bool:
 
     Args:
         decoder: The model.
-        wanted: What the caller says; None to divide what would take half of the first one's GPU.
+        wanted: What the caller says; None to divide what would take half of the first one's GPU;
+            processes that cannot divide it try as long as that GPU holds the weights at all.
     """
     if team().size == 1 or wanted is not None:
         return bool(wanted) and team().size > 1
 
     def too_large() -> bool:
         free_memory()
-        cuda = decoder.device.type == "cuda"
-        # A step computes beside them.
-        return cuda and 2 * training_bytes(decoder.n_parameters()) > room(decoder.device)
+        if decoder.device.type != "cuda":
+            return False
+        beside = 2 if can_divide("cuda") else 1  # a step computes beside them
+        return beside * training_bytes(decoder.n_parameters()) > room(decoder.device)
 
     return shared(too_large)
 

@@ -1,0 +1,38 @@
+"""When the weights that are trained are divided among several processes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from streamline.distributed import sums
+from streamline.distributed.team import Shard, within
+from streamline.training.distillation import trainees
+from streamline.training.distillation.trainees import divided_among
+from streamline.training.schedule import training_bytes
+
+
+@pytest.mark.parametrize(
+    ("room", "over_nccl", "wanted"),
+    [
+        (1.5, True, True),
+        (2.5, True, False),
+        (1.5, False, False),  # tried as it is: there is no other way
+        (0.9, False, True),  # refused with what would help
+    ],
+)
+def test_weights_are_divided_where_they_must_be_and_can_be(
+    room: float, over_nccl: bool, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda")
+    decoder: Any = SimpleNamespace(device=device, n_parameters=lambda: 1000)
+    monkeypatch.setattr(trainees, "room", lambda device: int(room * training_bytes(1000)))
+    monkeypatch.setattr(trainees, "shared", lambda work: work())
+    monkeypatch.setattr(sums, "gpus", object() if over_nccl else None)
+    assert not divided_among(decoder, None)  # alone
+    with within(Shard(0, 2)):
+        assert divided_among(decoder, None) is wanted
+        assert divided_among(decoder, not wanted) is not wanted
