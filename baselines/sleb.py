@@ -13,7 +13,6 @@ from streamline.calibration import Calibration, measure
 from streamline.engine.budget import (
     Effort,
     layers_to_remove,
-    reading_flops,
     round_flops,
     statistics_flops,
 )
@@ -24,7 +23,7 @@ from streamline.hashing import content_key
 from streamline.method import Method, Pruned, Size
 from streamline.methods.loss import loss_sample, sample_shape
 from streamline.methods.loss_search import LossSearch, whole_heads
-from streamline.methods.refit import cannot_refit, refitted, rehearse_refit
+from streamline.methods.refit import cannot_refit, refit_effort, refitted, rehearse_refit
 from streamline.plan import Plan
 from streamline.progress import part
 
@@ -155,11 +154,13 @@ class SLEB(Method):
             return found
 
         early, n_remove = round(self.search_share * n), layers_to_remove(decoder, sparsity)
-        # Both models are read for the refit, and products with every column are summed.
-        refit = 3 * reading_flops(decoder, math.prod(shape)) if self.refit else 0.0
+        refit = Effort()
+        if self.refit:
+            refit = refit_effort(decoder, n_remove, n / (n_remove + 1), shape)
         return Effort(
             statistics_flops(decoder, tokens) + rounds(0, early),
-            rounds(early, n_remove) + refit,
+            rounds(early, n_remove) + refit.prune,
+            algebra=refit.algebra,
             passes=max(early, n_remove),
         )
 

@@ -33,7 +33,7 @@ from streamline.engine.decoder import Decoder
 from streamline.fields import Count, Fraction
 from streamline.method import DepthMethod, Method, Pruned, Size
 from streamline.methods.linear_map import LinearFit, linear_maps
-from streamline.methods.refit import cannot_refit, refitted, rehearse_refit
+from streamline.methods.refit import cannot_refit, refit_effort, refitted, rehearse_refit
 from streamline.methods.replacement import MAPPED, added_parameters, blank, check_start, make
 from streamline.methods.spans import (
     Criterion,
@@ -115,10 +115,14 @@ class StreamlineNone(DepthMethod):
         return refitted(decoder, pruned, batches) if self.refit else pruned
 
     def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
-        """The shared calibration; by perplexity a loss without each span."""
+        """The shared calibration; by perplexity a loss without each span; refitting."""
         n_remove = layers_to_remove(decoder, sparsity)
         ranking = ranking_flops(decoder, n_remove, self.criterion, shape) if n_remove else 0.0
-        return Effort(statistics_flops(decoder, math.prod(shape)), ranking)
+        refit, middle = Effort(), (decoder.n_layers - n_remove) / 2
+        if self.refit:
+            refit = refit_effort(decoder, n_remove, middle, shape)
+        calibrated = statistics_flops(decoder, math.prod(shape))
+        return Effort(calibrated, ranking + refit.prune, algebra=refit.algebra)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """The count from the layers that would go.
@@ -257,8 +261,9 @@ class StreamlineReplacement(Method):
         """The shared calibration, the choice of the span, and a pass for maps to start from."""
         tokens, n_remove = math.prod(shape), self.n_remove(decoder, sparsity)
         found = ranking_flops(decoder, n_remove, self.criterion, shape) if n_remove else 0.0
-        if self.init == "linear":
-            found += reading_flops(decoder, tokens) + 4.0 * tokens * decoder.hidden_size**2
+        if self.init in MAPPED and n_remove:
+            n_maps = len(self._parts(Span(0, n_remove)))
+            found += reading_flops(decoder, tokens) + 4.0 * tokens * decoder.hidden_size**2 * n_maps
         return Effort(statistics_flops(decoder, tokens), found)
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:

@@ -23,6 +23,7 @@ Notation: B sequences, T tokens, N = B * T, I inputs of a projection, D hidden s
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,19 +34,18 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from streamline.distributed.team import local
+from streamline.engine.budget import Effort, reading_flops
 from streamline.engine.decoder import Decoder, Entry
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, NotFiniteError, UnsupportedModelError
 from streamline.method import Pruned
 from streamline.methods.layers import odd_layer, projection
-from streamline.methods.linear_algebra import solve
+from streamline.methods.replacement import without_hooks
+from streamline.methods.ridge import RIDGES, RidgeMoments, best_change
 from streamline.plan import Plan, Step
 from streamline.progress import part
 
-__all__ = ["cannot_refit", "refitted", "rehearse_refit"]
+__all__ = ["cannot_refit", "refit_effort", "refitted", "rehearse_refit"]
 
-#: Penalties as fractions of the mean square of a projection's inputs, tried until one does worse
-#: than the one before.
-RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
 #: One sequence in so many is kept apart to choose the penalty.
 HELD_OUT = 8
 #: Tokens of a forward pass.
@@ -62,7 +62,9 @@ def cannot_refit(decoder: Decoder) -> str | None:
         return "refitting changes layers in memory, and they are read one at a time; not --stream"
     if decoder.family.mixture:
         return f"refitting takes a layer's MLP as one, and {decoder.name} has experts"
-    if decoder.family.extra_norms or not getattr(decoder.config, "do_layer_norm_before", True):
+    config = decoder.config
+    after = getattr(config, "apply_residual_connection_post_layernorm", False)
+    if decoder.family.extra_norms or after or not getattr(config, "do_layer_norm_before", True):
         return (
             f"refitting takes what a projection gives as what is added to the state, and "
             f"{decoder.name} normalises it"
@@ -85,6 +87,8 @@ def refitted(decoder: Decoder, pruned: Pruned, tokens: Tensor) -> Pruned:
 
     Raises:
         ConfigError: If there is one sequence alone, so that none can be held out.
+        NotFiniteError: If a state is not finite.
+        UnsupportedModelError: If weights of what would be refitted are offloaded.
     """
     kept = pruned.plan.kept_layers
     follows = [*kept[1:], decoder.n_layers]
@@ -126,14 +130,54 @@ def rehearse_refit(few: Decoder, tokens: Tensor) -> None:
         few: As of :meth:`streamline.method.Method.rehearse`.
         tokens: Calibration tokens without values.
     """
-    copies = [_copied(few, index) for index in range(few.n_layers)]
-    refitted(few, Pruned(Plan.drop(few.n_layers, [0])), tokens)
-    del copies
+    held: list[Any] = [_copied(few, index) for index in range(few.n_layers)]
+    with torch.no_grad():
+        states = _States(few, tokens, 0, alike=True)
+        held.append(states.advance(1))
+        for path in (few.family.o, few.family.mlp_out):
+            fitted, other = states.sums(held[0], 0, path, None)
+            fitted.joined(other).change(RIDGES[0])
+
+
+def refit_effort(decoder: Decoder, n_removed: int, first: float, shape: tuple[int, int]) -> Effort:
+    """What refitting takes beside the decision which layers go.
+
+    Args:
+        decoder: The model; its weights may lie on the meta device.
+        n_removed: Layers that are gone.
+        first: About where the first gap begins.
+        shape: Calibration sequences, and tokens of each.
+    """
+    if n_removed == 0:
+        return Effort()
+    n, d, tokens = decoder.n_layers, decoder.hidden_size, math.prod(shape)
+    n_kept = max(0.0, n - first - n_removed + 1)
+    # The dense model is read once; of the other each layer for both its projections and at the end.
+    found = reading_flops(decoder, tokens) * (1 + 3 * n_kept / n)
+    algebra, tries = 0.0, 3  # penalties, of which the last is worse
+    for path in (decoder.family.o, decoder.family.mlp_out):
+        _, parameters = projection(decoder.layers[0], path)
+        width = next(iter(parameters.values())).numel() // d
+        found += n_kept * 2.0 * width * (width + d) * tokens
+        found += n_kept * 2.0 * width**2 * d * tries
+        algebra += n_kept * (tries + 1) * (2 / 3 * width**3 + 2.0 * width**2 * d)
+    return Effort(prune=found, algebra=algebra)
 
 
 def _copied(decoder: Decoder, index: int) -> nn.Module:
-    """A layer whose weights are its own."""
-    return copy.deepcopy(decoder.layers[index], {id(decoder.config): decoder.config})
+    """A layer whose weights are its own; they may be tensors without data."""
+    layer = decoder.layers[index]
+    memo: dict[int, Any] = {id(decoder.config): decoder.config}
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModelError(
+                f"layer {index} of {decoder.name} cannot be refitted: its weights are offloaded; "
+                "use more devices, or leave out refit"
+            )
+        own = tensor.detach().clone()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
+    return without_hooks(copy.deepcopy(layer, memo))
 
 
 class _States:
@@ -212,17 +256,13 @@ class _States:
         Returns:
             The mean relative error on what is held out, before and after.
         """
-        fitted, held = _Moments(), _Moments()
-        for batch, entry in enumerate(self._entries):
-            inputs, found = self._reading(layer, index, path, batch, entry, between is not None)
-            wanted = self._dense[batch] if between is None else between[batch]
-            error = wanted.double() - found.double()  # [B, T, D]
-            sizes = wanted.double().square().mean(-1, keepdim=True)
-            weights = 1.0 / sizes.clamp_min(torch.finfo(torch.float32).tiny)  # [B, T, 1]
-            for moments, rows in zip((fitted, held), self._parts[batch], strict=True):
-                if rows:
-                    moments.add(inputs[rows].double(), error[rows], weights[rows])
-        change = _change(fitted, held)
+        fitted, held = self.sums(layer, index, path, between)
+        if not math.isfinite(fitted.left(None) + held.left(None)):
+            raise NotFiniteError(
+                f"refitting: states at layer {index} of {self.decoder.name} are not finite in "
+                f"{str(self.decoder.dtype).removeprefix('torch.')}; take --dtype float32"
+            )
+        change = best_change(fitted, held)
         after = held.left(change)
         if change is not None:
             module, parameters = projection(layer, path)
@@ -230,6 +270,22 @@ class _States:
             change = change.to(weight.device)
             weight.copy_(weight.double() + (change if isinstance(module, Conv1D) else change.T))
         return [round(error / held.scale, 6) for error in (held.left(None), after)]
+
+    def sums(
+        self, layer: nn.Module, index: int, path: str, between: Sequence[Tensor] | None
+    ) -> tuple[RidgeMoments, RidgeMoments]:
+        """What :meth:`fit` solves from, of what is fitted to and of what is held out."""
+        fitted, held = RidgeMoments(), RidgeMoments()
+        for batch, entry in enumerate(self._entries):
+            inputs, found = self._reading(layer, index, path, batch, entry, between is not None)
+            wanted = (self._dense if between is None else between)[batch].to(found.device)
+            error = wanted.double() - found.double()  # [B, T, D]
+            sizes = wanted.double().square().mean(-1, keepdim=True)
+            weights = 1.0 / sizes.clamp_min(torch.finfo(torch.float32).tiny)  # [B, T, 1]
+            for moments, rows in zip((fitted, held), self._parts[batch], strict=True):
+                if rows:
+                    moments.add(inputs[rows].double(), error[rows], weights[rows])
+        return fitted, held
 
     def _reading(
         self, layer: nn.Module, index: int, path: str, batch: int, entry: Entry, before_mlp: bool
@@ -240,60 +296,6 @@ class _States:
             after = self.decoder.run(layer, hidden, entry, index)
         found = after - mlp[1].reshape(after.shape) if before_mlp else after
         return read[0].reshape(*hidden.shape[:2], -1), found
-
-
-class _Moments:
-    """Weighted sums over tokens, float64, that a change of a projection is solved from."""
-
-    def __init__(self) -> None:
-        self.gram = self.right = self.error = torch.zeros(())
-        self.scale = 0
-
-    def add(self, inputs: Tensor, error: Tensor, weights: Tensor) -> None:
-        """Add tokens.
-
-        Args:
-            inputs: What the projection reads, [..., I].
-            error: What is missing after it, [..., D].
-            weights: What each token counts, [..., 1].
-        """
-        inputs, error = inputs.flatten(0, -2), error.flatten(0, -2)
-        weights = weights.flatten(0, -2)
-        counted = weights * inputs
-        self.gram = self.gram.to(inputs) + counted.T @ inputs  # [I, I]
-        self.right = self.right.to(inputs) + counted.T @ error  # [I, D]
-        self.error = self.error.to(error) + (weights * error.square()).sum()
-        self.scale += error.numel()
-
-    def joined(self, other: _Moments) -> _Moments:
-        """The sums over the tokens of both."""
-        both = _Moments()
-        both.gram, both.right = self.gram + other.gram, self.right + other.right
-        both.error, both.scale = self.error + other.error, self.scale + other.scale
-        return both
-
-    def change(self, ridge: float) -> Tensor:
-        """What is to be added to the projection, [I, D], at a penalty."""
-        penalty = ridge * self.gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        return solve(self.gram + penalty * torch.eye(len(self.gram)).to(self.gram), self.right)
-
-    def left(self, change: Tensor | None) -> float:
-        """The summed error that is left after a change; None for no change."""
-        if change is None:
-            return float(self.error)
-        explained = 2 * (change * self.right).sum() - (change * (self.gram @ change)).sum()
-        return max(0.0, float(self.error - explained))
-
-
-def _change(fitted: _Moments, held: _Moments) -> Tensor | None:
-    """The change that is best on what was held out, made of all tokens; None if none helps."""
-    best, least = None, held.left(None)
-    for ridge in RIDGES:
-        error = held.left(fitted.change(ridge))
-        if error >= least:
-            break
-        best, least = ridge, error
-    return None if best is None else fitted.joined(held).change(best)
 
 
 @contextmanager

@@ -292,7 +292,7 @@ def set_linear(module: FFN | LinearMap, weight: Tensor, bias: Tensor) -> None:
     module.fc2.bias.copy_(bias)
 
 
-def _without_hooks(layer: nn.Module) -> nn.Module:
+def without_hooks(layer: nn.Module) -> nn.Module:
     """A copy that no longer sends its inputs to the device of the layer it was made from."""
     if any(hasattr(module, "_hf_hook") for module in layer.modules()):
         from accelerate.hooks import remove_hook_from_module
@@ -320,7 +320,7 @@ def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
             f'{init} takes the place of the first; take init="first"'
         )
     memo = {id(decoder.config): decoder.config}
-    layer = _without_hooks(copy.deepcopy(source, memo)).to("cpu", torch.float32)
+    layer = without_hooks(copy.deepcopy(source, memo)).to("cpu", torch.float32)
     if init == "mean":
         named = [dict(decoder.layers[i].named_parameters()) for i in span.layers]
         for name, parameter in layer.named_parameters():

@@ -10,6 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import FastLinears
+from streamline.method import Pruned
+from streamline.methods.refit import refit_effort, refitted
+from streamline.plan import Plan
 from streamline.registry import build_method, method_names
 from streamline.testing.models import tiny_config, tiny_model
 
@@ -27,9 +30,14 @@ SEARCHED = [
     "evopress+generations=2+initial=6+offspring=6+unit=layer",
     "replaceme+objective=cosine",
     "quantized",
+    "llm-streamline-ffn+init=weighted",
+    "llm-streamline-ffn+init=linear+n_replacements=2",
+    "llm-streamline-none+refit=true",
+    "sleb+refit=true",
 ]
-# What LaCo and Prune&Comp run depends on what they find; EvoPress is planned by one generation.
-WITHIN = {"laco": 3.0, "evopress": 1.5, "prune-and-comp": 1.4}
+# What LaCo, Prune&Comp and refitting run depends on what they find; EvoPress is planned by one
+# generation.
+WITHIN = {"laco": 3.0, "evopress": 1.5, "prune-and-comp": 1.4, "llm-streamline-none+refit": 2.2}
 
 
 def counted(method, decoder: Decoder, tokens: torch.Tensor) -> tuple[float, float]:
@@ -69,6 +77,20 @@ def test_the_effort_is_what_is_counted(name: str, monkeypatch: pytest.MonkeyPatc
     assert seen / within <= whole <= seen * within, (told, calibrated, pruned)
     if pruned > 0.1 * calibrated:
         assert pruned / within <= told.prune <= pruned * within
+
+
+def test_refitting_behind_a_known_gap_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FastLinears, "active", lambda _: nullcontext())
+    decoder = Decoder(tiny_model("llama", **WIDE).eval())
+    tokens = torch.randint(0, 256, SHAPE, generator=torch.Generator().manual_seed(0))
+    for gone in ([1, 2], [4, 5, 6]):
+        with FlopCounterMode(display=False) as counter:
+            refitted(decoder, Pruned(Plan.drop(LAYERS, gone)), tokens)
+        by_name = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+        seen = sum(by_name.get(name, 0) for name in PRODUCTS)
+        told = refit_effort(decoder, len(gone), gone[0], SHAPE)
+        assert told.prune == pytest.approx(seen, rel=0.2) and told.algebra > 0
+    assert refit_effort(decoder, 0, 1, SHAPE).prune == 0
 
 
 def test_a_method_that_measures_for_itself_and_does_not_tell_is_not_guessed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -13,12 +14,14 @@ from streamline.checkpoints.checkpoint import load, save
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.paths import dense_path
-from streamline.errors import ConfigError
+from streamline.errors import ConfigError, NotFiniteError, UnsupportedModelError
+from streamline.evaluation.efficiency.memory import peak_of
 from streamline.method import Pruned
-from streamline.methods import refit
+from streamline.methods import refit, ridge
 from streamline.methods.llm_streamline import StreamlineNone
-from streamline.methods.refit import cannot_refit, refitted
+from streamline.methods.refit import cannot_refit, refitted, rehearse_refit
 from streamline.plan import Plan
+from streamline.run.planning.rehearsal import Rehearsal
 from streamline.testing.models import tiny_model
 from streamline.testing.snapshot import differences, snapshot
 
@@ -51,7 +54,7 @@ class LinearOfInner(nn.Module):
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
 def test_a_layer_that_the_one_before_can_take_over_is_taken_over(family, monkeypatch):
-    monkeypatch.setattr(refit, "RIDGES", (1e-13,))
+    monkeypatch.setattr(ridge, "RIDGES", (1e-13,))
     decoder = Decoder(tiny_model(family, n_layers=4))
     path = decoder.family.mlp_out
     width = next(submodule(decoder.layers[0], path).parameters()).numel() // decoder.hidden_size
@@ -78,7 +81,7 @@ def test_a_layer_that_the_one_before_can_take_over_is_taken_over(family, monkeyp
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_ridge_regression_against_a_naive_solution(family, monkeypatch):
     """Before the gap: weights of the targets' sizes, a penalty, all sequences."""
-    monkeypatch.setattr(refit, "RIDGES", (1.0,))
+    monkeypatch.setattr(ridge, "RIDGES", (1.0,))
     monkeypatch.setattr(refit, "BATCH_TOKENS", 100)
     decoder = Decoder(tiny_model(family, n_layers=5))
     found = refitted(decoder, drop(5, 2, 3), TOKENS)
@@ -160,6 +163,35 @@ def test_one_sequence_cannot_be_held_out_of_one():
         refitted(Decoder(tiny_model("llama")), drop(6, 2), TOKENS[:1])
 
 
+def test_states_that_are_not_finite_are_refused_and_no_weight_becomes_nan():
+    decoder = Decoder(tiny_model("llama"))
+    with torch.no_grad():
+        submodule(decoder.layers[3], decoder.family.mlp_out).weight[0, 0] = torch.inf
+    with pytest.raises(NotFiniteError, match="states at layer 1 of .* take --dtype float32"):
+        refitted(decoder, drop(6, 2, 3), TOKENS)
+
+
+def test_offloaded_layers_are_refused_where_nothing_could_be_written():
+    decoder = Decoder(tiny_model("llama"))
+    decoder.layers[4].to("meta")
+    with pytest.raises(UnsupportedModelError, match="layer 4 .* weights are offloaded"):
+        refit._copied(decoder, 4)
+
+
+def test_the_rehearsal_holds_what_refitting_holds():
+    """The sums of the MLP's wide inputs most of all; no tensor without data is read."""
+    tokens = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(5))
+    decoder = Decoder(tiny_model("llama", hidden_size=64, intermediate_size=512))
+    rehearsal = Rehearsal(decoder, torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        planned = rehearsal.peak(lambda few: rehearse_refit(few, rehearsal.tokens(8, 32)))
+    assert rehearsal.ended is None
+    with peak_of(torch.device("cpu")) as peak:
+        refitted(decoder, drop(6, 1), tokens)
+    assert planned is not None and 0.8 < planned / peak.bytes < 1.3
+
+
 @pytest.mark.parametrize(
     ("family", "reason"),
     [("gemma2", "normalises it"), ("mixtral", "has experts"), ("llama", None)],
@@ -171,6 +203,12 @@ def test_models_that_cannot_be_refitted_are_refused_with_the_reason(family, reas
         assert (found is None) == (reason is None) and (reason is None or reason in found)
         assert type(method)().unsupported(decoder) is None
     assert cannot_refit(decoder) == found
+
+
+def test_a_state_that_is_normalised_before_the_mlp_adds_to_it_is_refused():
+    model = tiny_model("bloom", n_layers=2, apply_residual_connection_post_layernorm=True)
+    assert "normalises it" in (cannot_refit(Decoder(model)) or "")
+    assert cannot_refit(Decoder(tiny_model("bloom", n_layers=2))) is None
 
 
 def test_the_field_changes_what_is_left_and_not_what_goes():
