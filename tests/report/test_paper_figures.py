@@ -48,6 +48,14 @@ def test_the_opening_figure_has_the_share_kept_and_the_lead():
         ("llm-streamline-ffn", 93.1),
     }
     assert "llm-streamline-ffn leads laco by 11.2 points; printed: 11.2 points." in figure.caption
+    other = [cell("laco", 0.1, 0.97), cell("llm-streamline-ffn", 0.1, 0.96)]
+    several = headline_figure(rows([*CELLS, *other], {}), headline, STYLE)
+    for said in (
+        "at 25 % llm-streamline-ffn leads laco by 11.2",
+        "at 10 % ",
+        "laco by -1.0 points",
+    ):
+        assert said in several.caption  # no method is set beside another at another target
     alone = headline_figure(rows(CELLS[:2], {}), headline, STYLE)
     assert alone.caption.endswith("best of the others: printed: 11.2 points.")
     for bad in (3, {"ours": "a"}, {"ours": "a", "published": "b"}):

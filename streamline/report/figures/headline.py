@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from streamline.report.figures.figure import Figure
-from streamline.report.figures.measures import measure_figure
+from streamline.report.figures.measures import measure_figure, sparsity_text
 from streamline.report.figures.style import Style
 from streamline.report.findings.rows import Row
 
@@ -41,19 +41,24 @@ def headline_figure(
     figure = measure_figure(rows, "relative", style)
     if figure is None:
         return None
-    kept = [
-        (row.method.startswith(str(headline["ours"])), row)
-        for row in rows
-        if row.relative is not None and not row.dense
-    ]
-    best = {
-        own: max((row for is_own, row in kept if is_own == own), key=_share, default=None)
-        for own in (True, False)
-    }
-    said = [f"printed: {headline['published']:g} points"]
-    if (own := best[True]) is not None and (other := best[False]) is not None:
-        gap = 100 * (_share(own) - _share(other))
-        said.insert(0, f"{own.method} leads {other.method} by {gap:.1f} points")
+    kept = [row for row in rows if row.relative is not None and not row.dense]
+    targets = list(dict.fromkeys(row.sparsity for row in kept))
+    said = []
+    for target in targets:
+        ours, others = (
+            [
+                row
+                for row in kept
+                if row.sparsity == target and row.method.startswith(str(headline["ours"])) == own
+            ]
+            for own in (True, False)
+        )
+        if ours and others:
+            best, other = max(ours, key=_share), max(others, key=_share)
+            where = f"at {sparsity_text(target)} " if len(targets) > 1 else ""
+            gap = 100 * (_share(best) - _share(other))
+            said.append(f"{where}{best.method} leads {other.method} by {gap:.1f} points")
+    said.append(f"printed: {headline['published']:g} points")
     caption = f"{figure.caption} Of the paper's own methods the best beside the best of the others"
     return replace(
         figure, name=f"headline-{rows[0].model}", caption=f"{caption}: {'; '.join(said)}."
