@@ -157,7 +157,7 @@ class StreamlineReplacement(Method):
             the states at its own part's end, with the language-model loss all are trained as one.
             The authors' Llama-3.1-5.4B has two decoder layers for fourteen.
         share: Fraction of the run's training tokens that it is trained on; 0 leaves it as it
-            starts.
+            starts, and nothing is trained.
         recipe: How it is trained; a run uses its own, so it is no part of the name.
     """
 
@@ -177,6 +177,7 @@ class StreamlineReplacement(Method):
         """Check the fields, and that the network can start as it is to."""
         super().__post_init__()
         check_start(self.kind, self.init, self.residual)
+        object.__setattr__(self, "trains", self.share > 0)
 
     def _added(self, decoder: Decoder) -> Callable[[int], int]:
         one = added_parameters(self.kind, decoder, norm=self._norm)

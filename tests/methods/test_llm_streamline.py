@@ -24,6 +24,7 @@ from streamline.methods.sublayers import remove_sublayer
 from streamline.plan import Span
 from streamline.registry import build_method
 from streamline.testing.models import tiny_model
+from streamline.testing.runner import check_method
 from streamline.training.fit import fit
 from streamline.training.student import Recipe
 
@@ -207,6 +208,9 @@ def test_a_network_with_a_share_of_nothing_stays_as_it_starts():
             torch.equal(a, b.to(torch.bfloat16))
             for a, b in zip(module.parameters(), trained.parameters(), strict=True)
         )
+        assert StreamlineFFN(init=init).trains and not method.trains
+        outcomes = list(check_method(method, ["llama"]))
+        assert [one for one in outcomes if one.status != "passed"] == []
 
 
 def test_by_perplexity_the_span_that_costs_least_loss_goes():
