@@ -117,10 +117,12 @@ def _meet(gathering: timedelta) -> None:
     hint.daemon = True
     hint.start()
     try:
-        _keep_to_loopback(address, size)
+        here = _on_one_machine(address, size)
+        if here:
+            _keep_to_loopback()
         # A launcher's store outlives its processes: what those before a restart left is not read.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        whole = _store(address, int(port), rank, gathering)
+        whole = _store(address, int(port), rank, gathering, here)
         store = dist.PrefixStore(attempt, whole)  # type: ignore[attr-defined]
         store.set(f"streamline/{rank}", "here")
         store.wait([f"streamline/{one}" for one in range(size)], gathering)
@@ -136,13 +138,20 @@ def _meet(gathering: timedelta) -> None:
     _share_gpus(size)
 
 
-def _store(address: str, port: int, rank: int, timeout: timedelta) -> Any:
+def _store(address: str, port: int, rank: int, timeout: timedelta, here: bool) -> Any:
     """Where the processes tell each other how they are reached.
 
-    A launcher has one already; else the first process opens it, at that address alone.
+    A launcher has one already; else the first process opens it, at that address alone if it can.
+
+    Args:
+        address: Where it is.
+        port: Likewise.
+        rank: This process's number.
+        timeout: How long it is waited for.
+        here: Whether all processes are on this machine.
     """
     opens = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    listening = _listening(address, port) if opens else None
+    listening = _listening(address, port, here) if opens else None
     return dist.TCPStore(  # type: ignore[attr-defined]
         address,
         port,
@@ -153,25 +162,37 @@ def _store(address: str, port: int, rank: int, timeout: timedelta) -> Any:
     )
 
 
-def _listening(address: str, port: int) -> socket.socket:
-    """A socket that listens at an address; at all of this machine's where it only leads here."""
-    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    family, *_, place = found[0]
+def _listening(address: str, port: int, here: bool) -> socket.socket | None:
+    """A socket that listens at an address; None for PyTorch's choice, where it leads only here."""
+    family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    if not here and place[0] != address:  # other machines may take the name for another address
+        return None
     with socket.socket(family) as trial:
         try:
             trial.bind((place[0], 0))
         except OSError:  # of a service that stands for this machine
-            return socket.create_server(("", port), family=family)
+            return None
     return socket.create_server((str(place[0]), port), family=family)
 
 
-def _keep_to_loopback(address: str, size: int) -> None:
-    """Listen on this machine alone where all processes are on it, unless the user says where."""
-    here = os.environ.get("LOCAL_WORLD_SIZE") == str(size) or all(
-        ip_address(str(place[0])).is_loopback for *_, place in socket.getaddrinfo(address, None)
-    )
+def _on_one_machine(address: str, size: int) -> bool:
+    """Whether all processes are on this machine.
+
+    A name tells only if it is no machine's own: many a machine takes its own for loopback, and the
+    others do not.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size) or address == "localhost":
+        return True
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def _keep_to_loopback() -> None:
+    """Listen on this machine alone, unless the user says where."""
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if here and names else ():
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if names else ():
         os.environ.setdefault(variable, names[0])
 
 

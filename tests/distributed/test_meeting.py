@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 
 import pytest
@@ -35,3 +36,32 @@ def test_what_was_left_before_a_restart_is_not_met(monkeypatch: pytest.MonkeyPat
         arrive(0, attempt=1)
     arrive(1, attempt=1)
     assert met == [0, 1] and meeting.unsaid("gone")
+
+
+@pytest.mark.parametrize(
+    ("address", "local", "here"),
+    [
+        ("localhost", None, True),
+        ("127.0.0.1", "1", True),
+        ("::1", None, True),
+        ("node1", "2", True),
+        ("node1", "1", False),
+        ("node1", None, False),
+        ("10.0.0.1", "1", False),
+    ],
+)
+def test_a_machines_own_name_says_nothing_of_the_others(
+    address: str, local: str | None, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0)  # as Debian has node1
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert meeting._on_one_machine(address, 2) is here
+    if address == "node1":
+        listening = meeting._listening(address, 0, here)
+        assert (listening is not None) is here
+        if listening is not None:
+            assert listening.getsockname()[0] == "127.0.1.1"
+            listening.close()
