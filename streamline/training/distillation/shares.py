@@ -157,6 +157,8 @@ class Shares:
             whole = self.whole(name, part) if part.dim() else part
             if leads():
                 found[key] = whole.cpu()
+            else:  # keeps pace: a part that is sent long before the first one copies counts as lost
+                whole.flatten()[:1].cpu()
         return found
 
     def part(self, name: str, whole: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""When the weights that are trained are divided among several processes."""
+"""Weights that are trained by several processes: when each has a part, and how they are kept."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from streamline.distributed import sums
 from streamline.distributed.team import Shard, within
 from streamline.training.distillation import trainees
+from streamline.training.distillation.shares import Shares
 from streamline.training.distillation.trainees import divided_among
 from streamline.training.schedule import training_bytes
 
@@ -36,3 +38,14 @@ def test_weights_are_divided_where_they_must_be_and_can_be(
     with within(Shard(0, 2)):
         assert divided_among(decoder, None) is wanted
         assert divided_among(decoder, not wanted) is not wanted
+
+
+def test_no_process_sends_parts_long_before_the_first_one_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares, whole = object.__new__(Shares), mock.MagicMock()
+    shares.sizes = {"w": 4}
+    monkeypatch.setattr(shares, "whole", lambda name, part: whole)
+    with within(Shard(1, 2)):
+        assert shares.gathered("w", {"weights/w": torch.ones(2)}) == {}
+    whole.flatten()[:1].cpu.assert_called_once()  # waits for the GPUs
