@@ -144,7 +144,7 @@ def _run(
     joined = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     times = cell_times(config, missing, model.questions, memory.waves, progress)
-    pruning, training, jointly, alone = portions(times.portions(joined, own))
+    pruning, training, jointly, alone = times.places(joined, own)
     with pruning:
         variants = _pruned(model, joined, times)
     with training:

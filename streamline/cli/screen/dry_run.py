@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamline.report.published import PublishedRow
     from streamline.run.config import RunConfig
     from streamline.run.planning.estimate import Estimate
-    from streamline.run.planning.plan import Row
+    from streamline.run.planning.plan import MemoryPlan, Row
 
 __all__ = ["show_plan"]
 
@@ -59,10 +59,11 @@ def show_plan(config: RunConfig) -> bool:
     for line in [*_costs(estimate), _speed(config)]:
         print(line)
     for model in (name for name in config.models if name not in estimate.broken):
-        waves = _show_memory(config, model)
-        if waves > 1:
-            cells = [row.cell for row in estimate.rows if row.cell.model == model]
-            estimate.times[model] = planned_times(config.for_model(model), cells, waves)
+        plan = _show_memory(config, model)
+        own = [row.cell for row in estimate.rows if row.cell.model == model]
+        cells = [cell for cell in own if cell.label not in plan.refused]
+        if cells and (plan.waves > 1 or len(cells) < len(own)):
+            estimate.times[model] = planned_times(config.for_model(model), cells, plan.waves)
     show_times(list(estimate.times.values()), config)
     for remark in estimate.remarks:
         show_warning(remark)
@@ -229,8 +230,8 @@ def _costs(estimate: Estimate) -> list[str]:
     ]
 
 
-def _show_memory(config: RunConfig, model: str) -> int:
-    """What each stage of one model holds, and what cannot be had; in how many waves it trains."""
+def _show_memory(config: RunConfig, model: str) -> MemoryPlan:
+    """What each stage of one model holds, and what cannot be had."""
     from streamline.run.planning.fitting import memory_plan
     from streamline.run.planning.work import gib
 
@@ -252,7 +253,7 @@ def _show_memory(config: RunConfig, model: str) -> int:
         show_text(f"  {line}")
     for label, reason in plan.refused.items():
         show_text(f"  skipped: {label}: {reason}")
-    return plan.waves
+    return plan
 
 
 def _speed(config: RunConfig) -> str:

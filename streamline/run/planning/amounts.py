@@ -182,18 +182,23 @@ class Amounts:
         looks = (recipe.evaluations + 1) * recipe.validation_tokens
         steps = math.ceil(tokens / recipe.batch_tokens)
         moved = float(_OPTIMISER * own * steps)
+        place: Hashable = ("teacher", cell.model, cell.seed, number)
+        alike: Hashable = ("networks", *cell.identity[:-1], number)  # whatever recovers them
+        if self.config.one_by_one:
+            place = alike = None
         if recipe.objective == "lm":
             whole = self._weights(row) + self._head
             each = loss_token(whole, _ALONE * whole, own)
-            return [Work("train", cell.label, tokens * each + 2 * looks * whole, moved=moved)]
+            flops = tokens * each + 2 * looks * whole
+            return [Work("train", cell.label, flops, moved=moved, shared=alike)]
         read = tokens // recipe.epochs if recipe.cache_bytes else tokens
         read = waves * (read + recipe.validation_tokens)
         teacher = states_token(self._layers, 0.0) * read
-        place, fetched = ("teacher", cell.model, cell.seed, number), self._streamed * recipe.epochs
+        fetched = self._streamed * recipe.epochs
         student = states_token(0.0, own) * tokens + 2 * own * looks
         return [
             Work("train", "the teacher", teacher, fetched=fetched, shared=place),
-            Work("train", cell.label, student, moved=moved),
+            Work("train", cell.label, student, moved=moved, shared=alike),
         ]
 
     def _recovering(self, row: Row) -> Work:

@@ -9,7 +9,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from streamline.errors import reason
 from streamline.evaluation.efficiency.bench import QUICK_SECONDS, QUICK_SHARE
 from streamline.evaluation.questions import Questions
 from streamline.method import Method
-from streamline.progress import Progress, clock
+from streamline.progress import Progress, clock, planned, planned_seconds, portions
 from streamline.run.cell import Cell, CellJob
 from streamline.run.config import RunConfig
 from streamline.run.planning.amounts import STAGES, Amounts, Work, once
@@ -103,6 +103,17 @@ class TimePlan:
         """What some cells take in some stages, in seconds, or in operations."""
         found = [self.cells.get(cell.label, {}) for cell in cells]
         return sum(own.get(stage, 0.0) for own in found for stage in stages)
+
+    def places(
+        self, joined: Sequence[CellJob], own: Sequence[CellJob]
+    ) -> list[AbstractContextManager[None]]:
+        """Places of these four in the whole, which is planned anew with this within them.
+
+        Args:
+            joined: As for :meth:`portions`.
+            own: As for :meth:`portions`.
+        """
+        return [_replanned(self, place) for place in portions(self.portions(joined, own))]
 
     def portions(self, joined: Sequence[CellJob], own: Sequence[CellJob]) -> list[float]:
         """How long pruning, training, joint evaluation, and everything cell by cell take.
@@ -266,6 +277,16 @@ def expected(models: Sequence[str]) -> list[float] | None:
     found = [_EXPECTED.get().get(model) for model in models]
     times = [seconds for seconds in found if seconds is not None]
     return times if times and len(times) == len(found) else None
+
+
+@contextmanager
+def _replanned(plan: TimePlan, place: AbstractContextManager[None]) -> Iterator[None]:
+    """A portion of a model's work, the whole planned with what its questions and memory showed."""
+    whole, before = planned_seconds(), _EXPECTED.get().get(plan.model)
+    if whole is not None and before is not None and plan.seconds is not None:
+        whole += plan.seconds - before
+    with planned(whole), place:
+        yield
 
 
 def _lines(stage: str, works: Sequence[Work], rates: Rates | None) -> list[TimeRow]:

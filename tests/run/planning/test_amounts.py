@@ -125,6 +125,26 @@ def test_what_is_shared_is_there_once(decoder: Decoder) -> None:
     assert len(one["calibrate"]) == 1
 
 
+@pytest.mark.parametrize(("apart", "trainings", "teachers"), [(False, 1, 1), (True, 3, 3)])
+def test_networks_are_trained_once_whatever_recovers_them(
+    decoder: Decoder, apart: bool, trainings: int, teachers: int
+) -> None:
+    values: dict[str, Any] = {"models": "m", "methods": "llm-streamline-ffn", "dtype": "float32"}
+    values |= {"training": RECIPE.model_dump(), "device": "cpu", "one_by_one": apart}
+    values |= {"calibration": {"n_samples": 4, "length": 64}}
+    config = RunConfig.model_validate(values)
+    method, dense = build_method("llm-streamline-ffn"), decoder.n_parameters()
+    size = method.size(decoder, 0.3)
+    assert size is not None
+    cells = [Cell("m", "llm-streamline-ffn", 0.3, 0, kind) for kind in ("none", "lora", "kd")]
+    amounts = Amounts(decoder, {"llm-streamline-ffn": method}, config, NOTHING)
+    rows = [Row(cell, size.n_removed, dense, size.pruned) for cell in cells]
+    found = once({row.cell.label: amounts.of(row) for row in rows}).values()
+    train = [work.of for own in found for work in own if work.stage == "train"]
+    assert train.count("the teacher") == teachers
+    assert len(train) - teachers == trainings
+
+
 @pytest.mark.parametrize(
     ("stage", "more"),
     [

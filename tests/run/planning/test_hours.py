@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from streamline import progress
+from streamline.cli.screen.dry_run import show_plan
 from streamline.progress import Silent
 from streamline.run.cell import expand
 from streamline.run.config import RunConfig, build_config
 from streamline.run.pipeline import run
 from streamline.run.planning import hours
 from streamline.run.planning.estimate import plan_run
-from streamline.run.planning.hours import TimePlan, expected, expecting, planned_times
+from streamline.run.planning.hours import TimePlan, TimeRow, expected, expecting, planned_times
+from streamline.run.planning.plan import MemoryPlan
 from streamline.run.planning.rates import Rates
 
 REPORT = Path(__file__).parents[3] / "reports" / "smollm2-135m" / "results.json"
@@ -164,6 +167,33 @@ def test_a_run_that_goes_on_is_planned_for_what_is_left(
     first, second, third, fourth = seen
     assert first is not None and second is not None and 0 < second < 0.8 * first
     assert third == 0 and fourth == second
+
+
+def test_the_whole_is_planned_anew_with_what_a_model_has_shown() -> None:
+    plan = TimePlan("a", [TimeRow("evaluate", "1 models", 1.0, 40.0)], Rates("", 1, 1, False, ""))
+    with expecting({"a": 100.0, "b": 7.0}), progress.planned(107.0):
+        with plan.places([], [])[2]:
+            assert progress.planned_seconds() == 47.0
+        assert progress.planned_seconds() == 107.0
+    with plan.places([], [])[0]:
+        assert progress.planned_seconds() is None
+
+
+def test_cells_that_memory_refuses_have_no_hours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"models": "opt-1.3b", "methods": "shortgpt", "recovery": "none,lora", "limit": 9}
+    values |= {"dry_run": True, "plan_for": "t4", "data": "packaged", "efficiency": "off"}
+
+    def recovered(*refused: str) -> bool:
+        found = MemoryPlan("opt-1.3b", None, refused=dict.fromkeys(refused, "too large"))
+        monkeypatch.setattr("streamline.run.planning.fitting.memory_plan", lambda *_: found)
+        show_plan(build_config(values))
+        shown = capsys.readouterr().out.partition("time of opt-1.3b")[2]
+        assert "calibrate" in shown
+        return "recover" in shown
+
+    assert recovered() and not recovered("shortgpt 0.25 +lora")
 
 
 def test_what_is_expected_is_known_of_all_models_or_of_none() -> None:
