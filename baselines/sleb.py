@@ -75,10 +75,15 @@ class SLEB(Method):
         return reason or super().unsupported(decoder)
 
     def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
-        """The shared calibration, and refitting where that is asked for."""
-        super().rehearse(decoder, few, batches, sparsity)
+        """Refitting where that is asked for, and the shared calibration, which asks for a value."""
         if self.refit:
             rehearse_refit(few, batches)
+        super().rehearse(decoder, few, batches, sparsity)
+
+    @property
+    def rehearses_shared(self) -> bool:
+        """Without refitting."""
+        return not self.refit
 
     def calibration_key(self) -> str:
         """One search per combination of the fields that it depends on."""

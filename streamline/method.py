@@ -205,6 +205,11 @@ class Method(ABC):
         """
         measure(few, batches)
 
+    @property
+    def rehearses_shared(self) -> bool:
+        """Whether :meth:`rehearse` does the shared calibration and nothing else."""
+        return type(self).rehearse is Method.rehearse
+
     def networks(self, decoder: Decoder, n_removed: int) -> list[nn.Module]:
         """Networks of the shapes trained in place of layers, for planning; none if unknown.
 

@@ -84,10 +84,15 @@ class StreamlineNone(DepthMethod):
         return reason or super().unsupported(decoder)
 
     def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
-        """The shared calibration, and refitting where that is asked for."""
-        super().rehearse(decoder, few, batches, sparsity)
+        """Refitting where that is asked for, and the shared calibration, which asks for a value."""
         if self.refit:
             rehearse_refit(few, batches)
+        super().rehearse(decoder, few, batches, sparsity)
+
+    @property
+    def rehearses_shared(self) -> bool:
+        """Without refitting."""
+        return not self.refit
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
         """Drop the span of highest cosine (or the chosen runner-up)."""

@@ -158,6 +158,16 @@ def tiny(tmp_path: Path) -> str:
 TINY = {"dtype": "float32", "device": "cpu", "data": "packaged", "sparsities": 0.3}
 
 
+def test_refitting_is_planned_and_methods_without_it_are_as_others(tiny: str) -> None:
+    """What is rehearsed ends where a value is asked for: refitting comes before that."""
+    methods = "shortgpt,sleb,llm-streamline-none,sleb+refit=true,llm-streamline-none+refit=true"
+    _, plan = planned(tiny, "1GiB", methods=methods, **TINY)
+    shared, own = [row for row in plan.rows if row.stage == "calibrate"]
+    assert (shared.method, own.method) == ("3 methods", "2 methods")
+    copied = 4 * sum(p.numel() for p in tiny_model("llama", n_layers=6).model.layers.parameters())
+    assert own.added > copied + 3 * 16 * 512 * 32 * 4  # layers, and three states of each token
+
+
 def test_texts_that_are_generated_hold_their_keys_and_values(tiny: str) -> None:
     _, reading = planned(tiny, "1GiB", methods="shortgpt", tasks="piqa", **TINY)
     _, writing = planned(tiny, "1GiB", methods="shortgpt", tasks="piqa,streamline_gsm8k", **TINY)

@@ -109,7 +109,7 @@ class _Planner:
         why: dict[str, str | None] = {}
         for row in pruned:
             method = self.methods[row.cell.method]
-            shared = type(method).rehearse is Method.rehearse
+            shared = method.rehearses_shared
             key = "shared" if shared else f"{method!r} {row.cell.sparsity * method.returns_model}"
             if key not in by_key:
                 by_key[key] = self._rehearsed(method, row.cell.sparsity, tokens, shared)
