@@ -136,7 +136,8 @@ def fine_tune(
         progress: Called with tokens done, tokens in all, and a line.
         autocast: ``torch.bfloat16`` for mixed precision. Adapters are always float32.
         micro_batch: Tokens per forward pass, padding included.
-        save_seconds: How often the state is written.
+        save_seconds: How often the state is written; less often where that takes long, and after
+            each step for 0.
         distillation: Learn what the dense model predicts, in place of the text's tokens; the
             batches are the same. None for no teacher.
         divided: Whether each of several processes holds a part of the weights, where all learn;

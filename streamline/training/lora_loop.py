@@ -33,6 +33,8 @@ from streamline.training.state import TrainingState
 
 __all__ = ["LoraLoop", "Noise", "SequenceDropout", "plan_batches"]
 
+_TIMES = 10  # a state is kept again when training went on for so many times as long as that took
+
 
 def plan_batches(
     sequences: Sequences, recipe: LoraRecipe, budget: int | None, seed: int
@@ -152,7 +154,7 @@ class LoraLoop:
         Raises:
             NotFiniteError: If a validation loss is not finite, or no step had a finite gradient.
         """
-        saved = time.monotonic()
+        saved, pause = time.monotonic(), save_seconds
         total = sum(int(self.sequences.lengths[indices].sum()) for indices in self.batches)
         n_steps = len(self.batches)
         started = time.monotonic()
@@ -175,10 +177,12 @@ class LoraLoop:
             if progress is not None:
                 text = f"step {step}/{n_steps}, loss {loss:.4f}"
                 progress(state.n_tokens, total, text)
-            due = step < n_steps and time.monotonic() - saved >= save_seconds
+            due = step < n_steps and time.monotonic() - saved >= pause
             if due if state.shares is None else broadcast(due):
+                began = time.monotonic()
                 self._save(state)
                 saved = time.monotonic()
+                pause = max(save_seconds, _TIMES * (saved - began)) if save_seconds else 0.0
 
     @staticmethod
     def _save(state: TrainingState) -> None:

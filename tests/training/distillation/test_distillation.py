@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,12 @@ from streamline.errors import NotFiniteError, UnsupportedModelError
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
+from streamline.training import lora_loop
 from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.distillation.teacher import Distillation, Teacher
 from streamline.training.lora import FineTuned, LoraRecipe, fine_tune
 from streamline.training.sequences import as_sequences
+from streamline.training.state import TrainingState
 
 RECIPE = LoraRecipe(rank=4, batch=4, length=16, epochs=2, learning_rate=1e-2, dropout=0.0)
 EXAMPLES = [{"instruction": "Add.", "input": "2 3", "output": "5"}] * 3
@@ -218,3 +221,28 @@ def test_a_model_of_other_tokens_is_not_taught(tiny_llama: Callable[..., PreTrai
     with pytest.raises(UnsupportedModelError, match="predictions of the same tokens"):
         distil(dense, student, top_k=5)
     assert not [name for name, _ in student.named_modules() if "lora" in name]
+
+
+def test_most_of_the_time_goes_into_training_where_a_state_takes_long_to_keep(
+    tiny_llama: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, kept = [0.0], list[int]()
+
+    def save(state: TrainingState) -> None:
+        kept.append(state.step)
+        now[0] += took
+
+    update = TrainingState.update
+
+    def step(state: TrainingState, *given: Any) -> None:
+        update(state, *given)
+        now[0] += 10.0
+
+    monkeypatch.setattr(TrainingState, "save", save)
+    monkeypatch.setattr(TrainingState, "update", step)
+    monkeypatch.setattr(lora_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    dense = tiny_llama(n_layers=4)
+    for took, wanted in {1.0: [1, 2, 3, 4, 5], 2.5: [1, 4]}.items():
+        kept.clear()
+        distil(dense, pruned(dense), directory=tmp_path / str(took), save_seconds=5.0)
+        assert kept == wanted
