@@ -238,17 +238,12 @@ class Amounts:
         steps = batches * asked.written
         flops += 2.0 * written * (layers + self._head)
         size = self.resident * layers / max(1, self._layers)
-        fetched, launches = self._streamed * cell.is_dense, steps * self.decoder.n_layers
-        return [
-            Work(
-                "evaluate",
-                cell.label,
-                flops,
-                moved=steps * size,
-                fetched=fetched,
-                launches=launches,
-            )
-        ]
+        launches = steps * self.decoder.n_layers
+        found = [Work("evaluate", cell.label, flops, moved=steps * size, launches=launches)]
+        if self._streamed:  # layers are read once for all that answer together
+            once_read = ("read", cell.model)
+            found += [Work("evaluate", cell.label, fetched=self._streamed, shared=once_read)]
+        return found
 
     def _measuring(self, row: Row, method: Method) -> list[Work]:
         """The speed of a model beside the dense one, once for each shape."""

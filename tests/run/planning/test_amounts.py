@@ -190,6 +190,21 @@ def test_a_model_of_its_own_writes_its_texts_by_itself(decoder: Decoder) -> None
     assert [work.divided for work in found] == [True, False, True], "each process slices"
 
 
+@pytest.mark.parametrize("names", [("dense", "shortgpt"), ("shortgpt",)])
+def test_streamed_layers_are_read_once_for_all_that_answer(
+    decoder: Decoder, names: tuple[str, ...]
+) -> None:
+    values: dict[str, Any] = {"models": "m", "methods": "shortgpt", "stream": True}
+    values |= {"calibration": {"n_samples": 4, "length": 64}, "training": RECIPE.model_dump()}
+    config = RunConfig.model_validate(values | {"dtype": "float32", "device": "cpu"})
+    n = decoder.n_parameters()
+    rows = [Row(Cell("m", name, 0.3 * (name != "dense"), 0), 0, n, n) for name in names]
+    amounts = Amounts(decoder, {name: build_method(name) for name in names}, config, Asked(read=9))
+    found = once({row.cell.label: amounts.of(row) for row in rows}).values()
+    fetched = [work.fetched for own in found for work in own if work.stage == "evaluate"]
+    assert sum(fetched) == 4 * n
+
+
 def test_what_is_asked_follows_from_the_settings() -> None:
     values = {"models": "m", "methods": "shortgpt", "perplexity": {"n_tokens": 1_000, "length": 64}}
     values |= {"dtype": "float32", "training": RECIPE.model_dump()}
