@@ -212,7 +212,9 @@ class _Run:
             live = going
             if not live:
                 return
-            if (len(held) - len(live)) * _CLOSE_UP >= len(held):
+            # A text that is as long as it may be goes nowhere: its model may know no such position.
+            full = any(wanted[text].max_new_tokens <= len(texts[live[0]]) for text in held)
+            if full or (len(held) - len(live)) * _CLOSE_UP >= len(held):
                 left = set(live)
                 kept = [row for row, text in enumerate(held) if text in left]
                 rows.keep(kept)

@@ -149,6 +149,17 @@ def test_models_of_their_own_generate_beside_the_others(
 
 
 @pytest.mark.usefixtures("way")
+def test_a_row_that_is_done_goes_on_to_no_position_that_its_model_has_not(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = tiny_model("gpt2", n_layers=2)
+    longest = Prompt((5, 6, 7, 8) * 127, (), 4)  # as many as it has
+    prompts = [longest, *(Prompt((i, 7), (), 9) for i in range(15))]
+    paths = [dense_path(Decoder(model))]
+    same(paths, prompts, together(paths, prompts, tokenizer))
+
+
+@pytest.mark.usefixtures("way")
 def test_rows_end_at_the_end_of_text(tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_model("llama", n_layers=3)
     paths, prompts = variants(model), prompts_of(3, new=9)
