@@ -37,7 +37,7 @@ __all__ = [
     "with_checksum",
 ]
 
-FORMAT = 4
+FORMAT = 5
 """Raised by a change of this project that changes numbers."""
 
 NO_CHECKSUM = "streamline-sha256:" + "0" * 64

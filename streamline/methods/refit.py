@@ -304,7 +304,7 @@ def _noting(layer: nn.Module, path: str) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[:] = [args[0], output]
+        seen[:] = [args[0], output.clone()]  # a layer may add to it in place
 
     hook = layer.get_submodule(path).register_forward_hook(note)
     try:

@@ -160,7 +160,7 @@ def _noting(decoder: Decoder, starts: set[int], outputs: dict[int, Tensor]) -> I
     """Note what the MLP before each of some layers gives."""
 
     def note(start: int, module: nn.Module, args: Any, output: Tensor) -> None:
-        outputs[start] = output
+        outputs[start] = output.clone()  # a layer may add to it in place
 
     hooks = []
     try:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from streamline.baselines.sleb import SLEB
 from streamline.checkpoints.checkpoint import load, save
@@ -18,6 +19,7 @@ from streamline.errors import ConfigError, NotFiniteError, UnsupportedModelError
 from streamline.evaluation.efficiency.memory import peak_of
 from streamline.method import Pruned
 from streamline.methods import refit, ridge
+from streamline.methods.layers import projection
 from streamline.methods.llm_streamline import StreamlineNone
 from streamline.methods.refit import cannot_refit, refitted, rehearse_refit
 from streamline.plan import Plan
@@ -134,6 +136,24 @@ def test_states_come_nearer_in_every_family_and_the_dense_model_stays(family, tm
     with torch.no_grad():
         logits = assemble(found.path(decoder))(FRESH).logits
         torch.testing.assert_close(again(FRESH).logits, logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon", "gpt_neox", "bloom", "gpt2", "opt"])
+def test_a_change_has_the_error_that_is_foretold(family):
+    """What a projection gives is added to the state, whatever a layer does with it then."""
+    decoder = Decoder(tiny_model(family, n_layers=4))
+    with torch.no_grad():
+        states = refit._States(decoder, TOKENS, 1, alike=True)
+        between, layer = states.advance(3), refit._copied(decoder, 1)
+        for path, wanted in ((decoder.family.o, between), (decoder.family.mlp_out, None)):
+            _, held = states.sums(layer, 1, path, wanted)
+            change = 0.02 * torch.randn(held.right.shape, dtype=torch.float64)
+            foretold = held.left(change)
+            module, parameters = projection(layer, path)
+            weight = next(iter(parameters.values()))
+            weight += change if isinstance(module, Conv1D) else change.T
+            _, now = states.sums(layer, 1, path, wanted)
+            assert now.left(None) == pytest.approx(foretold, rel=1e-4) and foretold > 1e-3
 
 
 def test_without_a_gap_nothing_changes_and_a_gap_may_come_first():

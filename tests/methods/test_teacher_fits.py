@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from streamline.api.pruning import prune
 from streamline.api.variants import Dense, Target, Variant
-from streamline.baselines.replaceme import FoldFit, ReplaceMe, StatesFit
+from streamline.baselines.replaceme import FoldFit, ReplaceMe, StatesFit, fit, fold
 from streamline.engine.decoder import Decoder
 from streamline.methods import teacher_fits
 from streamline.methods.linear_map import LinearFit
@@ -50,6 +50,21 @@ def test_fits_in_one_pass_are_those_made_alone_to_the_bit(family: str) -> None:
         assert alone is not other
         for mine, wanted in zip(sums(other), sums(alone), strict=True):
             assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon", "gpt_neox", "bloom"])
+def test_a_folded_map_has_the_error_that_is_foretold(family: str) -> None:
+    """Also where a layer adds its attention to what the MLP gave in place."""
+    decoder, span = Decoder(tiny_model(family, n_layers=4)), Span(2, 3)
+    transform, told = fit(decoder, TOKENS, span, ridge=1e-3)
+    folded = fold(decoder, 1, transform)
+    with torch.no_grad():
+        entry = decoder.enter(TOKENS)
+        before, _, after = (s.double() for depth, s in decoder.trace(entry, 3) if depth)
+        found = decoder.run(folded, before.float(), entry, 1).double()
+    error = (found - after).square().sum() / after.square().sum()
+    assert float(error) == pytest.approx(told["error"], rel=1e-4)
+    assert told["error"] < told["error_dropped"]
 
 
 def test_other_tokens_or_models_are_not_taken_from_what_is_there(
