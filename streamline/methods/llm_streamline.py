@@ -78,6 +78,12 @@ class StreamlineNone(DepthMethod):
     criterion: Criterion = "cosine"
     refit: bool = False
 
+    def __post_init__(self) -> None:
+        """Refitting changes layers in memory."""
+        super().__post_init__()
+        if self.refit:
+            object.__setattr__(self, "supports_streaming", False)
+
     def unsupported(self, decoder: Decoder) -> str | None:
         """Models whose layers cannot be refitted, where that is asked for."""
         reason = cannot_refit(decoder) if self.refit else None

@@ -58,8 +58,6 @@ def cannot_refit(decoder: Decoder) -> str | None:
     Args:
         decoder: The model; its weights may lie on the meta device.
     """
-    if decoder.layer_order is not None:
-        return "refitting changes layers in memory, and they are read one at a time; not --stream"
     if decoder.family.mixture:
         return f"refitting takes a layer's MLP as one, and {decoder.name} has experts"
     config = decoder.config

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from streamline.api.variants import unsupported_reason
 from streamline.baselines.sleb import SLEB
 from streamline.checkpoints.checkpoint import load, save
 from streamline.engine.assemble import assemble
@@ -223,6 +224,14 @@ def test_models_that_cannot_be_refitted_are_refused_with_the_reason(family, reas
         assert (found is None) == (reason is None) and (reason is None or reason in found)
         assert type(method)().unsupported(decoder) is None
     assert cannot_refit(decoder) == found
+
+
+def test_a_plan_of_a_streamed_run_refuses_it_as_the_run_does():
+    decoder = Decoder(tiny_model("llama"))
+    for method in (StreamlineNone(), SLEB()):
+        assert unsupported_reason(method, decoder, 0.3, streamed=True) is None
+        reason = unsupported_reason(replace(method, refit=True), decoder, 0.3, streamed=True)
+        assert reason is not None and "run it without --stream" in reason
 
 
 def test_a_state_that_is_normalised_before_the_mlp_adds_to_it_is_refused():
