@@ -25,6 +25,7 @@ from streamline.report.runs import RunFolder
 from streamline.results.averages import group_of
 from streamline.results.record import Record, TaskResult
 from streamline.results.record_file import load
+from streamline.run.cell import DENSE
 from streamline.run.commands import commands_of, made_with
 from streamline.run.config import RunConfig, build_config
 from streamline.run.settings import settings as declared
@@ -126,7 +127,9 @@ def rerun_command(records: Sequence[Record], settings: Mapping[str, Any]) -> str
     else:
         words += [word for name, value in given.items() for word in (f"--{name}", value)]
     try:
-        usual = build_config({} if suite else given, suite=suite).model_dump(mode="json")
+        # Not with the methods that were recorded: a folder is data, and names no code to run.
+        least = {} if suite else {"models": "any", "methods": DENSE}
+        usual = build_config(least, suite=suite).model_dump(mode="json")
     except (ConfigError, UnknownNameError):  # not at hand: only its name is known
         return shlex.join(words)
     lost = []

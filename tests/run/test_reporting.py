@@ -41,6 +41,18 @@ def test_a_recorded_suite_that_is_not_at_hand_is_noted(tmp_path):
         report_run(tmp_path, str(tmp_path / "mine.yaml"))
 
 
+def test_naming_the_command_runs_no_code_that_records_name(run_folder, tmp_path, monkeypatch):
+    mark = tmp_path / "was-run"
+    (tmp_path / "named_by_a_record.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    records = [
+        record.model_copy(update={"method": "named_by_a_record:X"}) for record in load(run_folder)
+    ]
+    command = rerun_command(records, {"training": {"n_tokens": 8192}})
+    assert not mark.exists()
+    assert "--methods named_by_a_record:X" in command and "--train-tokens 8192" in command
+
+
 def test_the_command_that_repeats_a_run(run_folder):
     records = load(run_folder)
     bare = rerun_command(records, {"limit": 40})
