@@ -77,6 +77,21 @@ def test_bytes_has_rows_of_fewer_bits_beside_fewer_layers(place: Path, tmp_path:
     assert "no parameter goes: 4 bits" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
+def test_effect_sets_what_is_solved_beside_what_is_trained(place: Path, tmp_path: Path) -> None:
+    cells = records(place, tmp_path / "out", "effect", sparsities=[0.3])
+    refitted = "llm-streamline-none+refit=true"
+    assert {f"{refitted} {way}" for way in ("none", "lora", "kd")} < set(cells)
+    for name, own in cells.items():
+        trains = not name.endswith(" none") or name in (
+            "llm-streamline-ffn none", "llm-streamline-layer none"
+        )  # fmt: skip
+        assert all(bool(one.cost.train_tokens) == trains for one in own), name
+    (dropped,), (solved,) = cells["llm-streamline-none none"], cells[f"{refitted} none"]
+    assert dropped.plan.removed_layers == solved.plan.removed_layers
+    assert dropped.parameters == solved.parameters and solved.notes["refit"]
+
+
 def test_flips_has_its_table(place: Path, tmp_path: Path) -> None:
     cells = records(place, tmp_path / "out", "flips", sparsities=[0.3])
     (pruned,) = cells["shortgpt none"]
