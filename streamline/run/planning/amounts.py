@@ -33,10 +33,12 @@ from streamline.training.lora import target_modules
 from streamline.training.lora_recipe import recipe_of
 from streamline.training.student import Recipe
 
-__all__ = ["STAGES", "Amounts", "Work", "once"]
+__all__ = ["STAGES", "TEACHER", "Amounts", "Work", "once"]
 
 log = logging.getLogger(__name__)
 
+#: What trainings share.
+TEACHER = "the teacher"
 #: The stages of a run, in their order.
 STAGES = ("calibrate", "prune", "train", "recover", "evaluate", "speed")
 
@@ -197,7 +199,7 @@ class Amounts:
         fetched = self._streamed * recipe.epochs
         student = states_token(0.0, own) * tokens + 2 * own * looks
         return [
-            Work("train", "the teacher", teacher, fetched=fetched, shared=place),
+            Work("train", TEACHER, teacher, fetched=fetched, shared=place),
             Work("train", cell.label, student, moved=moved, shared=alike),
         ]
 

@@ -22,7 +22,7 @@ from streamline.method import Method
 from streamline.progress import Progress, clock, planned, planned_seconds, portions
 from streamline.run.cell import Cell, CellJob
 from streamline.run.config import RunConfig
-from streamline.run.planning.amounts import STAGES, Amounts, Work, once
+from streamline.run.planning.amounts import STAGES, TEACHER, Amounts, Work, once
 from streamline.run.planning.asked import Asked, asked_of, counted
 from streamline.run.planning.plan import Row
 from streamline.run.planning.rates import Rates, on_accelerator, rates_for, why_unplanned
@@ -296,7 +296,7 @@ def _lines(stage: str, works: Sequence[Work], rates: Rates | None) -> list[TimeR
     if not timed:
         return []
     if stage not in ("calibrate", "prune"):
-        return [_line(stage, _name(stage, len({w.of for w in works})), timed)]
+        return [_line(stage, _name(stage, len({w.of for w in works} - {TEACHER})), timed)]
     whole = sum(work.flops for work, _ in timed) or 1.0
     own = [pair for pair in timed if pair[0].flops >= _SHOWN * whole or pair[0].algebra]
     rest = [pair for pair in timed if not any(pair is one for one in own)]
@@ -311,7 +311,8 @@ def _line(stage: str, of: str, timed: Sequence[tuple[Work, float | None]]) -> Ti
 
 
 def _name(stage: str, n: int) -> str:
-    return {"train": f"{n} trainings", "speed": "shapes"}.get(stage, f"{n} models")
+    word = "network" if stage == "train" else "model"
+    return "shapes" if stage == "speed" else f"{n} {word}{'' if n == 1 else 's'}"
 
 
 def _limit_speed(plan: TimePlan, config: RunConfig) -> None:

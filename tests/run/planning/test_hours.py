@@ -85,6 +85,11 @@ def test_a_wave_runs_the_teacher_again() -> None:
     assert 1.5 < twice / once < 2
 
 
+def test_a_training_is_named_for_its_networks() -> None:
+    (plan,) = planned("opt-1.3b", methods="llm-streamline-ffn", plan_for="h200").values()
+    assert [row.of for row in plan.rows if row.stage == "train"] == ["1 network"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["24GiB", "48GiB", "80GiB"])
 @pytest.mark.parametrize("model", ["llama2-7b", "llama2-13b", "llama3-8b", "opt-6.7b"])
