@@ -23,7 +23,10 @@ def test_fields_are_read_as_yaml_and_checked():
     ("spec", "message"),
     [
         ("llm-streamline-none+speed=3", "'speed=3' .* does not set a field .* runner_up"),
-        ("llm-streamline-none+runner_up", "write field=value with one of criterion, runner_up"),
+        (
+            "llm-streamline-none+runner_up",
+            "write field=value with one of criterion, refit, run",
+        ),
         ("llm-streamline-none+runner_up=soon", "runner_up=soon .* is not accepted"),
         ("llm-streamline-layer+init=middle", "init=middle .* is not accepted"),
     ],

@@ -146,7 +146,11 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _show_models() -> None:
-    rows = [row | {"layers": row["n_layers"]} for row in _models()]
+    rows: list[dict[str, Any]] = []
+    for row in _models():
+        first, *rest = textwrap.wrap(row["source"], 36)  # of which one is longer than a line
+        rows.append(row | {"source": first, "layers": row["n_layers"]})
+        rows += [{"name": "", "source": more, "family": "", "layers": ""} for more in rest]
     show_table(rows, ("name", "source", "family", "layers"))
 
 

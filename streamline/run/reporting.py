@@ -25,7 +25,6 @@ from streamline.report.runs import RunFolder
 from streamline.results.averages import group_of
 from streamline.results.record import Record, TaskResult
 from streamline.results.record_file import load
-from streamline.run.cell import DENSE
 from streamline.run.commands import commands_of, made_with
 from streamline.run.config import RunConfig, build_config
 from streamline.run.settings import settings as declared
@@ -128,7 +127,7 @@ def rerun_command(records: Sequence[Record], settings: Mapping[str, Any]) -> str
         words += [word for name, value in given.items() for word in (f"--{name}", value)]
     try:
         # Not with the methods that were recorded: a folder is data, and names no code to run.
-        least = {} if suite else {"models": "any", "methods": DENSE}
+        least = {} if suite else {"models": "any", "methods": "dense"}
         usual = build_config(least, suite=suite).model_dump(mode="json")
     except (ConfigError, UnknownNameError):  # not at hand: only its name is known
         return shlex.join(words)

