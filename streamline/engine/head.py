@@ -71,13 +71,15 @@ def token_logprobs(
     """
     by_place = torch.argsort(picks, stable=True)
     step = chunk_rows(decoder, hidden.device)
-    starts = torch.arange(0, len(hidden) + step, step)
-    cuts = torch.searchsorted(picks[by_place], starts).tolist()
+    ordered = picks[by_place]
     values, tops = [], []
     for number, states in enumerate(torch.split(hidden, step)):
         logits = decoder.leave(states)  # [chunk, V]
         logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        mine = by_place[cuts[number] : cuts[number + 1]]
+        # Not before the first chunk: a rehearsal ends where a value is asked for.
+        bounds = torch.tensor([number, number + 1]) * step
+        begin, end = torch.searchsorted(ordered, bounds).tolist()
+        mine = by_place[begin:end]
         rows = onto(picks[mine] - number * step, logits.device)
         wanted = onto(targets[mine], logits.device)
         chosen = logprobs[rows, wanted]

@@ -19,8 +19,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 #: Commands, one after the other in one process.
 _RUNS = """
-import json, sys
+import json, shutil, sys
 from streamline.cli.main import main
+usage = shutil.disk_usage
+shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 50)  # small ones bear the names
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)
