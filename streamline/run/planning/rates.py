@@ -169,6 +169,7 @@ def measured(device: str, dtype: str, width: int, inner: int) -> Rates:
     most = 1 << 15 if accelerator else 1024  # a larger product is no faster, and takes longer
     width, inner = min(width, most), min(inner, most)
     like = {"device": place, "dtype": getattr(torch, dtype)}
+    like["generator"] = torch.Generator(place)  # the random state of all others stays
     left, right = torch.randn(rows, width, **like), torch.randn(inner, width, **like)
     repeats = 20 if accelerator else 2
     product = _fastest(place, lambda: torch.nn.functional.linear(left, right), repeats)

@@ -156,3 +156,9 @@ def test_other_machines_and_devices_that_are_not_here_are_not_guessed(
         assert "--plan-for" in str(why_unplanned(config))
         decoder: Any = None
         assert rates_module.rates_for(config, decoder) is None
+
+
+def test_measuring_leaves_the_random_state_as_it_was() -> None:
+    before = torch.get_rng_state()
+    measured("cpu", "float32", 40, 24)
+    assert torch.equal(torch.get_rng_state(), before)
