@@ -20,10 +20,10 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
 from streamline.fields import Count, Fraction, Length, Natural
 from streamline.hashing import content_key
-from streamline.method import Method, Pruned, Size
+from streamline.method import Pruned, Size
 from streamline.methods.loss import loss_sample, sample_shape
 from streamline.methods.loss_search import LossSearch, whole_heads
-from streamline.methods.refit import cannot_refit, refit_effort, refitted, rehearse_refit
+from streamline.methods.refitting import Refitting
 from streamline.plan import Plan
 from streamline.progress import part
 
@@ -31,7 +31,7 @@ from ._rounds import Round, from_extras, keep_rounds, notes, resumed, to_extras
 
 
 @dataclass(frozen=True, kw_only=True)
-class SLEB(Method):
+class SLEB(Refitting):
     """Remove layers one by one, each time at least loss.
 
     Each round tries every remaining layer and removes the best. The rounds do not depend on the
@@ -67,29 +67,6 @@ class SLEB(Method):
     keep_first: Natural = 1
     keep_last: Natural = 1
     search_share: Fraction = 0.3
-    refit: bool = False
-
-    def __post_init__(self) -> None:
-        """Refitting changes layers in memory."""
-        super().__post_init__()
-        if self.refit:
-            object.__setattr__(self, "supports_streaming", False)
-
-    def unsupported(self, decoder: Decoder) -> str | None:
-        """Models whose layers cannot be refitted, where that is asked for."""
-        reason = cannot_refit(decoder) if self.refit else None
-        return reason or super().unsupported(decoder)
-
-    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
-        """Refitting where that is asked for, and the shared calibration, which asks for a value."""
-        if self.refit:
-            rehearse_refit(few, batches)
-        super().rehearse(decoder, few, batches, sparsity)
-
-    @property
-    def rehearses_shared(self) -> bool:
-        """Without refitting."""
-        return not self.refit
 
     def calibration_key(self) -> str:
         """One search per combination of the fields that it depends on."""
@@ -149,7 +126,7 @@ class SLEB(Method):
         rounds = self.search(decoder, tokens, n_remove, from_extras(calibration.extras))
         order = [each.unit for each in rounds]
         pruned = Pruned(Plan.drop(decoder.n_layers, order), notes=notes(rounds, order))
-        return refitted(decoder, pruned, batches) if self.refit else pruned
+        return self.with_refit(decoder, pruned, batches)
 
     def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
         """The rounds, those beyond calibration's at pruning."""
@@ -165,9 +142,7 @@ class SLEB(Method):
             return found
 
         early, n_remove = round(self.search_share * n), layers_to_remove(decoder, sparsity)
-        refit = Effort()
-        if self.refit:
-            refit = refit_effort(decoder, n_remove, n / (n_remove + 1), shape)
+        refit = self.refit_effort(decoder, n_remove, n / (n_remove + 1), shape)
         return Effort(
             statistics_flops(decoder, tokens) + rounds(0, early),
             rounds(early, n_remove) + refit.prune,

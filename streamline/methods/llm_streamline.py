@@ -33,7 +33,7 @@ from streamline.engine.decoder import Decoder
 from streamline.fields import Count, Fraction
 from streamline.method import DepthMethod, Method, Pruned, Size
 from streamline.methods.linear_map import LinearFit, linear_maps
-from streamline.methods.refit import cannot_refit, refit_effort, refitted, rehearse_refit
+from streamline.methods.refitting import Refitting
 from streamline.methods.replacement import MAPPED, added_parameters, blank, check_start, make
 from streamline.methods.spans import (
     Criterion,
@@ -53,7 +53,7 @@ PAPER = "arXiv:2403.19135"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamlineNone(DepthMethod):
+class StreamlineNone(Refitting, DepthMethod):
     """Drop the most similar span, with no replacement.
 
     Attributes:
@@ -76,29 +76,6 @@ class StreamlineNone(DepthMethod):
 
     runner_up: RunnerUp = 0
     criterion: Criterion = "cosine"
-    refit: bool = False
-
-    def __post_init__(self) -> None:
-        """Refitting changes layers in memory."""
-        super().__post_init__()
-        if self.refit:
-            object.__setattr__(self, "supports_streaming", False)
-
-    def unsupported(self, decoder: Decoder) -> str | None:
-        """Models whose layers cannot be refitted, where that is asked for."""
-        reason = cannot_refit(decoder) if self.refit else None
-        return reason or super().unsupported(decoder)
-
-    def rehearse(self, decoder: Decoder, few: Decoder, batches: Tensor, sparsity: float) -> None:
-        """Refitting where that is asked for, and the shared calibration, which asks for a value."""
-        if self.refit:
-            rehearse_refit(few, batches)
-        super().rehearse(decoder, few, batches, sparsity)
-
-    @property
-    def rehearses_shared(self) -> bool:
-        """Without refitting."""
-        return not self.refit
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
         """Drop the span of highest cosine (or the chosen runner-up)."""
@@ -123,15 +100,14 @@ class StreamlineNone(DepthMethod):
             ranked = ranked_spans(decoder, calibration, batches, n_remove, self.criterion)
             plan = Plan.drop(decoder.n_layers, ranked[self.runner_up].span.layers)
             pruned = Pruned(plan, notes=span_notes(ranked))
-        return refitted(decoder, pruned, batches) if self.refit else pruned
+        return self.with_refit(decoder, pruned, batches)
 
     def effort(self, decoder: Decoder, sparsity: float, shape: tuple[int, int]) -> Effort:
         """The shared calibration; by perplexity a loss without each span; refitting."""
         n_remove = layers_to_remove(decoder, sparsity)
         ranking = ranking_flops(decoder, n_remove, self.criterion, shape) if n_remove else 0.0
-        refit, middle = Effort(), (decoder.n_layers - n_remove) / 2
-        if self.refit:
-            refit = refit_effort(decoder, n_remove, middle, shape)
+        first = (decoder.n_layers - n_remove) / 2
+        refit = self.refit_effort(decoder, n_remove, first, shape)
         calibrated = statistics_flops(decoder, math.prod(shape))
         return Effort(calibrated, ranking + refit.prune, algebra=refit.algebra)
 
