@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -66,21 +64,22 @@ def pick_device(name: str) -> torch.device:
 
 
 def restart_peak_memory() -> None:
-    """Count the accelerators' peak memory from here on; that of a process cannot be restarted."""
+    """Count the accelerators' peak memory from here on."""
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held: on CUDA that of all devices since the last restart, else the process's."""
-    if device.type == "cuda":
-        return sum(
-            int(torch.cuda.max_memory_allocated(index))
-            for index in range(torch.cuda.device_count())
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most memory that all CUDA devices held since the last restart.
+
+    None elsewhere: what a process has held on a CPU before cannot be told from it.
+    """
+    if device.type != "cuda":
+        return None
+    return sum(
+        int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count())
+    )
 
 
 def hush() -> None:

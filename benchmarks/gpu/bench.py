@@ -190,7 +190,7 @@ class Bench:
             theirs: The peer's.
             compare: Given both results; raises `Disagreement` or returns facts.
         """
-        peaks: dict[str, list[int]] = {"ours": [], "theirs": []}
+        peaks: dict[str, list[int | None]] = {"ours": [], "theirs": []}
 
         def watched(side: str, work: Callable[[], Any]) -> Callable[[int], Any]:
             def run(_: int) -> Any:

@@ -210,7 +210,7 @@ def _group(
             try:
                 require_intact(dense)
                 with showing(progress):
-                    share = shares.get(target.label, 0.0)
+                    share = shares.get(target.label, (0.0, 1))
                     variant = agreed(
                         partial(_pruned, target, dense, watch, calibration, batches, folder, share)
                     )
@@ -257,8 +257,8 @@ def _sum_together(
     dense: Dense,
     tokens: Tensor,
     progress: Progress,
-) -> dict[str, float]:
-    """Sum the fits of several targets in one pass; each one's share of its seconds."""
+) -> dict[str, tuple[float, int]]:
+    """Sum the fits of several targets in one pass: its seconds' share of each, and how many."""
     if len(wanted) < 2:
         return {}
     progress.stage(f"fit to the dense model's states for {len(wanted)} variants")
@@ -270,7 +270,7 @@ def _sum_together(
     except Exception:  # each fails, or not, by itself
         log.debug("fitting together failed", exc_info=True)
         return {}
-    return dict.fromkeys(wanted, (time.perf_counter() - start) / len(wanted))
+    return dict.fromkeys(wanted, ((time.perf_counter() - start) / len(wanted), len(wanted)))
 
 
 def _pruned(
@@ -280,9 +280,9 @@ def _pruned(
     calibration: Calibration,
     tokens: Tensor,
     folder: Path,
-    share: float,
+    share: tuple[float, int],
 ) -> Variant:
-    """What one method decided, from disk or now; it has cost some seconds beforehand."""
+    """What one method decided, from disk or now; ``share`` are seconds it has cost, with others."""
     file = pruning_file(target, dense, tokens, folder)
     kept = read_pruning(file, dense.decoder)
     if kept is not None:
@@ -290,7 +290,7 @@ def _pruned(
     else:
         with resuming(file.with_suffix(".search.json")):
             pruned, spent = _decided(target, dense.decoder, watch, calibration, tokens)
-        spent = broadcast(with_share(spent, share))
+        spent = broadcast(with_share(spent, *share))
         require_alike(target, pruned, dense.decoder)
         write_pruning(file, pruned, dense.decoder, spent)
     costs = costs_of(calibration.facts, spent) | {"calibrate_tokens": tokens.numel()}

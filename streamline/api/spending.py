@@ -25,8 +25,7 @@ __all__ = ["costs_of", "spending", "with_share"]
 def spending(decoder: Decoder) -> Iterator[dict[str, Any]]:
     """Measure what is done within it; the values are there at its end.
 
-    FLOPs are null where a method runs the model by a loop of its own, the peak on a CPU, where what
-    a process held before cannot be told from it.
+    FLOPs are null where a method runs the model by a loop of its own, the peak on a CPU.
 
     Args:
         decoder: The dense model.
@@ -36,21 +35,23 @@ def spending(decoder: Decoder) -> Iterator[dict[str, Any]]:
     restart_peak_memory()
     with metering() as meter:
         yield spent
-    cuda = decoder.device.type == "cuda"
     spent["seconds"] = time.perf_counter() - start
     spent["flops"] = meter.flops
-    spent["peak_memory_bytes"] = peak_memory_bytes(decoder.device) if cuda else None
+    spent["peak_memory_bytes"] = peak_memory_bytes(decoder.device)
 
 
-def with_share(spent: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def with_share(spent: Mapping[str, Any], seconds: float, together: int) -> dict[str, Any]:
     """The same with its share of work that was done for several; whose FLOPs that were is unknown.
 
     Args:
         spent: What it took by itself.
-        seconds: Its share; 0 for none.
+        seconds: Its share.
+        together: For how many the work was done; 1 for none.
     """
-    more: dict[str, Any] = {"seconds": spent["seconds"] + seconds}
-    return {**spent, **more, **({"flops": None, "peak_memory_bytes": None} if seconds else {})}
+    if together == 1:
+        return dict(spent)
+    unknown = {"flops": None, "peak_memory_bytes": None}
+    return {**spent, **unknown, "seconds": spent["seconds"] + seconds, "with": together}
 
 
 def costs_of(calibration: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, float]:
@@ -63,7 +64,7 @@ def costs_of(calibration: Mapping[str, Any], decision: Mapping[str, Any]) -> dic
     both = (calibration, decision)
     found: dict[str, float] = {
         "calibrate_s": sum(one.get("seconds") or 0.0 for one in both),
-        "calibrate_with": 1,
+        "calibrate_with": max(int(one.get("with") or 1) for one in both),
     }
     for name, merge in (("flops", sum), ("peak_memory_bytes", max)):
         known = [one[name] for one in both if one.get(name) is not None]

@@ -209,9 +209,7 @@ def _train_together(
         paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
         memory=memory,
     )
-    # What a process has held on a CPU before cannot be told from it.
-    cuda = decoder.device.type == "cuda"
-    peak = peak_memory_bytes(decoder.device) if cuda and worked else None
+    peak = peak_memory_bytes(decoder.device) if worked else None
     out: list[Variant | Failure] = []
     for variant in variants:
         own = [r for (v, _), r in zip(owners, results, strict=True) if v is variant]

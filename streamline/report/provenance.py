@@ -110,49 +110,24 @@ def _settings(runs: Sequence[RunFolder]) -> dict[str, str]:
 
 
 def _made(runs: Sequence[RunFolder]) -> Table:
-    """A row for each run; its time is the sum of what its cells took."""
+    """A row for each run; its time is that of its commands, as a clock on the wall tells it."""
     rows = []
     for run in runs:
         machines = dict.fromkeys(
             str(record.versions["device"]) for record in run.records if "device" in record.versions
         )
-        stages = {
-            stage: sum(getattr(record.cost, f"{stage}_s") or 0.0 for record in run.records)
-            for stage in ("calibrate", "train", "eval")
-        }
-        known = (
-            run.made.get(name, _UNKNOWN) for name in ("first command", "last command", "commit")
+        when = (
+            run.made.get(name, _UNKNOWN)
+            for name in ("first command", "last command", "commit", "time")
         )
-        rows.append(
-            (
-                run.name,
-                *known,
-                "; ".join(machines) or _UNKNOWN,
-                _duration(sum(stages.values())),
-                " + ".join(map(_duration, stages.values())),
-            )
-        )
+        rows.append((run.name, *when, "; ".join(machines) or _UNKNOWN))
     return Table(
         name="made",
         title="Runs",
-        columns=(
-            "run",
-            "first command",
-            "last command",
-            "commit",
-            "machine",
-            "time",
-            "calibrating + training\n+ evaluating",
-        ),
+        columns=("run", "first command", "last command", "commit", "time", "machine"),
         rows=tuple(rows),
-        words=5,
+        words=6,
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def _source(task: str, record: Record) -> Mapping[str, Any]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,36 @@ from streamline.files import write_json_atomic
 __all__ = ["COMMANDS", "commanded", "commands_of", "gather_commands", "made_with", "note_command"]
 
 COMMANDS = "commands.json"
-_COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
+
+
+@dataclass
+class _Command:
+    """A command that is being carried out, and the entries that were made of it by folder."""
+
+    arguments: tuple[str, ...]
+    start: float
+    noted: dict[Path, dict[str, Any]] = field(default_factory=dict)
+
+
+_COMMAND: ContextVar[_Command | None] = ContextVar("command", default=None)
 
 
 @contextmanager
 def commanded(arguments: Sequence[str]) -> Iterator[None]:
-    """Within it, :func:`note_command` knows the command that is being carried out."""
-    token = _COMMAND.set(tuple(arguments))
+    """Within it, :func:`note_command` knows the command; at its end the entries get its seconds."""
+    command = _Command(tuple(arguments), time.monotonic())
+    token = _COMMAND.set(command)
     try:
         yield
     finally:
         _COMMAND.reset(token)
+        seconds = round(time.monotonic() - command.start, 1)
+        for folder, entry in command.noted.items():
+            entries = _entries(folder)
+            if entry in entries:
+                ended = [one | {"seconds": seconds} if one == entry else one for one in entries]
+                with suppress(OSError):  # a full disk: they stay unknown
+                    write_json_atomic(folder / COMMANDS, ended)
 
 
 def note_command(folder: Path) -> None:
@@ -42,14 +63,21 @@ def note_command(folder: Path) -> None:
 
     Args:
         folder: The run's folder; its ``commands.json`` is a list of ``time`` (UTC), ``argv``,
-            ``version`` and ``commit`` (null where no checkout is run), the oldest first.
+            ``version``, ``commit`` (null where no checkout is run) and ``seconds`` (null until the
+            command ends, and where it was killed), the oldest first.
     """
-    arguments = _COMMAND.get()
-    if arguments is None:
+    command = _COMMAND.get()
+    if command is None:
         return
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"time": now, "argv": list(arguments), "version": __version__, "commit": _commit()}
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": list(command.arguments),
+        "version": __version__,
+        "commit": _commit(),
+        "seconds": None,
+    }
     write_json_atomic(folder / COMMANDS, [*_entries(folder), entry])
+    command.noted[folder] = entry
 
 
 def gather_commands(folder: Path, parts: Sequence[Path]) -> None:
@@ -73,12 +101,30 @@ def commands_of(folder: Path) -> list[str]:
 
 
 def made_with(folder: Path) -> dict[str, str]:
-    """When a folder's commands were given, and the code that carried them out, where kept."""
+    """When a folder's commands were given, the code that carried them out, and how long they took.
+
+    Returns:
+        What is kept of it. The time is that of all commands, one after the other; of those that
+        were killed none is known.
+    """
     entries = _entries(folder)
     times = [str(entry["time"]) for entry in entries if entry.get("time")]
     commits = [str(entry["commit"]) for entry in entries if entry.get("commit")]
-    found = {"first command": times[:1], "last command": times[1:][-1:], "commit": commits}
+    seconds = [one for entry in entries if isinstance(one := entry.get("seconds"), int | float)]
+    least = "" if len(seconds) == len(entries) else "at least "
+    found = {
+        "first command": times[:1],
+        "last command": times[1:][-1:],
+        "commit": commits,
+        "time": [f"{least}{_duration(sum(seconds))}"] if seconds else [],
+    }
     return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items() if values}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _commit() -> str | None:

@@ -57,7 +57,7 @@ class FineTuned:
         tokens: Training tokens seen, epochs counted, padding not.
         n_steps: Optimiser steps.
         seconds: Time spent.
-        peak_memory_bytes: Largest memory use: of the accelerator, or of the process on a CPU.
+        peak_memory_bytes: Largest memory use of the accelerators; None on a CPU.
         losses: One row per optimiser step, as in the JSON lines file.
         before: Validation loss before, if validation data was given.
         after: Validation loss of the weights that were kept, likewise.

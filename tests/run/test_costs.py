@@ -31,5 +31,17 @@ def test_what_is_trained_one_by_one_has_its_cost_to_itself_and_the_same_numbers(
         assert cost.train_flops == own.train_flops and cost.train_flops
         assert cost.calibrate_flops == own.calibrate_flops == dropped.calibrate_flops
         assert cost.calibrate_peak_memory_bytes is None  # on a CPU
+        assert cost.calibrate_with == 1 and cost.peak_memory_bytes is None
     again = run(config(tmp_path / "joint", methods=METHODS))
     assert [record.cost for record in again] == [record.cost for record in joint]
+
+
+def test_seconds_of_fits_that_were_summed_together_are_said_to_be_a_part(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    dense, *fitted = run(config(tmp_path / "out", methods="replaceme", sparsities=(0.2, 0.4)))
+    assert dense.cost.calibrate_with is None
+    for record in fitted:
+        assert record.cost.calibrate_with == 2 and record.cost.calibrate_flops is None
+    (alone,) = run(config(tmp_path / "alone", methods="replaceme"))[1:]
+    assert alone.cost.calibrate_with == 1

@@ -107,6 +107,7 @@ def test_recovery_and_cost_tell_what_each_way_took(place: Path, tmp_path: Path) 
         assert len(trained) == len(cells) - 2  # not dense, nor what is dropped
         for one in trained:
             assert one.cost.train_with == 1 and one.cost.train_flops and one.cost.train_s
+            assert one.cost.train_peak_memory_bytes is None  # on a CPU, whatever was trained
         assert "what calibration and training took" in (tmp_path / suite / "report.md").read_text()
 
 
