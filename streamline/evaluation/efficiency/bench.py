@@ -48,13 +48,23 @@ class Bench:
         level: ``quick`` or ``full``.
         records: What has been measured before, of the same model.
         cells: How many cells there are to measure.
+        seconds: What quick measuring may take; None for :data:`QUICK_SECONDS`, or
+            :data:`QUICK_SHARE` of what the cells take where that is more.
     """
 
-    def __init__(self, decoder: Decoder, level: str, records: Iterable[Record], cells: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        level: str,
+        records: Iterable[Record],
+        cells: int,
+        seconds: float | None = None,
+    ) -> None:
         self._decoder = decoder
         self._level = level
         self._beside = Beside(decoder, level)
         self._cells = cells
+        self._seconds = seconds
         self._cost = self._spent = 0.0
         self._known: dict[str, dict[str, Any]] = {}
         for record in records:
@@ -109,5 +119,5 @@ class Bench:
         """Seconds for one shape, of those that are left for this one and all that may follow."""
         if self._level == "full":
             return None
-        allowed = max(QUICK_SECONDS, QUICK_SHARE * self._cost)
+        allowed = self._seconds or max(QUICK_SECONDS, QUICK_SHARE * self._cost)
         return max(0.0, allowed - self._spent) / max(1, new + self._cells)

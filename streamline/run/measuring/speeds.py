@@ -65,7 +65,9 @@ class Speeds:
         self._bench: Bench | None = None
         if config.efficiency != "off":
             records = [record for record in part.records(config.out) if record.model == name]
-            self._bench = Bench(dense.decoder, config.efficiency, records, len(jobs))
+            self._bench = Bench(
+                dense.decoder, config.efficiency, records, len(jobs), config.efficiency_seconds
+            )
 
     def of(
         self, paths: Mapping[str, tuple[CellJob, LayerPath]], cost: float

@@ -320,7 +320,7 @@ def _limit_speed(plan: TimePlan, config: RunConfig) -> None:
     rest = sum(row.seconds or 0.0 for row in plan.rows if row.stage != "speed")
     for place, row in enumerate(plan.rows):
         if row.stage == "speed" and row.seconds is not None:
-            allowed = max(QUICK_SECONDS, QUICK_SHARE * rest)
+            allowed = config.efficiency_seconds or max(QUICK_SECONDS, QUICK_SHARE * rest)
             least, most = _LEAST_SPEED * row.seconds, row.seconds
             seconds = max(least, min(most, allowed))
             if config.efficiency == "full":

@@ -80,6 +80,12 @@ def test_the_seconds_are_shared_among_the_shapes_that_may_come(decoder, measured
     assert measured[-1] == ("e", (100 - 40) / 2)
 
 
+def test_other_seconds_can_be_set(decoder, measured):
+    bench = Bench(decoder, "quick", [], 2, 150)
+    bench.measure({"a": without(decoder, "a", 1)}, 100_000.0)
+    assert measured == [("a", 75.0)]
+
+
 def test_full_measuring_takes_as_long_as_it_takes(decoder, measured):
     Bench(decoder, "full", [], 6).measure({"a": without(decoder, "a", 1)}, 0.0)
     assert measured == [("a", None)]
