@@ -37,7 +37,7 @@ __all__ = [
     "with_checksum",
 ]
 
-FORMAT = 5
+FORMAT = 6
 """Raised by a change of this project that changes numbers."""
 
 NO_CHECKSUM = "streamline-sha256:" + "0" * 64

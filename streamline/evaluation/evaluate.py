@@ -303,6 +303,7 @@ def _keep_perplexity(
             "value": result.value,
             "mean_nll": result.mean_nll,
             "mean_nll_stderr": result.stderr,
+            "window_nll": [round(value, 6) for value in result.window_nll],
             "n_tokens": result.n_tokens,
             "window": text.windows.shape[1],
             _BATCHES: dict(batch_tokens),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ import numpy as np
 from streamline.errors import ConfigError
 from streamline.results.answers import Answers, Bools, align
 from streamline.results.averages import grouped_by_task
+from streamline.results.paired import AgainstBest
 from streamline.results.statistics import (
     RESAMPLES,
     Tested,
@@ -36,7 +37,7 @@ from streamline.results.statistics import (
     seeds_test,
 )
 
-__all__ = ["POOLED", "Comparison", "Difference", "compare"]
+__all__ = ["POOLED", "Comparison", "Difference", "Tasks", "compare"]
 
 POOLED = "all questions"
 #: A model's answers, and versions, by task, of one seed.
@@ -95,6 +96,7 @@ class Comparison:
             questions (pairwise tests, Holm-corrected).
         alpha: The level of significance; intervals cover 1 - alpha.
         seed: The bootstrap's, with the answers that are compared.
+        paired: Measure (``stability``, ``perplexity TEXT``) -> the models beside the best one.
     """
 
     reference: str
@@ -103,6 +105,7 @@ class Comparison:
     letters: Mapping[str, str]
     alpha: float
     seed: int
+    paired: Mapping[str, AgainstBest] = field(default_factory=dict)
 
 
 def compare(

@@ -46,26 +46,26 @@ class Perplexity:
         n_tokens: Scored tokens.
         stderr: Standard error of ``mean_nll``, in nats, the windows taken as independent; None
             for one window.
+        window_nll: Mean NLL of a token of each window, in nats: two models' windows are paired.
     """
 
     nll: float
     n_tokens: int
     stderr: float | None = None
+    window_nll: tuple[float, ...] = ()
 
     @classmethod
-    def of_sums(cls, sums: NDArray[np.float64], shape: Sequence[int]) -> Perplexity:
-        """The loss that sums over windows make.
+    def of_windows(cls, sums: NDArray[np.float64], length: int) -> Perplexity:
+        """The loss of a text.
 
         Args:
-            sums: Of a window's summed NLL and of its square, [2].
-            shape: Of the windows, (N, T).
+            sums: Of each window the summed NLL, [N].
+            length: Tokens of a window, of which all but the first are scored.
         """
-        (nll, squares), (n, length) = sums.tolist(), shape
-        stderr = None
-        if n > 1:
-            variance = max(0.0, squares - nll * nll / n) / (n - 1)
-            stderr = math.sqrt(variance / n) / (length - 1)
-        return cls(nll, n * (length - 1), stderr)
+        means = sums / (length - 1)
+        stderr = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else None
+        nll = math.fsum(sums.tolist())  # whatever the batches were
+        return cls(nll, len(means) * (length - 1), stderr, tuple(means.tolist()))
 
     @property
     def mean_nll(self) -> float:
@@ -129,22 +129,17 @@ def perplexity(
             f"perplexity needs windows [N, T] with N >= 1 and T >= 2, got {list(windows.shape)}"
         )
     budget = batch_tokens if isinstance(batch_tokens, TokenBudget) else TokenBudget(batch_tokens)
-    n, length = windows.shape
+    length = windows.shape[1]
     limit = BatchLimit()
-    totals = np.zeros((len(paths), 2))
     jobs = window_jobs(paths, windows, budget)
-    for _, sums in run(paths, jobs, limit=limit, progress=progress):
-        totals += sums
+    found = [sums for _, sums in run(paths, jobs, limit=limit, progress=progress)]
     budget.shrink(paths, length, limit.tokens)
-    return [Perplexity.of_sums(sums, (n, length)) for sums in totals]
+    return [Perplexity.of_windows(sums, length) for sums in np.concatenate(found, axis=1)]
 
 
 @dataclass(frozen=True)
 class Windows(TokenJob):
-    """Some windows of a text, [B, T]: for each path the NLL of all tokens but the first, summed.
-
-    The second number is the sum of the squares of each window's sum.
-    """
+    """Some windows of a text, [B, T]: for each path a window's NLL of all tokens but the first."""
 
     def keep(self, hidden: Tensor) -> Tensor:
         """The states of all tokens but the last of each window, [B * (T - 1), D]."""
@@ -157,13 +152,12 @@ class Windows(TokenJob):
         return token_logprobs(decoder, kept, picks, targets, greedy=False)[0]
 
     def combine(self, answers: list[Any]) -> Later:
-        """Summed NLL, in nats, and the windows' squared sums, added in float64, [2] each."""
+        """Of each window the NLL, in nats, summed in float64, [B] each."""
         return Later(answers, lambda tensors: [self._sums(tensor.numpy()) for tensor in tensors])
 
     def _sums(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         losses = -values.astype(np.float64)
-        each = losses.reshape(len(self.tokens), -1).sum(axis=1)
-        return np.array([losses.sum(), np.square(each).sum()])
+        return np.asarray(losses.reshape(len(self.tokens), -1).sum(axis=1), dtype=np.float64)
 
     def split(self) -> Sequence[Windows]:
         """Half of the windows each, or nothing for one."""

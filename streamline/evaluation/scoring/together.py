@@ -181,36 +181,32 @@ class _Questions(_Set):
 
 
 class _Text(_Set):
-    """One text and the sums over its windows, batch by batch."""
+    """One text and each of its windows' sums, in their order."""
 
     def __init__(self, windows: Tensor, n_paths: int) -> None:
         self.windows = windows
-        self.n_paths = n_paths
-        self.sums: list[tuple[int, NDArray[np.float64]]] = []  # windows, and their [paths, 2]
+        self.sums = [np.zeros((n_paths, 0))]  # [paths, windows] of each batch
         self.missing, self.width = windows.shape
 
     def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
         return window_jobs(paths, self.windows, budget, compiled=compiled)
 
     def keep(self, part: Windows, found: list[NDArray[np.float64]]) -> None:
-        self.sums.append((len(part.tokens), np.stack(found)))
+        self.sums.append(np.stack(found))
         self.missing -= len(part.tokens)
 
     def so_far(self) -> list[Results]:
-        items = np.array([n for n, _ in self.sums])
-        return [(items, path) for path in np.stack([sums for _, sums in self.sums], 1)]
+        whole = np.concatenate(self.sums, axis=1)
+        return [(np.arange(whole.shape[1]), path) for path in whole]
 
     def resume(self, jobs: Sequence[Windows], found: list[Results]) -> Sequence[Job]:
-        first, _ = found[0]
-        ends = np.cumsum([0, *first]).tolist()
+        known = min(len(items) for items, _ in found)
         starts = np.cumsum([0, *(len(job.tokens) for job in jobs)]).tolist()
-        same = all(np.array_equal(items, first) and v.shape[1] == 2 for items, v in found)
-        done = max(n for n in ends if n in starts) if same else 0
-        for index in range(ends.index(done)):
-            self.sums.append((int(first[index]), np.stack([v[index] for _, v in found])))
+        done = max(start for start in starts if start <= known)
+        self.sums.append(np.stack([values[:done] for _, values in found]))
         self.missing -= done
         return jobs[starts.index(done) :]
 
     def results(self) -> list[Any]:
-        totals = sum((sums for _, sums in self.sums), start=np.zeros((self.n_paths, 2)))
-        return [Perplexity.of_sums(sums, self.windows.shape) for sums in totals]
+        whole = np.concatenate(self.sums, axis=1)
+        return [Perplexity.of_windows(sums, self.width) for sums in whole]

@@ -8,14 +8,27 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+
+import numpy as np
 
 from streamline.errors import ConfigError
 from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.runs import RunFolder
 from streamline.report.table import Table
-from streamline.results.compare import Comparison, compare
+from streamline.results.answers import Floats
+from streamline.results.averages import mean
+from streamline.results.compare import Comparison, Tasks, compare
+from streamline.results.paired import (
+    AgainstBest,
+    Paired,
+    against_best,
+    perplexity_ratio,
+    stability_difference,
+)
 from streamline.results.predictions import cell_predictions, comparable
 from streamline.results.record import Record, label, method_label
 from streamline.results.samples import samples_path
@@ -69,10 +82,55 @@ def _of_model(
                 name = method_label(record.method, record.recovery)
                 models.setdefault(name, []).append(tasks)
         try:
-            found[model, sparsity] = compare(models, "dense", pooled_only=True)
+            result = compare(models, "dense", pooled_only=True)
+            mine = [one for one, _ in there if one.sparsity == sparsity and one.method != "dense"]
+            found[model, sparsity] = replace(result, paired=_paired(models, mine))
         except ConfigError as error:
             notes.append(f"Target {sparsity:g}: not compared. {error}")
     return found
+
+
+def _paired(
+    models: Mapping[str, Sequence[Tasks]], records: Sequence[Record]
+) -> dict[str, AgainstBest]:
+    """The cells of one sparsity beside the best of them in stability and in each perplexity."""
+    groups: dict[str, list[Record]] = {}
+    for one in records:
+        groups.setdefault(method_label(one.method, one.recovery), []).append(one)
+    found: dict[str, AgainstBest] = {}
+    stable = _known(groups, lambda one: one.summary.stability)
+    if len(stable) > 1:
+        dense = models["dense"][0]
+        found["stability"] = against_best(
+            stable, lambda a, b: stability_difference(dense, models[a], models[b])
+        )
+    for text in dict.fromkeys(text for one in records for text in one.summary.perplexity):
+        windows = {name: [_windows(one, text) for one in own] for name, own in groups.items()}
+        whole = {name: own for name, own in windows.items() if all(len(row) for row in own)}
+        losses = {name: float(np.mean(own)) for name, own in whole.items()}
+        if len(losses) > 1:
+            compared = against_best(losses, partial(_ratio, whole), lowest=True)
+            raised = {name: math.exp(loss) for name, loss in compared.values.items()}
+            found[f"perplexity {text}"] = replace(compared, values=raised)
+    return found
+
+
+def _ratio(windows: Mapping[str, Sequence[Floats]], first: str, second: str) -> Paired:
+    return perplexity_ratio(windows[first], windows[second])
+
+
+def _known(
+    groups: Mapping[str, Sequence[Record]], of: Callable[[Record], float | None]
+) -> dict[str, float]:
+    """The mean over seeds of each group that has the value for all of them."""
+    found = {name: mean([of(one) for one in own]) for name, own in groups.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _windows(record: Record, text: str) -> Floats:
+    """Of each window the mean loss, [W]; [0] where that is not recorded."""
+    facts = (record.summary.extra("perplexity_facts") or {}).get(text) or {}
+    return np.asarray(facts.get("window_nll") or [], dtype=np.float64)
 
 
 def chance_tables(comparisons: Comparisons, model: str) -> list[Table]:

@@ -25,14 +25,14 @@ def comparison_tables(result: Comparison) -> list[Table]:
         result: From ``compare``.
 
     Returns:
-        Two or three tables.
+        Two or three tables, and one for each measure that is paired with its best.
     """
     tables = [_groups(result)]
     for against in (result.reference, result.best):
         rows = [row for row in result.rows if row.against == against]
         if rows:
             tables.append(_differences(result, against or "", rows))
-    return tables
+    return tables + [_paired(result, measure) for measure in result.paired]
 
 
 def _groups(result: Comparison) -> Table:
@@ -110,6 +110,44 @@ def _differences(result: Comparison, against: str, rows: list[Difference]) -> Ta
             "floor: the smallest difference that would be significant, uncorrected, with as many "
             "questions that only one of the two gets right.",
             *_of_seeds(rows),
+        ),
+    )
+
+
+def _paired(result: Comparison, measure: str) -> Table:
+    """Each model's stability or perplexity, and how far it is from the best one's."""
+    found, (kind, *text) = result.paired[measure], measure.split(" ", 1)
+    rows = []
+    for name, value in found.values.items():
+        one, p_holm = found.differences.get(name), found.p_holm.get(name)
+        told = " *" if found.apart(name, result.alpha) else ""
+        far = ("best", "", "", "")
+        if one is not None:
+            low, middle, high = (
+                f"{end:.3f}" if text else f"{100 * end:+.1f}"
+                for end in (one.low, one.value, one.high)
+            )
+            known = ["-" if p is None else _p(p) for p in (one.p, p_holm)]
+            far = (middle, f"{low} to {high}", known[0], known[1] + told)
+        rows.append((name, f"{value:,.4g}" if text else f"{100 * value:.1f}", *far))
+    return Table(
+        name=measure.replace(" ", "-"),
+        title=f"{' of '.join([kind.capitalize(), *text])} beside the best, {found.best}",
+        columns=(
+            "model",
+            kind if text else f"{kind}\n%",
+            "times" if text else "points more",
+            f"{100 * (1 - result.alpha):g} % interval",
+            "p",
+            "p\nHolm",
+        ),
+        rows=tuple(rows),
+        notes=(
+            "Paired by window of the text."
+            if text
+            else "Paired by question, with the dense model's weights; the mean over tasks.",
+            "Student's t, over windows or questions and, where there are several, seeds (Welch); "
+            f"* after Holm's correction over this table below {result.alpha:g}.",
         ),
     )
 

@@ -33,6 +33,7 @@ class Row:
         records: One for each seed that is done, or all of them where none is.
         letters: Cells at one sparsity that share a letter cannot be told apart; empty where the
             answers were not compared.
+        apart: For each measure that was paired, whether it is told apart from the best.
         leads: The measures under which it is the best at its sparsity, or ties with it:
             ``accuracy``, ``stability``, ``perplexity TEXT``.
     """
@@ -48,6 +49,7 @@ class Row:
     perplexity: Mapping[str, Estimate] = field(default_factory=dict)
     tasks: Mapping[Column, Estimate] = field(default_factory=dict)
     letters: str = ""
+    apart: Mapping[str, bool] = field(default_factory=dict)
     leads: frozenset[str] = frozenset()
 
     @property
@@ -78,7 +80,7 @@ def rows(records: Sequence[Record], comparisons: Comparisons) -> list[Row]:
         _row(model, method, sparsity, group, dense)
         for (model, method, sparsity), group in groups.items()
     ]
-    found = [_lettered(row, comparisons) for row in found]
+    found = [_compared(row, comparisons) for row in found]
     return [replace(row, leads=_leads(row, found)) for row in found]
 
 
@@ -146,10 +148,26 @@ def _together(
     return uncertainty.over_seeds(found) if len(found) == len(records) else None
 
 
-def _lettered(row: Row, comparisons: Comparisons) -> Row:
+def _compared(row: Row, comparisons: Comparisons) -> Row:
     result = comparisons.get((row.model, row.sparsity))
-    letters = "" if result is None or row.dense else result.letters.get(row.method, "")
-    return replace(row, letters=letters)
+    if result is None or row.dense:
+        return row
+    letters = result.letters.get(row.method, "")
+    apart = {
+        measure: found.apart(row.method)
+        for measure, found in result.paired.items()
+        if row.method in found.values
+    }
+    return replace(row, letters=letters, apart=apart)
+
+
+def _tie(row: Row, best: Row, measure: str, own: Estimate, top: Estimate) -> bool:
+    """Whether a row cannot be told apart from the best one, paired where that is known."""
+    if measure == "accuracy" and row.letters and best.letters:
+        return bool(set(row.letters) & set(best.letters))
+    if measure in row.apart and measure in best.apart:
+        return not row.apart[measure]
+    return uncertainty.same(own, top)
 
 
 def _leads(row: Row, all_rows: Sequence[Row]) -> frozenset[str]:
@@ -174,8 +192,6 @@ def _leads(row: Row, all_rows: Sequence[Row]) -> frozenset[str]:
             continue
         sign = -1 if name.startswith("perplexity ") else 1
         top, best = max(there, key=lambda item: sign * item[0].value)
-        by_letters = name == "accuracy" and row.letters and best.letters
-        ties = set(row.letters) & set(best.letters) if by_letters else uncertainty.same(own, top)
-        if ties or own.value == top.value:
+        if own.value == top.value or _tie(row, best, name, own, top):
             found.add(name)
     return frozenset(found)
