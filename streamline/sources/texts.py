@@ -1,9 +1,9 @@
 """Text for calibration, training and perplexity: a name -> documents with their domains.
 
-Names: "packaged" (`streamline.sources.packaged`), "slimpajama", "slimpajama:rows",
-"slimpajama:rows-v1", "wikitext2", "c4", or a local .jsonl or .txt file or a folder of them. A
-suffix ":train", ":heldout" or ":all" picks the split. `streamline.sources.batches` draws token
-batches from them.
+Names: "packaged" (`streamline.sources.packaged`) or one domain of it, as "packaged:books",
+"slimpajama", "slimpajama:rows", "slimpajama:rows-v1", "wikitext2", "c4", or a local .jsonl or .txt
+file or a folder of them. A suffix ":train", ":heldout" or ":all" picks the split.
+`streamline.sources.batches` draws token batches from them.
 
 Example::
 
@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 from streamline.errors import AssetError, ConfigError
 from streamline.sources.hub.kept_rows import kept_rows
 from streamline.sources.mixing import MIXTURES, Document, Encode, Encoded, mixed, plain
-from streamline.sources.packaged import is_heldout, packaged_passages
+from streamline.sources.packaged import DOMAINS, is_heldout, packaged_passages
 
 __all__ = [
     "REPOSITORIES",
@@ -54,7 +54,7 @@ REPOSITORIES = {
 }
 """Name -> repository on the hub."""
 _HUB_COLUMNS = {"slimpajama": ("text", "meta")}
-TEXTS = (*MIXTURES, "wikitext2", "c4")
+TEXTS = (*MIXTURES, *DOMAINS, "wikitext2", "c4")
 """The names that are not paths."""
 
 _SHUFFLE_BUFFER = 10_000  # documents a stream is shuffled within
@@ -188,7 +188,8 @@ class _Documents:
                 if self.validation in (None, _lot(document.text) < _APART):
                     yield document
             return
-        rows = _whole(name, split, self.revisions)
+        domain = DOMAINS.get(name)  # a part of the mixture, in the same splits
+        rows = _whole("packaged" if domain else name, split, self.revisions)
         if not rows:
             raise ConfigError(f"{spec!r} has no document in the split {split!r}; use '{name}:all'.")
         if self.validation is not None:
@@ -197,6 +198,7 @@ class _Documents:
             rows = [row for row in rows if (row[1] in apart) == self.validation]
             if not rows:
                 raise ConfigError(f"{spec!r} is one document, and validation needs one of its own.")
+        rows = [row for row in rows if domain in (None, row[0].domain)]
         if self.seed is not None:
             random.Random(self.seed).shuffle(rows)
         yield from (document for document, _ in rows)
@@ -218,7 +220,8 @@ def _whole(
         stream = _hub("wikitext2", "wikitext-2-raw-v1", split, None, revisions)
         return [(Document(t, "wikitext2"), t) for t in _articles(row["text"] for row in stream)]
     else:
-        rows = [(document, document.text) for document in _local(name)]
+        pieces = ((_jsonl if f.suffix == ".jsonl" else _txt)(f) for f in text_files(name))
+        rows = [(document, document.text) for piece in pieces for document in piece]
     return [row for row in rows if split == "all" or is_heldout(row[1]) == (split == "heldout")]
 
 
@@ -254,12 +257,6 @@ def _hub(
         seed=seed,
         buffer=_SHUFFLE_BUFFER,
     )
-
-
-def _local(name: str) -> Iterator[Document]:
-    """Documents of a .jsonl or .txt file, or of all such files below a folder."""
-    for file in text_files(name):
-        yield from _jsonl(file) if file.suffix == ".jsonl" else _txt(file)
 
 
 def text_files(name: str) -> list[Path]:

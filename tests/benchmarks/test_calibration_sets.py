@@ -6,6 +6,10 @@ import pytest
 from streamline.benchmarks import calibration_sets
 from streamline.benchmarks.calibration_sets import Cell, between, spread_table
 from streamline.results.record import Record
+from streamline.sources import texts
+from streamline.sources.batches import TokenBatches
+from streamline.sources.packaged import Passage
+from streamline.testing.models import tiny_tokenizer
 
 
 def cell(method: str, text: str, samples: int, seed: int, accuracy: float, layers: list[int]):
@@ -54,3 +58,17 @@ def test_a_dry_run_of_each_set_ends_without_a_table(tmp_path, monkeypatch, capsy
     assert [run[run.index("--calibration") + 1] for run in runs] == ["a", "a", "b", "b"]
     assert all(run[-1] == "--dry-run" for run in runs)
     assert not out.exists() and not capsys.readouterr().out
+
+
+def test_the_default_texts_are_several_and_draw_different_tokens(tmp_path, monkeypatch):
+    domains = ("books", "wikipedia", "arxiv", "sports-history")
+    rows = [Passage(f"{d} {i} " * 40, d, f"{d} {i}") for i in range(40) for d in domains]
+    monkeypatch.setattr(texts, "packaged_passages", lambda: rows)
+    runs = []
+    monkeypatch.setattr(calibration_sets, "command", runs.append)
+    calibration_sets.main(["--samples", "2", "--out", str(tmp_path), "--dry-run"])
+    names = [run[run.index("--calibration") + 1] for run in runs]
+    assert names[0] == "packaged" and len(names) == 5
+    batches = TokenBatches(tiny_tokenizer())
+    drawn = [batches.tokens(name, n_samples=2, length=64, seed=0) for name in names]
+    assert len({tuple(tokens.flatten().tolist()) for tokens in drawn}) == len(names)

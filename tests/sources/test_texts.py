@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from streamline.errors import AssetError, ConfigError
 from streamline.sources import texts
 from streamline.sources.hub import failures
-from streamline.sources.packaged import Passage, is_heldout
-from streamline.sources.texts import Document, load_texts
+from streamline.sources.packaged import DOMAINS, Passage, is_heldout
+from streamline.sources.texts import Document, encoded_texts, load_texts
 
 WIKITEXT = [
     "",
@@ -65,6 +66,29 @@ def test_no_group_is_in_two_packaged_splits(packaged: list[Passage]):
     assert train | heldout == set(group.values())
     assert 0.05 < len(heldout) / len(train | heldout) < 0.16
     assert len(load_texts("packaged:all")) == 600
+
+
+@pytest.mark.parametrize("validation", [None, True, False])
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_domain_has_its_documents_of_the_mixture_in_every_part(
+    packaged: list[Passage], split: Any, validation: bool | None
+):
+    domain = {p.text: p.domain for p in packaged}
+
+    def read(spec: str) -> list[str]:
+        seen: list[str] = []
+
+        def encode(text: str) -> Any:
+            seen.append(text)
+            return array("i", [1])
+
+        list(encoded_texts(spec, encode, split=split, validation=validation))
+        return sorted(seen)
+
+    whole, parts = read("packaged"), {name: read(name) for name in DOMAINS}
+    assert sorted(text for part in parts.values() for text in part) == whole
+    for name, part in parts.items():
+        assert part and {domain[text] for text in part} == {DOMAINS[name]}
 
 
 def test_packaged_order_follows_the_seed(packaged: list[Passage]):

