@@ -17,6 +17,7 @@ from streamline.api.variants import Dense, Variant
 from streamline.distributed.work import shared
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
+from streamline.evaluation.generation.own_answers import own_answers
 from streamline.progress import Progress
 from streamline.sources.batches import TokenBatches
 from streamline.sources.instructions import Example
@@ -24,7 +25,7 @@ from streamline.training import lora
 from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.distillation.teacher import Distillation
 from streamline.training.flops import adapting_flops, distilling_flops
-from streamline.training.lora_recipe import LoraSettings
+from streamline.training.lora_recipe import LoraSettings, recipe_of
 from streamline.training.student import Recipe
 
 __all__ = ["RECOVERIES", "fine_tune", "tuning_data"]
@@ -76,7 +77,8 @@ def fine_tune(
         batches: The model's token batches.
         settings: What LoRA is to do; of distillation the preset, the text and the amount.
         recipe: Says what the settings leave open: text, length and number of tokens.
-        kd: How it learns from the dense model, where the recovery is ``kd``.
+        kd: How it learns from the dense model, where the recovery is ``kd``. Answers of its own are
+            written once for all variants; each counts them among its costs.
         texts: The text where neither names one.
         folder: Where its state is kept: a killed fine-tuning resumes.
         progress: Where to report what is being done.
@@ -87,6 +89,8 @@ def fine_tune(
     Raises:
         UnknownNameError: If there is no such preset.
         ConfigError: If the text cannot be used, or the model has no linear map to adapt.
+        UnsupportedModelError: If the dense model is to write answers and cannot, or nothing can
+            learn.
     """
     pruned, taught = variant.pruned, None
     stage = "kd" if variant.target.recovery == "kd" else "lora"
@@ -102,9 +106,24 @@ def fine_tune(
     if not own_budget and recipe.n_documents is not None:
         # What documents hold is counted; examples are seen as often as the preset says.
         seen = recipe.counted(data.numel()).seen_tokens if isinstance(data, Tensor) else None
+    own = None
+    if taught is not None and taught.settings.own_answers:
+        progress.stage(f"own answers of {dense.name}")
+        own = own_answers(
+            dense.decoder,
+            dense.fingerprint,
+            data,
+            dense.tokenizer,
+            taught.settings,
+            length=recipe_of(settings.preset, settings.trained_parameters).length,
+            seed=variant.target.seed,
+            folder=folder,
+            progress=lambda done, n: progress.step(done, n, "answers"),
+        )
+        progress.stage(f"{noun} of {variant.target.name}")
     result = lora.fine_tune(
         pruned.model or assemble(pruned.path(dense.decoder)),
-        data,
+        data if own is None else own.sequences,
         tokenizer=dense.tokenizer,
         validation=validation,
         preset=settings.preset,
@@ -115,15 +134,15 @@ def fine_tune(
         progress=progress.step,
         distillation=taught,
     )
-    own = replace(pruned, model=result.model)
+    made = replace(pruned, model=result.model)
     costs = {
-        "train_s": result.seconds,
+        "train_s": result.seconds + (own.seconds if own else 0.0),
         "train_tokens": result.tokens,
-        "train_flops": _recovery_flops(result, dense.decoder),
+        "train_flops": _recovery_flops(result, dense.decoder) + (own.flops if own else 0.0),
         "train_steps": result.n_steps,
     }
-    peak = result.peak_memory_bytes
-    return trained(variant, own, costs, 1, peak, {stage: result.summary()})
+    summary = result.summary() | ({"own_answers": own.summary()} if own else {})
+    return trained(variant, made, costs, 1, result.peak_memory_bytes, {stage: summary})
 
 
 def _recovery_flops(result: lora.FineTuned, dense: Decoder) -> float:

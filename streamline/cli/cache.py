@@ -41,6 +41,7 @@ _RUN = {
     "activations": "the dense model's states for training",
     "kd": "distillation, finished or not",
     "lora": "LoRA fine-tuning, finished or not",
+    "own-answers": "answers of dense models to be distilled on",
     "batch_tokens": "batch sizes found by trial",
 }
 _HIDDEN = ("claims", "locks")  # held while others read and write

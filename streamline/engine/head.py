@@ -1,4 +1,4 @@
-"""The head, in chunks: log-probabilities at chosen positions, summed losses, likeliest tokens.
+"""The head, in chunks: log-probabilities at chosen positions, summed losses, next tokens.
 
 Also how far the next-token distributions of one model are from another's.
 
@@ -27,8 +27,8 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.transfer import onto
 
 __all__ = [
-    "chunk_rows", "divergence", "likeliest", "predicting", "summed_divergence", "summed_loss",
-    "token_logprobs",
+    "chunk_rows", "divergence", "drawn", "likeliest", "predicting", "summed_divergence",
+    "summed_loss", "token_logprobs",
 ]  # fmt: skip
 
 _LOGITS_ON_CPU, _LOGITS = 1 << 22, 1 << 26  # logits that exist at once
@@ -270,4 +270,35 @@ def likeliest(decoder: Decoder, hidden: Tensor) -> Tensor:
         best = logits.argmax(dim=-1)
         chosen = logits.gather(-1, best[:, None])[:, 0]
         parts.append(best.where(chosen.isfinite(), -1))
+    return torch.cat(parts).to(decoder.device)
+
+
+def drawn(decoder: Decoder, hidden: Tensor, temperatures: Tensor, places: Tensor) -> Tensor:
+    """A next token after each hidden state, drawn from softmax(logits / temperature).
+
+    The draw is given as a place in the distribution, its tokens laid end to end by their ids: what
+    is drawn together with it does not matter, and every device draws from the same numbers.
+
+    Args:
+        decoder: Gives the final norm and the head.
+        hidden: Hidden states after the last layer, [N, D].
+        temperatures: Of each draw, [N], float32, at least 0; 0 takes the likeliest token.
+        places: Of each draw, in [0, 1), [N], float64.
+
+    Returns:
+        Token ids, [N], on the model's device; minus one where the logits are not finite.
+    """
+    parts = []
+    step = chunk_rows(decoder, hidden.device)
+    given = (torch.split(one, step) for one in (temperatures, places))
+    for states, heat, place in zip(torch.split(hidden, step), *given, strict=True):
+        logits = decoder.leave(states).float()
+        logits = logits.cpu() if logits.device.type == "mps" else logits  # [P, V]
+        warm, at = (onto(one[:, None], logits.device) for one in (heat, place))
+        best = logits.argmax(dim=-1)
+        scaled = (logits - logits.amax(-1, keepdim=True)) / warm.where(warm > 0, 1.0)
+        ends = scaled.exp_().cumsum(dim=-1, dtype=torch.float64)
+        found = torch.searchsorted(ends, at * ends[:, -1:], right=True)[:, 0]
+        token = found.where(warm[:, 0] > 0, best)
+        parts.append(token.where(ends[:, -1].isfinite(), -1))
     return torch.cat(parts).to(decoder.device)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "adapters_token", "adapting_flops", "distilled_token", "distilling_flops", "loss_token",
-    "replacing_flops", "states_token",
+    "replacing_flops", "states_token", "writing_flops",
 ]  # fmt: skip
 
 
@@ -110,3 +110,15 @@ def distilling_flops(
     own = [p for part in parts for p in part.parameters() if id(p) not in known]
     trained = 0 if adapters else matrix_weights(decoder, own)
     return float(tokens) * distilled_token(teacher, weights(decoder, parts), adapters, trained)
+
+
+def writing_flops(decoder: Decoder, read: int, written: int) -> float:
+    """FLOPs of writing texts: all tokens through the layers, the written ones through the head.
+
+    Args:
+        decoder: The model that writes.
+        read: Tokens of the prompts.
+        written: New tokens.
+    """
+    layers, head = weights(decoder, decoder.layers), head_weights(decoder)
+    return 2.0 * ((read + written) * layers + written * head)

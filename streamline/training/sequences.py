@@ -1,6 +1,6 @@
 """Padded sequences to train a whole model on: packed text, or instructions with their answers.
 
-Both kinds of training data become padded sequences that name the first token whose loss counts, so
+All kinds of training data become padded sequences that name the first token whose loss counts, so
 one loss serves both: all tokens of running text, only the answer of an example.
 
 Example::
@@ -22,10 +22,10 @@ from torch import Tensor
 from streamline.errors import ConfigError
 from streamline.sources.instructions import prompt_text
 
-__all__ = ["Sequences", "TrainingData", "as_sequences"]
+__all__ = ["Examples", "Sequences", "TrainingData", "as_sequences", "padded"]
 
-#: Token batches, [N, T], int64; or rows with ``instruction``, ``output`` and perhaps ``input``.
-TrainingData = Tensor | Sequence[Mapping[str, str]]
+#: Rows with ``instruction``, ``output`` and perhaps ``input``.
+Examples = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sequences:
         ids: Tokens, [N, T], int64.
         lengths: Tokens of each without padding, [N].
         first: Index of the first token whose loss counts, [N].
-        packed: Whether they all have one length, as running text in batches has.
+        packed: Whether they stand for running text in batches, all of one length.
     """
 
     ids: Tensor
@@ -56,11 +56,15 @@ class Sequences:
         return self.ids[indices, :width], scored
 
 
+#: Token batches, [N, T], int64; examples; or sequences, which are used as they are.
+TrainingData = Tensor | Examples | Sequences
+
+
 def as_sequences(data: TrainingData, tokenizer: Any, length: int) -> Sequences:
-    """Training data of either kind as padded sequences.
+    """Training data of any kind as padded sequences.
 
     Args:
-        data: Token batches, which are used as they are, or examples.
+        data: Token batches, which are used as they are, examples, or sequences already.
         tokenizer: A Hugging Face tokenizer, for examples.
         length: Examples are truncated to this many tokens; one whose whole answer would be lost is
             left out.
@@ -68,6 +72,8 @@ def as_sequences(data: TrainingData, tokenizer: Any, length: int) -> Sequences:
     Raises:
         ConfigError: If there is nothing to learn from, or a tokenizer is missing.
     """
+    if isinstance(data, Sequences):
+        return data
     if isinstance(data, Tensor):
         if data.dim() != 2 or data.dtype != torch.int64 or not len(data) or data.shape[1] < 2:
             raise ConfigError(
@@ -90,8 +96,18 @@ def as_sequences(data: TrainingData, tokenizer: Any, length: int) -> Sequences:
         raise ConfigError(
             f"none of {len(data)} examples has an answer within {length} tokens; raise the length"
         )
+    return padded(rows)
+
+
+def padded(rows: Sequence[tuple[list[int], int]], width: int | None = None) -> Sequences:
+    """Sequences of several lengths, with zeros behind them.
+
+    Args:
+        rows: Tokens, and the index of the first whose loss counts.
+        width: Tokens of the running text that they stand for; None for the longest.
+    """
     lengths = torch.tensor([len(ids) for ids, _ in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    ids = torch.zeros(len(rows), width or int(lengths.max()), dtype=torch.int64)
     for index, (row, _) in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
-    return Sequences(ids, lengths, torch.tensor([first for _, first in rows]), False)
+    return Sequences(ids, lengths, torch.tensor([first for _, first in rows]), width is not None)

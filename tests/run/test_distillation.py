@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from streamline.errors import ConfigError
 from streamline.run.pipeline import run
 from streamline.training import lora
 from streamline.training.state import TrainingState
@@ -90,3 +91,45 @@ def test_a_method_that_inserts_nothing_has_no_replacement_to_teach(tmp_path, con
     )  # fmt: skip
     assert record.status == "skipped"
     assert "no weights of its own to train" in record.reason
+
+
+def test_own_answers_are_written_once_for_all_cells_and_told_in_the_records(
+    tmp_path, config, monkeypatch, numbers
+):
+    from streamline.evaluation.generation import own_answers
+
+    calls: list[int] = []
+    original = own_answers.generate_shared
+
+    def counted(paths: Any, prompts: Any, *args: Any, **options: Any) -> None:
+        calls.append(len(prompts))
+        original(paths, prompts, *args, **options)
+
+    monkeypatch.setattr(own_answers, "generate_shared", counted)
+    settings = {"methods": "shortgpt,llm-streamline-none", "recovery": "kd", "lora": LORA}
+    kd = {"top_k": 20, "own_answers": 6}
+    records = run(config(tmp_path / "own", **settings, kd=kd))
+    assert [(r.recovery, r.status, r.reason) for r in records[1:]] == [("kd", "ok", None)] * 2
+    assert len(calls) == 1
+    first, second = (r.notes["training"]["kd"] for r in records[1:])
+    own = first["own_answers"]
+    assert own == second["own_answers"]
+    assert own["seed"] == 0 and own["temperature"] == 1.0 and len(own["sha256"]) == 64
+    assert own["answers"] == calls[0] and 0 < own["tokens"] <= 6 * calls[0]
+    assert own["prompt_tokens"] == 10 * calls[0]
+    assert first["distillation"]["own_answers"] == 6
+    text = run(config(tmp_path / "text", **settings, kd={"top_k": 20}))
+    assert "own_answers" not in text[1].notes["training"]["kd"]
+    assert records[1].key != text[1].key and records[1].summary != text[1].summary
+    assert records[1].cost.train_flops > text[1].cost.train_flops
+    (tmp_path / "own" / "results.json").unlink()
+    again = run(config(tmp_path / "own", **settings, kd=kd))
+    assert len(calls) == 1 and numbers(again) == numbers(records)
+
+
+def test_own_answers_longer_than_the_sequences_end_the_run_at_its_start(tmp_path, config):
+    wanted = config(
+        tmp_path, methods="shortgpt", recovery="kd", lora=LORA, kd={"own_answers": 16}
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="own_answers is 16, and a sequence has 16 tokens"):
+        run(wanted)

@@ -180,6 +180,18 @@ def test_texts_that_are_generated_hold_their_keys_and_values(tiny: str) -> None:
     assert "generate" not in [row.stage for row in plan[1].rows]
 
 
+def test_own_answers_hold_their_keys_and_values_and_what_is_drawn_from(tiny: str) -> None:
+    training = {"n_tokens": 2_048, "length": 64, "batch_tokens": 512}
+    run = {"methods": "shortgpt", "recovery": "kd", "training": training, **TINY}
+    _, plain = planned(tiny, "1GiB", **run)
+    _, own = planned(tiny, "1GiB", kd={"own_answers": 8}, **run)
+    stages = {row.stage: row for row in own.rows}
+    assert [row.stage for row in plain.rows] == [stage for stage in stages if stage != "write"]
+    token = 2 * 6 * 2 * 8 * 4  # keys and values of 6 layers with 2 heads of 8, float32
+    vocabulary = tiny_model("llama", n_layers=6).config.vocab_size
+    assert stages["write"].added == 32 * (64 * token + 20 * vocabulary)
+
+
 def test_distillation_holds_the_teachers_states_and_logits_too(tiny: str) -> None:
     run = {"methods": "llm-streamline-ffn", **TINY}
     added = {

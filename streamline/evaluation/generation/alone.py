@@ -10,7 +10,7 @@ from __future__ import annotations
 from streamline.engine.decoder import Decoder
 from streamline.evaluation.scoring.tree_length import tree_length
 
-__all__ = ["unsupported"]
+__all__ = ["unsupported", "unsupported_attention"]
 
 _HARMLESS = {
     "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "max_length",
@@ -28,11 +28,9 @@ def unsupported(decoder: Decoder, longest: int) -> str | None:
         decoder: The model.
         longest: Tokens of the longest prompt with its text.
     """
-    limit = tree_length(decoder)
-    if limit == 0:
-        return "its attention supports no mask but its own"
-    if limit is not None and longest > limit:
-        return f"its attention changes beyond {limit} tokens, and there may be {longest}"
+    attention = unsupported_attention(decoder, longest)
+    if attention is not None:
+        return attention
     settings = decoder.model.generation_config
     given = {} if settings is None else settings.to_diff_dict()
     changing = sorted(
@@ -44,4 +42,19 @@ def unsupported(decoder: Decoder, longest: int) -> str | None:
     )
     if changing:
         return f"its generation settings set {', '.join(changing)}"
+    return None
+
+
+def unsupported_attention(decoder: Decoder, longest: int) -> str | None:
+    """Why a model's attention cannot read from a shared cache, or None if it can.
+
+    Args:
+        decoder: The model.
+        longest: Tokens of the longest prompt with its text.
+    """
+    limit = tree_length(decoder)
+    if limit == 0:
+        return "its attention supports no mask but its own"
+    if limit is not None and longest > limit:
+        return f"its attention changes beyond {limit} tokens, and there may be {longest}"
     return None

@@ -1,4 +1,4 @@
-"""Greedy generation for many paths side by side.
+"""Generation for many paths side by side, greedy unless a prompt has a temperature.
 
 Prompts that begin alike (few-shot examples) are run together: their common prefix is run once,
 the rest of each prompt once along the trie of all paths, and from then on every prompt on every
@@ -6,7 +6,8 @@ path is a row. A step gives one token to all rows in one forward pass: a layer t
 paths share runs once on all their rows. Rows leave when they are done. An accelerator begins the
 next step before the last one's tokens are looked at: it works while the host searches for the ends
 of texts, and does one step too many. The tokens are those that ``generate(do_sample=False)`` gives
-on each model by itself, one prompt at a time, as far as rounding goes.
+on each model by itself, one prompt at a time, as far as rounding goes. A drawn token depends on its
+prompt's seed and its own number alone.
 
 Example::
 
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamline.engine.head import likeliest
+from streamline.engine.head import drawn, likeliest
 from streamline.engine.kernels import fast
 from streamline.engine.memory import BatchLimit, free_memory, room
 from streamline.engine.paths import Path, tries_of
@@ -193,7 +194,8 @@ class _Run:
         held = list(range(rows.n))  # the text of each row, those that are done included
         while True:
             asked = Later([tokens], lambda found: found[0].tolist())
-            after = self._step(rows, tokens) if self.trie.together else None
+            asking = [wanted[text] for text in held]
+            after = self._step(rows, tokens, asking) if self.trie.together else None
             values = dict(zip(held, asked.value(), strict=True))
             for text in live:
                 texts[text].append(values[text])
@@ -221,17 +223,28 @@ class _Run:
                 which, held = onto(torch.tensor(kept), tokens.device), live
                 tokens = tokens[which]
                 after = None if after is None else after[which]
-            tokens = self._step(rows, tokens) if after is None else after
+            if after is None:
+                after = self._step(rows, tokens, [wanted[text] for text in held])
+            tokens = after
 
-    def _step(self, rows: Rows, tokens: Tensor) -> Tensor:
-        """Give every row its token, [N]; the next ones, [N]."""
+    def _step(self, rows: Rows, tokens: Tensor, asking: Sequence[Prompt]) -> Tensor:
+        """Give every row its token, [N]; the next ones, [N], as their prompts ask for them."""
         out: list[Tensor] = [tokens] * len(self.trie.paths)
         self._forward(tokens[:, None].clamp_min(0), rows.positions(), rows, out.__setitem__)
         device = self.decoder.device  # paths may end on several
         counts = zip(out, rows.counts(), strict=True)
         ended = [states[:, -1].to(device) for states, n in counts if n]
         rows.next()
-        return likeliest(self.decoder, torch.cat(ended))
+        return self._next(torch.cat(ended), asking, rows.index)
+
+    def _next(self, states: Tensor, asking: Sequence[Prompt], number: int) -> Tensor:
+        """The new tokens of a number after states [N, D], as their prompts ask for them, [N]."""
+        heat = [prompt.temperature for prompt in asking]
+        if not any(heat):
+            return likeliest(self.decoder, states)
+        places = [prompt.place(number) for prompt in asking]
+        given = torch.tensor(heat), torch.tensor(places, dtype=torch.float64)
+        return drawn(self.decoder, states, *given)
 
     def _read(self, batch: list[int], lengths: list[int]) -> Tensor:
         """Run the prompts; their first new tokens, path after path, [paths * R]."""
@@ -255,7 +268,8 @@ class _Run:
             ) -> None:
                 rows = torch.arange(len(last), device=hidden.device)
                 states = hidden[rows, onto(last, hidden.device)]
-                first[path, where] = likeliest(self.decoder, states)
+                asking = [self.prompts[index] for index in batch[where]]
+                first[path, where] = self._next(states, asking, 0)
 
             phase = Prompts(start, (len(batch), longest), self._mask(width))
             self._forward(part, self.n_prefix, phase, at_end)

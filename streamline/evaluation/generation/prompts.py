@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from streamline.errors import ConfigError
@@ -27,11 +28,15 @@ class Prompt:
         tokens: Its token ids, at least one.
         stops: Strings that end the text as soon as its last tokens hold one.
         max_new_tokens: Most tokens to be generated, at least 1.
+        temperature: What logits are divided by where tokens are drawn; 0 for the likeliest ones.
+        seed: Of the draws, the prompt's own.
     """
 
     tokens: tuple[int, ...]
     stops: tuple[str, ...]
     max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be continued.
@@ -44,6 +49,11 @@ class Prompt:
                 "a prompt needs at least one token and at least one to be generated, got "
                 f"{len(self.tokens)} and {self.max_new_tokens}"
             )
+
+    def place(self, number: int) -> float:
+        """Where in its distribution the new token of a number is drawn, in [0, 1)."""
+        digest = blake2b(f"{self.seed} {number}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big") / 2**32
 
 
 def alike(prompts: Sequence[Prompt]) -> list[tuple[int, list[int]]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from streamline.api.recovery import RECOVERIES, tuning_data
 from streamline.api.training import training_data
 from streamline.api.variants import Variant
+from streamline.evaluation.generation.own_answers import own_prompts
 from streamline.evaluation.questions import Questions, heldout_text
 from streamline.hashing import content_key
 from streamline.progress import Progress
@@ -27,6 +28,7 @@ from streamline.sources.instructions import is_instructions
 from streamline.sources.mixing import MIXTURES
 from streamline.sources.packaged import DOMAINS, packaged_here
 from streamline.sources.texts import TEXTS, Split, load_texts, split_of
+from streamline.training.lora_recipe import recipe_of
 
 __all__ = ["HELDOUT", "calibration_tokens", "cell_texts", "planned_texts", "text_uses", "try_texts"]
 
@@ -41,7 +43,7 @@ def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> T
 
 def text_uses(
     config: RunConfig, *, seed: int, prunes: bool, trains: bool, tunes: bool
-) -> dict[str, Callable[[TokenBatches], object]]:
+) -> dict[str, Callable[[TokenBatches], Any]]:
     """What a cell reads of texts, by use: each makes its token batches.
 
     Args:
@@ -53,7 +55,7 @@ def text_uses(
     """
     text, recipe, lora = config.perplexity, config.training, config.lora
     plain = config.calibration.texts
-    found: dict[str, Callable[[TokenBatches], object]] = {}
+    found: dict[str, Callable[[TokenBatches], Any]] = {}
     found[HELDOUT] = lambda own: heldout_text(own, text.texts, text.n_tokens, text.length)
     if prunes:
         found["calibration"] = lambda own: calibration_tokens(config, own, seed)
@@ -99,7 +101,7 @@ def cell_texts(
 
 
 def planned_texts(
-    config: RunConfig, *, prunes: bool, trains: bool, tunes: bool
+    config: RunConfig, *, prunes: bool, trains: bool, tunes: bool, distils: bool = False
 ) -> list[dict[str, str]]:
     """What a model's cells would read of texts, from settings and what is on this machine alone.
 
@@ -108,6 +110,7 @@ def planned_texts(
         prunes: Whether any cell calibrates.
         trains: Whether any trains replacements.
         tunes: Whether any is fine-tuned.
+        distils: Whether any learns from the dense model.
 
     Returns:
         Rows with ``use``, ``text``, ``asked``, ``promised`` (the fractions of the domains),
@@ -131,6 +134,8 @@ def planned_texts(
     if tunes:
         amount = lora.amount(recipe)
         rows.append(("recovery", lora.texts or own, _amount(amount.n_tokens, amount.n_documents)))
+    if distils and config.kd.own_answers:
+        rows.append(("own answers", lora.texts or own, _answers(config)))
     if text.n_tokens:
         rows.append((HELDOUT, text.texts, _amount(text.n_tokens, None)))
     parts = {(name, use == HELDOUT) for use, name, _ in rows}
@@ -149,6 +154,13 @@ def planned_texts(
 
 def _amount(n_tokens: int | None, n_documents: int | None) -> str:
     return f"{n_documents:,} documents" if n_documents else f"{n_tokens or 0:,} tokens"
+
+
+def _answers(config: RunConfig) -> str:
+    """What the dense model is to write itself."""
+    heat = config.kd.own_temperature
+    how = f"drawn at temperature {heat:g}" if heat else "the likeliest"
+    return f"{config.kd.own_answers:,} tokens of each, {how}"
 
 
 def _promise(name: str) -> str:
@@ -204,16 +216,26 @@ def try_texts(
         )
         del uses[HELDOUT]
         for use, make in uses.items():
-            stages = (config.calibration, config.training, config.lora)
-            key = content_key([use, cell.seed, *(stage.model_dump() for stage in stages)])
+            stages = (config.calibration, config.training, config.lora, config.kd)
+            taught = cell.recovery == "kd"
+            key = content_key([use, taught, cell.seed, *(stage.model_dump() for stage in stages)])
             if key in tried:
                 continue
             tried.add(key)
             own = batches.view()
-            make(own)
+            made = make(own)
+            if use == "recovery" and taught and config.kd.own_answers:
+                _try_answers(config, made[0], own)
             for name, drawn in own.drawn():
                 if drawn.lopsided:
                     progress.say(
                         f"{use}: one document gives {drawn.largest:.0%} of the tokens drawn from "
                         f"{name!r} ({drawn.pool:,} documents); take another text, or more samples"
                     )
+
+
+def _try_answers(config: RunConfig, data: Any, batches: TokenBatches) -> None:
+    """Make prompts for the dense model's own answers, to refuse what leaves none."""
+    lora = config.lora
+    length = recipe_of(lora.preset, lora.trained_parameters).length
+    own_prompts(data, batches.tokenizer, config.kd, length=length, seed=0)

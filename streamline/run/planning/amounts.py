@@ -27,8 +27,14 @@ from streamline.method import Method
 from streamline.run.config import RunConfig
 from streamline.run.planning.asked import Asked
 from streamline.run.planning.plan import Row
-from streamline.run.planning.work import added
-from streamline.training.flops import adapters_token, distilled_token, loss_token, states_token
+from streamline.run.planning.work import added, own_texts
+from streamline.training.flops import (
+    adapters_token,
+    distilled_token,
+    loss_token,
+    states_token,
+    writing_flops,
+)
 from streamline.training.lora import target_modules
 from streamline.training.lora_recipe import recipe_of
 from streamline.training.student import Recipe
@@ -141,6 +147,8 @@ class Amounts:
             if method.trains:
                 for number, stage in enumerate(self.config.training.stages()):
                     found += self._training(row, stage, number, waves)
+        if row.cell.recovery == "kd" and self.config.kd.own_answers:
+            found.append(self._writing(row, self.config.kd.own_answers))
         if row.cell.recovery != "none":
             found.append(self._recovering(row))
         return [*found, *self._evaluating(row, method), *self._measuring(row, method)]
@@ -202,6 +210,20 @@ class Amounts:
             Work("train", TEACHER, teacher, fetched=fetched, shared=place),
             Work("train", cell.label, student, moved=moved, shared=alike),
         ]
+
+    def _writing(self, row: Row, most: int) -> Work:
+        """The dense model's own answers, on which all that is distilled learns."""
+        n_texts, length = own_texts(self.config)
+        new = min(most, length - 1)
+        steps = math.ceil(n_texts / ROWS[self.accelerator]) * new
+        return Work(
+            "recover",
+            "own answers",
+            writing_flops(self.decoder, n_texts * (length - new), n_texts * new),
+            moved=steps * self.resident,
+            launches=steps * self.decoder.n_layers,
+            shared=("own answers", row.cell.model, row.cell.seed),
+        )
 
     def _recovering(self, row: Row) -> Work:
         """LoRA or distillation of a whole model."""

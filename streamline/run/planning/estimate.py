@@ -156,7 +156,13 @@ def _add_costs(
         "recovery": config.lora.planned_tokens(training) * len(tuned),
         "heldout": config.perplexity.n_tokens,
     }
-    planned = planned_texts(config, prunes=bool(pruned), trains=bool(trained), tunes=bool(tuned))
+    planned = planned_texts(
+        config,
+        prunes=bool(pruned),
+        trains=bool(trained),
+        tunes=bool(tuned),
+        distils=any(row.cell.recovery == "kd" for row in tuned),
+    )
     estimate.texts += [row for row in planned if row not in estimate.texts]
     for name, count in tokens.items():
         estimate.tokens[name] = estimate.tokens.get(name, 0) + count

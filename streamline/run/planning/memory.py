@@ -221,6 +221,14 @@ class _Planner:
         for size, labels in sizes.items():
             name = labels[0] if len(labels) == 1 else f"{len(labels)} models, one by one"
             self._row("fine-tune", name, self.weights + kept, size)
+        if "kd" in kinds and self.config.kd.own_answers:
+            n_texts, length = work.own_texts(self.config)
+            texts, limit = (
+                min(n_texts, ROWS[self.accelerator]),
+                self._cache_limit(self.weights + kept),
+            )
+            size = work.writing(self.decoder, self.dtype, texts, length, limit)
+            self._row("write", "own answers", self.weights + kept, size)
 
     def _own(
         self, own: Sequence[Row], kept: int, score: int, calibrations: Mapping[str, int]
@@ -254,9 +262,7 @@ class _Planner:
 
     def _generate(self, joint: Sequence[Row], resident: int, reading: int) -> None:
         """Keys and values of what is generated side by side, of which there are as many as fit."""
-        limit = CPU_CACHE
-        if self.accelerator and self.found.usable is not None:
-            limit = max(0, self.found.usable - resident) // 2
+        limit = self._cache_limit(resident)
         rows = ROWS[self.accelerator]
         size = work.generation(self.decoder, self.dtype, max(1, len(joint)), rows)
         if not self.accelerator or self.found.usable is not None:
@@ -264,6 +270,12 @@ class _Planner:
         self._row("generate", _several(len(joint), "model"), resident, size + reading)
 
     # Parts ---------------------------------------------------------------------------------------
+
+    def _cache_limit(self, resident: int) -> int:
+        """Most bytes of keys and values: on an accelerator half of what is free."""
+        if self.accelerator and self.found.usable is not None:
+            return max(0, self.found.usable - resident) // 2
+        return CPU_CACHE
 
     def _score_bytes(self, tokens: int) -> int:
         # A CPU packs a batch into one long row, an accelerator into rows of 512 tokens.

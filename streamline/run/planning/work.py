@@ -25,6 +25,7 @@ from streamline.run.config import RunConfig
 from streamline.run.planning.plan import Row
 from streamline.run.planning.rehearsal import Rehearsal
 from streamline.run.planning.tuning import tune
+from streamline.sources.instructions import is_instructions
 from streamline.streaming.decoder import EMBEDDING, HEAD, grouped
 from streamline.training.lora_recipe import recipe_of
 from streamline.training.next_token import NextToken
@@ -32,12 +33,13 @@ from streamline.training.objectives import HiddenStates, StudentGroup
 from streamline.training.student import Recipe
 
 __all__ = [
-    "Step", "added", "cached", "generation", "gib", "resident", "scoring", "speed",
-    "streamed_parameters", "training_step", "tuning",
+    "Step", "added", "cached", "generation", "gib", "own_texts", "resident", "scoring", "speed",
+    "streamed_parameters", "training_step", "tuning", "writing",
 ]  # fmt: skip
 
 _MICRO_TOKENS = 4096  # of a forward pass in training
 _WRITTEN, _PROMPT = 512, 1024  # tokens that a text may have, and its prompt
+_DRAWN = 20  # bytes for each number of a distribution: logits, what is made of them, sums
 _SPEED_BATCH, _SPEED_TOKENS = 8, 648  # the most that measuring a model's speed takes
 
 
@@ -189,6 +191,32 @@ def generation(decoder: Decoder, dtype: torch.dtype, models: int, rows: int) -> 
     return texts * _WRITTEN * cached(decoder, dtype) + (texts // models) * _PROMPT * cached(
         decoder, dtype
     )
+
+
+def own_texts(config: RunConfig) -> tuple[int, int]:
+    """About how many texts a dense model answers to be distilled on, and tokens of each."""
+    recipe, lora = config.training, config.lora
+    length = recipe.length
+    if is_instructions(lora.texts or recipe.texts or config.calibration.texts):
+        length = recipe_of(lora.preset, lora.trained_parameters).length
+    tokens = recipe.distinct_tokens
+    if lora.amount(recipe) is lora:
+        tokens = lora.planned_tokens(recipe)
+    return max(1, tokens // length), length
+
+
+def writing(decoder: Decoder, dtype: torch.dtype, texts: int, length: int, limit: int) -> int:
+    """Bytes of texts that one model writes: keys and values, and what next tokens are drawn from.
+
+    Args:
+        decoder: The dense model.
+        dtype: Of keys and values.
+        texts: How many it writes at once.
+        length: Tokens of each, its prompt included.
+        limit: Most bytes of keys and values.
+    """
+    kept = min(limit, texts * length * cached(decoder, dtype))
+    return kept + _DRAWN * texts * int(decoder.config.vocab_size)
 
 
 def gib(size: int) -> str:

@@ -170,6 +170,21 @@ def test_distillation_takes_longer_than_fine_tuning_by_the_teacher(decoder: Deco
     assert taught - tuned == pytest.approx(4_096 * (teacher - embedding), rel=0.05)
 
 
+def test_own_answers_are_written_once_and_wait_for_the_weights(decoder: Decoder) -> None:
+    plain = works(decoder, "shortgpt", recovery="kd")["recover"]
+    (writing, learning) = works(decoder, "shortgpt", recovery="kd", kd={"own_answers": 24})[
+        "recover"
+    ]
+    assert [learning] == plain
+    assert (writing.of, writing.shared) == ("own answers", ("own answers", "m", 0))
+    head = decoder.model.get_output_embeddings().weight.numel()
+    layers = sum(p.numel() for p in decoder.layers.parameters() if p.dim() > 1)
+    assert writing.flops == 2 * (2_048 * layers + 32 * 24 * head)  # 32 texts of 64 tokens
+    assert writing.moved == 24 * 4 * decoder.n_parameters()  # one batch
+    longest = works(decoder, "shortgpt", recovery="kd", kd={"own_answers": 48})["recover"][0]
+    assert longest.moved == 2 * writing.moved
+
+
 def test_texts_that_are_generated_wait_for_the_weights(decoder: Decoder) -> None:
     (dense, _) = works(decoder, "shortgpt", asked=Asked(read=100, prompts=128, written=10))[
         "evaluate"
