@@ -17,8 +17,8 @@ norm.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from streamline.progress import tell
 #: Tokens whose states are multiplied at once: bounds the float32 error of one product.
 _CHUNK = 256
 _FILE = "calibration.safetensors"
+_OF = "cosine of "  # a text, in the extras
 _STATES = 2 << 30  # bytes of the states of one batch, in float32
 
 
@@ -95,6 +96,29 @@ class Calibration:
         scores = self.cosine.diagonal(length).tolist()
         order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
         return [(Span(i, i + length), scores[i]) for i in order]
+
+    def beside(self, others: Mapping[str, Calibration]) -> Calibration:
+        """These statistics with the cosines of other texts, as ``extras["cosine of NAME"]``.
+
+        Args:
+            others: Those of other texts, by name; the costs of all are in the facts.
+        """
+        found = [self.facts, *(one.facts for one in others.values())]
+        known = [[one.get(name) for one in found] for name in ("flops", "peak_memory_bytes")]
+        flops, peak = (None if None in own else own for own in known)
+        costs = {
+            "seconds": sum(one.get("seconds") or 0.0 for one in found),
+            "flops": flops and sum(flops),
+            "peak_memory_bytes": peak and max(peak),
+            "other_tokens": sum(one.n_tokens for one in others.values()),
+        }
+        cosines = {f"{_OF}{name}": one.cosine for name, one in others.items()}
+        return replace(self, extras=self.extras | cosines, facts=self.facts | costs)
+
+    @property
+    def cosines(self) -> list[Tensor]:
+        """The cosines of all texts that were measured, this one's first, [L + 1, L + 1] each."""
+        return [self.cosine, *(own for name, own in self.extras.items() if name.startswith(_OF))]
 
     def save(self, folder: Path) -> None:
         """Write ``calibration.safetensors``, with its checksum, whole or not at all."""

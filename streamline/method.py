@@ -99,6 +99,8 @@ class Method(ABC):
             makes and evaluates these one at a time, so that memory holds one beside the dense
             model.
         trainable: Whether LoRA or distillation may follow it.
+        by_domain: Whether ``prune`` is also given, as extras of its calibration, the cosines of
+            each domain of the packaged text (:meth:`Calibration.beside`).
         in_all: Whether ``--methods all`` means it too; written as False, in the class itself, by a
             method that can do nothing before a field is set, or prunes nothing.
     """
@@ -110,6 +112,7 @@ class Method(ABC):
     supports_streaming: ClassVar[bool] = False
     returns_model: ClassVar[bool] = False
     trainable: ClassVar[bool] = True
+    by_domain: ClassVar[bool] = False
     in_all: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

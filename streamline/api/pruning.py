@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from streamline.methods.unfinished import resuming
 from streamline.plan import Plan
 from streamline.progress import Progress, clock, portions, showing, tell
 from streamline.sharing.once import turn
-from streamline.sources.batches import batches_fingerprint
+from streamline.sources.batches import TokenBatches, batches_fingerprint, domain_batches
 
 __all__ = ["calibrate", "prune"]
 
@@ -203,6 +203,7 @@ def _group(
         progress.say(f"calibrated in {clock(seconds)} for {names}")
     found: list[Variant | Failure] = []
     wanted = _fits(targets, dense, watch, calibration, batches, folder)
+    wider = cache(partial(_by_domain, targets[0].method, calibration, dense, batches, seed, folder))
     with ExitStack() as stack:
         shares = _sum_together(stack, wanted, dense, batches, progress)
         for target in targets:
@@ -211,8 +212,9 @@ def _group(
                 require_intact(dense)
                 with showing(progress):
                     share = shares.get(target.label, (0.0, 1))
+                    own = agreed(wider) if target.method.by_domain else calibration
                     variant = agreed(
-                        partial(_pruned, target, dense, watch, calibration, batches, folder, share)
+                        partial(_pruned, target, dense, watch, own, batches, folder, share)
                     )
             except Exception as error:  # an error of one method loses no other variant
                 log.debug("%s failed", target.name, exc_info=True)
@@ -222,6 +224,16 @@ def _group(
             progress.say(_summary(variant, dense.decoder, calibration))
             found.append(variant)
     return found
+
+
+def _by_domain(
+    method: Method, own: Calibration, dense: Dense, tokens: Tensor, seed: int, folder: Path
+) -> Calibration:
+    """A calibration with the cosines of each domain of the packaged text."""
+    batches, (n, length) = TokenBatches(dense.tokenizer), tokens.shape
+    domains = shared(lambda: domain_batches(batches, n_samples=n, length=length, seed=seed))
+    others = {name: calibrate(method, dense, part, folder) for name, part in domains.items()}
+    return own.beside(others)
 
 
 def _fits(
@@ -293,7 +305,8 @@ def _pruned(
         spent = broadcast(with_share(spent, *share))
         require_alike(target, pruned, dense.decoder)
         write_pruning(file, pruned, dense.decoder, spent)
-    costs = costs_of(calibration.facts, spent) | {"calibrate_tokens": tokens.numel()}
+    n_tokens = tokens.numel() + calibration.facts.get("other_tokens", 0)
+    costs = costs_of(calibration.facts, spent) | {"calibrate_tokens": n_tokens}
     return Variant(target=target, pruned=pruned, costs=costs)
 
 

@@ -59,9 +59,11 @@ class StreamlineNone(Refitting, DepthMethod):
     Attributes:
         runner_up: 0 for the span of highest cosine, 1 for the next best, and so on: what the
             criterion's near misses would give.
-        criterion: ``"cosine"``, the highest of the states at a span's ends; or ``"perplexity"``,
+        criterion: ``"cosine"``, the highest of the states at a span's ends; ``"perplexity"``,
             the lowest without the span, on the first 10 calibration sequences of 128 tokens (the
-            paper compares both and does not say on how much).
+            paper compares both and does not say on how much); or ``"agreement"``, the lowest mean
+            rank by cosine over the run's text and each of the six domains of the packaged one (at
+            most 16 sequences of 512 tokens of each), of equal ranks the highest mean cosine.
         refit: Whether the layers that are left are refitted in closed form, from the one before the
             span on, so that their states follow the dense model's on the calibration text
             (:mod:`streamline.methods.refit`). The paper does not.
@@ -76,6 +78,11 @@ class StreamlineNone(Refitting, DepthMethod):
 
     runner_up: RunnerUp = 0
     criterion: Criterion = "cosine"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        object.__setattr__(self, "by_domain", self.criterion == "agreement")
 
     def select(self, calibration: Calibration, n_remove: int) -> Plan:
         """Drop the span of highest cosine (or the chosen runner-up)."""
@@ -165,6 +172,7 @@ class StreamlineReplacement(Method):
         super().__post_init__()
         check_start(self.kind, self.init, self.residual)
         object.__setattr__(self, "trains", self.share > 0)
+        object.__setattr__(self, "by_domain", self.criterion == "agreement")
 
     def _added(self, decoder: Decoder) -> Callable[[int], int]:
         one = added_parameters(self.kind, decoder, norm=self._norm)
@@ -184,7 +192,7 @@ class StreamlineReplacement(Method):
         return layers_to_remove(decoder, sparsity, self._added(decoder))
 
     def fits(self, decoder: Decoder, calibration: Calibration, sparsity: float) -> list[Fit]:
-        """The linear maps that the networks start from; a span chosen by loss is not known yet."""
+        """The linear maps that the networks start from; of a span that is known by cosine alone."""
         n_remove = self.n_remove(decoder, sparsity)
         if self.init not in MAPPED or self.criterion != "cosine" or n_remove == 0:
             return []

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from streamline.calibration import Calibration
-from streamline.engine.budget import trials_flops
+from streamline.engine.budget import statistics_flops, trials_flops
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path, dense_path
-from streamline.errors import UnsupportedModelError
+from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.fields import Natural
 from streamline.method import Pruned
 from streamline.methods.loss import loss_sample, path_losses, sample_shape
 from streamline.plan import Plan, Span
+from streamline.sources.batches import OF_DOMAIN
+from streamline.sources.packaged import DOMAINS
 
 __all__ = [
     "Criterion",
@@ -46,7 +48,7 @@ RunnerUp = Annotated[Natural, Field(le=255)]
 
 
 #: What the span is chosen by.
-Criterion = Literal["cosine", "perplexity"]
+Criterion = Literal["cosine", "perplexity", "agreement"]
 #: Calibration sequences, and tokens of each, that a loss is measured on.
 LOSS_SAMPLE = (10, 128)
 
@@ -59,16 +61,20 @@ class Scored:
         span: The layers.
         cosine: Mean token cosine of the states at its two ends.
         loss: Mean loss per token of the model without it, in nats; None where it was not asked.
+        ranks: Its rank by cosine on each of several texts, 1 for the highest; likewise.
     """
 
     span: Span
     cosine: float
     loss: float | None = None
+    ranks: tuple[int, ...] | None = None
 
     def note(self) -> dict[str, Any]:
         """As JSON."""
         found = {"span": [self.span.start, self.span.stop], "cosine": round(self.cosine, 6)}
-        return found if self.loss is None else found | {"loss": round(self.loss, 6)}
+        if self.loss is not None:
+            found["loss"] = round(self.loss, 6)
+        return found if self.ranks is None else found | {"ranks": list(self.ranks)}
 
 
 def ranked_spans(
@@ -81,8 +87,15 @@ def ranked_spans(
         calibration: Its statistics.
         batches: Calibration tokens, [N, T]; the first of them for a loss (:data:`LOSS_SAMPLE`).
         length: Layers in the span.
-        criterion: ``"cosine"``, the highest; or ``"perplexity"``, the lowest without the span.
+        criterion: ``"cosine"``, the highest; ``"perplexity"``, the lowest without the span; or
+            ``"agreement"``, the lowest mean over several texts of its rank by cosine, of equal ones
+            the highest mean cosine.
+
+    Raises:
+        ConfigError: If only one text was measured, and they are to agree.
     """
+    if criterion == "agreement":
+        return _agreed(calibration, length)
     ranked = [Scored(span, cosine) for span, cosine in calibration.ranked_spans(length)]
     if criterion == "cosine":
         return ranked
@@ -96,10 +109,37 @@ def ranked_spans(
     return sorted(found, key=lambda one: one.loss or 0.0)
 
 
+def _agreed(calibration: Calibration, length: int) -> list[Scored]:
+    """Every span, the one first on which the texts of a calibration agree most."""
+    texts = [replace(calibration, cosine=cosine) for cosine in calibration.cosines]
+    if len(texts) < 2:
+        raise ConfigError(
+            "criterion=agreement goes by several texts, and this calibration is of one: give "
+            "calibration.beside(others), as a run and streamline.prune do"
+        )
+    ranks: dict[Span, list[int]] = {}
+    cosines: dict[Span, list[float]] = {}
+    for text in texts:
+        for rank, (span, cosine) in enumerate(text.ranked_spans(length), 1):
+            ranks.setdefault(span, []).append(rank)
+            cosines.setdefault(span, []).append(cosine)
+    found = [
+        Scored(span, cosine, ranks=tuple(ranks[span]))
+        for span, cosine in calibration.ranked_spans(length)
+    ]
+
+    def order(one: Scored) -> tuple[float, float, int]:
+        return sum(ranks[one.span]), -math.fsum(cosines[one.span]), one.span.start
+
+    return sorted(found, key=order)
+
+
 def ranking_flops(
     decoder: Decoder, length: int, criterion: Criterion, shape: tuple[int, int]
 ) -> float:
     """FLOPs of :func:`ranked_spans`; none by cosine, which calibration has measured.
+
+    By agreement those of measuring each domain, as if nothing else needed it.
 
     Args:
         decoder: The dense model.
@@ -109,6 +149,9 @@ def ranking_flops(
     """
     if criterion == "cosine":
         return 0.0
+    if criterion == "agreement":
+        tokens = math.prod(min(own, most) for own, most in zip(shape, OF_DOMAIN, strict=True))
+        return len(DOMAINS) * statistics_flops(decoder, tokens)
     nodes = dense_path(decoder).nodes
     starts = range(decoder.n_layers - length + 1)
     paths = [Path(decoder, (*nodes[:s], *nodes[s + length :])) for s in starts]

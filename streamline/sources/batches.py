@@ -29,12 +29,15 @@ from streamline.hashing import content_key
 from streamline.sources.drawing import Drawn, draw, encoded
 from streamline.sources.instructions import Example, is_instructions, load_examples
 from streamline.sources.mixing import MIXTURES, Encoded, Exhausted, first, gather
+from streamline.sources.packaged import DOMAINS
 from streamline.sources.texts import Split, encoded_texts, split_of
 
 __all__ = [
+    "OF_DOMAIN",
     "Part",
     "TokenBatches",
     "batches_fingerprint",
+    "domain_batches",
     "token_batches",
 ]
 
@@ -43,6 +46,8 @@ log = logging.getLogger(__name__)
 #: Part of a text: what is set apart for validation is in no training, what is held out in neither.
 Part = Literal["train", "validation", "heldout"]
 
+#: Most sequences of a domain, and tokens of each: the smallest holds more than twice as many.
+OF_DOMAIN = (16, 512)
 #: Times the tokens that are needed, of which a pool has at most so many: a validation loss needs
 #: fewer documents than a choice of layers, and what is set apart is only a tenth of a text.
 _TIMES: dict[Part, int] = {"train": 64, "validation": 8, "heldout": 64}
@@ -289,6 +294,21 @@ class TokenBatches:
         if key in self._drawn:
             return asdict(self._drawn[key])
         return {"documents": sum(map(len, self._made[key]))}  # instructions
+
+
+def domain_batches(
+    batches: TokenBatches, *, n_samples: int, length: int, seed: int
+) -> dict[str, Tensor]:
+    """Calibration tokens of each domain of the packaged text, by its name.
+
+    Args:
+        batches: Those of the model.
+        n_samples: Sequences of its own calibration text; a domain has at most 16.
+        length: Tokens of each, likewise; of a domain's at most 512.
+        seed: Seed of the draws.
+    """
+    n, most = min(n_samples, OF_DOMAIN[0]), min(length, OF_DOMAIN[1])
+    return {name: batches.tokens(name, n_samples=n, length=most, seed=seed) for name in DOMAINS}
 
 
 def _as_promised(drawn: Drawn, texts: str, spent: dict[str, int]) -> Drawn:

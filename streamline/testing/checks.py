@@ -113,7 +113,7 @@ def _check_same_calibration(subject: Subject) -> None:
 
 def _check_prune_is_clean(subject: Subject) -> None:
     """Pruning leaves the dense model and the random state as they were."""
-    calibration = subject.calibration
+    calibration = subject.given(subject.calibration)
     before = {name: value.clone() for name, value in _statistics(calibration).items()}
     with _unchanged(subject, "prune"):
         subject.method.prune(subject.decoder, calibration, SPARSITY, subject.batches, 0)
@@ -166,7 +166,7 @@ def _check_same_seed(subject: Subject) -> None:
         torch.manual_seed(12345)
         again = subject.method.prune(
             subject.decoder,
-            subject.method.calibrate(subject.decoder, subject.batches),
+            subject.given(subject.method.calibrate(subject.decoder, subject.batches)),
             SPARSITY,
             subject.batches,
             0,

@@ -48,7 +48,15 @@ class Subject:
 
     def prune(self, sparsity: float, seed: int = 0) -> Pruned:
         """Prune afresh from the shared calibration."""
-        return self.method.prune(self.decoder, self.calibration, sparsity, self.batches, seed)
+        given = self.given(self.calibration)
+        return self.method.prune(self.decoder, given, sparsity, self.batches, seed)
+
+    def given(self, calibration: Calibration) -> Calibration:
+        """What pruning is given of a calibration: one by domains has a second text beside."""
+        if not self.method.by_domain:
+            return calibration
+        other = self.method.calibrate(self.decoder, self.batches.flip(1))
+        return calibration.beside({"other": other})
 
     def logits(self, path: Path) -> Tensor:
         """Logits of a path on fixed tokens, [2, 12, V]."""

@@ -145,6 +145,7 @@ class _Run:
         settings: Any = self.decoder.model.generation_config
         ends = getattr(settings, "eos_token_id", None)
         self.ends = set(ends) if isinstance(ends, (list, tuple)) else {ends} - {None}
+        self.draws = any(prompt.temperature for prompt in prompts)
         self.n_prefix = 0
 
     def begin(self, tokens: Sequence[int]) -> None:
@@ -194,8 +195,8 @@ class _Run:
         held = list(range(rows.n))  # the text of each row, those that are done included
         while True:
             asked = Later([tokens], lambda found: found[0].tolist())
-            asking = [wanted[text] for text in held]
-            after = self._step(rows, tokens, asking) if self.trie.together else None
+            together = self.trie.together
+            after = self._step(rows, tokens, self._asking(wanted, held)) if together else None
             values = dict(zip(held, asked.value(), strict=True))
             for text in live:
                 texts[text].append(values[text])
@@ -224,8 +225,12 @@ class _Run:
                 tokens = tokens[which]
                 after = None if after is None else after[which]
             if after is None:
-                after = self._step(rows, tokens, [wanted[text] for text in held])
+                after = self._step(rows, tokens, self._asking(wanted, held))
             tokens = after
+
+    def _asking(self, wanted: Sequence[Prompt], held: Sequence[int]) -> list[Prompt]:
+        """The prompts of some texts, if any token is drawn."""
+        return [wanted[text] for text in held] if self.draws else []
 
     def _step(self, rows: Rows, tokens: Tensor, asking: Sequence[Prompt]) -> Tensor:
         """Give every row its token, [N]; the next ones, [N], as their prompts ask for them."""
@@ -239,12 +244,11 @@ class _Run:
 
     def _next(self, states: Tensor, asking: Sequence[Prompt], number: int) -> Tensor:
         """The new tokens of a number after states [N, D], as their prompts ask for them, [N]."""
-        heat = [prompt.temperature for prompt in asking]
-        if not any(heat):
+        if not self.draws:
             return likeliest(self.decoder, states)
-        places = [prompt.place(number) for prompt in asking]
-        given = torch.tensor(heat), torch.tensor(places, dtype=torch.float64)
-        return drawn(self.decoder, states, *given)
+        heat = torch.tensor([prompt.temperature for prompt in asking])
+        places = torch.tensor([prompt.place(number) for prompt in asking], dtype=torch.float64)
+        return drawn(self.decoder, states, heat, places)
 
     def _read(self, batch: list[int], lengths: list[int]) -> Tensor:
         """Run the prompts; their first new tokens, path after path, [paths * R]."""

