@@ -24,7 +24,7 @@ N_LAYERS, TEXTS = 8, ("books", "news", "arxiv", "stories")
 def random_calibration(seed: int) -> Calibration:
     values = torch.rand(9, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     values = values.round(decimals=1)  # with equal ones
-    return Calibration(values, values, n_tokens=10, n_samples=2, facts={"seconds": 1.5})
+    return Calibration(values, values.clone(), n_tokens=10, n_samples=2, facts={"seconds": 1.5})
 
 
 @pytest.mark.parametrize("length", [1, 3, 8])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamline.errors import ConfigError
+from streamline.errors import StreamlineError
 from streamline.run.pipeline import run
 from streamline.training import lora
 from streamline.training.state import TrainingState
@@ -131,5 +131,5 @@ def test_own_answers_longer_than_the_sequences_end_the_run_at_its_start(tmp_path
     wanted = config(
         tmp_path, methods="shortgpt", recovery="kd", lora=LORA, kd={"own_answers": 16}
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="own_answers is 16, and a sequence has 16 tokens"):
+    with pytest.raises(StreamlineError, match="own_answers is 16, and a sequence has 16 tokens"):
         run(wanted)

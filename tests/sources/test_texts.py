@@ -68,8 +68,9 @@ def test_no_group_is_in_two_packaged_splits(packaged: list[Passage]):
     assert len(load_texts("packaged:all")) == 600
 
 
-@pytest.mark.parametrize("validation", [None, True, False])
-@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize(
+    ("split", "validation"), [("train", None), ("train", True), ("train", False), ("heldout", None)]
+)
 def test_a_domain_has_its_documents_of_the_mixture_in_every_part(
     packaged: list[Passage], split: Any, validation: bool | None
 ):

@@ -89,17 +89,19 @@ def test_an_answer_ends_with_the_models_end_token(tmp_path: Path) -> None:
 def test_draws_follow_the_distribution_and_the_seed_alone(tmp_path: Path) -> None:
     model = tiny_model("llama", n_layers=2)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(30)
+        model.get_output_embeddings().weight.mul_(8)
         whole = torch.softmax(model(DATA[:1, :15]).logits[0, -1].double() / 0.7, -1)
-    data = DATA[:1].expand(4_000, -1)
+    data = DATA[:1].expand(1_000, -1)
     options = {"own_answers": 1, "own_temperature": 0.7}
     found = asked(model, tmp_path, data=data, **options)
     counts = torch.bincount(found.sequences.ids[:, 15], minlength=len(whole)) / len(data)
-    assert float((counts - whole).abs().sum()) < 0.15  # about 0.06; a uniform draw is beyond 1
-    assert rows(found) == rows(asked(model, tmp_path / "again", data=data, **options))
-    assert rows(found) != rows(asked(model, tmp_path, data=data, seed=1, **options))
-    three = asked(model, tmp_path, data=data[:3], **options)
-    assert rows(three) == rows(found)[:3]  # whatever is drawn beside them
+    far = float((counts - whole).abs().sum())
+    assert far < 0.3 < 0.8 < float((counts - 1 / len(whole)).abs().sum()), far
+    few = data[:70]
+    again = asked(model, tmp_path / "again", data=few, **options)
+    assert rows(again) == rows(found)[:70]  # whatever is drawn beside them
+    other = asked(model, tmp_path, data=few, seed=1, **options)
+    assert rows(other) != rows(again)
 
 
 def test_places_of_a_distribution_are_its_tokens_laid_end_to_end() -> None:
@@ -113,9 +115,11 @@ def test_places_of_a_distribution_are_its_tokens_laid_end_to_end() -> None:
         for place in (ends[token] - 0.9 * likely[token], ends[token] - 0.1 * likely[token]):
             found = drawn(decoder, hidden, torch.tensor([2.0]), place[None])
             assert found.tolist() == [token]
-    last = drawn(decoder, hidden, torch.tensor([2.0]), torch.tensor([1 - 2.0**-32]).double())
+    last = drawn(
+        decoder, hidden, torch.tensor([2.0]), torch.tensor([1 - 2.0**-32], dtype=torch.float64)
+    )
     assert last.tolist() == [len(likely) - 1]
-    cold = drawn(decoder, hidden, torch.tensor([0.0]), torch.tensor([0.9]).double())
+    cold = drawn(decoder, hidden, torch.tensor([0.0]), torch.tensor([0.9], dtype=torch.float64))
     assert cold.tolist() == [int(likely.argmax())]
     places = [Prompt((1,), (), 4, 1.0, seed).place(i) for seed in range(40) for i in range(40)]
     assert len(set(places)) == 1_600 and 0.45 < sum(places) / 1_600 < 0.55
@@ -208,7 +212,7 @@ def test_a_dense_model_learns_nothing_from_its_own_answers(heat: float, tmp_path
     taught = Distillation(Decoder(dense), "dense", DistillationSettings(trainees="all"))
     recipe = LoraRecipe(batch=2, length=16, epochs=2, learning_rate=1e-2)
     result = fine_tune(student, found.sequences, preset=recipe, distillation=taught)
-    assert [row["train_loss"] for row in result.losses[1:]] == [0] * result.n_steps
+    assert [row["train_loss"] for row in result.losses] == [0] * result.n_steps
     assert result.tokens == 2 * int(found.sequences.lengths.sum())
 
 
@@ -217,7 +221,7 @@ def test_settings_without_own_answers_are_as_they_were() -> None:
     assert "own" not in json.dumps(plain_settings.model_dump())
     own = DistillationSettings(own_answers=8)
     assert DistillationSettings.model_validate(own.model_dump()) == own
-    with pytest.raises(ValueError, match="greater than 0"):
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
         DistillationSettings(own_answers=0)
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         DistillationSettings(own_temperature=-1.0)
