@@ -104,14 +104,13 @@ class Calibration:
             others: Those of other texts, by name; the costs of all are in the facts.
         """
         found = [self.facts, *(one.facts for one in others.values())]
-        known = [[one.get(name) for one in found] for name in ("flops", "peak_memory_bytes")]
-        flops, peak = (None if None in own else own for own in known)
-        costs = {
+        costs: dict[str, Any] = {
             "seconds": sum(one.get("seconds") or 0.0 for one in found),
-            "flops": flops and sum(flops),
-            "peak_memory_bytes": peak and max(peak),
             "other_tokens": sum(one.n_tokens for one in others.values()),
         }
+        for name, merge in (("flops", sum), ("peak_memory_bytes", max)):
+            known = [one[name] for one in found if one.get(name) is not None]
+            costs[name] = merge(known) if len(known) == len(found) else None
         cosines = {f"{_OF}{name}": one.cosine for name, one in others.items()}
         return replace(self, extras=self.extras | cosines, facts=self.facts | costs)
 

@@ -178,7 +178,8 @@ def test_own_answers_are_written_once_and_wait_for_the_weights(decoder: Decoder)
     assert [learning] == plain
     assert (writing.of, writing.shared) == ("own answers", ("own answers", "m", 0))
     head = decoder.model.get_output_embeddings().weight.numel()
-    layers = sum(p.numel() for p in decoder.layers.parameters() if p.dim() > 1)
+    matrices = [p for layer in decoder.layers for p in layer.parameters() if p.dim() > 1]
+    layers = sum(p.numel() for p in matrices)
     assert writing.flops == 2 * (2_048 * layers + 32 * 24 * head)  # 32 texts of 64 tokens
     assert writing.moved == 24 * 4 * decoder.n_parameters()  # one batch
     longest = works(decoder, "shortgpt", recovery="kd", kd={"own_answers": 48})["recover"][0]
