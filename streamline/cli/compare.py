@@ -67,7 +67,6 @@ def command(
         _group_of(groups, models, chosen),
         alpha=alpha,
         seed=seed,
-        versions={name: [*map(_versions, group)] for name, group in groups.items()},
         pooled_only=not tasks,
     )
     if as_json:
@@ -124,13 +123,6 @@ def _group_of(
     one = models.get(name)
     inside = (group for group, own in groups.items() if any(item is one for item in own))
     return name if name in groups else next(inside, name)
-
-
-def _versions(item: Predictions) -> dict[str, object]:
-    if item.record is None:
-        return {}
-    found = {task: (result.model_extra or {}) for task, result in item.record.tasks.items()}
-    return {task: extra["version"] for task, extra in found.items() if "version" in extra}
 
 
 def _finite(value: Any) -> Any:

@@ -22,8 +22,6 @@ from streamline.results.record import Identity, Record, label
 
 __all__ = ["RunFolder", "flat", "side_by_side"]
 
-#: What must be equal under one task's name; ``data_hash`` is of the questions alone.
-_TASK_FACTS = ("metric", "protocol", "n", "data_hash", "shots", "prompts", "version")
 #: Settings that say where and how fast a run was, not what was measured.
 _OF_NO_MATTER = (
     "out", "suite", "sources", "models", "methods", "sparsities", "seeds", "recovery", "tasks",
@@ -116,9 +114,8 @@ def _agree(
 
 def _facts(record: Record) -> Iterator[tuple[tuple[str, ...], Any]]:
     for task, result in record.tasks.items():
-        for fact in _TASK_FACTS:
-            value = result.metric if fact == "metric" else getattr(result, fact, None)
-            value = result.extra(fact) if value is None else value
+        scored = {"metric": result.metric, "n": result.n, "data_hash": result.extra("data_hash")}
+        for fact, value in (scored | result.asked).items():
             if value is not None:
                 yield ("task", task, fact), value
     if record.summary.accuracy is not None:

@@ -1,8 +1,8 @@
 """One model's answers to one task's questions, and how two such sets are paired.
 
 Every paired statistic (stability, agreement, flips, McNemar's test) follows the same rule: the
-same questions, identified by id and by the hash of their text; anything else is refused with the
-difference. ``results.predictions`` reads answers from files.
+same questions, identified by id and by the hash of their text, asked in the same way; anything else
+is refused with the difference. ``results.predictions`` reads answers from files.
 
 Example::
 
@@ -14,8 +14,8 @@ Example::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,8 @@ class Answers:
         nll_name: What the mean runs over, such as ``full prompt``.
         metric: The metric that ``correct`` follows, with the filter of the answers if it has one.
         prompts: Hash of what each question was asked with, where the source has it.
+        asked: How all of them were asked, as far as the source says it: the task's version, the
+            number of examples, and the like.
 
     Raises:
         ConfigError: If a question is there twice, or has one option only, or an NLL that is not
@@ -59,6 +61,7 @@ class Answers:
     nll_name: str | None
     metric: str
     prompts: tuple[str | None, ...] | None = None
+    asked: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what no statistic can be made of."""
@@ -137,8 +140,18 @@ def align(dense: Answers, pruned: Answers) -> Answers:
         ``pruned``, reordered.
 
     Raises:
-        ConfigError: If the questions or what they were asked with differ; the message names which.
+        ConfigError: If the questions or how they were asked differ; the message names which.
     """
+    unlike = [
+        f"{what} is {value} in the first and {pruned.asked[what]} in the second"
+        for what, value in dense.asked.items()
+        if pruned.asked.get(what, value) != value
+    ]
+    if unlike:
+        raise ConfigError(
+            f"Task {dense.task} was not asked alike: {'; '.join(unlike)}. Evaluate both models on "
+            "one version of the task, with the same examples and prompts."
+        )
     if not dense.ids or not pruned.ids:
         raise ConfigError(f"Task {dense.task} has no questions on one side; evaluate it again.")
     index = {name: number for number, name in enumerate(pruned.ids)}

@@ -76,7 +76,8 @@ def assess(result: CellResult, dense: CellResult) -> Assessment:
     own, other = result.answers, dense.answers
     tasks: dict[str, dict[str, Any]] = {}
     for name, facts in result.tasks.items():
-        tasks[name] = {key: value for key, value in facts.items() if key != "subtasks"}
+        own_name = facts["subtasks"] == [name]
+        tasks[name] = {k: value for k, value in facts.items() if k != "subtasks" or not own_name}
         if is_fraction(facts["metric"]):
             tasks[name] |= _stability(facts["subtasks"], other, own).to_fields()
     protocols: dict[str, list[str]] = {}

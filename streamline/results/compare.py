@@ -18,7 +18,6 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,8 +41,6 @@ __all__ = ["POOLED", "Comparison", "Difference", "Tasks", "compare"]
 POOLED = "all questions"
 #: A model's answers, and versions, by task, of one seed.
 Tasks = Mapping[str, Answers]
-Versions = Mapping[str, object]
-_One = TypeVar("_One", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +112,6 @@ def compare(
     alpha: float = 0.05,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    versions: Mapping[str, Versions | Sequence[Versions]] | None = None,
     pooled_only: bool = False,
 ) -> Comparison:
     """Compare models with a reference and with the best of them.
@@ -127,7 +123,6 @@ def compare(
         alpha: Level of significance.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
-        versions: Name -> task -> version of the task, where known, or those of each seed.
         pooled_only: Whether to test only all questions together, and no single task.
 
     Returns:
@@ -135,14 +130,14 @@ def compare(
 
     Raises:
         ConfigError: If there are fewer than two models, the reference is none of them, or tasks,
-            task versions, metrics or questions differ.
+            metrics, questions or how they were asked differ.
     """
     if len(models) < 2 or reference not in models:
         raise ConfigError(
             f"A comparison needs two models or more and one of them as the reference; given are "
             f"{', '.join(models) or 'none'} and the reference {reference}."
         )
-    marks = _marks(_lists(models), reference, _lists(versions or {}))
+    marks = _marks(_lists(models), reference)
     if pooled_only:
         marks = {name: {POOLED: own[POOLED]} for name, own in marks.items()}
     others = [name for name in models if name != reference]
@@ -166,11 +161,7 @@ def compare(
     )
 
 
-def _marks(
-    models: Mapping[str, Sequence[Tasks]],
-    reference: str,
-    versions: Mapping[str, Sequence[Versions]],
-) -> dict[str, dict[str, Bools]]:
+def _marks(models: Mapping[str, Sequence[Tasks]], reference: str) -> dict[str, dict[str, Bools]]:
     """Right or wrong, [seeds, N], by model and task in the reference's order, and pooled.
 
     Seeds that gave the same answers to a task are one there. The subjects of MMLU and CMMLU are put
@@ -178,11 +169,7 @@ def _marks(
     """
     first = models[reference][0]
     found: dict[str, list[dict[str, Bools]]] = {}
-    known = {name: versions.get(name, [{}] * len(own)) for name, own in models.items()}
-    every = [
-        (name, *pair) for name in models for pair in zip(models[name], known[name], strict=True)
-    ]
-    for name, tasks, own_versions in every:
+    for name, tasks in [(one, tasks) for one in models for tasks in models[one]]:
         odd = sorted(set(tasks) ^ set(first))
         if odd:
             raise ConfigError(
@@ -191,18 +178,15 @@ def _marks(
             )
         own: dict[str, Bools] = {}
         for task, answers in tasks.items():
-            pair = [one.get(task) for one in (known[reference][0], own_versions)]
-            if None not in pair and pair[0] != pair[1]:
-                raise ConfigError(
-                    f"Task {task} has version {pair[0]} in {reference} and {pair[1]} in {name}; "
-                    "evaluate both with one version of the task."
-                )
             if answers.metric != first[task].metric:
                 raise ConfigError(
                     f"Task {task} is scored by {first[task].metric} in {reference} and by "
                     f"{answers.metric} in {name}; evaluate both under one metric."
                 )
-            own[task] = align(first[task], answers).correct
+            try:
+                own[task] = align(first[task], answers).correct
+            except ConfigError as error:
+                raise ConfigError(f"{reference} and {name}: {error}") from None
         if not own:
             raise ConfigError(f"{name} has no task to compare. Evaluate it first.")
         blocks = grouped_by_task((task, own[task]) for task in first)
@@ -212,7 +196,7 @@ def _marks(
     return {name: _stacked(each) for name, each in found.items()}
 
 
-def _lists(given: Mapping[str, _One | Sequence[_One]]) -> dict[str, list[_One]]:
+def _lists(given: Mapping[str, Tasks | Sequence[Tasks]]) -> dict[str, list[Tasks]]:
     """What each model has, for each of its seeds."""
     return {name: [*own] if isinstance(own, Sequence) else [own] for name, own in given.items()}
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streamline.errors import ConfigError
-from streamline.results.answers import Answers
+from streamline.results.answers import Answers, Found
 from streamline.results.readers import lm_eval_logs, opencompass
 from streamline.results.readers.sample_rows import read_tasks
 from streamline.results.record import Record, label
-from streamline.results.record_file import FILE_NAME
+from streamline.results.record_file import FILE_NAME, load
 from streamline.results.samples import samples_path
 from streamline.results.select import matching, run_records, select, split
 
@@ -172,8 +172,27 @@ def comparable(models: Mapping[str, Predictions]) -> tuple[dict[str, Predictions
 
 def _of_record(text: str, folder: Path, record: Record) -> Predictions:
     """The samples of one cell."""
-    found = read_tasks(samples_path(folder, record))
+    found = _as_asked(read_tasks(samples_path(folder, record)), record)
     return Predictions(source=text, kind="samples", record=record, **found._asdict())
+
+
+def _as_asked(found: Found, record: Record) -> Found:
+    """Answers that know how their questions were asked, as the record says it."""
+    asked = {
+        task: result.asked
+        for name, result in record.tasks.items()
+        for task in (name, *(result.extra("subtasks") or ()))
+    }
+    tasks = {task: replace(own, asked=asked.get(task, {})) for task, own in found.tasks.items()}
+    return found._replace(tasks=tasks)
+
+
+def _records_beside(file: Path) -> list[Record]:
+    """The records of a samples file by itself: of its run, or what was evaluated beside it."""
+    folder, single = file.absolute().parent.parent, file.with_suffix(".json")
+    if file.parent.name == "samples" and (folder / FILE_NAME).is_file():
+        return [one for one in load(folder) if samples_path(folder, one).name == file.name]
+    return load(single) if single.is_file() else []
 
 
 def _from_parquet(text: str, path: Path) -> Predictions:
@@ -186,4 +205,7 @@ def _from_parquet(text: str, path: Path) -> Predictions:
                 f"with a selector. There are: {', '.join(file.name for file in files)}."
             )
         path = files[0]
-    return Predictions(source=text, kind="samples", **read_tasks(path)._asdict())
+    found = read_tasks(path)
+    for record in _records_beside(path):
+        found = _as_asked(found, record)
+    return Predictions(source=text, kind="samples", **found._asdict())

@@ -65,7 +65,9 @@ class TaskResult(Block):
     """One task's value under its own metric. Accuracies and stabilities lie in [0, 1].
 
     Further keys in use: ``agreement``, ``stability_stderr``, ``counts`` (``both_right``, ``lost``,
-    ``gained``, ``both_wrong``) and ``version`` (the task's).
+    ``gained``, ``both_wrong``), ``version`` (the task's), ``protocol``, ``shots``, ``prompts``
+    where they are not the task's own, and ``subtasks`` where the answers are those of several
+    tasks.
     """
 
     metric: str
@@ -73,6 +75,13 @@ class TaskResult(Block):
     stderr: float | None = Field(None, ge=0)
     n: int | None = Field(None, ge=0)
     stability: Fraction | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """How its questions were asked: what must be equal wherever two results are paired."""
+        known = {what: self.extra(what) for what in ("protocol", "version", "shots")}
+        prompts = {"prompts": self.extra("prompts") or "the task's own"}
+        return {what: value for what, value in known.items() if value is not None} | prompts
 
     @model_validator(mode="after")
     def _in_range(self) -> TaskResult:

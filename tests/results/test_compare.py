@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -11,13 +13,16 @@ from streamline.errors import ConfigError
 from streamline.report.findings.chance import chance_tables, paired
 from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.runs import RunFolder
-from streamline.results.answers import Answers
+from streamline.results.answers import Answers, align
+from streamline.results.assess import CellResult, assess
 from streamline.results.compare import POOLED, compare
-from streamline.results.record_file import load
+from streamline.results.predictions import read_cells
+from streamline.results.record_file import load, upsert
+from streamline.results.samples import samples_path, write_samples
 from streamline.results.statistics import holm, mcnemar, seeds_test
 
 
-def answers(correct, task="t", metric="acc", hashes=None):
+def answers(correct, task="t", metric="acc", hashes=None, **asked):
     n = len(correct)
     return Answers(
         task=task,
@@ -27,6 +32,7 @@ def answers(correct, task="t", metric="acc", hashes=None):
         nll=None,
         nll_name=None,
         metric=metric,
+        asked=asked,
     )
 
 
@@ -78,9 +84,9 @@ def test_unequal_evaluations_are_refused_with_the_difference():
     with pytest.raises(ConfigError, match=r"1 question \(1\) with another doc_hash"):
         other = answers([True, False], hashes=["a", "c"])
         compare({"a": {"t": good}, "b": {"t": other}}, "a")
-    with pytest.raises(ConfigError, match="version 1 in a and 2 in b"):
-        versions = {"a": {"t": 1}, "b": {"t": 2}}
-        compare({"a": {"t": good}, "b": {"t": good}}, "a", versions=versions)
+    with pytest.raises(ConfigError, match="a and b: Task t was not asked alike: version is 1 in"):
+        first, second = ({"t": answers([True, False], version=version)} for version in (1, 2))
+        compare({"a": first, "b": second}, "a")
     with pytest.raises(ConfigError, match="scored by acc in a and by acc_norm in b"):
         other = answers([True, False], metric="acc_norm")
         compare({"a": {"t": good}, "b": {"t": other}}, "a")
@@ -108,16 +114,70 @@ def test_the_verb_compares_cells_of_a_run(run_folder):
     assert "240 questions" in table.stdout
 
 
-def test_the_verb_refuses_task_versions_that_differ(run_copy):
+@pytest.mark.parametrize("verb", ["compare", "stability"])
+@pytest.mark.parametrize(
+    ("fact", "before", "after"),
+    [
+        ("version", 1, 2),
+        ("shots", 0, 5),
+        ("prompts", "the task's own", "chat template"),
+        ("protocol", "lm-eval", "bits-per-byte"),
+    ],
+)
+def test_the_verbs_pair_no_cells_whose_tasks_were_asked_differently(
+    run_copy, tmp_path, verb, fact, before, after
+):
     path = run_copy / "results.json"
     content = json.loads(path.read_text())
-    content["records"][1]["tasks"]["piqa"]["version"] = 2
+    for record, value in zip(content["records"], (before, after), strict=False):
+        for task in record["tasks"].values():
+            if (fact, value) != ("prompts", before):  # which a record does not say
+                task[fact] = value
     del content["checksum"]
     path.write_text(json.dumps(content))
     name = content["records"][1]["method"]
     sources = [f"{run_copy}:dense", f"{run_copy}:{name}@0.1,seed=0"]
-    with pytest.raises(ConfigError, match="Task piqa has version 1"):
-        CliRunner().invoke(app, ["compare", *sources], catch_exceptions=False)
+    records = load(run_copy)[:2]
+    single = [tmp_path / "a.parquet", tmp_path / "b.parquet"]  # as `evaluate` leaves them
+    for file, record in zip(single, records, strict=True):
+        file.with_suffix(".json").write_text(json.dumps(record.to_json()))
+        shutil.copy(samples_path(run_copy, record), file)
+    files = [samples_path(run_copy, record) for record in records]
+    why = f"Task piqa was not asked alike: {fact} is {before} in the first and {after} in the"
+    for pair in (sources, files, single):
+        with pytest.raises(ConfigError, match=why):
+            CliRunner().invoke(app, [verb, *map(str, pair)], catch_exceptions=False)
+
+
+def test_a_row_of_several_tasks_says_how_each_was_asked(tmp_path):
+    """Of subjects under one name the record's row has the facts, the samples their own names."""
+    names = [f"mmlu_{subject}" for subject in ("anatomy", "virology")]
+    rows = [
+        {
+            "task": task,
+            "doc_id": doc,
+            "doc_hash": f"{doc}",
+            "option": option,
+            "loglikelihood": -1.0 - option * doc,
+            "n_tokens": 1,
+            "correct": True,
+            "metric": "acc",
+        }
+        for task in names
+        for doc in range(2)
+        for option in range(2)
+    ]
+    facts = {"metric": "acc", "value": 1.0, "n": 4, "subtasks": names}
+    results = [
+        CellResult({"mmlu": {**facts, "shots": shots}}, pd.DataFrame(rows)) for shots in (0, 5)
+    ]
+    for method, result in zip(("dense", "x"), results, strict=True):
+        cell = {"model": "m", "method": method, "sparsity": 0.0, "status": "ok"}
+        record = upsert(tmp_path, {**cell, "tasks": assess(result, results[0]).tasks})
+        write_samples(samples_path(tmp_path, record), result.samples)
+    dense, pruned = read_cells(tmp_path).values()
+    with pytest.raises(ConfigError, match="mmlu_virology was not asked alike: shots is 0 in"):
+        align(dense.tasks["mmlu_virology"], pruned.tasks["mmlu_virology"])
 
 
 def test_a_record_given_twice_is_refused(run_folder):
@@ -189,10 +249,9 @@ def test_seeds_that_answer_alike_are_one():
 
 
 def test_versions_of_every_seed_are_looked_at():
-    one = answers([True, False])
-    versions = {"a": [{"t": 1}], "b": [{"t": 1}, {"t": 2}]}
-    with pytest.raises(ConfigError, match="version 1 in a and 2 in b"):
-        compare({"a": [{"t": one}], "b": [{"t": one}, {"t": one}]}, "a", versions=versions)
+    one, two = (answers([True, False], version=version) for version in (1, 2))
+    with pytest.raises(ConfigError, match="version is 1 in the first and 2 in the second"):
+        compare({"a": [{"t": one}], "b": [{"t": one}, {"t": two}]}, "a")
 
 
 def test_a_task_on_which_seeds_agree_is_tested_like_one_of_one_seed():
