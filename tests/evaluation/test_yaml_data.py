@@ -14,6 +14,7 @@ from streamline.evaluation.building import build
 from streamline.evaluation.origins import find_origins
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.evaluation.tasks.declared import declared
+from streamline.hashing import content_key
 from streamline.testing.models import tiny_tokenizer
 
 _YAML = """task: {name}
@@ -129,3 +130,52 @@ def test_groups_and_tags_of_lm_eval_lead_to_their_sets():
 def test_packaged_data_have_no_task_of_lm_eval():
     found = find_origins(resolve(["sciq"]), source="packaged")
     assert "no packaged questions" in found.missing["sciq"]
+
+
+#: How a YAML may name the file ``set/deep/test.jsonl``.
+_WAYS = {
+    "a file": ("json", "data_files: {test: set/deep/test.jsonl}"),
+    "a pattern": ("json", "data_files: {test: set/*/*.jsonl}"),
+    "a pattern at any depth": ("json", "data_files: [set/**]"),
+    "an absolute pattern": ("json", "data_files: {here}/set/deep/t*"),
+    "a folder": ("./set", ""),
+    "a folder, absolute": ("{here}/set", ""),
+    "a pattern in a folder": ("set", "data_files: deep/test.*"),
+    "a folder of a form": ("json", "data_dir: set/deep"),
+    "a pattern in the folder of a form": ("json", "data_dir: set, data_files: {test: '*/*'}"),
+}
+
+
+@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize("included", [False, True])
+def test_questions_are_in_the_key_by_content_however_a_yaml_names_them(
+    way: str, included: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    questions = tmp_path / "set" / "deep" / "test.jsonl"
+    questions.parent.mkdir(parents=True)
+    questions.write_text('{"question": "one"}')
+    (tmp_path / "unread.jsonl").write_text("{}")
+    path, arguments = (text.replace("{here}", str(tmp_path)) for text in _WAYS[way])
+    text = _YAML.format(name="sums", path=path, more=f"dataset_kwargs: {{{arguments}}}")
+    own = tmp_path / "yaml"
+    own.mkdir()
+    base = tmp_path / "base" / "base.yaml"
+    if included:
+        base.parent.mkdir()
+        base.write_text(text.replace("task: sums\n", ""))
+        text = "include: ../base/base.yaml\ntask: sums\n"
+    (own / "sums.yaml").write_text(text)
+
+    def key() -> str:
+        return content_key(_content(own, "sums"))
+
+    keys = [key()]
+    (tmp_path / "unread.jsonl").write_text("{ }")
+    assert key() == keys[0]
+    questions.write_text('{"question": "two"}')
+    keys.append(key())
+    if included:
+        base.write_text(base.read_text().replace("question", "questions"))
+        keys.append(key())
+    assert len(set(keys)) == len(keys)

@@ -121,14 +121,19 @@ def test_labels_in_a_file_of_their_own_are_part_of_the_questions(mine, settings)
     assert other.tasks["piqa"].value == pytest.approx(1 - dense.tasks["piqa"].value)
 
 
-def test_the_file_that_a_tasks_yaml_names_is_part_of_its_questions(mine, settings, tmp_path):
+@pytest.mark.parametrize("named", ["json {test: elsewhere/*.jsonl}", "./elsewhere null"])
+def test_what_a_tasks_yaml_names_is_part_of_its_questions(
+    mine, settings, tmp_path, monkeypatch, named
+):
+    monkeypatch.chdir(tmp_path)
     rows = [{"q": f"{i} and {i}?", "options": ["few", f"{2 * i}"], "a": 1} for i in range(6)]
-    questions = tmp_path / "elsewhere" / "questions.jsonl"
+    questions = tmp_path / "elsewhere" / "test.jsonl"
+    path, files = named.split(" ", 1)
     questions.parent.mkdir()
     questions.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "yaml").mkdir()
     (tmp_path / "yaml" / "sums.yaml").write_text(
-        f"task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files: {{test: {questions}}}\n"
+        f"task: sums\ndataset_path: {path}\ndataset_kwargs:\n  data_files: {files}\n"
         'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{q}}"\n'
         'doc_to_choice: "{{options}}"\ndoc_to_target: "{{a}}"\n'
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"

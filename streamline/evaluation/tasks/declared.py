@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -182,16 +183,49 @@ def _hub_data(values: dict[str, Any]) -> HubData | None:
 
 
 def named_files(folder: Path) -> list[Path]:
-    """The files of questions that the YAML below a folder names and that are there."""
+    """What decides a task's questions beside the YAML below a folder: files that this names.
+
+    These are files and whole folders by their paths, what ``datasets`` reads for a task, and YAML
+    that is included from elsewhere, with the Python beside it.
+    """
     found: dict[Path, None] = {}
-    for file in sorted(folder.rglob("*.yaml")):
-        for text in _texts(_parsed(file)):
+    index = _index(folder)
+    tasks = [one for name in index.files for one in _tasks_of(name, index, set())]
+    for file in dict.fromkeys(file for files, _ in tasks for file in files):
+        if folder.resolve() not in file.resolve().parents:
+            found |= dict.fromkeys([file, *sorted(file.parent.glob("*.py"))])
+    for values in (*map(_parsed, sorted(folder.rglob("*.yaml"))), *(own for _, own in tasks)):
+        for text in _texts(values):
             path = Path(text)
             if path.suffix and path.is_file():
                 found[path] = None
-            elif path.is_absolute() and path.is_dir():
-                found |= dict.fromkeys(sorted(p for p in path.rglob("*") if p.is_file()))
+            elif path.is_absolute() and path.name and path.is_dir():
+                found |= dict.fromkeys(_files_below(path))
+    for _, own in tasks:
+        found |= dict.fromkeys(_data_files(own))
     return list(found)
+
+
+def _data_files(values: dict[str, Any]) -> Iterator[Path]:
+    """The local files that ``datasets`` reads for a task: those that its patterns fit, or all."""
+    path, given = values.get("dataset_path"), values.get("dataset_kwargs")
+    arguments = given if isinstance(given, dict) else {}
+    if not isinstance(path, str) or not (path in _FORMATS or Path(path).is_dir()):
+        return
+    inside = arguments.get("data_dir")
+    base = Path("" if path in _FORMATS else path)
+    base = base / Path(inside).expanduser() if isinstance(inside, str) else base
+    patterns = list(_texts(arguments.get("data_files")))
+    if not patterns and base != Path():
+        yield from _files_below(base)
+    for pattern in patterns:
+        names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - may be absolute
+        for path in sorted(base / name for name in names):
+            yield from [path] if path.is_file() else _files_below(path)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _with_included(file: Path) -> tuple[list[Path], dict[str, Any]]:
