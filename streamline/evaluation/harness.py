@@ -31,8 +31,8 @@ from streamline.evaluation.part import BatchTokenizer, Part
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry, include_paths
-from streamline.evaluation.tasks.overrides import fingerprint
-from streamline.evaluation.tasks.row_checks import askable, loading
+from streamline.evaluation.tasks.overrides import fingerprint, question_keys
+from streamline.evaluation.tasks.row_checks import askable, check_repeats, loading, shown
 from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS, full_text_ids
 
 if TYPE_CHECKING:
@@ -95,16 +95,17 @@ def task_part(
         prompting: What is put around each question; None for the task's own prompts.
 
     Raises:
-        AssetError: If a question has no right option, or nothing to choose from.
-        ConfigError: If the kind of task is not supported, it has no such prompts, or an answer is
-            longer than the model's context.
+        AssetError: If a question cannot be asked as it is.
+        ConfigError: If the task is of another kind, has no such prompts, or answers are too long.
     """
     if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood", "generate_until"):
         raise ConfigError(
             f"Task {task.task_name!r} is of type {task.OUTPUT_TYPE}, which is not supported here. "
             "For perplexity use wikitext2, c4 or heldout."
         )
-    with quiet(), loading(task.task_name):
+    from lm_eval.utils import env
+
+    with quiet(), loading(task.task_name), shown(task, env):
         task.set_fewshot_seed(1234)  # lm-eval's own default
         task.build_all_requests(limit=limit, **_around(task, tokenizer, prompting or Prompting()))
     instances = askable(task)
@@ -126,6 +127,8 @@ def task_part(
             option = task.task_name, int(instance.doc_id), int(instance.idx)
             requests.append(Request(*option, tuple(context[-longest:]), tuple(continuation)))
     n_docs = len({instance.doc_id for instance in instances})
+    keys = question_keys(task.eval_docs, n_docs)
+    check_repeats(task.task_name, keys, entry.brings_data)
     return Part(
         name=task.task_name,
         entry=entry,
@@ -133,7 +136,7 @@ def task_part(
         instances=instances,
         requests=tuple(requests),
         n_docs=n_docs,
-        data_hash=fingerprint(task.eval_docs, n_docs),
+        data_hash=fingerprint(keys),
         shots=entry.shots or int(task.config.num_fewshot or 0),
     )
 
@@ -253,10 +256,8 @@ def unsupported_options(part: Part) -> str | None:
     with quiet():
         for instance in part.instances:
             options = dict(normalize_gen_kwargs(instance.args[1]))
-            greedy = {"until", "max_gen_toks"} | {
-                name for name in ("do_sample", "temperature") if not options.get(name)
-            }
-            found |= set(options) - greedy
+            off = {name for name in ("do_sample", "temperature") if not options.get(name)}
+            found |= set(options) - {"until", "max_gen_toks"} - off
     return ", ".join(sorted(found)) or None
 
 

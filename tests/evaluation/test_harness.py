@@ -221,7 +221,10 @@ def test_tasks_are_loaded_by_name(
     from streamline.evaluation import building
 
     docs = Dataset.from_list(
-        [{"goal": "to sit", "sol1": "use a chair", "sol2": "use a cat", "label": 0}] * 3
+        [
+            {"goal": f"to sit {i}", "sol1": "use a chair", "sol2": "use a cat", "label": 0}
+            for i in range(3)
+        ]
     )
 
     def changes(task: str, **_: Any) -> dict[str, Any]:

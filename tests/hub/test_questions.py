@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub.conftest import Child
 from hub.loopback import LoopbackHub
@@ -93,3 +97,27 @@ def test_what_will_not_pass_is_said_with_its_reason(full: LoopbackHub, child: Ch
         message = found[task]
         assert isinstance(message, str)
         assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.slow
+def test_what_cannot_be_asked_of_a_copy_is_named(full: LoopbackHub, child: Child) -> None:
+    """The second of three questions has null where a text belongs, or is there again."""
+
+    def change(files: str, edit: Callable[[list[dict[str, Any]]], None]) -> None:
+        (file,) = (full.root / "datasets").glob(files)
+        table = pq.read_table(file)
+        rows = table.to_pylist()
+        edit(rows)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+
+    change("baber/piqa/main/*validation*", lambda rows: rows[1].update(goal=None))
+    easy = "allenai/ai2_arc/main/ARC-Easy/test*"
+    change(easy, lambda rows: rows[1]["choices"]["text"].__setitem__(1, None))
+    change("allenai/winogrande/main/*/validation*", lambda rows: rows.__setitem__(2, rows[1]))
+    found = _asked(child, full, "piqa", "arc_easy", "winogrande")
+    for task, words in {
+        "piqa": "question 1 of piqa cannot be asked: goal is null",
+        "arc_easy": "question 1 of arc_easy cannot be asked: choices is null",
+        "winogrande": "question 2 of winogrande is there twice",
+    }.items():
+        assert words in str(found[task])

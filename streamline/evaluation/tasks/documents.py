@@ -29,7 +29,7 @@ from streamline.errors import AssetError, ConfigError, StreamlineError
 from streamline.evaluation.tasks import generation_prompts, lm_eval_prompts
 from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.opencompass_prompts import TEMPLATES, Template
-from streamline.evaluation.tasks.row_checks import require_choice
+from streamline.evaluation.tasks.row_checks import Given, require_choice
 from streamline.evaluation.tasks.sources import QuestionSource, parse_data, question_source
 from streamline.evaluation.tasks.text_ids import fit_text
 from streamline.hashing import content_key
@@ -74,7 +74,7 @@ def documents(
     questions = load_questions(source)
     if limit is not None:
         questions = questions.select(range(min(limit, len(questions))))
-    rows = [dict(row) for row in questions]
+    rows = [Given(row) for row in questions]
 
     def each(build: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
         """One document for each row; what cannot be one is named."""
@@ -112,7 +112,8 @@ def documents(
             )
         else:
             template = TEMPLATES[source.questions]
-            shots = load_shots(source)[: template.n_shots] if template.n_shots else []
+            drawn = load_shots(source)[: template.n_shots] if template.n_shots else []
+            shots = [Given(row) for row in drawn]
             built = each(
                 lambda row: _mean_nll_document(
                     template, row, shots, source.subject, tokenizer, max_length

@@ -12,7 +12,8 @@ source (:mod:`streamline.evaluation.tasks.sources`), with the field names of the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from streamline.evaluation.tasks.question_sets import QUESTION_SETS
 from streamline.evaluation.tasks.sources import QuestionSource, question_set, question_source
 from streamline.hashing import content_key
 
-__all__ = ["fingerprint", "overrides", "without_shots"]
+__all__ = ["fingerprint", "overrides", "question_keys", "without_shots"]
 
 _LOADED_DATA = "questions"
 
@@ -135,20 +136,19 @@ def _returning(splits: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     return custom_dataset
 
 
-def fingerprint(docs: Any, limit: int | None = None) -> str:
-    """A name for the questions that were evaluated, the same for every model and tokenizer.
+def question_keys(docs: Any, limit: int | None = None) -> list[str]:
+    """What stands for each question that was evaluated, the same for every model and tokenizer.
 
     Args:
         docs: lm-eval's ``task.eval_docs``, or rows.
         limit: Only the first so many, as evaluated.
-
-    Returns:
-        SHA-256 over the questions in order, 64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    for index, row in enumerate(docs):
-        if limit is not None and index >= limit:
-            break
-        key = row["question_key"] if "question_key" in row else content_key(dict(row))
-        digest.update(key.encode("ascii"))
-    return digest.hexdigest()
+    return [
+        row["question_key"] if "question_key" in row else content_key(dict(row))
+        for row in itertools.islice(docs, limit)
+    ]
+
+
+def fingerprint(keys: Iterable[str]) -> str:
+    """A name for questions in their order: SHA-256, 64 hexadecimal digits."""
+    return hashlib.sha256("".join(keys).encode("ascii")).hexdigest()

@@ -1,25 +1,33 @@
 """Questions that can be asked: with texts, options to choose from and a right one among them.
 
-Unlabelled splits (label -1), null texts, one option, empty options and files with their questions
+Unlabelled splits (label -1), null texts, one option, empty options and sets with their questions
 twice end in one message that names the question, before any model is run.
 
 Example::
 
     check_rows("piqa", rows)            # what a reader of original files made
-    instances = askable(task)           # what lm-eval made of a question set from anywhere
+    with shown(task, env):              # what lm-eval makes of a question set from anywhere
+        task.build_all_requests()
+    instances = askable(task)
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from streamline.errors import AssetError, StreamlineError
+from streamline.evaluation.tasks.sources import question_set
 
-__all__ = ["askable", "check_rows", "loading", "require_choice"]
+__all__ = [
+    "Given", "askable", "check_repeats", "check_rows", "loading", "require_choice", "shown",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 Choice = tuple[Sequence[Any], Any]
@@ -76,12 +84,131 @@ def check_rows(reader: str, rows: Sequence[Row]) -> None:
                 require_choice(options, [int(right)])
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise ValueError(f"question {number}: {error}") from None
-    seen = Counter(json.dumps(dict(row), sort_keys=True, default=str) for row in rows)
-    doubled = len(rows) > 3 and 2 * len(seen) <= len(rows)
-    if len(seen) < len(rows) and (reader in _UNIQUE or doubled):
-        texts = [json.dumps(dict(row), sort_keys=True, default=str) for row in rows]
-        number = next(i for i, text in enumerate(texts) if text in texts[:i])
-        raise ValueError(f"question {number} is there twice")
+    texts = [json.dumps(dict(row), sort_keys=True, default=str) for row in rows]
+    again = _repeats(texts)
+    if again and (reader in _UNIQUE or len(rows) > 3 and 2 * len(again) >= len(rows)):
+        raise ValueError(f"question {again[0]} is there twice")
+
+
+def check_repeats(name: str, keys: Sequence[str], own: bool) -> None:
+    """Refuse a set that is there twice; of a set of the user's, say which questions repeat.
+
+    Published sets have a few questions twice, as MMLU has, and are taken as they are; only those of
+    which it is known that they have none are held to it.
+
+    Args:
+        name: The task.
+        keys: What stands for each of its questions.
+        own: Whether the user brought it.
+
+    Raises:
+        AssetError: With the task and the question.
+    """
+    again = _repeats(keys)
+    if not again:
+        return
+    known = None if own else question_set(name)
+    unique = known is not None and known[0].reader in _UNIQUE
+    if unique or (len(keys) > 3 and min(Counter(keys).values()) > 1):
+        raise AssetError(
+            f"question {again[0]} of {name} is there twice: {len(keys)} questions are "
+            f"{len(keys) - len(again)} different ones. Correct the data; each counts once."
+        )
+    if own:
+        log.warning(
+            "%s: %d of its %d questions are there before, the first is question %d; each counts",
+            name,
+            len(again),
+            len(keys),
+            again[0],
+        )
+
+
+def _repeats(texts: Sequence[str]) -> list[int]:
+    """The places of those that are there before."""
+    seen: set[str] = set()
+    again = []
+    for place, text in enumerate(texts):
+        if text in seen:
+            again.append(place)
+        seen.add(text)
+    return again
+
+
+class Given(dict[str, Any]):
+    """A row of whose fields none that is read is null."""
+
+    def __getitem__(self, name: str) -> Any:
+        """The field's value.
+
+        Raises:
+            ValueError: If it is null, or has null in it.
+        """
+        value = super().__getitem__(name)
+        if _has_null(value):
+            raise ValueError(f"{name} is null, and must be given")
+        return value
+
+
+@contextmanager
+def shown(task: Any, env: Any) -> Iterator[None]:
+    """While lm-eval builds prompts and options, refuse null, which it would show as a word.
+
+    Nothing is said of fields that no template shows, nor of what Python of the task's own makes.
+
+    Args:
+        task: lm-eval's task object.
+        env: The Jinja environment of its templates.
+
+    Raises:
+        AssetError: With the question and its null fields.
+    """
+    names = ["doc_to_text", "doc_to_choice"]
+    names += [] if task.OUTPUT_TYPE == "generate_until" else ["doc_to_target"]
+
+    def strict(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(doc: Row, *args: Any, **options: Any) -> Any:
+            before, env.finalize = env.finalize, _not_null
+            try:
+                return call(doc, *args, **options)
+            except _NullError:
+                null = ", ".join(name for name, value in doc.items() if _has_null(value))
+                number = next((i for i, d in enumerate(task.eval_docs) if d == doc), None)
+                which = "an example" if number is None else f"question {number}"
+                raise AssetError(
+                    f"{which} of {task.task_name} cannot be asked: {null or 'a value'} is null, "
+                    "and its text would have the word None. Correct the data."
+                ) from None
+            finally:
+                env.finalize = before
+
+        return called
+
+    own = dict(vars(task))
+    vars(task).update({name: strict(getattr(task, name)) for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(task).pop(name)
+        vars(task).update({name: own[name] for name in names if name in own})
+
+
+class _NullError(Exception):
+    """A template shows null."""
+
+
+def _not_null(value: Any) -> Any:
+    if _has_null(value):
+        raise _NullError
+    return value
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a value is null, or has null in it."""
+    if isinstance(value, Mapping):
+        return any(map(_has_null, value.values()))
+    return value is None or (isinstance(value, (list, tuple)) and any(map(_has_null, value)))
 
 
 @contextmanager
@@ -95,7 +222,7 @@ def loading(name: str) -> Iterator[None]:
         yield
     except StreamlineError:
         raise
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise AssetError(
             f"{name} cannot be loaded from its questions ({type(error).__name__}: {error}); take a "
             "split that has right answers, or correct the data"
@@ -145,7 +272,7 @@ def _require_text(name: str, value: Any) -> None:
 
 
 def require_choice(options: Sequence[Any], right: Sequence[int]) -> None:
-    """Refuse fewer than two options, an empty one, and a right one that is none of them.
+    """Refuse fewer than two options, one empty or null, and a right one that is none of them.
 
     Args:
         options: Of one question.
@@ -156,9 +283,9 @@ def require_choice(options: Sequence[Any], right: Sequence[int]) -> None:
     """
     if len(options) < 2:
         raise ValueError(f"it has {len(options)} option, and there is nothing to choose")
-    empty = [i for i, text in enumerate(options) if not str(text).strip()]
-    if empty:
-        raise ValueError(f"its option {empty[0]} is empty")
+    for number, text in enumerate(options):
+        if text is None or not str(text).strip():
+            raise ValueError(f"its option {number} is {'null' if text is None else 'empty'}")
     beyond = [one for one in right if not 0 <= one < len(options)]
     if beyond or not right:
         raise ValueError(

@@ -128,6 +128,8 @@ def make(docs: Rows, **changes: Any) -> Any:
         ({"gold": 3}, "right option is 3"),
         ({"options": ["so", "", "no"]}, "option 1 is empty"),
         ({"options": ["so"], "gold": 0}, "1 option, and there is nothing to choose"),
+        ({"options": ["so", None, "no"]}, "option 1 is null"),
+        ({"q": None}, "q is null, and its text would have the word None"),
     ],
 )
 def test_a_question_from_anywhere_that_cannot_be_asked_is_named(
@@ -151,3 +153,98 @@ def test_the_label_of_an_unlabelled_pair_is_no_answer(monkeypatch: pytest.Monkey
         AssetError, match=r"question 0 of .*cmnli.* cannot be asked .*right option is 3"
     ):
         build(resolve(["streamline_cmnli"]), tiny_tokenizer(), max_length=512, source="hub")
+
+
+def test_null_in_a_list_that_a_template_shows_is_named() -> None:
+    docs: Rows = [{"q": f"{i}", "one": "so", "other": "no", "gold": 0} for i in range(3)]
+    docs[2]["other"] = None
+    asked = make(docs, doc_to_choice="{{[one, other]}}")
+    entry = TaskEntry(name="toy", tasks=("toy",), protocol="lm-eval", metric="acc")
+    with pytest.raises(AssetError, match="question 2 of toy cannot be asked: other is null"):
+        task_part(asked, entry, tiny_tokenizer(), max_length=512)
+
+
+def test_null_that_no_prompt_shows_is_of_no_matter() -> None:
+    docs: Rows = [
+        {"q": f"q{i}", "hint": None, "options": ["so", "no"], "gold": 0} for i in range(3)
+    ]
+    asked = make(docs, doc_to_text="{% if hint %}{{hint}} {% endif %}{{q}}")
+    entry = TaskEntry(name="toy", tasks=("toy",), protocol="lm-eval", metric="acc")
+    part = task_part(asked, entry, tiny_tokenizer(), max_length=512)
+    assert [instance.args[0] for instance in part.instances[::2]] == ["q0", "q1", "q2"]
+    assert not {"doc_to_text", "doc_to_choice", "doc_to_target"} & set(vars(asked))
+
+
+def test_null_in_an_example_is_refused() -> None:
+    docs: Rows = [{"q": f"why {i}", "options": ["so", "no"], "gold": 0} for i in range(3)]
+    shots = [{"q": None, "options": ["so", "no"], "gold": 0}]
+    asked = make(
+        docs,
+        custom_dataset=lambda **_: {"test": Dataset.from_list(docs), "few": shots},
+        fewshot_split="few",
+        num_fewshot=1,
+    )
+    entry = TaskEntry(name="toy", tasks=("toy",), protocol="lm-eval", metric="acc")
+    with pytest.raises(AssetError, match="an example of toy cannot be asked: q is null"):
+        task_part(asked, entry, tiny_tokenizer(), max_length=512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sentence2": None}, "sentence2 is null"),
+        ({"label": None}, "label is null"),
+        ({"unread": None}, ""),
+    ],
+)
+def test_a_null_field_of_our_own_tasks_is_named(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    from streamline.evaluation.tasks import documents
+
+    rows = [{"sentence1": f"a {i}", "sentence2": "b", "label": 1, "unread": ""} for i in range(3)]
+    rows[1] |= changes
+    monkeypatch.setattr(documents, "load_questions", lambda _: Dataset.from_list(rows))
+
+    def built() -> Any:
+        tasks = resolve(["streamline_cmnli"])
+        return build(tasks, tiny_tokenizer(), max_length=512, source="hub")
+
+    if not words:
+        assert built()[0].n_docs == 3
+        return
+    with pytest.raises(AssetError, match=f"question 1 of .*cmnli.* cannot be asked .*{words}"):
+        built()
+
+
+@pytest.mark.parametrize(
+    ("name", "brought", "again", "words"),
+    [
+        ("toy", True, [0, 1, 2, 3], "question 4 of toy is there twice: 8 questions are 4"),
+        ("toy", False, [0, 1, 2, 3], "question 4 of toy is there twice: 8 questions are 4"),
+        ("toy", True, [2], None),
+        ("toy", False, [2], None),
+        ("piqa", False, [2], "question 4 of piqa is there twice: 5 questions are 4 different"),
+        ("piqa", True, [2], None),
+    ],
+)
+def test_questions_that_are_there_twice(
+    caplog: pytest.LogCaptureFixture, name: str, brought: bool, again: list[int], words: str | None
+) -> None:
+    """A set with everything twice, of any origin; single ones where it is known to have none."""
+    docs: Rows = [{"q": f"why {i}", "options": ["so", "no"], "gold": 0} for i in range(4)]
+    entry = TaskEntry(
+        name=name,
+        tasks=(name,),
+        protocol="lm-eval",
+        metric="acc",
+        folder="/mine" if brought else None,
+    )
+    asked = make([*docs, *(docs[i] for i in again)], task=name)
+    if words is not None:
+        with pytest.raises(AssetError, match=words):
+            task_part(asked, entry, tiny_tokenizer(), max_length=512)
+        return
+    assert task_part(asked, entry, tiny_tokenizer(), max_length=512).n_docs == 5
+    said = f"{name}: 1 of its 5 questions are there before, the first is question 4"
+    assert (said in caplog.text) == brought
