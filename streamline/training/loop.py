@@ -80,7 +80,7 @@ def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str
     """Train groups of one batch_schedule, each from where it stands, to the end.
 
     One whose validation loss is not finite ends there. It leaves no weights behind, and neither
-    does one that had no finite gradient at any step.
+    does one that had no finite gradient at more than half of its steps.
     """
     for group in groups:
         group.state.resume()

@@ -63,6 +63,7 @@ class FineTuned:
         after: Validation loss of the weights that were kept, likewise.
         distillation: How it learnt from the dense model, if it did.
         shared_layers: First layers that ran once for it and the dense model.
+        skipped_steps: Steps left out because their gradient was not finite.
     """
 
     model: PreTrainedModel
@@ -77,6 +78,7 @@ class FineTuned:
     after: float | None = None
     distillation: DistillationSettings | None = None
     shared_layers: int = 0
+    skipped_steps: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Everything but model and rows, as a JSON object."""
@@ -92,7 +94,7 @@ class FineTuned:
         return {
             "recipe": asdict(self.recipe),
             **taught,
-            **{name: getattr(self, name) for name in (*names, "before", "after")},
+            **{name: getattr(self, name) for name in (*names, "skipped_steps", "before", "after")},
         }
 
 
@@ -247,6 +249,7 @@ def fine_tune(
         after=None if held_out is None else state.best_loss,
         distillation=None if distillation is None else distillation.settings,
         shared_layers=0 if teacher is None else teacher.shared,
+        skipped_steps=state.skipped_steps,
     )
 
 

@@ -152,7 +152,8 @@ class LoraLoop:
         """Make the steps that are left, until the last one or the recipe's patience ends.
 
         Raises:
-            NotFiniteError: If a validation loss is not finite, or no step had a finite gradient.
+            NotFiniteError: If a validation loss is not finite, or the gradient of more than half of
+                all steps.
         """
         saved, pause = time.monotonic(), save_seconds
         total = sum(int(self.sequences.lengths[indices].sum()) for indices in self.batches)

@@ -8,7 +8,10 @@ from typing import Any
 
 from streamline.errors import NotFiniteError
 
-__all__ = ["Losses", "finite"]
+__all__ = ["MOST_SKIPPED", "Losses", "finite"]
+
+#: The part of the steps that may be left out; a training that lost more came to nothing.
+MOST_SKIPPED = 0.5
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Losses:
         skipped_steps: Steps left out because their gradient was not finite.
         rows: One entry per optimiser step, as in the JSON lines file.
         not_finite: What was not finite, if the training came to nothing: the validation loss at a
-            step, at which it ended, or the gradient of every step.
+            step, at which it ended, or the gradient of more than half of all steps.
     """
 
     label: str

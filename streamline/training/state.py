@@ -20,6 +20,7 @@ Example::
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,11 +38,12 @@ from streamline.errors import ConfigError
 from streamline.files import write_text_atomic
 from streamline.kept import kept_tensors, write_tensors
 from streamline.training.distillation.shares import Shares
-from streamline.training.losses import Losses, finite
+from streamline.training.losses import MOST_SKIPPED, Losses, finite
 from streamline.training.schedule import Schedule
 
 __all__ = ["TrainingState", "nothing_trained"]
 
+log = logging.getLogger(__name__)
 _LOADED_ONLY: ContextVar[bool] = ContextVar("loaded_only", default=False)
 
 
@@ -128,7 +130,10 @@ class TrainingState:
         """What of the training so far is not finite, so that it came to nothing; else None."""
         if self.failed_step is not None:
             return f"the validation loss at step {self.failed_step}"
-        return "the gradient of every step" if 0 < self.step == self.skipped_steps else None
+        if self.skipped_steps <= MOST_SKIPPED * self.step:
+            return None
+        n, steps = self.skipped_steps, self.step
+        return f"the gradient of {'every step' if n == steps else f'{n} of {steps} steps'}"
 
     def update(self, train_loss: float, n_tokens: int) -> None:
         """Make one optimiser step with the gradients that are there, and clear them.
@@ -275,6 +280,9 @@ class TrainingState:
         self.best = {}
         self.optimiser.state.clear()
         self.write_rows()
+        if self.skipped_steps and leads():
+            why = "%s: %d of %d steps were left out, their gradients not finite"
+            log.warning(why, self.label, self.skipped_steps, self.step)
         if self.directory is None or self._finished or not (leads() or self.shares):
             return
         weights: dict[str, Tensor] = {}

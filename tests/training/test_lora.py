@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +87,30 @@ def test_a_loss_or_gradients_that_are_not_finite_end_the_fine_tuning(
         words = "the validation loss at step 0"
     with pytest.raises(NotFiniteError, match=f"LoRA fine-tuning: {words} is not finite"):
         fine_tune(model, DATA, preset=RECIPE, validation=DATA)
+
+
+@pytest.mark.parametrize("failing", [3, 4])
+def test_steps_without_a_finite_gradient_are_told_and_most_of_them_end_the_fine_tuning(
+    tiny_llama: Callable[..., nn.Module],
+    failing: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, calls = tiny_llama(n_layers=3), iter(range(99))
+    factor = {True: math.inf, False: 1.0}
+    model.model.norm.register_full_backward_hook(
+        lambda m, i, o: (i[0] * factor[next(calls) < failing],)
+    )
+    given: dict[str, Any] = {"preset": replace(RECIPE, dropout=0.0), "directory": tmp_path}
+    if failing > 3:
+        why = "LoRA fine-tuning: the gradient of 4 of 6 steps is not finite"
+        with pytest.raises(NotFiniteError, match=why):
+            fine_tune(model, DATA, validation=DATA, **given)
+        assert not list(tmp_path.rglob("students/*"))
+        return
+    done = fine_tune(model, DATA, validation=DATA, **given).summary()
+    assert (done["skipped_steps"], done["n_steps"]) == (3, 6)
+    assert "lora: 3 of 6 steps were left out, their gradients not finite" in caplog.text
 
 
 def test_merged_model_equals_the_model_with_adapters(tiny_llama: Callable[..., nn.Module]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -180,6 +181,23 @@ def test_steps_without_a_finite_gradient_are_left_out(
     assert losses.not_finite == "the gradient of every step"
     assert losses.rows[1]["train_loss"] is None
     assert_equal(weights(one), start)
+
+
+def test_a_training_most_of_whose_steps_have_no_finite_gradient_came_to_nothing(
+    decoder, train, validation, student, caplog
+):
+    """Four of six in the first, half of them in the second, which is told."""
+    found = []
+    for failing in (4, 3):
+        one, calls = student(decoder, 2, 4), iter(range(99))
+        next(one.module.parameters()).register_hook(
+            lambda g, calls=calls, failing=failing: g * math.inf if next(calls) < failing else g
+        )
+        found += fit(decoder, [one], train, validation)
+    assert [losses.skipped_steps for losses in found] == [4, 3]
+    assert found[0].not_finite == "the gradient of 4 of 6 steps"
+    assert found[1].not_finite is None and found[1].summary()["skipped_steps"] == 3
+    assert "3 of 6 steps were left out" in caplog.text
 
 
 def test_refusals(decoder, train, validation, student, recipe):
