@@ -16,7 +16,7 @@ from streamline.checkpoints.folder import CLAIM
 from streamline.checkpoints.info import read_info
 from streamline.cli.main import main
 from streamline.errors import ConfigError
-from streamline.results.record_file import recorded
+from streamline.results.record_file import recorded, upsert
 from streamline.run.pipeline import evaluate_model, run
 from streamline.run.saving import save
 from streamline.run.saving.save import best_cells, export_cell
@@ -155,3 +155,33 @@ def test_a_cell_and_a_checkpoint_are_exported_to_another_format(done, tmp_path, 
     assert "is a checkpoint already" in errors
     assert "ggml" in errors and "gguf" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "recipe", "short"]
+
+
+def test_an_export_runs_code_that_the_folder_names_by_a_flag_alone(
+    done, tmp_path, monkeypatch, untrained
+):
+    """Methods of other cells are of no matter, wherever the settings name them."""
+    mark, run_folder = tmp_path / "was-run", shutil.copytree(done, tmp_path / "run")
+    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+    (tmp_path / "named_by_a_folder.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = "named_by_a_folder:X"
+    file = run_folder / "run.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    (model,) = settings["models"]
+    settings |= {"methods": [spec, "shortgpt"], "per_model": {model: {"methods": [spec]}}}
+    settings.pop("checksum", None)
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    plain = "shortgpt@0.3,recovery=none"
+    record = next(r for r in recorded(done) if (r.method, r.recovery) == ("shortgpt", "none"))
+    upsert(run_folder, record.model_copy(update={"method": spec}))
+
+    export_cell(f"{run_folder}:{plain}", tmp_path / "short", verify=False, device="cpu")
+    assert not mark.exists()
+    named = f"{run_folder}:method={spec}"
+    with pytest.raises(ConfigError, match=f"that the run.s folder names: {spec}. Give --trust"):
+        export_cell(named, tmp_path / "code", device="cpu")
+    assert not mark.exists()
+    with pytest.raises(ConfigError, match="has no 'X'|not a class|cannot be imported"):
+        export_cell(named, tmp_path / "code", device="cpu", trust_remote_code=True)
+    assert mark.exists()

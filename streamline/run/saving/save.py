@@ -29,6 +29,7 @@ from streamline.errors import ConfigError, StreamlineError, unknown_name
 from streamline.evaluation.questions import heldout_name
 from streamline.files import temporary_folder
 from streamline.progress import Prefixed, Progress
+from streamline.registry import base_name
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
 from streamline.results.record_file import recorded
@@ -176,7 +177,7 @@ def export_cell(
         verify: Whether a fresh process compares the folder with the model, before it appears.
         progress: Where to report what is being done.
         **machine: ``device``, ``device_map`` and ``trust_remote_code``; a run's folder decides
-            none of them.
+            none of them, and code that it names runs by the last alone.
 
     Returns:
         The provenance as saved beside the weights.
@@ -216,7 +217,7 @@ def _free(out: str | Path) -> Path:
 
 
 def _cell(source: str, machine: dict[str, Any]) -> tuple[Record, RunConfig]:
-    """The record that a source names, and the run it belongs to."""
+    """The record that a source names, and the run it belongs to, with that cell's method alone."""
     path, selector = split(source)
     found = run_records(path)
     settings = run_settings(path) if path.is_dir() else {}
@@ -231,8 +232,17 @@ def _cell(source: str, machine: dict[str, Any]) -> tuple[Record, RunConfig]:
             f"{source} is the dense model, of which there is a checkpoint already: "
             f"{record.model}; name a pruned cell, such as {path}:shortgpt@0.25"
         )
+    if ":" in base_name(record.method) and not machine.get("trust_remote_code"):
+        raise ConfigError(
+            f"{source} was made by code that the run's folder names: {record.method}. Give "
+            "--trust-remote-code if you trust it"
+        )
     fields = {name: settings[name] for name in RunConfig.model_fields if name in settings}
-    fields |= {"trust_remote_code": False, "out": path} | machine
+    fields |= {"trust_remote_code": False, "out": path, "methods": record.method} | machine
+    of_models = fields.get("per_model") or {}
+    fields["per_model"] = {
+        name: {k: v for k, v in own.items() if k != "methods"} for name, own in of_models.items()
+    }
     return record, RunConfig.model_validate(fields)
 
 
