@@ -88,8 +88,12 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
 def _measured(method: Method, dense: Dense, tokens: Tensor, place: Path, key: str) -> Calibration:
     """What a method decides by, measured now and kept in a place."""
     doing = f"{method.name}: calibrate"
-    searching = resuming(place.parent / f"{key[:32]}.search.json")
-    with spending(dense.decoder) as spent, Watch(dense.decoder, dense).over(doing), searching:
+    search = place.parent / f"{key[:32]}.search.json"
+    with (
+        spending(dense.decoder) as spent,
+        Watch(dense.decoder, dense).over(doing),
+        resuming(search),
+    ):
         found = method.calibrate(dense.decoder, tokens.clone())
     if not isinstance(found, Calibration):
         raise MethodError(f"{doing} must return a Calibration, got {found!r:.200}")
@@ -97,6 +101,7 @@ def _measured(method: Method, dense: Dense, tokens: Tensor, place: Path, key: st
     found = broadcast(replace(found, facts=found.facts | spent | {"model": dense.name}))
     if leads():
         found.save(place)
+        search.unlink(missing_ok=True)
     return found
 
 
@@ -300,11 +305,14 @@ def _pruned(
     if kept is not None:
         pruned, spent = kept
     else:
-        with resuming(file.with_suffix(".search.json")):
+        search = file.with_suffix(".search.json")
+        with resuming(search):
             pruned, spent = _decided(target, dense.decoder, watch, calibration, tokens)
         spent = broadcast(with_share(spent, *share))
         require_alike(target, pruned, dense.decoder)
         write_pruning(file, pruned, dense.decoder, spent)
+        if leads() and file.is_file():  # else the search is what is kept of it
+            search.unlink(missing_ok=True)
     n_tokens = tokens.numel() + calibration.facts.get("other_tokens", 0)
     costs = costs_of(calibration.facts, spent) | {"calibrate_tokens": n_tokens}
     return Variant(target=target, pruned=pruned, costs=costs)

@@ -31,18 +31,17 @@ _FILE: ContextVar[Path | None] = ContextVar("unfinished", default=None)
 
 @contextmanager
 def resuming(file: Path) -> Iterator[None]:
-    """Let code keep what it has found so far; what it kept goes once it has come to its end.
+    """Let code keep what it has found so far.
 
     Args:
-        file: Where; its name holds everything that decides what the code finds.
+        file: Where; its name holds everything that decides what the code finds. Who keeps what
+            comes of it removes the file.
     """
     token = _FILE.set(file)
     try:
         yield
     finally:
         _FILE.reset(token)
-    if leads():
-        file.unlink(missing_ok=True)
 
 
 def unfinished() -> Any | None:

@@ -72,6 +72,18 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, spec):
     assert not left.exists()
 
 
+def test_a_search_is_kept_where_its_model_is_not(tmp_path, monkeypatch):
+    real, calls = LossSearch.least, []
+    monkeypatch.setattr(LossSearch, "least", lambda *args: calls.append(1) or real(*args))
+    first = pruned("2ssp", tmp_path)
+    assert isinstance(first, Variant) and first.pruned.model is not None and calls
+    calls.clear()
+    again = pruned("2ssp", tmp_path)
+    assert isinstance(again, Variant) and not calls
+    assert again.pruned.notes == first.pruned.notes
+    assert again.costs["calibrate_flops"] == first.costs["calibrate_flops"]
+
+
 def test_a_damaged_state_is_set_aside(tmp_path):
     file = tmp_path / "one.search.json"
     with pytest.raises(Killed), unfinished.resuming(file):
