@@ -16,9 +16,10 @@ import os
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,23 @@ def temporary_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, idle: float = 0.0) -> None:
     """Remove files that writers which were killed have left in a folder and below it.
 
     Folders that are being made, and what is in them, are left to their makers.
 
     Args:
-        folder: Nobody else may be writing there.
+        folder: Nobody else may be writing there, but for files that changed later than that.
+        idle: Seconds for which a file that is removed has not been written to.
     """
+    until = time.time() - idle
     for path in list(folder.rglob(".*.tmp")):
         *parents, name = path.relative_to(folder).parts
         in_one = any(map(_TEMPORARY.fullmatch, parents))
         if _TEMPORARY.fullmatch(name) and not in_one and path.is_file():
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if not idle or path.stat().st_mtime < until:
+                    path.unlink()
 
 
 @contextmanager

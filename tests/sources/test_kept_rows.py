@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,6 +13,7 @@ import datasets
 import pytest
 
 from streamline.errors import AssetError
+from streamline.files import temporary_of
 from streamline.sources.hub import failures, kept_rows
 
 COMMIT = "c" * 40
@@ -54,6 +57,20 @@ def stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stream:
     made = Stream()
     monkeypatch.setattr(datasets, "load_dataset", made.open)
     return made
+
+
+def test_what_a_killed_run_left_of_a_piece_is_removed_once_nobody_writes_it(
+    stream: Stream, tmp_path: Path
+) -> None:
+    first = _texts(60)
+    (folder,) = {file.parent for file in tmp_path.rglob("000000000000.json")}
+    dead, alive = (temporary_of(folder / f"{start:012d}.json") for start in (50, 100))
+    for file in (dead, alive):
+        file.write_text("half of a pie")
+    hours_ago = time.time() - 2 * kept_rows._DEAD_S
+    os.utime(dead, (hours_ago, hours_ago))
+    assert _texts(60) == first
+    assert (dead.exists(), alive.exists()) == (False, True)
 
 
 def _texts(n: int, **selection: Any) -> list[str]:

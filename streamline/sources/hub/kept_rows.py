@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import StreamlineError
+from streamline.files import sweep
 from streamline.hashing import content_key
 from streamline.kept import kept_json, write_json
 from streamline.sources.hub import failures
@@ -30,6 +31,7 @@ __all__ = ["kept_rows"]
 log = logging.getLogger(__name__)
 
 _ROWS, _CHARS = 10_000, 1 << 23  # of a piece, at most about so many
+_DEAD_S = 3600.0  # after which nobody is still writing a piece
 Row = dict[str, Any]
 
 
@@ -67,6 +69,7 @@ def kept_rows(
         order = None if seed is None else [seed, buffer]
         selection = content_key([config, split, sorted(columns), order])
         folder = kept_folder(repository) / commit / selection[:16]
+        sweep(folder, _DEAD_S)
     start = 0
     while folder is not None:
         piece = kept_json(_piece(folder, start))
