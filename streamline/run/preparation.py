@@ -171,8 +171,7 @@ def prepared(
             made = _made(
                 own, tokenizer, longest, sources, told, limit=_TRIED if fewer else own.limit
             )
-            if not own.skip_missing:
-                try_texts(own, undone, made.batches, tried, told)
+            try_texts(own, undone, made.batches, tried, told)
         except StreamlineError as error:
             raise AssetError(f"{name}: {error}" if several else str(error)) from error
         built.append(asked)

@@ -45,7 +45,7 @@ def config(name: str, **changes: Any) -> RunConfig:
             "methods": "dense,llm-streamline-ffn",
             "calibration": {"texts": name, "n_samples": 8, "length": 16},
             "training": {"n_tokens": 640, "length": 16, "validation_tokens": 160},
-            "perplexity": {"texts": "packaged:heldout"},
+            "perplexity": {"texts": "packaged:heldout", "n_tokens": 0},
             **changes,
         }
     )
@@ -72,6 +72,27 @@ def test_a_document_that_gives_more_than_a_fifth_is_said(tmp_path: Path) -> None
     assert tried(config(texts(tmp_path, *[20] * 200))) == []
     (first, *_) = tried(config(texts(tmp_path, *[9_000] * 2, *[20] * 200)))
     assert first.startswith("calibration: one document gives ") and "texts.jsonl:all'" in first
+
+
+@pytest.mark.parametrize("skip_missing", [False, True])
+def test_a_document_that_gives_most_of_a_held_out_text_is_said_once(
+    tmp_path: Path, skip_missing: bool
+) -> None:
+    lopsided = texts(tmp_path, *[9_000] * 2, *[20] * 200)
+    even = tmp_path / "even.jsonl"
+    even.write_text("\n".join(json.dumps({"text": f"{i:03d}" + "x" * 17}) for i in range(200)))
+    changes: dict[str, Any] = {
+        "perplexity": {"texts": lopsided, "n_tokens": 160, "length": 16},
+        "skip_missing": skip_missing,
+    }
+    (line,) = tried(config(f"{even}:all", seeds="0,1", **changes))
+    assert line.startswith("held-out text: one document gives ")
+    changes["perplexity"]["n_tokens"] = 10**6
+    if skip_missing:
+        assert tried(config(f"{even}:all", **changes)) == []
+        return
+    with pytest.raises(ConfigError, match=r"\(heldout\) is too short"):
+        tried(config(f"{even}:all", **changes))
 
 
 def test_a_dry_run_says_what_texts_promise_and_what_is_here(tmp_path: Path) -> None:

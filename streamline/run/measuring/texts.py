@@ -16,6 +16,7 @@ from torch import Tensor
 from streamline.api.recovery import RECOVERIES, tuning_data
 from streamline.api.training import training_data
 from streamline.api.variants import Variant
+from streamline.errors import StreamlineError
 from streamline.evaluation.generation.own_answers import own_prompts
 from streamline.evaluation.questions import Questions, heldout_text
 from streamline.hashing import content_key
@@ -218,8 +219,10 @@ def try_texts(
         progress: Where to warn.
 
     Raises:
-        StreamlineError: If a text cannot be had or is too short.
+        StreamlineError: If a text cannot be had or is too short, and is not to be left out.
     """
+    stages = (config.calibration, config.training, config.lora, config.kd, config.perplexity)
+    asked = [stage.model_dump() for stage in stages]
     for job in undone:
         cell = job.cell
         uses = text_uses(
@@ -230,18 +233,21 @@ def try_texts(
             tunes=cell.recovery != "none",
             domains=job.target.method.by_domain,
         )
-        del uses[HELDOUT]
         for use, make in uses.items():
-            stages = (config.calibration, config.training, config.lora, config.kd)
-            taught = cell.recovery == "kd"
-            key = content_key([use, taught, cell.seed, *(stage.model_dump() for stage in stages)])
+            taught = cell.recovery == "kd" and use == "recovery"
+            key = content_key([use, taught, 0 if use == HELDOUT else cell.seed, *asked])
             if key in tried:
                 continue
             tried.add(key)
             own = batches.view()
-            made = make(own)
-            if use == "recovery" and taught and config.kd.own_answers:
-                _try_answers(config, made[0], own)
+            try:
+                made = make(own)
+                if taught and config.kd.own_answers:
+                    _try_answers(config, made[0], own)
+            except StreamlineError:
+                if not config.skip_missing:
+                    raise
+                continue  # it is left out, or its cells fail, with that
             for name, drawn in own.drawn():
                 if drawn.lopsided:
                     progress.say(
