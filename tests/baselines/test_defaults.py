@@ -10,10 +10,13 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from streamline.baselines.streamline_v1 import v1_recipe
 from streamline.registry import METHODS, load
-from streamline.training.lora_recipe import PRESETS
+from streamline.run.stage_config import CalibrationConfig, PerplexityConfig
+from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.lora_recipe import PRESETS, LoraSettings
 from streamline.training.student import PostTraining, Recipe
 
 SOURCES = {"paper", "run script", "program", "ours"}
@@ -58,7 +61,7 @@ def test_every_default_of_a_method_has_a_source():
     assert _table("| method | default | from | what the others say, or why |") == expected
 
 
-def test_every_default_of_the_trainings_has_a_source():
+def test_every_default_of_the_stages_has_a_source():
     recipe = Recipe().model_dump()
     v1 = v1_recipe().model_dump()
     presets = {name: dataclasses.asdict(preset) for name, preset in PRESETS.items()}
@@ -71,6 +74,14 @@ def test_every_default_of_the_trainings_has_a_source():
     expected |= _fields("matched", matched)
     for name, preset in presets.items():
         expected |= _fields(name, preset)
+    read: dict[str, type[BaseModel]] = {
+        "calibration": CalibrationConfig.__base__,
+        "perplexity": PerplexityConfig.__base__,
+        "lora": LoraSettings,
+        "kd": DistillationSettings,
+    }
+    for name, block in read.items():
+        expected |= _fields(name, block().model_dump())
     assert _table("| of | default | from | what the others say, or why |") == expected
 
 
