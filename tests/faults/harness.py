@@ -135,8 +135,13 @@ class Verb:
     def argv(self) -> list[str]:
         """The command's arguments."""
         model, suite = str(self.world / "model"), str(self.world / "suite.yaml")
+        run = ["--suite", suite, "--out", str(self.out)]
         words = {
-            "run": ["--suite", suite, "--out", str(self.out)],
+            "run": run,
+            "search": ["--suite", str(self.world / "search.yaml"), "--out", str(self.out)],
+            "shard": [*run, "--shard", "1/2"],
+            "other shard": [*run, "--shard", "2/2"],
+            "merge": ["merge", str(self.out)],
             "report": ["report", str(self.out)],
             "evaluate": ["evaluate", model, "--tasks", "piqa,streamline_xsum", "--data-dir"]
             + [str(self.world / "data"), "--device", "cpu", "--out", str(self.out)],
@@ -187,7 +192,7 @@ class Verb:
         """Whether a file is a result, rather than what only saves work."""
         if any(part.startswith(".") for part in file.parts):
             return False
-        if self.name == "run":
+        if self.name in ("run", "search"):
             return file.parts[1] in ("results.json", "samples", "plans", "losses", "tables")
         return file.parts[0] in ("out", "record.json", "record.parquet")
 

@@ -10,6 +10,8 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,13 @@ KINDS = {
     "cache/lora/*/state/*.safetensors": "kept step lora",
     "cache/answers/*/*.part.safetensors": "kept batches",
     "cache/answers/*/*.texts.json": "kept text llm-streamline-ffn",
+    "cache/*/*.search.json": "rename out/cache/prunings/*.safetensors",
+    "cache/kd/*/state/*.safetensors": "kept step kd",
+    "cache/kd/*/students/*.safetensors": "search without answers",
+    "cache/kd/*/losses/*.jsonl": "search without answers",
 }
+#: Whose command is another run: a search, and distillation.
+SEARCH = (KINDS["cache/*/*.search.json"], "kept step kd", "search without answers")
 FIGURE = re.compile(rb'"(?:value|train_loss|text-heldout)": \d+\.\d|"removed_layers": \[\s*\d')
 MADE = re.compile(r"(tables|figures)/|report\.(md|html)|\.(run|results|running)\.lock$")
 DAMAGES = ("empty", "truncated", "zeroed", "flipped", "garbage", "missing")
@@ -63,7 +71,8 @@ FEW = {
 def test_a_damaged_file_is_made_again_or_named(
     left: Callable[[str], Verb], undisturbed: Callable[[str], Verb], kind: str, how: str
 ) -> None:
-    wanted, run = undisturbed("run"), left(KINDS[kind])
+    run = left(KINDS[kind])
+    wanted = undisturbed(run.name)
     file = sorted(run.out.glob(kind))[-1]
     damage(file, how)
     outcome = run.carry_out()
@@ -108,6 +117,31 @@ def test_each_kept_file_is_of_a_kind_of_the_matrix(left: Callable[[str], Verb]) 
         assert strangers == [], "\n".join([state, *strangers])
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_records_of_a_shard_are_named_and_its_cells_done_again(
+    undisturbed: Callable[[str], Verb], verb: Callable[[str], Verb], how: str
+) -> None:
+    whole = verb("run")
+    names = ("shard", "other shard", "merge")
+    shard, other, merge = (replace(whole, name=name) for name in names)
+    for part in (shard, other):
+        outcome = part.carry_out()
+        assert outcome.code == 0, outcome.err
+    file = whole.out / "shards" / "1-of-2" / "results.json"
+    damage(file, how)
+    outcome = merge.carry_out()
+    assert outcome.code == (1 if how == "missing" else 2), outcome.err
+    assert "Traceback" not in outcome.err, outcome.err
+    assert how == "missing" or str(file.relative_to(whole.out)) in outcome.err, outcome.err
+    file.unlink(missing_ok=True)
+    for part in (shard, merge):
+        outcome = part.carry_out()
+        assert outcome.code == 0, outcome.err
+    wrong = differences(whole, undisturbed("run"))
+    assert wrong == [], "\n".join(wrong)
+
+
 @pytest.fixture(scope="session")
 def states(
     undisturbed: Callable[[str], Verb], world: Path, tmp_path_factory: pytest.TempPathFactory
@@ -117,16 +151,17 @@ def states(
 
     def state(name: str) -> Verb:
         if name not in made:
-            run = made[name] = Verb("run", world, tmp_path_factory.mktemp("state") / "run")
-            if name.startswith("kept"):
-                matching = [e for e in undisturbed("run").events() if e.startswith(name)]
+            verb = "search" if name in SEARCH else "run"
+            run = made[name] = Verb(verb, world, tmp_path_factory.mktemp("state") / verb)
+            if name.startswith(("kept", "rename")):
+                matching = [e for e in undisturbed(verb).events() if fnmatch(e, f"{name}*")]
                 assert run.carry_out(at=matching[len(matching) // 2]).code == -9
             else:
-                shutil.copytree(undisturbed("run").work, run.work)
+                shutil.copytree(undisturbed(verb).work, run.work)
                 if name != "finished":
                     (run.out / "results.json").unlink()
                     shutil.rmtree(run.out / "samples")
-                if name == "without answers":
+                if name.endswith("without answers"):
                     shutil.rmtree(run.out / "cache" / "answers")
         return made[name]
 
@@ -138,9 +173,10 @@ def left(states: Callable[[str], Verb], verb: Callable[[str], Verb]) -> Callable
     """A copy of a run left in one of the states."""
 
     def copied(name: str) -> Verb:
-        run = verb("run")
+        state = states(name)
+        run = verb(state.name)
         shutil.rmtree(run.place, ignore_errors=True)
-        shutil.copytree(states(name).work, run.work)
+        shutil.copytree(state.work, run.work)
         return run
 
     return copied

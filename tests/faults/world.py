@@ -9,7 +9,7 @@ import yaml
 
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
-__all__ = ["build", "suite"]
+__all__ = ["build", "search_suite", "suite"]
 
 _WORDS = "the quick brown fox jumps over a lazy dog while nobody looks".split()  # noqa: SIM905
 
@@ -27,7 +27,9 @@ def build(folder: Path) -> Path:
     _write_lines(folder / "data" / "piqa" / "dev.jsonl", piqa)
     xsum = [{"dialogue": f"{i} foxes jumped.", "summary": f"Foxes: {i}"} for i in range(3)]
     _write_lines(folder / "data" / "xsum" / "dev.jsonl", xsum)
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite(folder)), encoding="utf-8")
+    for name, settings in {"suite": suite, "search": search_suite}.items():
+        text = yaml.safe_dump(settings(folder))
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -51,6 +53,12 @@ def suite(folder: Path) -> dict[str, object]:
         "perplexity": text | {"n_tokens": 128},
         "batch_tokens": 64,
     }
+
+
+def search_suite(folder: Path) -> dict[str, object]:
+    """The settings of a run of two cells: a search of several rounds, and distillation."""
+    own = {"methods": ["dense", "sleb"], "sparsities": [0.5], "recovery": ["kd"], "tasks": ["piqa"]}
+    return {name: it for name, it in suite(folder).items() if name != "per_method"} | own
 
 
 def _write_lines(file: Path, rows: list[dict[str, object]]) -> None:
