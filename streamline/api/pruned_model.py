@@ -130,7 +130,12 @@ class PrunedModel:
         return self.variant.pruned.path(decoder or self.dense.decoder, name or self.name)
 
     def save(
-        self, folder: str | Path, *, verify: bool = True, record: Record | None = None
+        self,
+        folder: str | Path,
+        *,
+        verify: bool = True,
+        record: Record | None = None,
+        dense: Record | None = None,
     ) -> Path:
         """Write a checkpoint that appears whole or not at all.
 
@@ -139,6 +144,7 @@ class PrunedModel:
             verify: Whether a fresh process reads the folder layer by layer on the CPU, before it
                 appears, and compares it with the model in memory.
             record: What was measured of it, for its card.
+            dense: What was measured of the dense model, likewise.
 
         Returns:
             The folder. ``AutoModelForCausalLM`` loads it; where layers were replaced, after
@@ -156,6 +162,7 @@ class PrunedModel:
             self.provenance,
             verify=verify,
             record=record,
+            dense=dense,
         )
 
     def __repr__(self) -> str:

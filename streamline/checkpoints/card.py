@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from streamline.checkpoints.measured import averages, index_entries, task_rows
 from streamline.errors import StreamlineError
 from streamline.files import write_text_atomic
 from streamline.modeling.modeling_streamline import FILES
 from streamline.plan import Plan
 from streamline.report.render import code, inert
-from streamline.results.metrics import METRICS
 from streamline.results.record import Record
 from streamline.sources.hub.failures import hub_errors
 from streamline.sources.names import ModelSource, resolve_model
@@ -45,6 +45,7 @@ def write_card(
     *,
     serves: str = "transformers",
     record: Record | None = None,
+    dense: Record | None = None,
 ) -> None:
     """Write the card of a checkpoint.
 
@@ -54,6 +55,7 @@ def write_card(
         provenance: What stands in `provenance.json`.
         serves: Where the model can be served.
         record: What was measured of it; None if nothing was.
+        dense: What was measured of the dense model, which the ratio to it takes its error from.
     """
     cell = {"model": None, "method": None, "sparsity": None, "seed": None, "recovery": "none"}
     cell |= provenance.get("cell") or {}
@@ -68,7 +70,7 @@ def write_card(
         pipeline_tag="text-generation",
         tags=list(TAGS),
         model_name=title,
-        eval_results=_results(record) or None,
+        eval_results=(record and index_entries(record)) or None,
     )
     environment = Environment(
         loader=PackageLoader("streamline.checkpoints", ""),
@@ -101,8 +103,8 @@ def write_card(
         files=FILES,
         training={n: _training(facts) for n, facts in (provenance.get("training") or {}).items()},
         texts=provenance.get("texts") or {},
-        rows=_rows(record),
-        summary=_summary(record),
+        rows=task_rows(record) if record else (),
+        averages=averages(record, dense) if record else (),
         verified=provenance.get("verified", False),
         versions=provenance.get("versions") or {},
     )
@@ -176,64 +178,3 @@ def _training(facts: Mapping[str, Any]) -> str:
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
     return ", ".join(shown) or "as in `provenance.json`"
-
-
-def _rows(record: Record | None) -> list[tuple[str, ...]]:
-    """The results as cells: task, metric, value with its error, n, stability."""
-    rows: list[tuple[str, ...]] = []
-    for name, result in (record.tasks if record else {}).items():
-        if result.value is None:
-            continue
-        known = METRICS.get(result.metric)
-        scale = 100 if known is not None and known.is_fraction else 1
-        value = f"{scale * result.value:.1f}"
-        if result.stderr is not None:
-            value += f" ± {scale * result.stderr:.1f}"
-        n = "-" if result.n is None else f"{result.n:,}"
-        stability = "-" if result.stability is None else f"{100 * result.stability:.1f}"
-        rows.append((name, result.metric, value, n, stability))
-    return rows
-
-
-def _summary(record: Record | None) -> list[str]:
-    if record is None:
-        return []
-    found = record.summary
-    lines = {
-        "mean accuracy": found.accuracy,
-        "relative to the base model": found.relative_accuracy,
-        "mean stability": found.stability,
-    }
-    shown = [f"{name}: {100 * value:.1f} %" for name, value in lines.items() if value is not None]
-    texts = found.perplexity.items()
-    return shown + [f"perplexity of {n}: {value:.2f}" for n, value in texts if value is not None]
-
-
-def _results(record: Record | None) -> list[EvalResult]:
-    """The results as the hub's model index reads them."""
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=name,
-            dataset_name=name,
-            dataset_args={"n": result.n, "num_few_shot": result.extra("shots")},
-            metric_type=result.metric,
-            metric_value=result.value,
-            metric_name=result.metric,
-        )
-        for name, result in (record.tasks if record else {}).items()
-        if result.value is not None
-    ]
-    texts = record.summary.perplexity.items() if record else ()
-    return results + [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=name,
-            dataset_name=name,
-            metric_type="perplexity",
-            metric_value=value,
-            metric_name="perplexity",
-        )
-        for name, value in texts
-        if value is not None
-    ]

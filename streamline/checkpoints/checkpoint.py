@@ -79,6 +79,7 @@ def save(
     *,
     verify: bool = True,
     record: Record | None = None,
+    dense: Record | None = None,
 ) -> Path:
     """Write a pruned model as a folder that appears whole or not at all.
 
@@ -93,6 +94,7 @@ def save(
         provenance: How the model was made; JSON. Versions are added to it.
         verify: Whether a fresh process compares; the provenance says so.
         record: What was measured of the model, for its card; None if nothing was.
+        dense: What was measured of the dense model, likewise.
 
     Returns:
         The folder.
@@ -134,7 +136,7 @@ def save(
         found = _provenance(model, provenance | {"verified": verify}, plain)
         write_json_atomic(temporary / PROVENANCE, found)
         serves = ", ".join(serves_in(form_of_config(model.config)))
-        write_card(temporary, pruned.plan, found, serves=serves, record=record)
+        write_card(temporary, pruned.plan, found, serves=serves, record=record, dense=dense)
     return target
 
 

@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from streamline.errors import ConfigError
@@ -21,7 +21,16 @@ from streamline.results.record import Record
 from streamline.results.record_file import FILE_NAME, load
 from streamline.results.samples import samples_path
 
-__all__ = ["cell_name", "matching", "read_plan", "read_selector", "run_records", "select", "split"]
+__all__ = [
+    "cell_name",
+    "dense_of",
+    "matching",
+    "read_plan",
+    "read_selector",
+    "run_records",
+    "select",
+    "split",
+]
 
 _KEYS = ("model", "method", "sparsity", "seed", "recovery")
 
@@ -34,6 +43,12 @@ def cell_name(record: Record, records: Sequence[Record]) -> str:
         if any(getattr(other, key) != getattr(record, key) for other in others):
             name += f",{key}={getattr(record, key)}"
     return name
+
+
+def dense_of(record: Record, records: Iterable[Record]) -> Record | None:
+    """The dense model's cell beside another: that of its seed, else the first of its model."""
+    there = [one for one in records if (one.method, one.model) == ("dense", record.model)]
+    return next((one for one in there if one.seed == record.seed), there[0] if there else None)
 
 
 def matching(

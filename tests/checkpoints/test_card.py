@@ -21,9 +21,15 @@ CELL = {"method": "shortgpt", "sparsity": 0.3, "seed": 0, "recovery": "none"}
 BAD = "<script>x</script>|](javascript:1)\n# head `code`"
 
 
-def card_of(folder: Path, model: str | None, record: Record | None = None, **known: Any) -> str:
+def card_of(
+    folder: Path,
+    model: str | None,
+    record: Record | None = None,
+    dense: Record | None = None,
+    **known: Any,
+) -> str:
     provenance = {"cell": {**CELL, "model": model}, "plain": True, **known}
-    write_card(folder, Plan.drop(6, [1, 4]), provenance, record=record)
+    write_card(folder, Plan.drop(6, [1, 4]), provenance, record=record, dense=dense)
     return (folder / CARD).read_text(encoding="utf-8")
 
 
@@ -45,10 +51,49 @@ def test_metadata_are_those_of_the_hub(tmp_path):
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
     found = {(r.dataset_type, r.metric_type): r.metric_value for r in data.eval_results}
     assert found == {("piqa", "acc"): 0.5, ("heldout", "perplexity"): 12.5}
-    assert "| piqa | acc | 50.0 ± 12.5 | 16 | 75.0 |" in text
+    assert "| piqa | acc | 50.0 ±12.5 | 16 | 75.0 |" in text
     assert "75 of 100 parameters remain (25.0 % removed)" in text
     assert "| layers removed | 1, 4 |" in text
     assert "- relative to the base model: 90.0 %" in text
+
+
+def averaged(accuracy: float, **changes: Any) -> Record:
+    """Two tasks whose errors are legs of right triangles."""
+    stable = [{"stability": 0.7, "stability_stderr": 0.06}, {"stability": 0.8}]
+    stable[1]["stability_stderr"] = 0.08
+    errors = ({"stderr": 0.03}, {"stderr": 0.04})
+    both = [{"metric": "acc", "value": accuracy, "n": 100, **e} for e in errors]
+    tasks = {name: facts | more for name, facts, more in zip("ab", both, stable, strict=True)}
+    read = {"mean_nll_stderr": 0.1, "n_tokens": 4088}
+    summary = {
+        "accuracy": accuracy, "relative_accuracy": accuracy / 0.6, "stability": 0.75,
+        "perplexity": {"heldout": 20.0}, "perplexity_facts": {"heldout": read},
+    }  # fmt: skip
+    cell = {**CELL, "model": "m", "status": "ok", "tasks": tasks, "summary": summary}
+    return Record.build(cell | changes)
+
+
+def test_averages_have_the_errors_of_a_report(tmp_path):
+    pruned, dense = averaged(0.5), averaged(0.6, method="dense", sparsity=0.0)
+    text = card_of(tmp_path, None, pruned, dense)
+    assert "| a | acc | 50.0 ±3.0 | 100 | 70.0 ±6.0 |" in text
+    assert "- mean accuracy: 50.0 ±2.5 %, 200 questions of 2 tasks" in text
+    assert "- relative to the base model: 83.3 ±5.4 %" in text  # 2.5 and 2.1 of 60
+    assert "- mean stability: 75.0 ±5.0 %" in text
+    assert "- perplexity of heldout: 20.0 ±2.0, 4,088 tokens" in text
+    assert "- relative to the base model: 83.3 %\n" in card_of(tmp_path, None, pruned)
+
+
+def test_subjects_are_one_task_and_bits_no_percent(tmp_path):
+    tasks = {
+        "mmlu_anatomy": {"metric": "acc", "value": 0.25, "stderr": 0.03, "n": 4},
+        "mmlu_virology": {"metric": "acc", "value": 0.75, "stderr": 0.04, "n": 4},
+        "bits": {"metric": "bits_per_byte", "value": 0.875, "stderr": 0.125, "n": 9},
+    }
+    record = Record.build({**CELL, "model": "m", "status": "ok", "tasks": tasks})
+    text = card_of(tmp_path, "opt-1.3b", record)
+    assert "| mmlu | acc | 50.0 ±2.5 | 8 | - |" in text and "anatomy" not in text
+    assert "| bits | bits_per_byte | 0.88 ±0.12 | 9 | - |" in text
 
 
 def test_what_was_not_measured_has_no_number(tmp_path):

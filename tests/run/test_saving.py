@@ -16,6 +16,8 @@ from streamline.checkpoints.folder import CLAIM
 from streamline.checkpoints.info import read_info
 from streamline.cli.main import main
 from streamline.errors import ConfigError
+from streamline.report.findings.uncertainty import relative
+from streamline.report.table import percent
 from streamline.results.record_file import recorded, upsert
 from streamline.run.pipeline import evaluate_model, run
 from streamline.run.saving import save
@@ -61,6 +63,10 @@ def test_an_exported_cell_answers_as_it_was_measured(done, tmp_path, config, unt
     assert record.summary.perplexity == pytest.approx(wanted.summary.perplexity, rel=1e-6)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"| piqa | acc | {100 * wanted.tasks['piqa'].value:.1f}" in card
+    dense = next(r for r in recorded(done) if r.method == "dense")
+    kept = relative(wanted, dense)
+    assert kept is not None and kept.stderr is not None
+    assert f"- relative to the base model: {percent(kept.value, kept.stderr)} %" in card
 
 
 def test_best_is_the_lowest_held_out_perplexity_at_each_sparsity(done, config, untrained):

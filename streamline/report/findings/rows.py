@@ -18,6 +18,7 @@ from streamline.report.findings.uncertainty import Estimate
 from streamline.report.frames import sort_records
 from streamline.results.averages import collapsed_tasks, mean
 from streamline.results.record import Record, method_label
+from streamline.results.select import dense_of
 
 __all__ = ["Row", "rows", "task_columns"]
 
@@ -75,7 +76,7 @@ def rows(records: Sequence[Record], comparisons: Comparisons) -> list[Row]:
     for record in ordered:
         name = method_label(record.method, record.recovery)
         groups.setdefault((record.model, name, record.sparsity), []).append(record)
-    dense = {(one.model, one.seed): one for one in ordered if one.method == "dense"}
+    dense = [one for one in ordered if one.method == "dense"]
     found = [
         _row(model, method, sparsity, group, dense)
         for (model, method, sparsity), group in groups.items()
@@ -100,15 +101,14 @@ def _row(
     method: str,
     sparsity: float,
     group: Sequence[Record],
-    dense: Mapping[tuple[str, int], Record],
+    dense: Sequence[Record],
 ) -> Row:
     done = [record for record in group if record.status == "ok"]
     if not done:
         return Row(model=model, method=method, sparsity=sparsity, records=tuple(group))
-    any_dense = next((one for (name, _), one in dense.items() if name == model), None)
 
     def of(record: Record) -> Estimate | None:
-        return uncertainty.relative(record, dense.get((model, record.seed), any_dense))
+        return uncertainty.relative(record, dense_of(record, dense))
 
     texts = dict.fromkeys(text for record in done for text in record.summary.perplexity)
     read = {text: _together(done, partial(uncertainty.perplexity, text=text)) for text in texts}

@@ -33,7 +33,7 @@ from streamline.registry import base_name
 from streamline.report.artifacts import run_settings
 from streamline.results.record import Record, label
 from streamline.results.record_file import recorded
-from streamline.results.select import run_records, select, split
+from streamline.results.select import dense_of, run_records, select, split
 from streamline.run.cell import Cell, expand
 from streamline.run.config import RunConfig
 from streamline.run.folder import claimed, kept_sources
@@ -73,7 +73,7 @@ def save_cells(config: RunConfig, sources: Sources, progress: Progress) -> list[
             for at, record in missing.items():
                 shown.stage(f"save {label(record)}")
                 made = remaking.model(record)
-                shared(partial(_replace, at, made, record))
+                shared(partial(_replace, at, made, record, own.out))
                 shown.say(f"saved {label(record)}: {at}")
         folders += places
     return folders
@@ -92,10 +92,15 @@ def _wanted(own: RunConfig, name: str) -> tuple[dict[Path, Record], dict[Path, R
     return places, missing, fingerprint_of(name, own) if missing else ""
 
 
-def _replace(at: Path, made: PrunedModel, record: Record) -> None:
+def _replace(at: Path, made: PrunedModel, record: Record, run: Path) -> None:
     """Save a checkpoint in place of what lies there."""
     shutil.rmtree(at, ignore_errors=True)
-    made.save(at, record=record)
+    _save(at, made, record, run)
+
+
+def _save(at: Path, made: PrunedModel, record: Record, run: Path, *, verify: bool = True) -> None:
+    """Save a checkpoint with what its run has measured of it and of the dense model."""
+    made.save(at, verify=verify, record=record, dense=dense_of(record, recorded(run)))
 
 
 def best_cells(records: Sequence[Record], text: str) -> list[Record]:
@@ -204,7 +209,7 @@ def export_cell(
                 dense = load_dense(record.model, shared(known), shown, **loading(own))
                 made = Remaking(own, sources, dense, shown).model(record)
                 shown.stage("save")
-                shared(lambda: made.save(target, verify=verify, record=record))
+                shared(lambda: _save(target, made, record, config.out, verify=verify))
         return made.provenance
 
     return together(work)
