@@ -19,17 +19,15 @@ from huggingface_hub.errors import HfHubHTTPError
 from streamline.checkpoints.card import CARD, is_repository
 from streamline.checkpoints.info import PLAN
 from streamline.errors import AssetError, ConfigError
-from streamline.results.record_file import FILE_NAME, load
+from streamline.report.artifacts import report_files
+from streamline.results.record_file import load
 from streamline.sources.hub.failures import first_line, hub_errors
 
 __all__ = ["push_folder", "push_results", "require_repository"]
 
 Kind = Literal["model", "dataset"]
-#: What of a run's folder is uploaded: what its report is made of, and the report.
-RESULTS = (
-    FILE_NAME, "run.json", "report.html", "report.md", "samples/*.parquet", "plans/*.json",
-    "losses/*.jsonl", "tables/*", "figures/*",
-)  # fmt: skip
+#: What of a run's folder is uploaded beside the files that its report is made of.
+_MADE = ("report.html", "report.md", "plans/*.json", "tables/*", "figures/*")
 
 
 def require_repository(repository: str, kind: Kind, *, private: bool = False) -> None:
@@ -80,7 +78,7 @@ def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
 
 
 def push_results(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Upload a run's records, rows, plans, losses and report as a data set, in one commit.
+    """Upload what a run's report is made of, the report and plans as a data set, in one commit.
 
     Args:
         folder: The run's; what it keeps to go on from stays here.
@@ -102,12 +100,9 @@ def push_results(folder: Path, repository: str, *, private: bool = False) -> str
     )
     text = report.read_text(encoding="utf-8") if report.is_file() else f"{len(records)} records"
     card = DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
-    files = {CARD: str(card).encode()} | {
-        file.relative_to(folder).as_posix(): str(file)
-        for pattern in RESULTS
-        for file in sorted(folder.glob(pattern))
-        if file.is_file()
-    }
+    made = [file for pattern in _MADE for file in sorted(folder.glob(pattern)) if file.is_file()]
+    files: dict[str, Path | bytes] = {CARD: str(card).encode()}
+    files |= report_files(folder) | {file.relative_to(folder).as_posix(): file for file in made}
     require_repository(repository, "dataset", private=private)
     with _explained(repository):
         HfApi().create_commit(

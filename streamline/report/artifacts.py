@@ -1,4 +1,4 @@
-"""What else lies in a run's folder: its settings, loss curves and calibrations.
+"""What else lies in a run's folder: its settings, commands, loss curves and calibrations.
 
 All of it is optional: a report is made from the records, and shows these where they are. What is
 there and damaged is left out, and said to be.
@@ -21,15 +21,38 @@ import numpy as np
 from streamline.errors import ConfigError
 from streamline.hashing import content_key
 from streamline.reading import parse_json, read_arrays, read_json, read_text
+from streamline.report.names import COMMANDS, SETTINGS
 from streamline.results.answers import Floats
 from streamline.results.record import Record
+from streamline.results.record_file import FILE_NAME
 from streamline.results.samples import samples_path
 
-__all__ = ["calibrations", "loss_curves", "run_settings"]
+__all__ = ["calibrations", "loss_curves", "report_files", "run_settings"]
 
 Curve = list[dict[str, Any]]
 
 _AGAIN = "Remove it and run again to have it anew."
+
+
+def report_files(directory: str | Path) -> dict[str, Path]:
+    """The files that the report of a run's folder is made of; no other file is read.
+
+    Args:
+        directory: The run's folder.
+
+    Returns:
+        Where a report looks for it, ``cache`` left out, with ``/`` -> the file.
+    """
+    root = Path(directory)
+    files = [root / FILE_NAME, root / SETTINGS, root / COMMANDS]
+    files += sorted((root / "samples").glob("*.parquet"))
+    files += [*_loss_files(root), *_calibration_files(root)]
+    files += [_side(file) for file in _calibration_files(root)]
+    found = {file.relative_to(root): file for file in files if file.is_file()}
+    return {
+        Path(*[part for part in place.parts if part != "cache"]).as_posix(): file
+        for place, file in found.items()
+    }
 
 
 def run_settings(directory: str | Path) -> dict[str, Any]:
@@ -38,7 +61,7 @@ def run_settings(directory: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: If the file is not a JSON object, or has not the content of its checksum.
     """
-    path = Path(directory) / "run.json"
+    path = Path(directory) / SETTINGS
     if not path.is_file():
         return {}
     advice = "Restore it, or remove it and run again: it is written anew, its sources chosen anew."
@@ -66,10 +89,9 @@ def loss_curves(
         (model, sparsity) -> method -> evaluations. Files of no known cell are under ("", None)
         by their own names.
     """
-    folder = Path(directory) / "losses"
     stems = {samples_path("", record).stem: record for record in records}
     curves: dict[tuple[str, float | None], dict[str, Curve]] = {}
-    for file in sorted((*folder.glob("*.jsonl"), *folder.glob("*.json"))):
+    for file in _loss_files(Path(directory)):
         record = next((stems[stem] for stem in stems if file.stem.startswith(stem)), None)
         key: tuple[str, float | None] = ("", None)
         name = file.stem
@@ -97,11 +119,8 @@ def calibrations(directory: str | Path, notes: list[str]) -> dict[str, Floats]:
     Returns:
         Name -> mean token cosine between every two depths, [L + 1, L + 1]; equal ones once.
     """
-    root = Path(directory)
     found: dict[str, Floats] = {}
-    places = (root / "cache" / "calibration", root / "calibration")
-    files = sorted(file for place in places for file in place.glob("*/calibration.safetensors"))
-    for file in [*files, *sorted((root / "calibration").glob("*.json"))]:
+    for file in _calibration_files(Path(directory)):
         try:
             kept = _statistics(file) if file.suffix == ".safetensors" else _listed(file)
             if kept is not None:
@@ -109,6 +128,23 @@ def calibrations(directory: str | Path, notes: list[str]) -> dict[str, Floats]:
         except ConfigError as error:
             notes.append(f"Calibration left out: {error}")
     return found
+
+
+def _loss_files(root: Path) -> list[Path]:
+    folder = root / "losses"
+    return sorted((*folder.glob("*.jsonl"), *folder.glob("*.json")))
+
+
+def _calibration_files(root: Path) -> list[Path]:
+    """The calibrations of a run, of its cache too, and matrices in JSON."""
+    places = (root / "cache" / "calibration", root / "calibration")
+    files = sorted(file for place in places for file in place.glob("*/calibration.safetensors"))
+    return [*files, *sorted((root / "calibration").glob("*.json"))]
+
+
+def _side(file: Path) -> Path:
+    """Where facts about a calibration of another program lie."""
+    return file.with_suffix(".json")
 
 
 def _statistics(file: Path) -> tuple[str, Any] | None:
@@ -119,7 +155,7 @@ def _statistics(file: Path) -> tuple[str, Any] | None:
     arrays, metadata = read_arrays(file, ["cosine"], _AGAIN)
     if "cosine" not in arrays:
         return None
-    text, side = metadata.get("facts"), file.with_suffix(".json")
+    text, side = metadata.get("facts"), _side(file)
     facts: Any = {}
     if text is not None or side.is_file():
         facts = read_json(side, _AGAIN) if text is None else parse_json(text, str(file), _AGAIN)

@@ -1,4 +1,4 @@
-"""Names of a report's files and links, each of one figure, table or section alone.
+"""Names of files that a report reads, and of its own and of links, each of one part alone.
 
 Two models may have names that make one file name (``a/b`` and ``a-b``, or ``M`` and ``m`` where
 letters' case does not count): neither's figures take the place of the other's.
@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-__all__ = ["distinct", "slug"]
+__all__ = ["COMMANDS", "SETTINGS", "distinct", "slug"]
+
+#: What lies in a run's folder beside the records, and a report shows.
+SETTINGS, COMMANDS = "run.json", "commands.json"
 
 _LONGEST = 120  # letters of a file's name
 

@@ -22,10 +22,9 @@ from typing import Any
 
 from streamline import __version__
 from streamline.files import write_json_atomic
+from streamline.report.names import COMMANDS
 
-__all__ = ["COMMANDS", "commanded", "commands_of", "gather_commands", "made_with", "note_command"]
-
-COMMANDS = "commands.json"
+__all__ = ["checkout", "commanded", "commands_of", "gather_commands", "made_with", "note_command"]
 
 
 @dataclass
@@ -73,7 +72,7 @@ def note_command(folder: Path) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": list(command.arguments),
         "version": __version__,
-        "commit": _commit(),
+        "commit": checkout(),
         "seconds": None,
     }
     write_json_atomic(folder / COMMANDS, [*_entries(folder), entry])
@@ -127,7 +126,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _commit() -> str | None:
+def checkout() -> str | None:
     """The commit of the checkout that is run, marked where files differ from it."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():

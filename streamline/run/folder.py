@@ -27,6 +27,7 @@ from streamline.files import sweep, write_json_atomic
 from streamline.hashing import content_key, file_hashes
 from streamline.kept import kept_json, write_json
 from streamline.report.artifacts import run_settings
+from streamline.report.names import SETTINGS
 from streamline.results.record import Record, label
 from streamline.results.record_file import FILE_NAME, load, recorded, remove
 from streamline.results.samples import samples_checksum, samples_path
@@ -38,7 +39,6 @@ from streamline.run.inputs import Sources, changes, fingerprint_of, shared_input
 from streamline.run.shards.part import busy_parts, part_folders
 from streamline.sharing.claims import Claim
 
-SETTINGS = "run.json"
 _MARK = ".run.lock"  # lies in every run's folder
 _RUNNING = ".running"
 

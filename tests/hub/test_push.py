@@ -14,6 +14,9 @@ from streamline.engine.decoder import Decoder
 from streamline.method import Pruned
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
+from streamline.report.names import COMMANDS
+from streamline.run.folder import keep_settings
+from streamline.run.reporting import report_run
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 _PUSH = """
@@ -73,9 +76,34 @@ def test_results_are_a_data_set_without_what_a_run_keeps(writing, child, run_cop
     place = writing.root / "datasets" / "me" / "results" / "main"
     assert (place / "results.json").read_bytes() == (folder / "results.json").read_bytes()
     assert not (place / "cache").exists()
+    calibration = "calibration/0123abcd/calibration.safetensors"
+    assert (place / calibration).read_bytes() == (folder / "cache" / calibration).read_bytes()
     assert len(writing.writing.commits) == 1
     assert writing.writing.private == {"me/results"}
     assert "streamline-bench" in (place / "README.md").read_text(encoding="utf-8")
+
+
+_FETCH = """
+import json, sys
+from huggingface_hub import snapshot_download
+snapshot_download("me/results", repo_type="dataset", local_dir=json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_the_report_of_what_was_pushed_is_the_run_s(writing, child, run_copy, tmp_path):
+    entry = {"time": "2026-11-27T00:00:00+00:00", "argv": ["--suite", "mine"], "version": "0.1.0"}
+    (run_copy / COMMANDS).write_text(json.dumps([entry]), encoding="utf-8")
+    keep_settings(run_copy, {"calibration": {"n_samples": 7, "length": 100}})
+    again = tmp_path / "fetched" / run_copy.name
+    pushed = child(_PUSH, writing, ["push", str(run_copy), "me/results"], HF_TOKEN="good")
+    fetched = child(_FETCH, writing, str(again))
+    assert (pushed.returncode, fetched.returncode) == (0, 0), pushed.stderr + fetched.stderr
+    assert not (again / "report.html").exists()
+    ours, theirs = (report_run(folder).read_text("utf-8") for folder in (run_copy, again))
+    assert ours == theirs
+    shown = ("streamline-bench --suite mine", "700 tokens", "cosine-", "loss-")
+    assert all(what in ours for what in shown)
 
 
 _REFUSED = """

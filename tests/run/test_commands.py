@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from streamline import __version__
-from streamline.run.commands import COMMANDS, commanded, commands_of, made_with, note_command
+from streamline.report.names import COMMANDS
+from streamline.run.commands import commanded, commands_of, made_with, note_command
 
 
 def test_a_folder_lists_the_commands_that_made_it(tmp_path: Path) -> None:

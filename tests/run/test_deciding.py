@@ -11,11 +11,11 @@ import pytest
 
 from streamline.errors import AssetError, ConfigError
 from streamline.files import write_json_atomic
+from streamline.report.names import SETTINGS
 from streamline.run.config import RunConfig, build_config
 from streamline.run.deciding import choices, formats
 from streamline.run.deciding.budgets import BUDGETS, stated_for
 from streamline.run.deciding.decide import decided, decided_for
-from streamline.run.folder import SETTINGS
 from streamline.run.inputs import settle, shared_inputs
 from streamline.run.stage_config import AUTO
 from streamline.testing.models import tiny_model

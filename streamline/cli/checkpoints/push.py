@@ -10,8 +10,8 @@ import typer
 __all__ = ["EPILOG", "command"]
 
 EPILOG = """
-A checkpoint becomes a model with its card, a run's folder a data set: records, rows, plans, losses
-and the report, without what the run keeps to go on from. Examples:
+A checkpoint becomes a model with its card, a run's folder a data set: the report, all that it is
+made of, and plans, without what the run keeps to go on from. Examples:
 
     streamline-bench push out/short me/opt-1.3b-short
 
