@@ -1,7 +1,8 @@
-"""A tiny model on disk, with a text and questions in their original form."""
+"""A tiny model on disk, with a text and questions in their original form; an older tokenizer."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from streamline.run.config import RunConfig, build_config
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
-__all__ = ["small_run", "write_inputs"]
+__all__ = ["small_run", "write_inputs", "write_sentencepiece"]
 
 
 def write_inputs(folder: Path, *, n_questions: int) -> Path:
@@ -61,3 +62,29 @@ def small_run(place: Path, out: Path, **changes: Any) -> RunConfig:
         "perplexity": text | {"n_tokens": 64},
     }
     return build_config(given | changes)
+
+
+def write_sentencepiece(folder: Path, kind: str = "bpe") -> Any:
+    """Write a tokenizer as Llama 2 has it, of sentencepiece alone, into a model's folder.
+
+    Args:
+        folder: The model's.
+        kind: ``bpe``, with a token for each byte, or another of sentencepiece's.
+
+    Returns:
+        Its processor.
+    """
+    import sentencepiece
+
+    written = io.BytesIO()
+    text = "leave it in a box, put it away, keep it dry 0 1 2 3 4 5 6 7 8 9"
+    bpe = kind == "bpe"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text] * 9), model_writer=written, model_type=kind, minloglevel=2,
+        vocab_size=310 if bpe else 35, byte_fallback=bpe, character_coverage=1.0,
+    )  # fmt: skip
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())

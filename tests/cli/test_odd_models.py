@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from bad_input import Shown, base_suite
+from tiny_inputs import write_sentencepiece
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from streamline.results.record_file import load
@@ -79,22 +79,10 @@ def test_a_model_of_one_layer(odd: Any, bench: Callable[..., Shown], tmp_path: P
 def test_a_tokenizer_of_sentencepiece_alone(
     odd: Any, bench: Callable[..., Shown], tmp_path: Path
 ) -> None:
-    import sentencepiece
-
     from streamline.sources.models import load_tokenizer
 
     folder = odd()
-    (folder / "tokenizer.json").unlink()
-    written = io.BytesIO()
-    text = "leave it in a box, put it away, keep it dry 0 1 2 3 4 5 6 7 8 9"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text] * 9), model_writer=written, vocab_size=60, minloglevel=2,
-        model_type="bpe", character_coverage=1.0,
-    )  # fmt: skip
-    (folder / "tokenizer.model").write_bytes(written.getvalue())
-    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    known = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    known = write_sentencepiece(folder)
     ids = load_tokenizer(str(folder))("keep it dry", add_special_tokens=False).input_ids
     assert ids == known.encode("keep it dry")
     found = bench(_RUN.format(folder))

@@ -1,7 +1,7 @@
 """Tokenizers in GGUF files: the kinds whose way of splitting text llama.cpp has a name for.
 
-Known are sentencepiece models and byte-level BPE that splits text as GPT-2, Llama 3, Qwen 2 or
-SmolLM2 does; any other is refused, since llama.cpp would read texts otherwise.
+Known are BPE of sentencepiece (Llama 2, Mistral) and byte-level BPE that splits text as GPT-2,
+Llama 3, Qwen 2 or SmolLM2 does; any other is refused, since llama.cpp would read texts otherwise.
 
 Example::
 
@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
-from gguf.vocab import SentencePieceVocab
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
 
 from streamline.checkpoints.portable import has_tokenizer
 from streamline.reading import read_json
 
 __all__ = ["KNOWN", "add_tokenizer", "why_no_tokenizer"]
+
+_FORM: Any = sentencepiece_model_pb2  # its classes are made when it is imported
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -33,14 +36,15 @@ _SPLITS = {
     (_WORDS.replace("NUMBERS", r"\p{N}{1,3}"), "bytes"): "llama-bpe",
     (_WORDS.replace("NUMBERS", r"\p{N}"), "bytes"): "qwen2",
 }
-KNOWN = ("sentencepiece", *_SPLITS.values())
+KNOWN = ("BPE of sentencepiece", *_SPLITS.values())
+
+Token = tuple[str, float, TokenType]
+"""Its text, its score and its kind."""
 
 
 def why_no_tokenizer(folder: Path) -> str | None:
     """Why the tokenizer of a folder cannot be written; None if it can, or if there is none."""
-    if not has_tokenizer(folder) or (folder / "tokenizer.model").is_file():
-        return None
-    if _split(folder) in _SPLITS:
+    if not has_tokenizer(folder) or _sentencepiece(folder) or _split(folder) in _SPLITS:
         return None
     return (
         "its tokenizer splits text in a way that llama.cpp has no name for here; known are "
@@ -54,38 +58,70 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, vocab_size: int) -> None:
     Args:
         writer: The file's.
         folder: The checkpoint's.
-        vocab_size: Rows of the model's embeddings; rows beyond the tokenizer's are unused tokens.
+        vocab_size: Rows of the model's embeddings; rows beyond the tokenizer's are unused tokens,
+            tokens beyond the rows are left out.
     """
     if not has_tokenizer(folder):
         writer.add_tokenizer_model("none")
         return
-    tokens = [(f"[PAD{index}]".encode(), -10000.0, TokenType.UNUSED) for index in range(vocab_size)]
-    pieces = (folder / "tokenizer.model").is_file()
-    if pieces:
-        for index, row in enumerate(SentencePieceVocab(folder).all_tokens()):
-            tokens[index] = row
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_scores([score for _, score, _ in tokens])
-    else:
-        for index, (text, kind) in _bpe_tokens(folder).items():
-            tokens[index] = (text.encode(), 0.0, kind)
+    tokens: dict[int, Token] = {
+        index: (f"[PAD{index}]", -10000.0, TokenType.UNUSED) for index in range(vocab_size)
+    }
+    model, added = _sentencepiece(folder), _added_tokens(folder)
+    if model is None:
+        tokens |= _bpe_tokens(folder) | added
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_SPLITS[_split(folder)])
-    writer.add_token_list([text for text, _, _ in tokens])
-    writer.add_token_types([kind for _, _, kind in tokens])
-    special = SpecialVocab(folder, load_merges=not pieces, n_vocab=vocab_size)
+    else:
+        pieces = [(piece.piece, piece.score, TokenType(piece.type)) for piece in model.pieces]
+        known = {text for text, _, _ in pieces}
+        tokens |= dict(enumerate(pieces))
+        tokens |= {index: one for index, one in added.items() if one[0] not in known}
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
+        writer.add_token_scores([tokens[index][1] for index in range(vocab_size)])
+    writer.add_token_list([tokens[index][0].encode() for index in range(vocab_size)])
+    writer.add_token_types([tokens[index][2] for index in range(vocab_size)])
+    special = SpecialVocab(folder, load_merges=model is None, n_vocab=vocab_size)
     special.add_to_gguf(writer, quiet=True)
 
 
-def _bpe_tokens(folder: Path) -> dict[int, tuple[str, TokenType]]:
+def _sentencepiece(folder: Path) -> Any:
+    """The sentencepiece model of a folder; None if it has none that is BPE.
+
+    Other libraries keep models of another form under the same name.
+    """
+    file, model = folder / "tokenizer.model", _FORM.ModelProto()
+    if not file.is_file():
+        return None
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError:
+        return None
+    return model if model.trainer_spec.model_type == _FORM.TrainerSpec.BPE else None
+
+
+def _bpe_tokens(folder: Path) -> dict[int, Token]:
     """The tokens of a byte-level BPE by index."""
-    tokenizer = read_json(folder / "tokenizer.json", "")
-    found = {index: (text, TokenType.NORMAL) for text, index in tokenizer["model"]["vocab"].items()}
-    for added in tokenizer["added_tokens"]:
-        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-        found[added["id"]] = (added["content"], kind)
-    return found
+    vocabulary = read_json(folder / "tokenizer.json", "")["model"]["vocab"]
+    return {index: (text, 0.0, TokenType.NORMAL) for text, index in vocabulary.items()}
+
+
+def _added_tokens(folder: Path) -> dict[int, Token]:
+    """The tokens that were added to those of the tokenizer's model, by index."""
+    names = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+    plain, config, whole = (
+        read_json(folder / name, "") if (folder / name).is_file() else {} for name in names
+    )
+    found = {index: {"content": text} for text, index in plain.items()}
+    found |= {int(index): one for index, one in config.get("added_tokens_decoder", {}).items()}
+    found |= {one["id"]: one for one in whole.get("added_tokens", ())}
+    kinds = {True: TokenType.CONTROL, False: TokenType.USER_DEFINED}
+    return {
+        index: (one["content"], -1000.0, kinds[bool(one.get("special"))])
+        for index, one in found.items()
+    }
 
 
 def _split(folder: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from checkpoints.formats import variants
 from checkpoints.formats.variants import IDS, bpe, decoder_of, logits, saved
+from tiny_inputs import write_sentencepiece
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -144,8 +146,47 @@ def test_what_it_cannot_hold_is_refused_with_the_reason(tmp_path, kind, family, 
 
 def test_an_unknown_tokenizer_is_refused(tmp_path):
     folder = saved(variants.dropped, decoder_of("llama"), tmp_path / "a", tiny_tokenizer())
-    with pytest.raises(UnsupportedModelError, match="no name for here; known are sentencepiece"):
+    with pytest.raises(UnsupportedModelError, match="for here; known are BPE of sentencepiece"):
         write_format(folder, "gguf", tmp_path / "b")
+
+
+def test_a_sentencepiece_model_is_kept_piece_by_piece(tmp_path):
+    source, decoder = tmp_path / "source", decoder_of("llama", bos_token_id=1, eos_token_id=2)
+    decoder.model.save_pretrained(source)
+    known = write_sentencepiece(source)
+    added = {"content": "<|end|>", "special": True}
+    file = source / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"added_tokens_decoder": {known.vocab_size(): added}}
+    file.write_text(json.dumps(config))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    folder = saved(variants.dropped, decoder, tmp_path / "a", tokenizer)
+    out = write_format(folder, "gguf", tmp_path / "b")
+    fields, n = fields_of(out), known.vocab_size()
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("llama", "default")
+    assert fields["tokenizer.ggml.eos_token_id"] == known.eos_id()
+    pieces = [f"[PAD{index}]" for index in range(320)]
+    pieces[: n + 1] = [*map(known.id_to_piece, range(n)), "<|end|>"]
+    assert fields["tokenizer.ggml.tokens"] == pieces
+    assert fields["tokenizer.ggml.scores"][:n] == [known.get_score(index) for index in range(n)]
+    kinds = [gguf.TokenType.UNUSED] * 320
+    kinds[: n + 1] = [gguf.TokenType.NORMAL] * n + [gguf.TokenType.CONTROL]
+    kinds[:3] = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    kinds[3:259] = [gguf.TokenType.BYTE] * 256
+    assert fields["tokenizer.ggml.token_type"] == kinds
+    again = AutoTokenizer.from_pretrained(out, gguf_file=FILE)
+    text = "keep it dry, thé"
+    assert again(text, add_special_tokens=False).input_ids == known.encode(text)
+
+
+def test_other_files_of_that_name_are_no_sentencepiece_bpe(tmp_path):
+    decoder_of("llama").model.save_pretrained(tmp_path)
+    assert why_no_tokenizer(tmp_path) is None
+    write_sentencepiece(tmp_path)
+    assert why_no_tokenizer(tmp_path) is None
+    write_sentencepiece(tmp_path, "unigram")
+    assert "in a way that llama.cpp has no name for" in (why_no_tokenizer(tmp_path) or "")
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # tiktoken's
+    assert "in a way that llama.cpp has no name for" in (why_no_tokenizer(tmp_path) or "")
 
 
 LLAMA3 = (
