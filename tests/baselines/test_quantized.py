@@ -6,7 +6,6 @@ from tiny_inputs import small_run, write_inputs
 from torch import Tensor
 
 from streamline.api.variants import unsupported_reason
-from streamline.baselines import quantized
 from streamline.calibration import Calibration
 from streamline.checkpoints import checkpoint
 from streamline.checkpoints.formats.serving import served
@@ -105,23 +104,6 @@ def test_what_the_format_does_not_hold_is_refused(spec, family, tied, why):
     decoder = Decoder(tiny_model(family, n_layers=1, tied=tied))
     with pytest.raises(UnsupportedModelError, match=why):
         raise UnsupportedModelError(build_method(spec).unsupported(decoder) or "it is not")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 32), (8, 96)])
-def test_weights_are_those_that_torchao_reads_back(dtype, bits, group):
-    tensors = pytest.importorskip("torchao.quantization")  # transformers imports it if it is there
-    weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(bits)).to(dtype)
-    weight[3], weight[5, :32] = 0.0, 1.0
-    stored = tensors.IntxUnpackedToInt8Tensor.from_hp(
-        weight.float(),
-        (1, group),
-        getattr(torch, f"int{bits}"),
-        mapping_type=tensors.MappingType.ASYMMETRIC,
-    )
-    found = quantized.read_back(weight, bits, group)
-    assert torch.equal(found, stored.dequantize().to(dtype))
-    assert found[3].eq(0).all() and 0 < (found - weight).abs().max() < 8 / 2**bits
 
 
 def test_it_is_neither_trained_nor_saved_nor_timed(tmp_path):

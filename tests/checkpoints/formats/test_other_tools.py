@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import torch
 from checkpoints.formats import variants
 from checkpoints.formats.test_mergekit import made
 from checkpoints.formats.variants import IDS, bpe, decoder_of, logits, saved
+from other_tools import install, printed
 
 from streamline.checkpoints.checkpoint import read_model
 from streamline.checkpoints.formats.serving import write_format
@@ -36,30 +33,6 @@ def in_their_own(tmp_path_factory) -> Any:
         return printed(folders[packages], code, *arguments)
 
     return run
-
-
-def install(packages: str, target: Path) -> None:
-    """Put packages into a folder, without what they depend on."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-    done = subprocess.run(
-        [*command, str(target), *packages.split()], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"{packages} cannot be installed here: {done.stderr.strip()[-200:]}")
-
-
-def printed(target: Path, code: str, *arguments: Any) -> Any:
-    """What a process prints last, as JSON."""
-    paths = [str(target), *(path for path in sys.path if path)]
-    child = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-    assert child.returncode == 0, child.stderr[-2000:]
-    return json.loads(child.stdout.splitlines()[-1])
 
 
 MERGE = """
