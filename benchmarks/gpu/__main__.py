@@ -15,6 +15,7 @@ import importlib
 import sys
 import time
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     from streamline.benchmarks.gpu.bench import Bench
     from streamline.benchmarks.gpu.report import Report
     from streamline.environment import hush, pick_device, versions
+    from streamline.run.commands import checkout
 
     hush()
     device = pick_device(given.device)
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         tokenizer=given.tokenizer,
     )
     facts = {
+        "made": {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": checkout()},
         "device": versions(given.device)["device"],
         "versions": versions(given.device),
         "shape": given.shape,

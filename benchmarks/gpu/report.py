@@ -14,6 +14,7 @@ from streamline.files import write_json_atomic, write_text_atomic
 __all__ = ["Report"]
 
 _COLUMNS = ("row", "work", "against", "ours, s", "peer, s", "ratio", "aim", "peak, GiB", "peer's")
+_NOTES = "notes.md"
 _HEAD = """# One accelerator, measured against peers in one process
 
 Made by `make gpu`, that is `python -m streamline.benchmarks.gpu`. A ratio is the peer's time over
@@ -29,7 +30,7 @@ class Report:
 
     Attributes:
         folder: Where ``gpu.json`` and ``README.md`` are written.
-        facts: Shape, device, dtype, versions, arguments.
+        facts: Day and commit, shape, device, dtype, versions, arguments.
         rows: Each row as JSON.
         failed: By row, why it has no number.
         skipped: Rows for which no time was left.
@@ -49,17 +50,21 @@ class Report:
 
     def markdown(self) -> str:
         """The table and each row's findings; what was not measured is ``-``."""
-        versions = self.facts["versions"]
+        versions, made = self.facts["versions"], self.facts["made"]
         names = ("torch", "transformers", "lm-eval")
+        commit = f", commit {made['commit']}" if made["commit"] else ""
         place = (
-            f"{self.facts['device']}, {platform.system()}, Llama of shape {self.facts['shape']} "
-            f"with random weights in {self.facts['dtype']}, {self.facts['inputs']} questions; "
+            f"{made['date']}{commit}: {self.facts['device']}, {platform.system()}, "
+            f"Llama of shape {self.facts['shape']} with random weights in {self.facts['dtype']}, "
+            f"{self.facts['inputs']} questions; "
             + ", ".join(f"{name} {versions[name]}" for name in names)
         )
         table = tabulate(
             [_line(row) for row in self.rows], _COLUMNS, tablefmt="github", disable_numparse=True
         )
         lines = [_HEAD, place + ".", "", table]
+        if (self.folder / _NOTES).is_file():
+            lines += ["", f"What bounds the rows that miss their aims: [{_NOTES}]({_NOTES})."]
         for row in self.rows:
             lines += ["", f"## {row['name']}", ""]
             lines += [f"* {note}" for note in row["notes"]]

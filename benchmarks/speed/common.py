@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from streamline.environment import versions
 from streamline.errors import StreamlineError
+from streamline.run.commands import checkout
 from streamline.sources.batches import token_batches
 from streamline.sources.models import load_model
 from streamline.sources.texts import load_texts
@@ -112,10 +114,11 @@ class Outcome:
         return statistics.median(t["theirs"] / t["ours"] for t in times) if times else None
 
     def to_json(self) -> dict[str, Any]:
-        """The outcome with its ratios, machine and versions."""
+        """The outcome with its ratios, day, commit, machine and versions."""
         return asdict(self) | {
             "ratio": self.ratio(),
             "ratio_cpu": self.ratio("cpu"),
+            "made": {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": checkout()},
             "machine": _machine(),
             "versions": versions(),
         }

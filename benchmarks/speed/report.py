@@ -23,9 +23,9 @@ HEAD = """# Speed, measured against peers in one run
 Made by `make speed`, that is `python -m streamline.benchmarks.speed [ROW ...]`. A ratio is the
 peer's time over ours, the median of paired repetitions in one process; results are compared first,
 and a row whose results differ has no number. `cpu` is the same ratio in processor time, steadier
-where other programs run: the load stands with each row. Sizes: `quick` (the smallest), `default`,
-`full` (hours). A peak is the largest resident set beyond what was loaded. `make bench` itself,
-before and after: [make-bench.md](make-bench.md).
+where other programs run: the load stands with each row, with its day and commit. Sizes: `quick`
+(the smallest), `default`, `full` (hours). A peak is the largest resident set beyond what was
+loaded. What `make bench` takes: [make-bench.md](make-bench.md).
 """
 COLUMNS = ("row", "work", "against", "target", "wall", "cpu", "size", "repetitions")
 
@@ -79,9 +79,16 @@ def _details(row: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{k} {row['versions'][k]}" for k in ("torch", "transformers", "lm-eval"))
     return [
         *out,
-        f"{place['processor']}, {place['cores']} cores, {place['threads']} threads, "
-        f"{place['capability']}, load {place['load'][0]} at the end; {versions}",
+        f"{_made(row['made'])}; {place['processor']}, {place['cores']} cores, "
+        f"{place['threads']} threads, {place['capability']}, load {place['load'][0]} at the end; "
+        f"{versions}",
     ]
+
+
+def _made(facts: dict[str, Any]) -> str:
+    """The day of a measurement, and the commit that was measured where it is known."""
+    commit = facts["commit"]
+    return str(facts["date"]) + (f", commit {commit}" if commit else "")
 
 
 def _found(facts: dict[str, Any]) -> list[str]:
