@@ -21,6 +21,11 @@ PAGES = [
     )
 ]
 
+#: What says how committed results were made.
+REPORTS = [
+    path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "reports").rglob("README.md"))
+]
+
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>checked|not run): (?P<why>.+?) -->\n)?^```(?P<language>\w*)\n"
     r"(?P<code>.*?)^```$",
@@ -71,3 +76,9 @@ def arguments(words: list[str]) -> list[str] | None:
     if words[0] == "torchrun" and "streamline" in words:
         return words[words.index("streamline") + 1 :]
     return None
+
+
+def written(page: str) -> list[list[str]]:
+    """Every command that a page shows on lines of its own, fenced or not, as arguments."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^ *(streamline-bench .+)$", text, re.M)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from doc_blocks import PAGES, ROOT, Block, arguments, blocks
+from doc_blocks import PAGES, REPORTS, ROOT, Block, arguments, blocks, written
 
 from streamline.cli.main import main
 from streamline.results.record import Record
@@ -39,29 +39,11 @@ def test_commands_stand_in_fences_of_a_known_language(page: str) -> None:
     assert {block.language for block in blocks(page)} <= {"sh", "python", "yaml", "toml"}
 
 
-@pytest.mark.usefixtures("unrehearsed")
+@pytest.mark.usefixtures("undone")
 @pytest.mark.parametrize("block", [b for b in _ALL if b.language == "sh" and b.mark != "not run"],
                          ids=lambda block: f"{block.page}:{block.line}")  # fmt: skip
-def test_every_command_is_accepted(
-    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_is_accepted(block: Block) -> None:
     """Up to the work itself, which is replaced: flags, values, names of methods, tasks, suites."""
-    record = Record.build({"model": "m", "method": "shortgpt", "sparsity": 0.25, "status": "ok"})
-    done: list[str] = []
-    for verb, answer in (
-        ("run", [record]),
-        ("prune_to_checkpoint", None),
-        ("evaluate_model", record),
-    ):
-
-        def work(*_: Any, verb: str = verb, answer: Any = answer, **__: Any) -> Any:
-            done.append(verb)
-            return answer
-
-        monkeypatch.setattr(pipeline, verb, work)
-    monkeypatch.chdir(tmp_path)
-    _write_tasks(tmp_path)
-    (tmp_path / "mine.yaml").write_text("models: opt-1.3b\nmethods: shortgpt\n", encoding="utf-8")
     for words in block.commands():
         own = arguments(words)
         if words[0] == "make":
@@ -70,8 +52,39 @@ def test_every_command_is_accepted(
             continue
         else:
             assert own is not None, f"{words[0]} is not checked: mark the block"
-            if own[0] not in _ON_RESULTS and not {">", "--plan"} & {*own}:
-                assert _exit(own) == 0, " ".join(words)
+            _accepted(own)
+
+
+@pytest.mark.usefixtures("undone")
+@pytest.mark.parametrize("page", [page for page in REPORTS if written(page)])
+def test_the_commands_of_committed_results_are_accepted(page: str) -> None:
+    for words in written(page):
+        _accepted(words[1:])
+
+
+def _accepted(own: list[str]) -> None:
+    if own[0] not in _ON_RESULTS and not {">", "--plan"} & {*own}:
+        assert _exit(own) == 0, " ".join(own)
+
+
+@pytest.fixture
+def undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unrehearsed: None) -> None:
+    """A folder with what commands name, in which all is checked and nothing done."""
+    record = Record.build({"model": "m", "method": "shortgpt", "sparsity": 0.25, "status": "ok"})
+    works = (("run", [record]), ("prune_to_checkpoint", None), ("evaluate_model", record))
+    for verb, answer in works:
+        monkeypatch.setattr(pipeline, verb, lambda *_, answer=answer, **__: answer)
+    monkeypatch.chdir(tmp_path)
+    _write_tasks(tmp_path)
+    for name in ("data", "DATA"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mine.yaml").write_text("models: opt-1.3b\nmethods: shortgpt\n", encoding="utf-8")
+
+
+def test_scripts_are_shown_whole() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    shown = re.findall(r'^ {4}--8<-- "(.+)"$', text, re.MULTILINE)
+    assert sorted(shown) == sorted(f"examples/{p.name}" for p in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("block", [b for b in _ALL if b.language in ("yaml", "toml")
