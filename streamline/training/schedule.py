@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from streamline.errors import ConfigError
 
 __all__ = [
-    "COPIES", "BatchSchedule", "Schedule", "data_order", "divided_bytes", "packed",
+    "COPIES", "BatchSchedule", "Schedule", "data_order", "divided_bytes", "divides", "packed",
     "taking_turns", "training_bytes", "waves",
 ]  # fmt: skip
 
@@ -168,6 +168,20 @@ AnyGroup = TypeVar("AnyGroup", bound=_Group)
 def training_bytes(n_parameters: int) -> int:
     """Bytes that a network of so many parameters holds while it is trained."""
     return 4 * COPIES * n_parameters
+
+
+def divides(n_parameters: int, room: int, n_processes: int, *, able: bool = True) -> bool:
+    """Whether each of several processes trains a part of a model's weights, not each all of them.
+
+    It does where they would take more than half of its memory, since a step computes beside them.
+
+    Args:
+        n_parameters: Of the model.
+        room: Bytes that a process may take beside the models that it holds.
+        n_processes: How many there are.
+        able: Whether they can; if not, all is tried as long as memory holds the weights at all.
+    """
+    return n_processes > 1 and training_bytes(n_parameters) * (2 if able else 1) > room
 
 
 def divided_bytes(n_parameters: int, layers: Sequence[int], n_processes: int) -> int:

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from streamline.baselines.shortened_llama import ShortenedLlamaTaylor
+from streamline.distributed import sums
+from streamline.distributed.team import Shard, within
 from streamline.errors import ConfigError
 from streamline.run.config import RunConfig, build_config
 from streamline.run.planning import estimate as sizing
@@ -15,6 +18,8 @@ from streamline.run.planning.fitting import fitted, memory_plan, told
 from streamline.run.planning.plan import MemoryPlan
 from streamline.run.planning.rehearsal import Rehearsal
 from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.training.distillation import trainees
+from streamline.training.schedule import training_bytes
 
 GIB = 2**30
 METHODS = "llm-streamline-ffn,llm-streamline-layer,shortgpt,shortened-llama-taylor,slicegpt"
@@ -203,6 +208,28 @@ def test_distillation_holds_the_teachers_states_and_logits_too(tiny: str) -> Non
     _, own = planned(tiny, "1GiB", recovery="kd", kd={"trainees": "replacement"}, **run)
     (row,) = [row for row in own.rows if row.stage == "fine-tune"]
     assert row.added - added["kd"] == 5 * 4 * (8 * 32 * 32 + 5 * 32)
+
+
+@pytest.mark.parametrize(("spare", "wanted"), [(0.9, 2), (1.5, 2), (1.99, 2), (2.01, 1), (9, 1)])
+def test_a_plan_divides_weights_where_training_does(
+    spare: float, wanted: int, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rehearsal, "peak", lambda *_, **__: 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    dense = tiny_model("llama", n_layers=6)
+    n = sum(p.numel() for p in dense.parameters())
+    pruned = n - 2 * sum(p.numel() for p in dense.model.layers[0].parameters())
+    memory = round((4 * n + spare * training_bytes(pruned)) / 1024)
+    run = {"methods": "shortgpt", **TINY, "device": "cuda", "recovery": "kd"}
+    _, plan = planned(tiny, f"{memory}KiB", kd={"trainees": "all"}, **run)
+    assert plan.divided == wanted
+    device = torch.device("cuda")
+    student: Any = SimpleNamespace(device=device, n_parameters=lambda: pruned)
+    monkeypatch.setattr(trainees, "room", lambda _: 1024 * memory - 4 * n)
+    monkeypatch.setattr(trainees, "shared", lambda work: work())
+    monkeypatch.setattr(sums, "gpus", object())
+    with within(Shard(0, 2)):
+        assert trainees.divided_among(student, None) is (wanted > 1)
 
 
 @pytest.mark.parametrize(("kind", "named"), [("lora", "LoRA fine-tuning"), ("kd", "distillation")])

@@ -32,7 +32,7 @@ from streamline.run.planning import work
 from streamline.run.planning.asked import asked_of
 from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow, Row
 from streamline.run.planning.rehearsal import Rehearsal
-from streamline.training.schedule import divided_bytes, packed, training_bytes
+from streamline.training.schedule import divided_bytes, divides, packed, training_bytes
 
 __all__ = ["plan_memory"]
 
@@ -210,7 +210,7 @@ class _Planner:
             kind = row.cell.recovery
             size = (steps[kind] or 0) + self._own_bytes(row)
             if kind == "kd" and self.config.kd.trainees == "all":
-                size += self._all_weights(row, self.weights + kept + size)
+                size += self._all_weights(row, self.weights + kept + self._own_bytes(row))
             elif kind == "kd" and self.config.kd.trainees == "replacement":
                 size += training_bytes(work.added(row, self.decoder))
             doing = "LoRA fine-tuning" if kind == "lora" else "distillation"
@@ -284,15 +284,16 @@ class _Planner:
         found = self.rehearsal.peak(work.scoring(rows, width, self.decoder), own=True)
         return (found or 0) + self.copies
 
-    def _all_weights(self, row: Row, besides: int) -> int:
-        """What training all weights of a cell adds: parts of them, where processes share GPUs."""
-        whole, n_processes = training_bytes(row.pruned or row.dense), world_size()
-        if n_processes == 1 or not self.accelerator or self.found.fits(besides + whole):
-            return whole
+    def _all_weights(self, row: Row, there: int) -> int:
+        """What training all weights of a cell adds to what is there, on each of its processes."""
+        n_parameters, n_processes = row.pruned or row.dense, world_size()
+        known = self.found.memory if self.accelerator else None
+        if known is None or not divides(n_parameters, known - there, n_processes):
+            return training_bytes(n_parameters)
         self.found.divided = n_processes
         n_layers = self.decoder.n_layers - (row.n_removed or 0)
         layers = [self.decoder.layer_parameters(index) for index in range(n_layers)]
-        return divided_bytes(row.pruned or row.dense, layers, n_processes)
+        return divided_bytes(n_parameters, layers, n_processes)
 
     def _copies(self) -> int:
         """Bytes of the weights that a CPU holds a second time, laid out for its products."""

@@ -23,7 +23,7 @@ from streamline.engine.memory import free_memory, room
 from streamline.errors import UnsupportedModelError
 from streamline.training.distillation.settings import Trainees
 from streamline.training.distillation.shares import Shares, can_divide
-from streamline.training.schedule import training_bytes
+from streamline.training.schedule import divides
 
 __all__ = ["divided_among", "weights"]
 
@@ -94,8 +94,8 @@ def divided_among(decoder: Decoder, wanted: bool | None) -> bool:
 
     Args:
         decoder: The model.
-        wanted: What the caller says; None to divide what would take half of the first one's GPU;
-            processes that cannot divide it try as long as that GPU holds the weights at all.
+        wanted: What the caller says; None for what :func:`streamline.training.schedule.divides`
+            says of the first one's GPU.
     """
     if team().size == 1 or wanted is not None:
         return bool(wanted) and team().size > 1
@@ -104,8 +104,8 @@ def divided_among(decoder: Decoder, wanted: bool | None) -> bool:
         free_memory()
         if decoder.device.type != "cuda":
             return False
-        beside = 2 if can_divide("cuda") else 1  # a step computes beside them
-        return beside * training_bytes(decoder.n_parameters()) > room(decoder.device)
+        there, able = room(decoder.device), can_divide("cuda")
+        return divides(decoder.n_parameters(), there, team().size, able=able)
 
     return shared(too_large)
 
