@@ -143,7 +143,7 @@ def _run(
     missing = shared(lambda: possible(memory, candidates, recorder, progress))
     joined = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
-    times = cell_times(config, missing, model.questions, memory.waves, progress)
+    times = cell_times(config, missing, model.questions, memory.waves, progress, part)
     pruning, training, jointly, alone = times.places(joined, own)
     with pruning:
         variants = _pruned(model, joined, times)

@@ -33,6 +33,7 @@ from streamline.run.commands import note_command
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import Decided, decided
 from streamline.run.executors import executor
+from streamline.run.executors.matrix import whole_time
 from streamline.run.folder import (
     begin_run,
     claimed,
@@ -119,7 +120,7 @@ def _required(config: RunConfig, redo: bool, progress: Progress) -> Decided:
     fit, estimate = _fitted(found.config, redo)
     expected = {model: plan.seconds for model, plan in estimate.times.items()}
     found = replace(found, config=fit, expected=expected)
-    for remark in [*found.remarks(), *estimate.remarks]:
+    for remark in [*found.remarks(), *estimate.remarks, *whole_time(fit, estimate.times)]:
         progress.say(remark)
     return found
 

@@ -37,6 +37,7 @@ def show_plan(config: RunConfig) -> bool:
         StreamlineError: If a method cannot be had, or no model can.
     """
     from streamline.run.deciding.decide import decided
+    from streamline.run.executors.matrix import whole_time
     from streamline.run.planning.estimate import check_fits, run_memory
     from streamline.run.planning.fitting import fitted
     from streamline.run.planning.hours import planned_times
@@ -65,6 +66,8 @@ def show_plan(config: RunConfig) -> bool:
         if cells and (plan.waves > 1 or len(cells) < len(own)):
             estimate.times[model] = planned_times(config.for_model(model), cells, plan.waves)
     show_times(list(estimate.times.values()), config)
+    for line in whole_time(config, estimate.times):
+        show_text(line)
     for remark in estimate.remarks:
         show_warning(remark)
     for problem in check_fits(estimate, config.out, run_memory(config)):

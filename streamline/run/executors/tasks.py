@@ -24,18 +24,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from streamline.progress import Progress, Silent
+from streamline.progress import Progress
 from streamline.results.record import Record
 from streamline.results.record_file import by_identity, find, recorded
 from streamline.run.cell import Cell, all_cells, cell_job, expand, unfinished
 from streamline.run.config import RunConfig
 from streamline.run.executors.local import LocalExecutor
 from streamline.run.executors.lost import holds, lost_cells
+from streamline.run.executors.matrix import Matrix
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import settle, shared_inputs
 from streamline.run.shards.dividing import divided
 from streamline.run.shards.merging import merge
 from streamline.run.shards.part import Part, working
+from streamline.run.shards.telling import Telling
 from streamline.sources.hub.commits import pinned
 
 __all__ = ["Tasks", "described", "plugin_folders", "task_environment", "work_task"]
@@ -63,7 +65,8 @@ def work_task(config: RunConfig, part: Part, place: str) -> int:
     with working(config.out, part):
         sources = settle(config, kept_sources(config))
         with pinned(sources.models):
-            return len(LocalExecutor().run(config, Silent(), part))
+            told = Telling(part.folder(config.out))
+            return len(LocalExecutor().run(config, told, part))
 
 
 class Tasks:
@@ -86,12 +89,11 @@ class Tasks:
         ]
         self._all = list(self.parts)
         self._stale = self._made_otherwise()
-        progress.stage(f"{len(self.parts)} tasks", len(self.cells))
+        self._matrix = Matrix(config, self.cells, self.parts, progress)
 
     def show(self) -> None:
-        """Report how many cells have ended."""
-        ended = len(self.cells) - len(self._open(self.cells))
-        self.progress.step(ended, len(self.cells))
+        """Report how many cells have ended, and how long the others will take."""
+        self._matrix.show(self._open(self.cells))
 
     def failed(self, part: Part, error: Exception) -> None:
         """Record what is left of a part as failed."""

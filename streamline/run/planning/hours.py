@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from streamline.distributed.team import leads
 from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder
 from streamline.errors import reason
@@ -27,6 +28,8 @@ from streamline.run.planning.asked import Asked, asked_of, counted
 from streamline.run.planning.plan import Row
 from streamline.run.planning.rates import Rates, on_accelerator, rates_for, why_unplanned
 from streamline.run.planning.rows import rows_of
+from streamline.run.shards.part import WHOLE, Part
+from streamline.run.shards.telling import tell_rates
 
 __all__ = [
     "TimePlan",
@@ -141,6 +144,7 @@ def plan_hours(
     asked: Asked,
     *,
     waves: int = 1,
+    rates: Rates | None = None,
 ) -> TimePlan:
     """Plan one model's cells.
 
@@ -151,6 +155,7 @@ def plan_hours(
         decoder: The model; its weights may lie on the meta device.
         asked: What every model is asked.
         waves: How often the teacher of a training is run.
+        rates: Of a device that was measured elsewhere; None for those of the run's own.
     """
     joined = [
         row
@@ -164,17 +169,19 @@ def plan_hours(
         methods,
         config,
         asked,
-        accelerator=on_accelerator(config),
+        accelerator=on_accelerator(config) if rates is None else rates.accelerator,
         together=len(joined),
     )
     by_cell = once({row.cell.label: amounts.of(row, waves=waves) for row in rows})
     works = [work for own in by_cell.values() for work in own]
     worth = config.plan_for is not None or sum(w.flops + w.algebra for w in works) >= WORTH
-    rates, why = None, why_unplanned(config)
-    try:
-        rates = rates_for(config, decoder) if worth else None
-    except RuntimeError as error:  # of torch: a full device, a format that it lacks
-        why = f"the device cannot be measured: {reason(error)}"
+    why = None
+    if rates is None:
+        why = why_unplanned(config)
+        try:
+            rates = rates_for(config, decoder) if worth else None
+        except RuntimeError as error:  # of torch: a full device, a format that it lacks
+            why = f"the device cannot be measured: {reason(error)}"
     plan = TimePlan(
         rows[0].cell.model,
         rates=rates,
@@ -202,6 +209,7 @@ def cell_times(
     questions: Questions,
     waves: int,
     progress: Progress,
+    part: Part = WHOLE,
 ) -> TimePlan:
     """How long some cells of a model will take, by the questions that they are asked; it is told.
 
@@ -211,12 +219,15 @@ def cell_times(
         questions: What each of them is asked.
         waves: How often the teacher of a training is run.
         progress: Where to tell.
+        part: The part of the run that is worked; what its device does is told to the others.
     """
     cells = [job.cell for job in jobs]
     if not cells:
         return TimePlan("")
     # By the first of several processes: the others' devices have no room to be measured in.
     plan = shared(lambda: planned_times(config, cells, waves, counted(questions)))
+    if part.name and plan.rates is not None and leads():
+        tell_rates(part.folder(config.out), plan.rates)
     if plan.seconds is not None and plan.seconds >= _WORTH_SAYING:
         each = [f"{name} {clock(s)}" for name, s in plan.stages().items() if s >= 0.5]
         progress.say(f"time planned: about {clock(plan.seconds)} ({', '.join(each)})")

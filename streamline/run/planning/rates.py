@@ -129,7 +129,10 @@ def why_unplanned(config: RunConfig) -> str | None:
     if config.plan_for is not None:
         return None
     if config.executor != "local":
-        return "the machines that do the work are others; name their card with --plan-for"
+        return (
+            "the machines that do the work are others: the run says its hours as soon as the first "
+            "of them has measured its device; name their card with --plan-for"
+        )
     if on_accelerator(config) and not torch.cuda.is_available():
         return f"{config.device} is not on this machine; name its card with --plan-for"
     return None
