@@ -30,6 +30,7 @@ from streamline.fields import Count, Length
 from streamline.method import Method, Pruned, Size
 from streamline.methods.layers import odd_layer, projection
 from streamline.methods.loss import loss_sample, path_losses, sample_shape
+from streamline.methods.unfinished import keep_unfinished, unfinished
 from streamline.plan import Plan, Span
 from streamline.progress import part
 
@@ -112,17 +113,23 @@ class PruneAndComp(Method):
                 f"{decoder.n_layers - 1} of {decoder.n_layers} can be removed; choose a lower "
                 "sparsity"
             )
-        alive, order, factors = list(range(decoder.n_layers)), [], []
-        current, model = decoder, decoder.model
+        alive, current, model = list(range(decoder.n_layers)), decoder, decoder.model
+        found = unfinished() or {"order": [], "factors": []}
+        order, factors = found["order"], found["factors"]
         for n_done in range(n_remove):
             with part(n_done, n_remove):
-                found = calibration if current is decoder else None
-                index = self._next(current, found, batches)
-                ratios = magnitude_ratios(current, batches, Span(index, index + 1))
-                factors.append(float(ratios.mean()))
-                model = without(current, index, factors[-1])
-                order.append(alive.pop(index))
+                searched = n_done == len(order)
+                if searched:
+                    index = self._next(current, None if n_done else calibration, batches)
+                    ratios = magnitude_ratios(current, batches, Span(index, index + 1))
+                    order.append(alive[index])
+                    factors.append(float(ratios.mean()))
+                index = alive.index(order[n_done])
+                model = without(current, index, factors[n_done])
+                del alive[index]
                 current = Decoder(model)
+                if searched:
+                    keep_unfinished({"order": order, "factors": factors})
         notes: dict[str, Any] = {"order": order, "factors": factors}
         return Pruned(Plan.drop(decoder.n_layers, order), model=model, notes=notes)
 

@@ -1,21 +1,25 @@
-"""What methods decided, on disk: a killed run does not search again.
+"""What methods decided, on disk and in memory: nothing is searched for a second time.
 
-A plan is kept with the modules it needs, as far as these are what their specs say: a layer of the
-model with other weights or without a sublayer, or a module of :mod:`streamline.modeling`. Tensors
-of the dense model are not written. Models that methods return and networks that are still to be
-trained are made again; so is a module of any other kind.
+Variants that differ in their recovery alone share one decision. On disk a plan is kept with the
+modules it needs, as far as these are what their specs say: a layer of the model with other weights
+or without a sublayer, or a module of :mod:`streamline.modeling`. Tensors of the dense model are not
+written. Models that methods return and networks that are still to be trained are made again by
+another process; so is a module of any other kind.
 
 Example::
 
     file = pruning_file(target, dense, tokens, folder)
     found = read_pruning(file, dense.decoder)       # None if it is not there
+    more = another(variant, other, dense.decoder)   # for a second variant of the same decision
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 
 from streamline.api.guards import calibration_key
 from streamline.api.named import read_content
-from streamline.api.variants import Dense, Target
+from streamline.api.variants import Dense, Target, Variant
 from streamline.distributed.team import leads
 from streamline.distributed.work import shared
 from streamline.engine.assemble import shared_copy
@@ -37,13 +41,13 @@ from streamline.plan import Plan
 from streamline.registry import source_key
 from streamline.sources.batches import batches_fingerprint
 
-__all__ = ["pruning_file", "read_pruning", "write_pruning"]
+__all__ = ["another", "pruning_file", "read_pruning", "write_pruning"]
 
 log = logging.getLogger(__name__)
 
 
 def pruning_file(target: Target, dense: Dense, tokens: Tensor, folder: Path) -> Path:
-    """Where a pruning is kept: named by everything that decides it.
+    """Where a pruning is kept: named by everything that decides it, which no recovery does.
 
     Args:
         target: What is wanted.
@@ -65,13 +69,40 @@ def pruning_file(target: Target, dense: Dense, tokens: Tensor, folder: Path) -> 
             target.seed,
         ]
     )
-    return folder / "prunings" / f"{target.label}--{key[:32]}.safetensors"
+    return folder / "prunings" / f"{target.decision}--{key[:32]}.safetensors"
 
 
-def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, spent: Mapping[str, Any]) -> None:
-    """Keep a pruning and what it took, unless it cannot be made again from a file."""
+def another(one: Variant, target: Target, decoder: Decoder) -> Variant:
+    """A variant of what another one has decided, with modules and any model of its own.
+
+    Tensors are shared, since what comes after writes to none of them, but for those of networks
+    that are still to be trained.
+
+    Args:
+        one: The variant as pruned.
+        target: What is wanted.
+        decoder: The dense model.
+    """
+    pruned = one.pruned
+    trained = {id(t) for student in pruned.students for _, t in _tensors(student.module)}
+    made: list[nn.Module] = [decoder.model, *pruned.modules.values()]
+    made += [pruned.model] if pruned.model is not None else []
+    kept: dict[int, Any] = {
+        id(t): t for module in made for _, t in _tensors(module) if id(t) not in trained
+    }
+    kept |= {id(layer): layer for layer in decoder.layers}
+    kept[id(decoder.config)] = decoder.config
+    return replace(one, target=target, pruned=copy.deepcopy(pruned, kept))
+
+
+def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, spent: Mapping[str, Any]) -> bool:
+    """Keep a pruning and what it took, unless it cannot be made again from a file.
+
+    Returns:
+        Whether it is kept; of several processes the first one's is.
+    """
     if pruned.model is not None or pruned.students or _shares(pruned, decoder):
-        return
+        return False
     tensors: dict[str, Tensor] = {}
     specs: dict[int, Spec] = {}
     frozen: list[str] = []
@@ -79,7 +110,7 @@ def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, spent: Mapping[s
         specs[index] = spec_of(module)
         again = _made(decoder, pruned.plan.steps[index].layer, specs[index])
         if again is None or not _alike(module, again):
-            return
+            return False
         bare = dict(_tensors(again))
         own = {name: t for name, t in _tensors(module) if bare[name] is not t}
         tensors |= {f"{index}/{name}": t for name, t in own.items()}
@@ -92,11 +123,13 @@ def write_pruning(file: Path, pruned: Pruned, decoder: Decoder, spent: Mapping[s
         "spent": dict(spent),
     }
     if not leads():
-        return
+        return True
     try:
         write_tensors(file, tensors, {"facts": json.dumps(facts)})
     except OSError as error:  # the run can do without
         log.warning("the pruning is not kept: %s", error)
+        return False
+    return True
 
 
 def _shares(pruned: Pruned, decoder: Decoder) -> bool:

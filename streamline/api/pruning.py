@@ -1,4 +1,4 @@
-"""Pruning: one calibration for the methods that share it, then every method decides.
+"""Pruning: one calibration for the methods that share it, then every method decides, once.
 
 Takes as many variants as there are and hands back, for each, what has become of it and what it
 cost, or the error that ended it: an error of one method loses no other variant.
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from streamline.api.guards import Watch, calibration_key, checked, own_copy, require_intact
-from streamline.api.kept_prunings import pruning_file, read_pruning, write_pruning
+from streamline.api.kept_prunings import another, pruning_file, read_pruning, write_pruning
 from streamline.api.made import require_alike, require_finite
 from streamline.api.spending import costs_of, spending, with_share
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
@@ -39,7 +39,7 @@ from streamline.errors import MethodError, NotFiniteError, UnsupportedModelError
 from streamline.hashing import content_key, program
 from streamline.method import Method, Pruned
 from streamline.methods.teacher_fits import Fit, together
-from streamline.methods.unfinished import resuming
+from streamline.methods.unfinished import forget_unfinished, resuming
 from streamline.plan import Plan
 from streamline.progress import Progress, clock, portions, showing, tell
 from streamline.sharing.once import turn
@@ -87,13 +87,9 @@ def calibrate(method: Method, dense: Dense, tokens: Tensor, folder: Path) -> Cal
 
 def _measured(method: Method, dense: Dense, tokens: Tensor, place: Path, key: str) -> Calibration:
     """What a method decides by, measured now and kept in a place."""
-    doing = f"{method.name}: calibrate"
-    search = place.parent / f"{key[:32]}.search.json"
-    with (
-        spending(dense.decoder) as spent,
-        Watch(dense.decoder, dense).over(doing),
-        resuming(search),
-    ):
+    doing, search = f"{method.name}: calibrate", place.parent / f"{key[:32]}.search.json"
+    watched, searching = Watch(dense.decoder, dense).over(doing), resuming(search)
+    with spending(dense.decoder) as spent, watched, searching:
         found = method.calibrate(dense.decoder, tokens.clone())
     if not isinstance(found, Calibration):
         raise MethodError(f"{doing} must return a Calibration, got {found!r:.200}")
@@ -101,7 +97,7 @@ def _measured(method: Method, dense: Dense, tokens: Tensor, place: Path, key: st
     found = broadcast(replace(found, facts=found.facts | spent | {"model": dense.name}))
     if leads():
         found.save(place)
-        search.unlink(missing_ok=True)
+    forget_unfinished(search)
     return found
 
 
@@ -129,6 +125,8 @@ def prune(
     expected: Mapping[str, float] | None = None,
 ) -> list[Variant | Failure]:
     """Calibrate once for each calibration key and seed, then let every method decide.
+
+    Targets that differ in their recovery alone are decided once, in several processes too.
 
     Args:
         targets: What is wanted.
@@ -207,27 +205,37 @@ def _group(
     if seconds >= _WORTH_SAYING:
         progress.say(f"calibrated in {clock(seconds)} for {names}")
     found: list[Variant | Failure] = []
-    wanted = _fits(targets, dense, watch, calibration, batches, folder)
+    first: dict[str, Variant | Failure] = {}
+    apart = {target.decision: target for target in reversed(targets)}.values()
+    wanted = _fits(list(apart), dense, watch, calibration, batches, folder)
     wider = cache(partial(_by_domain, targets[0].method, calibration, dense, batches, seed, folder))
     with ExitStack() as stack:
         shares = _sum_together(stack, wanted, dense, batches, progress)
         for target in targets:
+            one = first.get(target.decision)
+            if isinstance(one, Failure):
+                found.append(replace(one, target=target))
+                continue
             progress.stage(f"prune {target.name}")
             try:
                 require_intact(dense)
                 with showing(progress):
-                    share = shares.get(target.label, (0.0, 1))
-                    own = agreed(wider) if target.method.by_domain else calibration
-                    variant = agreed(
-                        partial(_pruned, target, dense, watch, own, batches, folder, share)
-                    )
+                    if one is None:
+                        own = agreed(wider) if target.method.by_domain else calibration
+                        share = shares.get(target.label, (0.0, 1))
+                        work = partial(_pruned, target, dense, watch, own, batches, folder, share)
+                    else:
+                        work = partial(another, one, target, dense.decoder)
+                    variant = agreed(work)
             except Exception as error:  # an error of one method loses no other variant
                 log.debug("%s failed", target.name, exc_info=True)
                 traceback.clear_frames(error.__traceback__)
                 found.append(Failure(target, error))
-                continue
-            progress.say(_summary(variant, dense.decoder, calibration))
-            found.append(variant)
+            else:
+                summary = _summary(variant, dense.decoder, calibration)
+                progress.say(summary if one is None else f"{target.name}: as {one.target.name}")
+                found.append(variant)
+            first.setdefault(target.decision, found[-1])
     return found
 
 
@@ -301,18 +309,19 @@ def _pruned(
 ) -> Variant:
     """What one method decided, from disk or now; ``share`` are seconds it has cost, with others."""
     file = pruning_file(target, dense, tokens, folder)
-    kept = read_pruning(file, dense.decoder)
-    if kept is not None:
-        pruned, spent = kept
-    else:
-        search = file.with_suffix(".search.json")
-        with resuming(search):
-            pruned, spent = _decided(target, dense.decoder, watch, calibration, tokens)
-        spent = broadcast(with_share(spent, *share))
-        require_alike(target, pruned, dense.decoder)
-        write_pruning(file, pruned, dense.decoder, spent)
-        if leads() and file.is_file():  # else the search is what is kept of it
-            search.unlink(missing_ok=True)
+    name = f"pruning-{file.stem[-32:]}"
+    with led(turn(name, lambda: tell(0, 1, "another process is deciding it"))):
+        kept = read_pruning(file, dense.decoder)
+        if kept is not None:
+            pruned, spent = kept
+        else:
+            search = file.with_suffix(".search.json")
+            with resuming(search):
+                pruned, spent = _decided(target, dense.decoder, watch, calibration, tokens)
+            spent = broadcast(with_share(spent, *share))
+            require_alike(target, pruned, dense.decoder)
+            if write_pruning(file, pruned, dense.decoder, spent):
+                forget_unfinished(search)
     n_tokens = tokens.numel() + calibration.facts.get("other_tokens", 0)
     costs = costs_of(calibration.facts, spent) | {"calibrate_tokens": n_tokens}
     return Variant(target=target, pruned=pruned, costs=costs)

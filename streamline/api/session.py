@@ -148,11 +148,12 @@ class Session:
         reason = unsupported_reason(made, decoder, sparsity, recovery=recovery)
         if reason is not None:
             raise UnsupportedModelError(reason)
-        key = content_key([spec, repr(made), sparsity, seed, recovery])[:8]
-        label = f"{made.name}-{sparsity:g}-{key}"
+        key = content_key([spec, repr(made), sparsity, seed])[:8]
+        shares = f"{made.name}-{sparsity:g}-{key}"
         target = Target(
-            label=label, title=spec, method=made, sparsity=sparsity, seed=seed, recovery=recovery
-        )
+            label=f"{shares}-{recovery}", title=spec, method=made, sparsity=sparsity, seed=seed,
+            recovery=recovery, shares=shares,
+        )  # fmt: skip
         pruning, training, tuning = portions([1.0, 9.0 * made.trains, 9.0 * (lora is not None)])
         with pruning, eval_mode(decoder.model):
             variant = only_variant(

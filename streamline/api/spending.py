@@ -9,7 +9,6 @@ Example::
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,11 +30,10 @@ def spending(decoder: Decoder) -> Iterator[dict[str, Any]]:
         decoder: The dense model.
     """
     spent: dict[str, Any] = {}
-    start = time.perf_counter()
     restart_peak_memory()
     with metering() as meter:
         yield spent
-    spent["seconds"] = time.perf_counter() - start
+    spent["seconds"] = meter.seconds
     spent["flops"] = meter.flops
     spent["peak_memory_bytes"] = peak_memory_bytes(decoder.device)
 

@@ -139,6 +139,8 @@ class Target:
         seed: Seed of everything random.
         recovery: What follows the pruning, for what it needs of the model: ``none``, ``lora``
             or ``kd``.
+        shares: A name in common with the variants that differ from it in their recovery alone:
+            what the method decides is decided once for all of them. The label if not given.
     """
 
     label: str
@@ -147,11 +149,17 @@ class Target:
     seed: int = 0
     recovery: str = "none"
     title: str = ""
+    shares: str = ""
 
     @property
     def name(self) -> str:
         """Its name for people."""
         return self.title or self.label
+
+    @property
+    def decision(self) -> str:
+        """The name of what its method decides, which variants may share."""
+        return self.shares or self.label
 
 
 @dataclass(frozen=True, kw_only=True)

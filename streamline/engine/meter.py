@@ -1,4 +1,4 @@
-"""FLOPs of what is run through a model: 2 for each weight and token, counted from shapes.
+"""What running a model costs: seconds, and FLOPs, 2 for each weight and token, from shapes.
 
 Weights are those of :func:`streamline.engine.budget.weights`.
 
@@ -11,10 +11,11 @@ Example::
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Meter", "counted", "current", "entered", "metering"]
 
@@ -27,14 +28,27 @@ class Meter:
         flops: Floating-point operations; None as soon as the model was run by a loop that is not
             counted.
         running: Passes that are counted and have not come to their end.
+        began: When it was begun, by the clock of :func:`time.perf_counter`.
     """
 
     flops: float | None = 0.0
     running: int = 0
+    began: float = field(default_factory=time.perf_counter)
 
-    def add(self, flops: float | None) -> None:
-        """Add what else was run; None for what nobody knows."""
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.perf_counter() - self.began
+
+    def add(self, flops: float | None, seconds: float = 0.0) -> None:
+        """Add what else was run; None for what nobody knows.
+
+        Args:
+            flops: Its operations.
+            seconds: How long it took, if it was run before this was begun.
+        """
         self.flops = None if flops is None or self.flops is None else self.flops + flops
+        self.began -= seconds
 
 
 _METER: ContextVar[Meter | None] = ContextVar("meter", default=None)

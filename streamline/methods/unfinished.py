@@ -1,14 +1,15 @@
 """What a long search has found so far, kept so that a killed run goes on there.
 
-What it has run so far is kept with it, so that the FLOPs of a search are the same, killed or not.
+What it has run so far is kept with it, so that a search costs the same, killed or not.
 
 Whoever runs a method's code says where its state may be kept; without that nothing is kept.
 
 Example::
 
-    with resuming(folder / "search.json"):      # around a method's code
+    with resuming(file):                        # around a method's code
         state = unfinished() or {"round": 0}    # in the method
         keep_unfinished(state)                  # after each round
+    forget_unfinished(file)                     # once what it found is kept elsewhere
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 
 from streamline.distributed.team import leads
 from streamline.distributed.work import shared
-from streamline.engine.meter import current
+from streamline.engine.meter import Meter, current
 from streamline.kept import kept_json, write_json
 
-__all__ = ["keep_unfinished", "resuming", "unfinished"]
+__all__ = ["forget_unfinished", "keep_unfinished", "resuming", "unfinished"]
 
 _FILE: ContextVar[Path | None] = ContextVar("unfinished", default=None)
 
@@ -44,6 +45,12 @@ def resuming(file: Path) -> Iterator[None]:
         _FILE.reset(token)
 
 
+def forget_unfinished(file: Path) -> None:
+    """Let go of what code has kept, once what it found in the end is kept elsewhere."""
+    if leads():
+        file.unlink(missing_ok=True)
+
+
 def unfinished() -> Any | None:
     """What a run that was killed had kept here, or None; a damaged file is set aside."""
     file = _FILE.get()
@@ -51,7 +58,7 @@ def unfinished() -> Any | None:
     if kept is None:
         return None
     if (meter := current()) is not None:
-        meter.add(kept["flops"])
+        meter.add(kept["flops"], kept["seconds"])
     return kept["found"]
 
 
@@ -66,7 +73,7 @@ def keep_unfinished(state: Any) -> None:
     if file is None or not leads():
         return
     try:
-        meter = current()
-        write_json(file, {"found": state, "flops": None if meter is None else meter.flops})
+        meter = current() or Meter(flops=None)
+        write_json(file, {"found": state, "flops": meter.flops, "seconds": meter.seconds})
     except OSError:
         return

@@ -7,7 +7,7 @@ the rest, and is always among them: stability and relative accuracy are measured
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -121,6 +121,7 @@ def cell_job(cell: Cell, shared: Mapping[str, Any]) -> CellJob:
         sparsity=cell.sparsity,
         seed=cell.seed,
         recovery=cell.recovery,
+        shares=replace(cell, recovery="none").slug,
     )
     return CellJob(cell, target, cell_inputs(cell.record(), shared, method))
 

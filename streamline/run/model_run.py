@@ -26,12 +26,9 @@ from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.evaluate import evaluate, stored
 from streamline.evaluation.harness import max_length
 from streamline.evaluation.scoring.token_budget import TokenBudget
-from streamline.method import Pruned
-from streamline.plan import Plan
 from streamline.progress import Prefixed, Progress, portions
 from streamline.results.assess import CellResult, assess
 from streamline.results.record import Record
-from streamline.results.record_file import find
 from streamline.run.cell import CellJob, replaced, unrecorded
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided_for
@@ -41,6 +38,7 @@ from streamline.run.measuring.dropped import dropped_perplexities
 from streamline.run.measuring.speeds import Speeds, measure_done, seconds_of, unmeasured
 from streamline.run.measuring.texts import calibration_tokens, cell_texts
 from streamline.run.one_model import OneModel
+from streamline.run.planning.amounts import STAGES
 from streamline.run.planning.fitting import kept_plan, possible
 from streamline.run.planning.hours import TimePlan, cell_times
 from streamline.run.preparation import cell_facts, loading, preparation, todo
@@ -82,7 +80,7 @@ def _run_model(config: RunConfig, name: str, progress: Progress, part: Part) -> 
     def left() -> tuple[str, list[CellJob], list[CellJob], list[tuple[CellJob, Record]]]:
         fingerprint, jobs, missing = todo(config, name, sources, part)
         mine = [job for job in jobs if part.has(job.cell) and job not in missing]
-        for remark in replaced(missing, _records(config, missing, part)):
+        for remark in replaced(missing, part.found(config.out, missing)):
             progress.say(remark)
         return fingerprint, jobs, missing, unmeasured(config, mine, part)
 
@@ -99,13 +97,7 @@ def _run_model(config: RunConfig, name: str, progress: Progress, part: Part) -> 
                 measure_done(config, name, dense, sources, slow, progress, part)
         else:
             progress.say(f"all {len(mine)} cells are done already")
-    return shared(lambda: [one for one in _records(config, mine, part) if one is not None])
-
-
-def _records(config: RunConfig, jobs: Sequence[CellJob], part: Part) -> list[Record | None]:
-    """The cells' records, read once; None where there is none."""
-    records = part.records(config.out)
-    return [find(records, *job.cell.identity) for job in jobs]
+    return shared(lambda: [one for one in part.found(config.out, mine) if one is not None])
 
 
 def _run(
@@ -138,44 +130,50 @@ def _run(
         progress=progress,
         memory=memory,
     )
-    recorder.begin(unrecorded(missing, _records(config, missing, part)))
-    candidates = missing
-    missing = shared(lambda: possible(memory, candidates, recorder, progress))
+    recorder.begin(unrecorded(missing, part.found(config.out, missing)))
+    missing = shared(partial(possible, memory, missing, recorder, progress))
     joined = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
     times = cell_times(config, missing, model.questions, memory.waves, progress, part)
-    pruning, training, jointly, alone = times.places(joined, own)
+    *_, alone = times.places(joined, own)
+    rest = _in_layers(model, joined, own, times)
+    alike: dict[str, list[CellJob]] = {}  # models of their own, made one at a time
+    for job in own:
+        alike.setdefault(job.target.decision, []).append(job)
+    sizes = [times.of([model.job(one).cell], "recover", "evaluate", "speed") for one in rest]
+    sizes += [times.of([job.cell for job in group], *STAGES) for group in alike.values()]
+    works = [partial(_alone, model, rest.pop(0)) for _ in list(rest)]
+    works += [partial(_own, model, group, times) for group in alike.values()]
+    with alone:
+        for place in portions(sizes):
+            with place:
+                works.pop(0)()  # memory holds what is still to be done, and no more
+
+
+def _in_layers(
+    model: OneModel, jobs: Sequence[CellJob], own: Sequence[CellJob], times: TimePlan
+) -> list[Variant]:
+    """Prune, train and evaluate cells that share layers, with the dense model if it is needed.
+
+    Returns:
+        What is still to be done by itself; the others' networks are let go.
+    """
+    pruning, training, jointly, _ = times.places(jobs, own)
     with pruning:
-        variants = _pruned(model, joined, times)
+        variants = _pruned(model, jobs, times)
     with training:
         variants = _trained(model, variants)
-    joint = [
-        variant
-        for variant in variants
-        if variant.pruned.model is None and model.job(variant).cell.recovery == "none"
-    ]
+    layered = [variant for variant in variants if variant.pruned.model is None]
+    joint = [one for one in layered if model.job(one).cell.recovery == "none"]
     if (variants or own) and not model.answered(model.reference):
         others = [variant for variant in joint if model.job(variant) is not model.reference]
         if not model.turn.attempt():  # another process answers for the dense model
             joint = others
         elif len(joint) == len(others):  # another part's cell, or its answers are gone
-            joint = [_dense(model), *others]
-    rest = [variant for variant in variants if not any(variant is other for other in joint)]
+            joint = [model.unpruned(), *others]
     with jointly, model.turn:
         _jointly(model, joint)
-    with alone:
-        places = portions([1.0] * (len(rest) + len(own)))
-        for variant, place in zip(rest, places, strict=False):
-            with place:
-                _alone(model, variant)
-        for job, place in zip(own, places[len(rest) :], strict=True):
-            with place:  # models of their own, one at a time
-                _own(model, job, times)
-
-
-def _dense(model: OneModel) -> Variant:
-    plan = Plan.dense(model.dense.decoder.n_layers)
-    return Variant(target=model.reference.target, pruned=Pruned(plan))
+    return [variant for variant in variants if not any(variant is other for other in joint)]
 
 
 def _pruned(model: OneModel, jobs: Sequence[CellJob], times: TimePlan) -> list[Variant]:
@@ -263,10 +261,12 @@ def _alone(model: OneModel, variant: Variant) -> None:
             _guarded(model, found, partial(_evaluate, model, [found]))
 
 
-def _own(model: OneModel, job: CellJob, times: TimePlan) -> None:
-    """Run a cell whose method returns a model of its own."""
-    for variant in _pruned(model, [job], times):
-        _alone(model, variant)
+def _own(model: OneModel, jobs: Sequence[CellJob], times: TimePlan) -> None:
+    """Run cells of one decision whose method returns a model of its own."""
+    variants = _pruned(model, jobs, times)
+    for place in portions([1.0] * len(variants)):
+        with place:
+            _alone(model, variants.pop(0))  # what recovery makes of it is let go
 
 
 def _guarded(model: OneModel, variant: Variant, action: Callable[[], None]) -> bool:
@@ -305,7 +305,7 @@ def _evaluate(model: OneModel, variants: Sequence[Variant]) -> None:
         )
     if model.turn.awaited(lambda: model.answered(model.reference)):
         with model.turn:
-            _evaluate(model, [_dense(model)])
+            _evaluate(model, [model.unpruned()])
     shared(partial(_record, model, variants, paths, results))
 
 

@@ -15,6 +15,8 @@ from streamline.distributed.work import shared
 from streamline.evaluation.answer_store import AnswerStore
 from streamline.evaluation.questions import Questions
 from streamline.evaluation.scoring.token_budget import TokenBudget
+from streamline.method import Pruned
+from streamline.plan import Plan
 from streamline.progress import Progress
 from streamline.run.cell import CellJob
 from streamline.run.config import RunConfig
@@ -60,6 +62,11 @@ class OneModel:
     def job(self, variant: Variant | Failure) -> CellJob:
         """The cell that a variant belongs to."""
         return self.jobs[variant.target.label]
+
+    def unpruned(self) -> Variant:
+        """The dense model as a variant."""
+        plan = Plan.dense(self.dense.decoder.n_layers)
+        return Variant(target=self.reference.target, pruned=Pruned(plan))
 
     def answered(self, job: CellJob) -> bool:
         """Whether all answers of a cell are there."""

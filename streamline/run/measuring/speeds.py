@@ -147,9 +147,11 @@ def measure_done(
     """
     batches = TokenBatches(dense.tokenizer, sources.revisions)
     speeds = Speeds(config, name, dense, [job for job, _ in cells], progress, part)
-    shared = [one for one in cells if not one[0].target.method.returns_model]
-    own = [[one] for one in cells if one[0].target.method.returns_model]
-    for group in ([shared] if shared else []) + own:
+    groups: dict[str, list[tuple[CellJob, Record]]] = {}  # of models of their own one at a time
+    for job, record in cells:
+        own = job.target.decision if job.target.method.returns_model else ""
+        groups.setdefault(own, []).append((job, record))
+    for group in groups.values():
         made = prune(
             [job.target for job, _ in group],
             dense,

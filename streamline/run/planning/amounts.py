@@ -182,6 +182,7 @@ class Amounts:
                 told.prune,
                 told.algebra,
                 fetched=streamed * told.passes,
+                shared=("decision", *cell.identity[:-1]),  # whatever recovers it
                 divided=not method.returns_model,
             ),
         ]

@@ -1,8 +1,9 @@
 """The cells of a run in parts that take about equally long, the same ones on every machine.
 
-Neighbours stay together: the cells of a model, so that what they share is made by one process. A
-part is a piece of the row of all cells, and the longest part is as short as it can be; a little
-longer where that keeps together what is trained on one teacher.
+Neighbours stay together: the cells of a model, and those that differ in their recovery alone, so
+that what they share is made by one process. A part is a piece of the row of all cells, and the
+longest part is as short as it can be; a little longer where that keeps together what is trained on
+one teacher.
 
 Example::
 
@@ -136,10 +137,10 @@ def _of_model(own: RunConfig, model: str) -> list[_Costs]:
     return sorted(costs, key=_kin)  # among equals the run's order
 
 
-def _kin(one: _Costs) -> tuple[bool, int]:
-    """Cells that share most are next to each other: first those that are not trained."""
+def _kin(one: _Costs) -> int:
+    """Cells that share most are next to each other: first those that have no network to train."""
     [cell] = one.cells
-    return cell.recovery != "none", -1 if _teacher(one) is None else cell.seed
+    return -1 if _teacher(one) is None else cell.seed
 
 
 def _costs(row: Row, amounts: Amounts) -> _Costs:

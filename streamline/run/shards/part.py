@@ -22,8 +22,8 @@ from pathlib import Path
 from streamline.errors import ConfigError
 from streamline.files import sweep
 from streamline.results.record import Record
-from streamline.results.record_file import by_identity, recorded
-from streamline.run.cell import Cell
+from streamline.results.record_file import by_identity, find, recorded
+from streamline.run.cell import Cell, CellJob
 from streamline.sharing.claims import Claim
 from streamline.sharing.once import sharing
 
@@ -67,6 +67,11 @@ class Part:
         if self.name:
             found |= by_identity(recorded(self.folder(out)))
         return list(found.values())
+
+    def found(self, out: Path, jobs: Sequence[CellJob]) -> list[Record | None]:
+        """The records of some cells, read once; None where there is none."""
+        records = self.records(out)
+        return [find(records, *job.cell.identity) for job in jobs]
 
 
 WHOLE = Part()

@@ -125,6 +125,25 @@ def test_what_is_shared_is_there_once(decoder: Decoder) -> None:
     assert len(one["calibrate"]) == 1
 
 
+def test_what_a_method_decides_is_decided_once_whatever_recovers_it(decoder: Decoder) -> None:
+    values: dict[str, Any] = {"models": "m", "methods": "sleb", "dtype": "float32"}
+    values |= {"training": RECIPE.model_dump(), "device": "cpu"}
+    values |= {"calibration": {"n_samples": 4, "length": 64}}
+    config = RunConfig.model_validate(values)
+    method, dense = build_method("sleb"), decoder.n_parameters()
+    cells = [
+        Cell("m", "sleb", sparsity, seed, kind)
+        for sparsity in (0.2, 0.3)
+        for seed in (0, 1)
+        for kind in ("none", "lora", "kd")
+    ]
+    amounts = Amounts(decoder, {"sleb": method}, config, NOTHING)
+    rows = [Row(cell, 1, dense, dense) for cell in cells]
+    found = once({row.cell.label: amounts.of(row) for row in rows}).values()
+    pruned = [work for own in found for work in own if work.stage == "prune"]
+    assert len(pruned) == 4 and all(work.flops > 0 for work in pruned)
+
+
 @pytest.mark.parametrize(("apart", "trainings", "teachers"), [(False, 1, 1), (True, 3, 3)])
 def test_networks_are_trained_once_whatever_recovers_them(
     decoder: Decoder, apart: bool, trainings: int, teachers: int
