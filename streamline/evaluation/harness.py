@@ -113,8 +113,8 @@ def task_part(
     if task.OUTPUT_TYPE != "generate_until":
         if entry.protocol == "opencompass-ppl":
             most = min(max_length, FULL_TEXT_TOKENS)
-            ids = [full_text_ids(tokenizer, i.args[0] + i.args[1], most) for i in instances]
-            pairs = [(tokens[:1], tokens[1:]) for tokens in ids]
+            texts = [instance.args[0] + instance.args[1] for instance in instances]
+            pairs = [(ids[:1], ids[1:]) for ids in full_text_ids(tokenizer, texts, most)]
         else:
             pairs = token_pairs(instances, tokenizer)
         for instance, (context, continuation) in zip(instances, pairs, strict=True):
@@ -222,7 +222,7 @@ def continuations(part: Part, tokenizer: Any, *, max_length: int) -> list[Prompt
 
         def __init__(self) -> None:
             LM.__init__(self)
-            self.tokenizer = configure_pad_token(tokenizer)
+            self.tokenizer = shim
             self.backend = "causal"
             self.batch_size_per_gpu = 1
             self.truncation = False
@@ -241,11 +241,15 @@ def continuations(part: Part, tokenizer: Any, *, max_length: int) -> list[Prompt
             self.kept.append(Prompt(tuple(tokens), tuple(stop), max_length - len(tokens)))
             return context
 
-    with quiet():
+    def recorded() -> list[Prompt]:
         recording = Recording()
         for instance in part.instances:  # one by one: lm-eval would change their order
             recording.generate_until([instance], disable_tqdm=True)
-    return recording.kept
+        return recording.kept
+
+    with quiet():
+        shim = BatchTokenizer(configure_pad_token(tokenizer))
+        return shim.answered(recorded)
 
 
 def unsupported_options(part: Part) -> str | None:
@@ -299,17 +303,13 @@ def aggregate(
 
 
 def token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-    """Context and continuation of each request, encoded by lm-eval's ``hf`` code.
-
-    That code encodes string by string, so it is run twice: the first run collects the strings,
-    which are then encoded in one batch, and the second reads their ids.
-    """
+    """Context and continuation of each request, encoded by lm-eval's ``hf`` code."""
     from lm_eval.models.huggingface import HFLM
 
     class Encoding(HFLM):  # type: ignore[misc]
         """lm-eval's model class without a model: it only returns the token ids."""
 
-        def __init__(self, shim: BatchTokenizer) -> None:
+        def __init__(self) -> None:
             self.tokenizer = shim
             self.backend = "causal"
             self.add_bos_token = None
@@ -324,11 +324,9 @@ def token_pairs(instances: Sequence[Any], tokenizer: Any) -> list[tuple[list[int
         def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[Any]:
             return [(context, continuation) for _, context, continuation in requests]
 
-    memo = BatchTokenizer(tokenizer)
-    encoder = Encoding(memo)
-    encoder.loglikelihood(list(instances), disable_tqdm=True)
-    memo.fill()
-    return list(encoder.loglikelihood(list(instances), disable_tqdm=True))
+    shim = BatchTokenizer(tokenizer)
+    answered = shim.answered(lambda: Encoding().loglikelihood([*instances], disable_tqdm=True))
+    return list(answered)
 
 
 @contextlib.contextmanager

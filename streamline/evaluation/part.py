@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from streamline.evaluation.scoring.packing import Request
 from streamline.evaluation.tasks.catalogue import TaskEntry
+from streamline.evaluation.tasks.text_ids import token_ids
 
 __all__ = ["BatchTokenizer", "Part"]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,11 @@ class Part:
 
 
 class BatchTokenizer:
-    """A tokenizer that first collects the texts to encode and then returns their remembered ids."""
+    """A tokenizer for code that encodes text by text, which encodes them all together.
+
+    Args:
+        tokenizer: Encodes them, spread over the processor's cores where it is a fast one.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -89,12 +100,34 @@ class BatchTokenizer:
         """Everything else is the tokenizer's own."""
         return getattr(self._tokenizer, name)
 
+    def answered(self, code: Callable[[], Made]) -> Made:
+        """What some code makes of the ids of its texts.
+
+        It is run twice: the first run collects the texts, and gets placeholders; the second reads
+        their ids.
+        """
+        code()
+        for special in {key[0] for key in self._ids}:
+            texts = [text for kind, text in self._ids if kind == special]
+            options = {} if special is None else {"add_special_tokens": special}
+            for text, ids in zip(texts, token_ids(self._tokenizer, texts, **options), strict=True):
+                self._ids[special, text] = ids
+        self._filled = True
+        return code()
+
     def encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Token ids of a text; placeholders until :meth:`fill` was called."""
+        """Token ids of a text."""
         if self._filled:
             return self._ids[add_special_tokens, text]
         self._ids[add_special_tokens, text] = []
         return [0, 0]
+
+    def __call__(
+        self, texts: Sequence[str], add_special_tokens: bool | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        """The same of texts of one length, [N, T]: lm-eval asks for prompts one by one."""
+        ids = torch.tensor([self.encode(text, add_special_tokens) for text in texts])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def decode(self, token_ids: Any, **options: Any) -> Any:
         """The text of token ids; lm-eval asks for that of a single one with each text."""
@@ -103,14 +136,3 @@ class BatchTokenizer:
         if token_ids not in self._texts:
             self._texts[token_ids] = self._tokenizer.decode(token_ids)
         return self._texts[token_ids]
-
-    def fill(self) -> None:
-        """Encode everything collected, in one call for each way of adding special tokens."""
-        for special in {key[0] for key in self._ids}:
-            texts = [text for kind, text in self._ids if kind == special]
-            options = {} if special is None else {"add_special_tokens": special}
-            options |= {"return_attention_mask": False, "return_token_type_ids": False}
-            batch = self._tokenizer(texts, verbose=False, **options)["input_ids"]
-            for text, ids in zip(texts, batch, strict=True):
-                self._ids[special, text] = list(ids)
-        self._filled = True

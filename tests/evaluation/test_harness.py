@@ -14,7 +14,7 @@ from streamline.engine.decoder import Decoder
 from streamline.engine.paths import dense_path
 from streamline.errors import AssetError, ConfigError
 from streamline.evaluation.building import build
-from streamline.evaluation.harness import generate, task_part
+from streamline.evaluation.harness import continuations, generate, task_part
 from streamline.evaluation.part import Part
 from streamline.evaluation.scoring.score import score
 from streamline.evaluation.task_results import finish
@@ -80,7 +80,7 @@ def documents(n: int, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, Any]
         q = " ".join(words[(i * k) % len(words)] for k in range(1, 6 + i % 4))
         options = [" ".join(words[(i + j) % 17 : (i + j) % 17 + 1 + j % 3]) for j in range(4)]
         texts = [f"{q} {option}" for option in options]
-        counts = [len(full_text_ids(tokenizer, text)) for text in texts]
+        counts = [len(ids) for ids in full_text_ids(tokenizer, texts)]
         docs.append({"q": q, "options": options, "gold": i % 4, "texts": texts, "n_tokens": counts})
     return docs
 
@@ -164,6 +164,35 @@ def test_contexts_are_truncated_on_the_left_like_lm_eval(
     resps = [r[0] for s in reference["samples"]["toy"] for r in s["filtered_resps"]]
     assert max(len(request.inputs) for request in part.requests) == 30
     np.testing.assert_allclose(answers.loglikelihood, resps, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("form", "protocol"), [(CHOICES, "lm-eval"), (WHOLE, "opencompass-ppl"), (WRITTEN, "gen")]
+)
+def test_texts_are_encoded_together_however_many_there_are(
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    form: dict[str, Any],
+    protocol: str,
+) -> None:
+    tasks = [make_task(form, documents(n, tokenizer)) for n in (3, 9)]
+    calls: list[str] = []
+    for name in ("__call__", "encode"):
+        original = getattr(type(tokenizer), name)
+
+        def noted(*given: Any, original: Any = original, **more: Any) -> Any:
+            calls.append(original.__name__)
+            return original(*given, **more)
+
+        monkeypatch.setattr(type(tokenizer), name, noted)
+    counts = []
+    for task in tasks:
+        calls.clear()
+        part = task_part(task, entry("acc", protocol), tokenizer, max_length=512)
+        if part.generates:
+            assert len(continuations(part, tokenizer, max_length=512)) == part.n_docs
+        counts.append(len(calls))
+    assert counts[0] == counts[1] <= 2
 
 
 def test_mean_nll_over_the_whole_text(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -5,7 +5,7 @@ whole text divided by ``T``, the number of its tokens (a leading BOS counted but
 contract between this file, the YAML and the scorer is small:
 
 * a document has ``texts`` (one an option) and ``n_tokens`` (``T`` of each);
-* the scorer returns ``log p(ids[1:] | ids[:1])`` with ``ids = full_text_ids(tokenizer, text)``;
+* the scorer returns ``log p(ids[1:] | ids[:1])`` with ``ids`` of ``full_text_ids`` for the text;
 * `mean_nll_results` divides and picks the smallest, the first on ties. lm-eval calls it, so the
   same choice comes out of lm-eval's own ``hf`` model, which scores the same tokens whenever the
   tokenizer adds a BOS. Without a BOS, ``hf`` also scores the first token, given EOS: the mean NLL
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.opencompass_prompts import TEMPLATES, Template
 from streamline.evaluation.tasks.row_checks import Given, require_choice
 from streamline.evaluation.tasks.sources import QuestionSource, parse_data, question_source
-from streamline.evaluation.tasks.text_ids import fit_text
+from streamline.evaluation.tasks.text_ids import fit_texts, token_ids
 from streamline.hashing import content_key
 
 if TYPE_CHECKING:
@@ -105,22 +106,25 @@ def documents(
                 f"command line it comes from model_args, or --metadata '{{\"tokenizer\": ...}}')."
             )
         if source.questions in generation_prompts.PROMPTS:
-            built = each(
-                lambda row: generation_prompts.document(
-                    source.questions, row, tokenizer, max_length
-                )
-            )
+            longest = generation_prompts.longest(source.questions, max_length)
+            built = each(partial(generation_prompts.document, source.questions))
+            prompts = fit_texts(tokenizer, [document["prompt"] for document in built], longest)
+            built = [d | {"prompt": prompt} for d, prompt in zip(built, prompts, strict=True)]
         else:
             template = TEMPLATES[source.questions]
             drawn = load_shots(source)[: template.n_shots] if template.n_shots else []
             shots = [Given(row) for row in drawn]
-            built = each(
-                lambda row: _mean_nll_document(
-                    template, row, shots, source.subject, tokenizer, max_length
-                )
+            whole = each(
+                lambda row: {
+                    "texts": template.texts(row, shots, source.subject),
+                    "gold": template.gold(row),
+                }
             )
+            counts = _counts(tokenizer, whole)
+            fit = partial(_fitting, template, shots, source.subject, tokenizer, max_length)
+            built = list(map(fit, rows, whole, counts))
             if truncate:
-                built = [_truncated(document, tokenizer, max_length) for document in built]
+                built = _truncated(built, tokenizer, max_length)
     keys = [{"question_key": _question_key(source, row)} for row in rows]
     return Dataset.from_list([key | doc for key, doc in zip(keys, built, strict=True)])
 
@@ -129,49 +133,67 @@ def _question_key(source: QuestionSource, row: Mapping[str, Any]) -> str:
     return content_key([source.questions, source.subject, dict(row)])
 
 
-def _mean_nll_document(
+def _counts(tokenizer: Any, documents: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Tokens of each text of each document, all encoded together."""
+    lengths = map(len, token_ids(tokenizer, [text for doc in documents for text in doc["texts"]]))
+    return [list(islice(lengths, len(document["texts"]))) for document in documents]
+
+
+def _fitting(
     template: Template,
-    row: Mapping[str, Any],
     shots: Sequence[Mapping[str, Any]],
     subject: str | None,
     tokenizer: Any,
     max_length: int,
+    row: Mapping[str, Any],
+    document: dict[str, Any],
+    counts: Sequence[int],
 ) -> dict[str, Any]:
-    """Texts of all options, few-shot examples dropped from the end until each text fits.
+    """A document whose examples were dropped from the end until each text fits.
 
     As in OpenCompass, the options are built in order and a dropped example stays dropped for the
     options after it.
+
+    Args:
+        template: How its row becomes texts.
+        shots: All examples.
+        subject: Subject of the set, where it has subjects.
+        tokenizer: The model's tokenizer.
+        max_length: Longest text in tokens.
+        row: The question.
+        document: Its texts with all examples.
+        counts: Tokens of each of them.
     """
     n_shots = len(shots)
     texts: list[str] = []
     lengths: list[int] = []
     used: list[int] = []
-    first_try = template.texts(row, shots, subject)
-    counts = [len(ids) for ids in tokenizer(first_try, verbose=False)["input_ids"]]
-    for label, text in enumerate(first_try):
-        length = counts[label]
+
+    def fewer(label: int) -> tuple[str, int]:
+        text = template.text(row, label, shots[:n_shots], subject)
+        (ids,) = token_ids(tokenizer, [text])
+        return text, len(ids)
+
+    for label, (text, length) in enumerate(zip(document["texts"], counts, strict=True)):
         if n_shots < len(shots):
-            text = template.text(row, label, shots[:n_shots], subject)
-            length = len(tokenizer(text, verbose=False)["input_ids"])
+            text, length = fewer(label)
         while length > max_length and n_shots:
             n_shots -= 1
-            text = template.text(row, label, shots[:n_shots], subject)
-            length = len(tokenizer(text, verbose=False)["input_ids"])
+            text, length = fewer(label)
         texts.append(text)
         lengths.append(min(length, max_length))
         used.append(n_shots)
-    return {
-        "texts": texts,
-        "gold": template.gold(row),
-        "n_tokens": lengths,
-        "n_shots": used,
-    }
+    return document | {"texts": texts, "n_tokens": lengths, "n_shots": used}
 
 
-def _truncated(document: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str, Any]:
-    texts = [fit_text(tokenizer, text, max_length) for text in document["texts"]]
-    counts = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
-    return document | {"texts": texts, "n_tokens": counts}
+def _truncated(
+    documents: Sequence[dict[str, Any]], tokenizer: Any, max_length: int
+) -> list[dict[str, Any]]:
+    whole = [text for document in documents for text in document["texts"]]
+    ends = iter(fit_texts(tokenizer, whole, max_length))
+    cut = [d | {"texts": list(islice(ends, len(d["texts"])))} for d in documents]
+    counts = _counts(tokenizer, cut)
+    return [d | {"n_tokens": lengths} for d, lengths in zip(cut, counts, strict=True)]
 
 
 def load(**metadata: Any) -> dict[str, Any]:

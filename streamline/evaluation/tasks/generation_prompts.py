@@ -19,7 +19,6 @@ from importlib.resources import files
 from typing import Any
 
 from streamline.errors import ConfigError
-from streamline.evaluation.tasks.text_ids import fit_text
 
 __all__ = [
     "MAX_NEW_TOKENS",
@@ -27,6 +26,7 @@ __all__ = [
     "document",
     "gsm8k_answer",
     "gsm8k_results",
+    "longest",
     "strategyqa_answer",
     "strategyqa_results",
     "xsum_answer",
@@ -87,26 +87,33 @@ PROMPTS: dict[str, Callable[[Row], tuple[str, str]]] = {
 }
 
 
-def document(name: str, row: Row, tokenizer: Any, max_length: int = 2048) -> dict[str, str]:
+def longest(name: str, max_length: int) -> int:
+    """Most tokens of a prompt; a longer one loses its beginning.
+
+    Args:
+        name: A key of ``PROMPTS``.
+        max_length: Tokens of prompt and answer together.
+
+    Raises:
+        ConfigError: If an answer alone fills that.
+    """
+    most = max_length - MAX_NEW_TOKENS[name]
+    if most < _LEAST:
+        raise ConfigError(
+            f"{name} lets an answer take {MAX_NEW_TOKENS[name]} of the {max_length} tokens of the "
+            f"model's context; leave {name} out for this model"
+        )
+    return most
+
+
+def document(name: str, row: Row) -> dict[str, str]:
     """One question as ``prompt`` and ``target``.
 
     Args:
         name: A key of ``PROMPTS``.
         row: The question, with the field names of its hub copy.
-        tokenizer: The model's tokenizer.
-        max_length: Tokens of prompt and answer together; a longer prompt loses its beginning.
-
-    Raises:
-        ConfigError: If an answer alone fills that.
     """
-    longest = max_length - MAX_NEW_TOKENS[name]
-    if longest < _LEAST:
-        raise ConfigError(
-            f"{name} lets an answer take {MAX_NEW_TOKENS[name]} of the {max_length} tokens of the "
-            f"model's context; leave {name} out for this model"
-        )
     prompt, target = PROMPTS[name](row)
-    prompt = fit_text(tokenizer, prompt, longest)
     return {"prompt": prompt, "target": target}
 
 

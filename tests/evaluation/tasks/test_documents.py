@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from streamline.errors import ConfigError
 from streamline.evaluation.tasks.documents import documents, load, mean_nll_results
 from streamline.evaluation.tasks.overrides import overrides
 from streamline.evaluation.tasks.sources import question_source
@@ -98,6 +99,19 @@ def test_a_dropped_example_stays_dropped_for_later_options(tmp_path):
     longest = max(whole["n_tokens"])
     (doc,) = _docs("streamline_commonsense_qa", tmp_path, tokenizer, max_length=longest - 1)
     assert doc["n_shots"] == [8, 7, 7, 7, 7]
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning(tmp_path):
+    rows = [{"dialogue": word * 100, "summary": "s"} for word in ("word ", "x")]
+    (tmp_path / "xsum").mkdir()
+    (tmp_path / "xsum" / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    whole = _docs("streamline_xsum", tmp_path, tiny_tokenizer(), max_length=10_000)
+    cut = _docs("streamline_xsum", tmp_path, tiny_tokenizer(), max_length=100 + 300)
+    assert [d["target"] for d in cut] == ["s", "s"] and cut[1] == whole[1]
+    assert len(tiny_tokenizer()(cut[0]["prompt"])["input_ids"]) == 300
+    assert whole[0]["prompt"].endswith(cut[0]["prompt"])
+    with pytest.raises(ConfigError, match="take 100 of the 120 tokens of the model's context"):
+        _docs("streamline_xsum", tmp_path, tiny_tokenizer(), max_length=120)
 
 
 def test_mean_nll_results_choose_the_smallest_and_the_first_of_equals():

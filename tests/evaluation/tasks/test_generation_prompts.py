@@ -8,19 +8,17 @@ from streamline.evaluation.tasks.generation_prompts import (
     document,
     gsm8k_answer,
     gsm8k_results,
+    longest,
     strategyqa_answer,
     strategyqa_results,
     xsum_answer,
     xsum_results,
 )
-from streamline.testing.models import tiny_tokenizer
-
-LONG = 1_000_000
 
 
 def test_gsm8k_prompt():
     row = {"question": "How many?", "answer": "so 1 + 1 = 2\n#### 1,002"}
-    found = document("gsm8k", row, tiny_tokenizer(), LONG)
+    found = document("gsm8k", row)
     prompt = found["prompt"]
     assert found["target"] == "1002"
     assert prompt.startswith("Question: Angelo and Melanie want")
@@ -34,7 +32,7 @@ def test_gsm8k_prompt():
 
 def test_strategyqa_prompt():
     row = {"question": "Is it?", "answer": True}
-    found = document("strategyqa", row, tiny_tokenizer(), LONG)
+    found = document("strategyqa", row)
     assert found["target"] == "yes"
     assert found["prompt"].startswith(
         "Question: Do hamsters provide food for any animals?\nAnswer:\n"
@@ -44,16 +42,17 @@ def test_strategyqa_prompt():
     assert found["prompt"].endswith("So the answer is no\n\nQuestion: Is it?\nAnswer:")
 
 
-def test_xsum_prompt_keeps_its_end_when_too_long():
+def test_xsum_prompt():
     row = {"document": "word " * 100, "summary": "s"}
     ending = "\nBased on the previous text, provide a brief single summary:"
-    found = document("xsum", row, tiny_tokenizer(), LONG)
+    found = document("xsum", row)
     assert found == {"prompt": "Document：" + row["document"] + ending, "target": "s"}
+
+
+def test_an_answer_that_leaves_a_prompt_no_room_is_refused():
+    assert longest("xsum", MAX_NEW_TOKENS["xsum"] + 80) == 80
     with pytest.raises(ConfigError, match="take 100 of the 120 tokens of the model's context"):
-        document("xsum", row, tiny_tokenizer(), 120)
-    short = document("xsum", row, tiny_tokenizer(), MAX_NEW_TOKENS["xsum"] + 80)["prompt"]
-    assert len(tiny_tokenizer()(short)["input_ids"]) == 80
-    assert found["prompt"].endswith(short)
+        longest("xsum", 120)
 
 
 @pytest.mark.parametrize(
