@@ -24,6 +24,7 @@ from streamline.engine.budget import (
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.meter import counted
 from streamline.engine.paths import Node, Path
+from streamline.engine.transfer import Later
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, Positive
 from streamline.hashing import content_key
@@ -262,17 +263,19 @@ def channel_scores(decoder: Decoder, tokens: Tensor, *, batch_tokens: int = 4096
         Scores, [L, channels], float64.
     """
     rows = max(1, batch_tokens // tokens.shape[1])
-    total = torch.zeros(1, dtype=torch.float64)
+    total, found = torch.zeros(1, dtype=torch.float64), list[Later]()
     for start in range(0, len(tokens), rows):
         some, norms = tokens[start : start + rows], list[Tensor]()
-        counting = counted(some.numel(), lambda: weights(decoder, decoder.layers))
-        with counting, _watched(decoder, len(some), norms):
+        with counted() as count, _watched(decoder, len(some), norms):
+            count(some.numel(), lambda: weights(decoder, decoder.layers))
             entry = decoder.enter(some)
             hidden = entry.hidden
             for index, layer in enumerate(decoder.layers):
                 hidden = decoder.run(layer, hidden, entry, index)
-        total = total + torch.stack(norms)
+        found.append(Later(norms, lambda sums: torch.stack([each.double() for each in sums])))
         tell(start + len(some), len(tokens))
+    for sums in found:  # when all batches are on their way
+        total = total + sums.value()
     return total / len(tokens)
 
 
@@ -283,7 +286,7 @@ def _watched(decoder: Decoder, batch: int, norms: list[Tensor]) -> Iterator[None
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
         states: Tensor = args[0]  # [B, T, channels], or [B * T, channels]
         each = states.float().reshape(batch, -1, states.shape[-1]).norm(dim=1)  # [B, channels]
-        norms.append(each.sum(0).cpu().double())
+        norms.append(each.sum(0))
 
     hooks = []
     try:

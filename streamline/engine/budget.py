@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from streamline.engine.decoder import Decoder, submodule
-from streamline.engine.paths import Path, PathTrie
+from streamline.engine.paths import Path, PathTrie, tries_of
 from streamline.errors import ConfigError, UnsupportedModelError
 
 
@@ -133,6 +133,13 @@ def matrix_weights(decoder: Decoder, parameters: Iterable[nn.Parameter]) -> int:
 def head_weights(decoder: Decoder) -> int:
     """Weights of the head's matrix."""
     return weights(decoder, [submodule(decoder.model, decoder.family.head)])
+
+
+def path_weights(paths: Sequence[Path], head: bool) -> int:
+    """Weights that a token meets along all of some paths, the head at the end of each if wanted."""
+    tries = [trie for trie, _ in tries_of(paths)]
+    found = sum(weights(trie.decoder, trie.runs()) for trie in tries)
+    return found + head * sum(len(trie.paths) * head_weights(trie.decoder) for trie in tries)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ run is decided here and nowhere else:
   runs all batches through each layer (:attr:`streamline.engine.decoder.Decoder.layer_order`);
 * a batch for which memory runs out is split, where the model is in memory
   (:mod:`streamline.engine.memory`);
-* what an accelerator has to say of a batch is read while it works on the next one
-  (:mod:`streamline.engine.transfer`);
+* what an accelerator has to say of a batch is read while it works on the next one, and the one
+  after that is made then (:mod:`streamline.engine.transfer`);
 * several processes share the batches (:mod:`streamline.distributed`); no batch is cut for that, so
   their number changes no result.
 
@@ -28,6 +28,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import chain
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -35,7 +37,7 @@ from torch import Tensor, nn
 
 from streamline.distributed.team import Shard, interleaved, team
 from streamline.distributed.work import scatter
-from streamline.engine.budget import head_weights, weights
+from streamline.engine.budget import path_weights
 from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.kernels import CompiledLayers, FastLinears, FusedNorms, fast
 from streamline.engine.memory import BatchLimit
@@ -134,7 +136,6 @@ class Depths(TokenJob):
 
     Attributes:
         entered: The batch, if it was entered already.
-        for_training: As for every job.
     """
 
     entered: Entry | None = None
@@ -158,51 +159,53 @@ def run(
     limit: BatchLimit | None = None,
     compiled: bool = False,
     progress: OnProgress | None = None,
+    n_tokens: Callable[[], int] | None = None,
 ) -> Iterator[Outcome[AnyJob]]:
     """Run jobs along paths.
 
     Args:
         paths: Any paths; those of one decoder share what they have in common.
-        jobs: The batches, in the order in which results are wanted.
+        jobs: The batches, in the order in which results are wanted; all need the head, or none.
         limit: Keeps what was learnt of memory from one call to the next.
         compiled: Whether layers are compiled first (:class:`CompiledLayers`).
         progress: Called as jobs, or layers, are done.
+        n_tokens: The tokens of all jobs, as far as is known; with it a job is asked for when the
+            last one has begun, where one process has the model in memory.
 
     Yields:
-        Each job, or each part of one that was split, with what its ``combine`` gave: as soon as it
-        is done where one process has the model in memory; what is read from an accelerator, when
-        the next job has begun.
+        Each job, or each part of one that was split, with what its ``combine`` gave, as soon as it
+        can be had: what is read from an accelerator, when the next job has begun.
 
     Raises:
-        UnsupportedModelError: If paths through a model whose layers come one at a time are mixed
-            with others.
+        UnsupportedModelError: If paths through a streamed model are mixed with others.
         PlanError: If such a path cannot be run layer by layer.
         StreamlineError: If memory runs out with a job that cannot be split, or another process
             failed.
     """
-    jobs = list(jobs)
     limit = BatchLimit() if limit is None else limit
-    head = any(job.needs_head for job in jobs)
-    with counted(sum(job.n_tokens for job in jobs), lambda: _size(paths, head)):
+    if n_tokens is None:
+        jobs = list(jobs)
+        n_tokens = partial(sum, [job.n_tokens for job in jobs])
+    size = cache(partial(path_weights, paths))
+    with counted() as count:
+
+        def each() -> Iterator[AnyJob]:
+            for job in jobs:
+                count(job.n_tokens, partial(size, job.needs_head))
+                yield job
+
         if any(path.decoder.layer_order is not None for path in paths):
-            yield from _layer_by_layer(paths, jobs, progress)
+            yield from _layer_by_layer(paths, list(each()), progress)
         elif team().size == 1:
-            for parts in _batch_by_batch(paths, jobs, limit, compiled, progress):
-                yield from parts
+            batches = _batch_by_batch(paths, each(), n_tokens, limit, compiled, progress)
+            yield from chain.from_iterable(batches)
         else:
-            yield from _shared(paths, jobs, limit, compiled, progress)
-
-
-def _size(paths: Sequence[Path], head: bool) -> int:
-    """Weights that a token meets along all paths, the head at the end of each if it is run."""
-    tries = [trie for trie, _ in tries_of(paths)]
-    found = sum(weights(trie.decoder, trie.runs()) for trie in tries)
-    return found + head * sum(len(trie.paths) * head_weights(trie.decoder) for trie in tries)
+            yield from _shared(paths, list(each()), limit, compiled, progress)
 
 
 def attempt(paths: Sequence[Path], job: Job, *, compiled: bool = False) -> Any:
     """One job at once, in this process: to try whether it fits, and its time."""
-    return read(_Runner(paths, [job], compiled).attempt(job))
+    return read(_Runner(paths, job, compiled).attempt(job))
 
 
 class _Runner:
@@ -210,16 +213,15 @@ class _Runner:
 
     Args:
         paths: Any paths.
-        jobs: What will be run.
+        job: The first of what will be run.
         compiled: Whether layers are compiled.
     """
 
-    def __init__(self, paths: Sequence[Path], jobs: Sequence[Job], compiled: bool) -> None:
+    def __init__(self, paths: Sequence[Path], job: Job, compiled: bool) -> None:
         def kernels(trie: PathTrie) -> CompiledLayers | FastLinears | FusedNorms:
             if compiled:
                 return CompiledLayers(trie.modules(head=False))
-            ours = not any(job.for_training for job in jobs)
-            modules = trie.modules(head=any(job.needs_head for job in jobs)) if ours else []
+            modules = [] if job.for_training else trie.modules(head=job.needs_head)
             return fast(modules, trie.decoder.model)
 
         self._n_paths = len(paths)
@@ -258,26 +260,26 @@ def _without_gradients(job: Job) -> AbstractContextManager[None]:
 
 def _batch_by_batch(
     paths: Sequence[Path],
-    jobs: Sequence[AnyJob],
+    jobs: Iterable[AnyJob],
+    n_tokens: Callable[[], int],
     limit: BatchLimit,
     compiled: bool,
     progress: OnProgress | None,
 ) -> Iterator[list[Outcome[AnyJob]]]:
     """Each batch through all layers; the parts of each with their results."""
-    if not jobs:
-        return
-    runner = _Runner(paths, jobs, compiled)
-    total, done = sum(job.n_tokens for job in jobs), 0
+    runner: _Runner | None = None
+    done = 0
     waiting: deque[tuple[AnyJob, list[Outcome[AnyJob]]]] = deque()
-    for job in [*jobs, None]:
+    for job in chain(jobs, [None]):
         if job is not None:
+            runner = runner or _Runner(paths, job, compiled)
             waiting.append((job, limit.apply(job, runner.attempt)))
         while waiting and (job is None or len(waiting) > 1 or not _owed(waiting[0][1])):
             first, parts = waiting.popleft()
             yield [(part, read(result)) for part, result in parts]
             done += first.n_tokens
             if progress is not None:
-                progress(done, total)
+                progress(done, n_tokens())
 
 
 def _owed(parts: Sequence[Outcome[AnyJob]]) -> bool:
@@ -339,7 +341,8 @@ def _shard(
 ) -> tuple[list[list[tuple[AnyJob | None, Any]]], int | None]:
     """One process's jobs: the parts of each (None for the whole) with their results."""
     mine = shard.of(jobs)
-    found = _batch_by_batch(paths, mine, limit, compiled, progress)
+    n_tokens = partial(sum, [job.n_tokens for job in mine])
+    found = _batch_by_batch(paths, mine, n_tokens, limit, compiled, progress)
     named = [
         [(None if part is job else part, result) for part, result in parts]
         for job, parts in zip(mine, found, strict=True)

@@ -78,20 +78,19 @@ def entered() -> None:
 
 
 @contextmanager
-def counted(n_tokens: int, size: Callable[[], int]) -> Iterator[None]:
+def counted() -> Iterator[Callable[[int, Callable[[], int]], None]]:
     """Within it a pass is run that is counted.
 
-    Args:
-        n_tokens: Tokens, padding included.
-        size: How many weights each of them meets; asked only where something counts.
+    Yields:
+        To be told how many tokens are run, padding included, and how many weights each of them
+        meets, which is asked only where something counts.
     """
     meter = _METER.get()
     if meter is None:
-        yield
+        yield lambda n_tokens, size: None
         return
-    meter.add(2.0 * n_tokens * size())
     meter.running += 1
     try:
-        yield
+        yield lambda n_tokens, size: meter.add(2.0 * n_tokens * size())
     finally:
         meter.running -= 1

@@ -218,6 +218,7 @@ def _score(
     work += [f"perplexity of {text.name}" for text in texts]
     progress.stage(f"{'; '.join(work)}: {_models(paths)}")
     start = time.perf_counter()
+    used: dict[int, dict[str, int]] = {}
     answers: Iterable[tuple[int, list[Any]]] = answer_all(
         list(paths.values()),
         [part.requests for part in parts],
@@ -225,6 +226,7 @@ def _score(
         batch_tokens=budget,
         compiled=compiled,
         progress=progress.step,
+        used=used,
         unfinished=[
             Unfinished([store.unfinished(key, name) for key in paths], of)
             for name, of in [
@@ -247,9 +249,9 @@ def _score(
             number: int = number, found: list[Any] = found, seconds: float = seconds
         ) -> dict[str, NotFiniteError]:
             if number < len(parts):
-                return _keep(parts[number], paths, found, seconds, store, budget.used())
+                return _keep(parts[number], paths, found, seconds, store, used[number])
             text = texts[number - len(parts)]
-            return _keep_perplexity(text, paths, found, seconds, store, budget.used())
+            return _keep_perplexity(text, paths, found, seconds, store, used[number])
 
         failed = shared(keep) | failed
         if kept is not None:

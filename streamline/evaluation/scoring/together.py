@@ -2,7 +2,8 @@
 
 A model whose layers are read one at a time reads each weight once for all of them; one in memory
 gives each set as soon as it is done, so that it can be stored, and what it has of a set before that
-is kept every few seconds (:mod:`streamline.evaluation.scoring.unfinished`).
+is kept every few seconds (:mod:`streamline.evaluation.scoring.unfinished`). A set is packed into
+batches when the last batch of the one before has begun: an accelerator does not wait for that.
 
 Example::
 
@@ -13,7 +14,8 @@ Example::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ def answer_all(
     compiled: bool = False,
     progress: OnProgress | None = None,
     unfinished: Sequence[Unfinished] | None = None,
+    used: MutableMapping[int, dict[str, int]] | None = None,
 ) -> Iterator[tuple[int, list[Any]]]:
     """Answer all questions and score all texts for every path.
 
@@ -54,6 +57,7 @@ def answer_all(
         progress: Called as batches, or layers, are done.
         unfinished: Where the results of each set and text are kept before they are complete; what
             lies there is not computed again.
+        used: Filled with the tokens of each set's batches (:meth:`TokenBudget.used`).
 
     Yields:
         ``(number, results)`` for each set of questions and then each text, counted through: one
@@ -63,14 +67,26 @@ def answer_all(
     sets: list[_Set] = [_Questions(requests, len(paths)) for requests in questions]
     sets += [_Text(windows, len(paths)) for windows in texts]
     places: Sequence[Unfinished | None] = unfinished or [None] * len(sets)
-    jobs = [
-        job
-        for own, place in zip(sets, places, strict=True)
-        for job in own.made(paths, budget, compiled, place)
-    ]
+    used = {} if used is None else used
+    jobs: dict[int, Sequence[Job]] = {}
+
+    def made(number: int) -> Sequence[Job]:
+        if number not in jobs:
+            jobs[number] = sets[number].made(paths, budget, compiled, places[number])
+            used[number] = budget.used()
+        return jobs[number]
+
     limit = BatchLimit()
-    found = run(paths, jobs, limit=limit, compiled=compiled, progress=progress)
+    found = run(
+        paths,
+        chain.from_iterable(map(made, range(len(sets)))),
+        limit=limit,
+        compiled=compiled,
+        progress=progress,
+        n_tokens=lambda: sum(own.n_tokens for own in sets),
+    )
     for number, own in enumerate(sets):  # results come in the order of the jobs
+        made(number)  # nothing of it may be left to do
         while not own.complete:
             own.put(*next(found))
         yield number, own.results()
@@ -87,11 +103,13 @@ class _Set(ABC):
     Attributes:
         width: Tokens of its longest sequence.
         missing: What there are no results for yet.
+        n_tokens: Of its jobs; about, before these are made.
         was_split: Whether memory ran out with one of its jobs.
     """
 
     width: int
     missing: int
+    n_tokens: int
     was_split = False
     _jobs: Sequence[Job] = ()
     _place: Unfinished | None = None
@@ -107,7 +125,9 @@ class _Set(ABC):
         self._jobs = self.jobs(paths, budget, compiled)
         self._place = place
         found = None if place is None else place.read()
-        return self._jobs if found is None else self.resume(self._jobs, found)
+        left = self._jobs if found is None else self.resume(self._jobs, found)
+        self.n_tokens = sum(job.n_tokens for job in left)
+        return left
 
     def put(self, part: Job, found: list[Any]) -> None:
         """The results of a job, or of a part of one."""
@@ -145,6 +165,8 @@ class _Questions(_Set):
         self.answers = [Likelihoods.empty(len(requests)) for _ in range(n_paths)]
         self.answered = np.zeros(len(requests), dtype=np.bool_)
         self.width = max((len(r.context) + len(r.continuation) - 1 for r in requests), default=1)
+        contexts = {request.doc_id: len(request.context) for request in requests}
+        self.n_tokens = sum(contexts.values()) + sum(len(r.continuation) for r in requests)
 
     @property
     def missing(self) -> int:  # type: ignore[override]
@@ -187,6 +209,7 @@ class _Text(_Set):
         self.windows = windows
         self.sums = [np.zeros((n_paths, 0))]  # [paths, windows] of each batch
         self.missing, self.width = windows.shape
+        self.n_tokens = windows.numel()
 
     def jobs(self, paths: Sequence[Path], budget: TokenBudget, compiled: bool) -> Sequence[Job]:
         return window_jobs(paths, self.windows, budget, compiled=compiled)
