@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
+from streamline.methods.linear_algebra import exact_device
 from streamline.plan import Span
 
 
@@ -28,17 +29,19 @@ def magnitude_ratios(
         batch_tokens: Tokens per forward pass.
 
     Returns:
-        The mean over sequences of each sequence's ratio, [D], float64. Channels that are silent
-        before the run keep the scale 1.
+        The mean over sequences of each sequence's ratio, [D], float64, on the CPU. Channels that
+        are silent before the run keep the scale 1.
     """
-    total = torch.zeros(decoder.hidden_size, dtype=torch.float64)
+    device = exact_device(decoder.device)
+    total = torch.zeros(decoder.hidden_size, dtype=torch.float64, device=device)
+    turn = None if turn is None else turn.to(device)
     rows = max(1, batch_tokens // batches.shape[1])
     for start in range(0, len(batches), rows):
         ends = []
         for depth, hidden in decoder.trace(decoder.enter(batches[start : start + rows]), span.stop):
             if depth in (span.start, span.stop):
-                states = hidden.to("cpu", torch.float64)
+                states = hidden.to(total)
                 ends.append((states if turn is None else states @ turn).abs().mean(1))
         before, after = ends
         total += torch.where(before > 0, after / before, 1.0).sum(0)
-    return total / len(batches)
+    return total.cpu() / len(batches)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.transfer import onto
 from streamline.progress import part, tell
 
 from ._groups import group_sums, layer_groups, rows
@@ -54,7 +56,7 @@ def each_gradient(
             hooks.append(register(pass_on))
         with torch.enable_grad():
             logits = decoder.logits(tokens)[:, :-1].float()
-            targets = tokens[:, 1:].to(logits.device)
+            targets = onto(tokens[:, 1:], logits.device)
             # [N * (T - 1), V] and [N * (T - 1)]
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
             loss.backward()  # type: ignore[no-untyped-call]
@@ -66,10 +68,17 @@ def each_gradient(
             parameter.grad = grad
 
 
-def absolute_sum(values: Tensor) -> float:
-    """Sum of absolute values: rows in the values' own type, their sums in float64 on the CPU."""
-    table = values.abs().reshape(-1, values.shape[-1])  # [rows, columns]
-    return float(table.sum(1).cpu().double().sum())
+def absolute_rows(values: Tensor) -> Tensor:
+    """Sums of the absolute values of each row, [rows], in the values' own type.
+
+    They stay where they are: a backward pass does not wait for them. :func:`added` reads them.
+    """
+    return values.abs().reshape(-1, values.shape[-1]).sum(1)
+
+
+def added(parts: Iterable[Tensor]) -> float:
+    """The sum of some sums, each added up in float64 on the CPU."""
+    return sum((float(part.cpu().double().sum()) for part in parts), 0.0)
 
 
 def taylor_scores(decoder: Decoder, tokens: Tensor, importance: str) -> dict[str, Tensor]:
@@ -144,7 +153,8 @@ class _Scores:
         self.parameters: list[nn.Parameter] = []
         self._couplings = [layer_groups(decoder, i) for i in range(decoder.n_layers)]
         self._owners: dict[int, tuple[int, str, str, nn.Module]] = {}
-        self._sums: list[dict[tuple[str, str], Tensor]] = [{} for _ in self._couplings]
+        # They are read when all are there, so that no pass waits for one.
+        self._parts: list[dict[tuple[str, str], list[Tensor]]] = [{} for _ in self._couplings]
         for index, layer in enumerate(decoder.layers):
             for member in (m for coupling in self._couplings[index] for m in coupling.members):
                 linear = submodule(layer, member.path)
@@ -166,18 +176,21 @@ class _Scores:
             table = rows(linear, change)
             table = table if side == "out" else table.T  # [owned, others]
             change = table.sum(1) if vectorize else table.abs().sum(1)
-        values = change.abs().cpu().double()
-        sums = self._sums[index]
-        sums[path, side] = sums.get((path, side), 0.0) + values
+        self._parts[index].setdefault((path, side), []).append(change.abs())
 
     def of_groups(self) -> dict[str, Tensor]:
         """``"attention"`` [L, heads] and ``"mlp"`` [L, channels], float64, on the CPU."""
+        sums = [
+            {owner: reduce(torch.add, map(_exact, parts)) for owner, parts in layer.items()}
+            for layer in self._parts
+        ]
         return {
             kind: torch.stack(
-                [
-                    group_sums(pair[k], sums)
-                    for pair, sums in zip(self._couplings, self._sums, strict=True)
-                ]
+                [group_sums(pair[k], of) for pair, of in zip(self._couplings, sums, strict=True)]
             )
             for k, kind in enumerate(("attention", "mlp"))
         }
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.cpu().double()

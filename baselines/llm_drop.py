@@ -13,6 +13,7 @@ from streamline.calibration import Calibration, measure
 from streamline.engine.budget import Effort, check_sparsity, reading_flops, statistics_flops
 from streamline.engine.decoder import Decoder
 from streamline.engine.kernels import FastLinears
+from streamline.engine.transfer import Later
 from streamline.errors import UnsupportedModelError
 from streamline.method import Method, Pruned
 from streamline.methods.sublayers import SUBLAYERS, Sublayers, Unit
@@ -129,30 +130,37 @@ def sublayer_cosines(decoder: Decoder, batches: Tensor, *, batch_tokens: int = 4
     parts = [sublayers.layer_without(unit) for unit in called]
     fast = FastLinears([*decoder.layers, *parts], decoder.model)
     rows = max(1, batch_tokens // batches.shape[1])
-    for start in range(0, len(batches), rows):
+    found = []
+    for tokens in torch.split(batches, rows):
         with fast.active():
-            total += _summed_cosines(decoder, sublayers, batches[start : start + rows])
+            found.append(Later(_cosines(decoder, sublayers, tokens), _summed))
+    for sums in found:  # when all batches are on their way
+        total += sums.value()
     return total / batches.numel()
 
 
-def _summed_cosines(decoder: Decoder, sublayers: Sublayers, tokens: Tensor) -> Tensor:
-    """Cosines across both sublayers of each layer, summed over tokens, [L, 2], float64."""
-    total = torch.zeros(decoder.n_layers, 2, dtype=torch.float64)
+def _cosines(decoder: Decoder, sublayers: Sublayers, tokens: Tensor) -> list[Tensor]:
+    """Each token's cosine across attention and MLP of each layer in turn, [B, T] each."""
+    found = []
     entry = decoder.enter(tokens)
     hidden = entry.hidden
     for index, layer in enumerate(decoder.layers):
         between = decoder.run(sublayers.layer_without((index, "mlp")), hidden, entry, index)
         after = decoder.run(layer, hidden, entry, index)
-        total[index, 0] += _summed_cosine(hidden, between)
+        found.append(_cosine(hidden, between))
         if decoder.family.parallel:
             alone = decoder.run(sublayers.layer_without((index, "attention")), hidden, entry, index)
-            total[index, 1] += _summed_cosine(hidden, alone)
+            found.append(_cosine(hidden, alone))
         else:
-            total[index, 1] += _summed_cosine(between, after)
+            found.append(_cosine(between, after))
         hidden = after
-    return total
+    return found
 
 
-def _summed_cosine(x: Tensor, y: Tensor) -> float:
-    cosine = torch.cosine_similarity(x.float(), y.float().to(x.device), dim=-1)
-    return float(cosine.cpu().double().sum())
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cosine_similarity(x.float(), y.float().to(x.device), dim=-1)
+
+
+def _summed(cosines: list[Tensor]) -> Tensor:
+    """Their sums over tokens, [L, 2], float64."""
+    return torch.stack([each.double().sum() for each in cosines]).reshape(-1, 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, NonNegative, Positive
 from streamline.method import Method, Pruned, Size
 from streamline.methods.layers import odd_layer, projection
-from streamline.methods.linear_algebra import solve
+from streamline.methods.linear_algebra import exact_device, solve
 from streamline.methods.teacher_fits import Fit, fitted
 from streamline.plan import Plan, Span, Step
 
@@ -187,10 +188,11 @@ def fit(
     (sums,) = fitted(decoder, [FoldFit(span)], batches, batch_tokens=batch_tokens)
     gram, moment = sums.gram, sums.moment
     penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    transform = solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype), moment)
+    transform = solve(gram + penalty * torch.eye(len(gram)).to(gram), moment)
     explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
-    error = max(0.0, sums.target_square - float(explained)) / sums.total_square
-    return transform, {"error": error, "error_dropped": sums.dropped_square / sums.total_square}
+    target, dropped, whole = sums.squares.tolist()
+    error = max(0.0, target - float(explained)) / whole
+    return transform.cpu(), {"error": error, "error_dropped": dropped / whole}
 
 
 class StatesFit(Fit):
@@ -205,7 +207,7 @@ class StatesFit(Fit):
 
     def update(self, start: Tensor, stop: Tensor, mlp: Tensor | None) -> None:
         """Keep a batch in float32, [tokens, D] each: ``M``, ``Y`` and what comes after the span."""
-        mlp, start, stop = _rows(start, stop, mlp)
+        mlp, start, stop = _rows(start, stop, mlp, torch.device("cpu"))
         self.rows.append((mlp.float(), (start - mlp).float(), stop.float()))
 
 
@@ -216,28 +218,29 @@ class FoldFit(Fit):
         super().__init__(span, reads_mlp=True)
 
     def begin(self, decoder: Decoder) -> None:
-        """Sums of nothing, float64 on the CPU."""
-        width = decoder.hidden_size
-        self.gram, self.moment = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
-        self.target_square = self.total_square = self.dropped_square = 0.0
+        """Sums of nothing, float64, where that can be had."""
+        width, place = decoder.hidden_size, exact_device(decoder.device)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=place)
+        self.gram, self.moment = zeros(width, width), zeros(width, width)
+        self.squares = zeros(3)  # of what the map is to give, of what is dropped, of all
 
     def update(self, start: Tensor, stop: Tensor, mlp: Tensor | None) -> None:
         """Add a batch."""
-        mlp, start, stop = _rows(start, stop, mlp)
+        mlp, start, stop = _rows(start, stop, mlp, self.gram.device)
         step = stop - start
         target = mlp + step
         self.gram += mlp.T @ mlp
         self.moment += mlp.T @ target
-        self.target_square += float(target.square().sum())
-        self.dropped_square += float(step.square().sum())
-        self.total_square += float(stop.square().sum())
+        self.squares += torch.stack([each.square().sum() for each in (target, step, stop)])
 
 
-def _rows(start: Tensor, stop: Tensor, mlp: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The MLP's output and both states as [tokens, D], float64 on the CPU."""
+def _rows(
+    start: Tensor, stop: Tensor, mlp: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The MLP's output and both states as [tokens, D], float64."""
     assert mlp is not None
     width = start.shape[-1]
-    mlp, start, stop = (x.reshape(-1, width).to("cpu", torch.float64) for x in (mlp, start, stop))
+    mlp, start, stop = (x.reshape(-1, width).to(device, torch.float64) for x in (mlp, start, stop))
     return mlp, start, stop
 
 

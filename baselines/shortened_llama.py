@@ -24,7 +24,7 @@ from streamline.method import DepthMethod
 from streamline.methods.loss import loss_sample, sample_shape, score_paths
 from streamline.plan import Plan
 
-from ._taylor import absolute_sum, each_gradient
+from ._taylor import absolute_rows, added, each_gradient
 
 
 def without_each_layer(decoder: Decoder) -> list[Path]:
@@ -190,7 +190,7 @@ class ShortenedLlamaMagnitude(ShortenedLlama):
     def scores(self, decoder: Decoder, tokens: Tensor) -> tuple[list[float], dict[str, Any]]:
         """Sums of absolute weights."""
         return [
-            sum(absolute_sum(w.detach().float()) for w in layer_weights(decoder, i))
+            added([absolute_rows(w.detach().float()) for w in layer_weights(decoder, i)])
             for i in range(decoder.n_layers)
         ], {}
 
@@ -216,10 +216,11 @@ def taylor_scores(decoder: Decoder, tokens: Tensor) -> list[float]:
         One score per layer, at least 0.
     """
     owners = {w: i for i in range(decoder.n_layers) for w in layer_weights(decoder, i)}
-    scores = [0.0] * decoder.n_layers
+    parts: list[list[Tensor]] = [[] for _ in range(decoder.n_layers)]
 
     def add(weight: torch.nn.Parameter, gradient: Tensor) -> None:
-        scores[owners[weight]] += absolute_sum(weight.detach().float() * gradient.float())
+        product = weight.detach().float() * gradient.float()
+        parts[owners[weight]].append(absolute_rows(product))
 
     each_gradient(decoder, tokens, list(owners), add)
-    return scores
+    return list(map(added, parts))

@@ -123,7 +123,8 @@ def predicting(
     states = hidden[:, :-1].flatten(0, 1)  # [B * (T - 1), D]
     targets = onto(ids[:, 1:].flatten(), hidden.device)  # [B * (T - 1)]
     if scored is not None:
-        chosen = scored[:, 1:].flatten().to(hidden.device)
+        # Places that are found on the host: by a mask the device would be asked how many they are.
+        chosen = onto(scored[:, 1:].flatten().nonzero()[:, 0], hidden.device)
         states, targets = states[chosen], targets[chosen]
     step = chunk_rows(decoder, hidden.device, training=torch.is_grad_enabled())
     yield from zip(torch.split(states, step), torch.split(targets, step), strict=True)

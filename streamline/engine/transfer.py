@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "ASYNCHRONOUS", "Later", "off", "onto", "read", "repeated", "single_sequences", "to_device",
+    "ASYNCHRONOUS", "Later", "off", "onto", "read", "repeated", "single_sequences", "summed",
+    "to_device",
 ]  # fmt: skip
 
 #: Kinds of devices that copy beside their work.
@@ -73,6 +74,14 @@ class Later:
 def read(result: Any) -> Any:
     """What a result stands for: the value of a :class:`Later`, anything else itself."""
     return result.value() if isinstance(result, Later) else result
+
+
+def summed(numbers: Sequence[Tensor]) -> float:
+    """The sum of some scalars of one device, in order and in float64; 0 of none.
+
+    The device is waited for once: a loss that is read as soon as it is there stops it each time.
+    """
+    return sum(torch.stack([*numbers]).tolist(), 0.0) if numbers else 0.0
 
 
 @contextmanager

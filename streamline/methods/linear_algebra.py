@@ -20,10 +20,15 @@ from torch import Tensor
 
 from streamline.engine.transfer import onto
 
-__all__ = ["eigenvectors", "random_rotation", "second_moment", "solve"]
+__all__ = ["eigenvectors", "exact_device", "random_rotation", "second_moment", "solve"]
 
 #: Rows of one product of a second moment: a product over few rows is not divided along them.
 _ROWS = 512
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 can be had: a device itself, or the CPU for one that has none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def eigenvectors(symmetric: Tensor) -> Tensor:

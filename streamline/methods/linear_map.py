@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from streamline.engine.decoder import Decoder
-from streamline.methods.linear_algebra import solve
+from streamline.methods.linear_algebra import exact_device, solve
 from streamline.methods.teacher_fits import Fit, fitted
 from streamline.plan import Span
 
@@ -75,8 +75,7 @@ class LinearFit(Fit):
 
     def begin(self, decoder: Decoder) -> None:
         """Moments of nothing, where float64 can be had."""
-        device = "cpu" if decoder.device.type == "mps" else decoder.device
-        self.moments = LinearMoments(decoder.hidden_size, device)
+        self.moments = LinearMoments(decoder.hidden_size, exact_device(decoder.device))
 
     def update(self, start: Tensor, stop: Tensor, mlp: Tensor | None) -> None:
         """Add a batch."""
@@ -99,10 +98,10 @@ class LinearMoments:
 
     def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float64, device=device)
+            return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.n_tokens = 0
-        self.total = 0.0  # of the tokens' weights
+        self.total = zeros()  # of the tokens' weights
         self.shift = zeros(d)
         self.sum_x, self.sum_step = zeros(d), zeros(d)
         self.xtx, self.xt_step = zeros(d, d), zeros(d, d)
@@ -133,7 +132,7 @@ class LinearMoments:
             self.sum_step += step.sum(0)
         else:
             weights = weights.reshape(-1, 1).to(self.shift)  # [tokens, 1]
-            self.total += float(weights.sum())
+            self.total += weights.sum()
             self.sum_step += (weights * step).sum(0)
             counted = weights * x
         self.sum_x += counted.sum(0)

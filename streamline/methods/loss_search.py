@@ -33,6 +33,7 @@ from streamline.engine.forward import Depths, run
 from streamline.engine.head import predicting
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Path, PathTrie
+from streamline.engine.transfer import summed
 from streamline.methods.loss import check_length, require_finite, score_paths
 from streamline.progress import tell
 
@@ -175,7 +176,7 @@ class LossSearch:
         if learn:
             self._kept = kept
         n_tokens = len(self.tokens) * (self.tokens.shape[1] - 1)
-        return float(sum(torch.stack(losses).tolist())) / n_tokens
+        return summed(losses) / n_tokens
 
     def _bounds(self, ends: list[list[tuple[Tensor, Tensor]]]) -> list[float]:
         """A number for each path that its mean loss is not below, but for rounding."""

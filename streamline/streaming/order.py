@@ -21,7 +21,7 @@ from streamline.engine.decoder import Entry, submodule
 from streamline.engine.forward import Job, OnProgress
 from streamline.engine.kernels import FastLinears
 from streamline.engine.paths import Branch, PathTrie
-from streamline.engine.transfer import read
+from streamline.engine.transfer import onto, read
 from streamline.errors import PlanError
 from streamline.streaming.states import StateStore
 
@@ -90,7 +90,7 @@ def layer_by_layer(
             if number not in results:
                 with torch.inference_mode():
                     results[number] = _answers(turns, store, number, job)
-            yield job, results.pop(number)
+            yield job, read(results.pop(number))
 
 
 class _Turns:
@@ -204,12 +204,12 @@ def _settle(
 
 
 def _answers(turns: _Turns, store: StateStore, number: int, job: Job) -> Any:
-    """One job's result, from what was kept at the ends of the paths."""
+    """One job's result, which may come later, from what was kept at the ends of the paths."""
     decoder: Any = turns.decoder
     answers: list[Any] = [None] * turns.n_paths
     for branch in turns.last:
         key = (number, id(branch))
-        kept = store.take(key if key in turns.joint else (*key, HEAD)).to(decoder.device)
+        kept = onto(store.take(key if key in turns.joint else (*key, HEAD)), decoder.device)
         for index in branch.ends:
             answers[index] = job.answer(decoder, kept)
-    return read(job.combine(answers))
+    return job.combine(answers)

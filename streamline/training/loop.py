@@ -24,6 +24,7 @@ from streamline.distributed.sums import reduced
 from streamline.distributed.team import local, team
 from streamline.distributed.work import in_turn
 from streamline.engine.decoder import Decoder
+from streamline.engine.transfer import summed
 from streamline.hashing import content_key, program
 from streamline.training.activations import ActivationCache, ActivationStore
 from streamline.training.digest import digest
@@ -127,7 +128,7 @@ def _steps(
         ]
         if not active:
             continue
-        sums = {id(group): 0.0 for group in active}
+        losses: dict[int, list[Tensor]] = {id(group): [] for group in active}
         terms = len(indices) * objective.n_terms(length)
 
         def learn(
@@ -135,11 +136,11 @@ def _steps(
             error: Tensor,
             dropped: Tensor | None,
             terms: int = terms,
-            sums: dict[int, float] = sums,
+            losses: dict[int, list[Tensor]] = losses,
         ) -> None:
             loss = error / terms
             loss.backward()  # type: ignore[no-untyped-call]
-            sums[id(group)] += float(loss.detach())
+            losses[id(group)].append(loss.detach())
 
         done = seen
         seen += len(indices) * length
@@ -149,7 +150,7 @@ def _steps(
             done += len(part) * length * team().size  # as the others, which are as far
             show(min(done, seen), _text(step, active))
         parameters = [p for group in active for p in group.state.parameters.values()]
-        totals = reduced(parameters, [sums[id(group)] for group in active])
+        totals = reduced(parameters, [summed(losses[id(group)]) for group in active])
         for group, total in zip(active, totals, strict=True):
             group.state.update(total, len(indices) * length)
         if batch_schedule.due(step):
@@ -189,13 +190,13 @@ def _validate(
     store: ActivationStore | None,
 ) -> None:
     """Measure the validation loss of some groups in one pass."""
-    errors = {id(group): 0.0 for group in groups}
-    drops: dict[int, float] = {}
+    errors: dict[int, list[Tensor]] = {id(group): [] for group in groups}
+    drops: dict[int, list[Tensor]] = {id(group): [] for group in groups}
 
     def note(group: StudentGroup, error: Tensor, dropped: Tensor | None) -> None:
-        errors[id(group)] += float(error)
+        errors[id(group)].append(error)
         if dropped is not None:
-            drops[id(group)] = drops.get(id(group), 0.0) + float(dropped)
+            drops[id(group)].append(dropped)
 
     length = held_out.shape[1]
     micro = args.micro(torch.arange(len(held_out)), length)
@@ -203,8 +204,8 @@ def _validate(
         for part in micro:
             objective.errors(held_out[part], part, groups, note, store)
     terms = len(held_out) * objective.n_terms(length)
-    totals = reduced((), [errors[id(group)] for group in groups])
-    dropped = reduced((), [drops.get(id(group), 0.0) for group in groups])
+    totals = reduced((), [summed(errors[id(group)]) for group in groups])
+    dropped = reduced((), [summed(drops[id(group)]) for group in groups])
     for group, total, left_out in zip(groups, totals, dropped, strict=True):
         group.state.validated(total / terms)
         if group.recipe.objective == "mse":

@@ -23,6 +23,7 @@ from streamline.distributed.team import Shard, team
 from streamline.distributed.work import agreed, broadcast
 from streamline.engine.decoder import Decoder
 from streamline.engine.head import summed_loss
+from streamline.engine.transfer import summed
 from streamline.errors import ConfigError, NotFiniteError
 from streamline.training.distillation.teacher import Teacher
 from streamline.training.lora_recipe import LoraRecipe
@@ -221,18 +222,18 @@ class LoraLoop:
     def _gradients(self, state: TrainingState, indices: Tensor, step: int) -> float:
         """Add the gradients of one optimiser batch; its mean loss per scored token."""
         count = max(1, int((self.sequences.lengths - self.sequences.first)[indices].sum()))
-        total = 0.0
+        losses = list[Tensor]()
         self._dropout(True)
         self.noise.begin(step, int(self.sequences.lengths[indices].max()))
         for places, weight in self._micro(self.sequences, indices):
             self.noise.enter(places.tolist())
             loss = self._sum(self.sequences, indices[places]) / count * weight
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+            losses.append(loss.detach())
         self._dropout(False)
         if state.shares is not None:
             state.shares.collect()
-        return reduced(state.alike, [total])[0]
+        return reduced(state.alike, [summed(losses)])[0]
 
     def _dropout(self, on: bool) -> None:
         """Switch the adapters' dropout, and no other."""
@@ -244,7 +245,7 @@ class LoraLoop:
         """Mean loss per scored token."""
         parts = self._micro(sequences, torch.arange(len(sequences.ids)))
         with coming():
-            total = sum((weight * float(self._sum(sequences, part)) for part, weight in parts), 0.0)
+            total = summed([weight * self._sum(sequences, part) for part, weight in parts])
         return reduced((), [total])[0] / int((sequences.lengths - sequences.first).sum())
 
     def _micro(self, sequences: Sequences, indices: Tensor) -> list[tuple[Tensor, float]]:

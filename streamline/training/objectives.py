@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.paths import Path
+from streamline.engine.transfer import onto
 from streamline.plan import Span
 from streamline.training.activations import ActivationStore, teacher_pass
 from streamline.training.schedule import BatchSchedule
@@ -129,7 +130,7 @@ class HiddenStates:
             teacher_pass(self.decoder, ids, entry, depths, at)
         elif store.holds(indices):
             for depth in sorted(depths):
-                at(depth, store.read(depth, indices).to(self.decoder.device))
+                at(depth, onto(store.read(depth, indices), self.decoder.device))
         else:
 
             def keep(depth: int, hidden: Tensor) -> None:

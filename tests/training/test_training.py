@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from asking import asked
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
@@ -72,6 +73,16 @@ def test_first_step_is_adamw_on_the_mean_gradient(decoder, train, validation, st
     assert losses.best_step == 1
     for a, b in zip(one.module.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_asks_for_its_losses_once_in_however_many_parts(decoder, train, validation, student):
+    questions = []
+    for micro_batch in (64, 16):  # of steps of 64 tokens
+        one = student(decoder, 2, 4, "layer", objective="lm")  # whose teacher keeps nothing
+        with asked() as found:
+            fit(decoder, [one], train, validation, micro_batch=micro_batch)
+        questions.append(len(found.now))
+    assert questions[0] == questions[1]
 
 
 def test_joint_training_equals_separate(decoder, train, validation, student, weights):
