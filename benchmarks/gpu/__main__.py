@@ -27,6 +27,7 @@ __all__ = ["ROWS", "main"]
 
 ROWS = {
     "rate": "rate:run",
+    "encoding": "encoding:run",
     "dense": "dense:run",
     "sleb": "sleb:run",
     "levels-sleb": "levels:sleb",

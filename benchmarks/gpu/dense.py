@@ -9,6 +9,7 @@ from streamline.benchmarks.gpu.bench import Bench
 from streamline.benchmarks.gpu.operations import distinct, useful_operations
 from streamline.benchmarks.gpu.rate import matrix_rates
 from streamline.benchmarks.speed.common import Outcome
+from streamline.benchmarks.speed.questions import encode
 from streamline.engine.paths import dense_path
 from streamline.evaluation.scoring.score import score
 
@@ -40,10 +41,12 @@ def run(bench: Bench) -> Outcome:
         lambda mine, other: answers.require_same(asked, mine, other, exact=bench.exact),
     )
     scoring = bench.seconds(lambda: score(paths, asked.requests, batch_tokens=bench.budget))
+    encoding = bench.seconds(lambda: encode(asked.instances, bench.tokenizer))
     rate = useful_operations(bench.decoder, asked.requests) / scoring
     outcome.facts |= {
         "first_seconds": first,
         "seconds_without_encoding": scoring,
+        "share_of_encoding": encoding / (encoding + scoring),
         "peer_seconds_by_batch_size": {str(k): v for k, v in seconds.items()},
         "distinct_tokens": distinct(asked.requests)[0],
         "tflops": rate / 1e12,

@@ -36,6 +36,7 @@ def test_every_row_runs_and_agrees(dtype: str, tmp_path: Path) -> None:
     timed = {row["name"] for row in data["rows"] if row["ratio"] is not None}
     assert timed == set(ROWS) - {"rate", "pruned", "slicegpt", "memory", "start", "agreement"}
     facts = {row["name"]: row["facts"] for row in data["rows"]}
+    assert 0 < facts["dense"]["share_of_encoding"] < 1
     assert set(facts["memory"]) == {"calibrate", "train", "evaluate"}
     assert all(stage["ratio"] > 0 for stage in facts["memory"].values())
     assert all(model["decode of 1, ratio"] > 0 for model in facts["pruned"].values())
@@ -57,14 +58,14 @@ def test_rows_are_chosen_and_a_failed_one_does_not_cost_the_others(
     assert data["failed"]["sleb"].startswith("Disagreement: losses differ")
     with pytest.raises(SystemExit):
         main(["--rows", "dense,fast"])
-    assert "no row fast; the rows are rate, dense" in capsys.readouterr().err
+    assert "no row fast; the rows are rate, encoding, dense" in capsys.readouterr().err
 
 
 def test_rows_without_time_are_named(tmp_path: Path) -> None:
     place = ["--shape", "tiny", "--device", "cpu", "--seconds", "0", "--out", str(tmp_path)]
     assert main(place) == 0
     assert json.loads((tmp_path / "gpu.json").read_text())["skipped"] == list(ROWS)
-    assert "No time was left for: rate, dense" in (tmp_path / "README.md").read_text()
+    assert "No time was left for: rate, encoding, dense" in (tmp_path / "README.md").read_text()
 
 
 def altered(found: Likelihoods, by: float) -> Likelihoods:
