@@ -35,6 +35,8 @@ from streamline.kept import kept_tensors, read_tensors, write_tensors
 from streamline.plan import Span
 from streamline.progress import tell
 
+BATCH_TOKENS = 4096
+"""Tokens of one forward pass that measures."""
 #: Tokens whose states are multiplied at once: bounds the float32 error of one product.
 _CHUNK = 256
 _FILE = "calibration.safetensors"
@@ -158,7 +160,7 @@ def measure(
     decoder: Decoder,
     batches: Tensor,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Calibration:
     """Run the dense path once and average cosines and angles between all depths.
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
-from streamline.calibration import Calibration, measure
+from streamline.calibration import BATCH_TOKENS, Calibration, measure
 from streamline.engine.budget import Effort, layers_to_remove, statistics_flops
 from streamline.engine.budget import Size as Size
 from streamline.engine.decoder import Decoder
@@ -198,7 +198,8 @@ class Method(ABC):
         """Do what holds most memory, on tensors without data, so that a run can be planned.
 
         It ends where a value is asked for; what lives until then is counted. Nothing here may
-        read a tensor's memory (``numpy``). By default the shared calibration.
+        read a tensor's memory (``numpy``). By default the shared calibration, of as many batches
+        as it ever holds: one that is read beside the next, and one more.
 
         Args:
             decoder: The whole model; its weights lie on the meta device.
@@ -206,7 +207,7 @@ class Method(ABC):
             batches: Calibration tokens without values, [N, T].
             sparsity: Fraction of parameters to remove.
         """
-        measure(few, batches)
+        measure(few, batches[: 3 * max(1, BATCH_TOKENS // batches.shape[1])])
 
     @property
     def rehearses_shared(self) -> bool:

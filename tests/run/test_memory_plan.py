@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from streamline.baselines.shortened_llama import ShortenedLlamaTaylor
+from streamline.baselines.shortgpt import ShortGPT
+from streamline.calibration import measure
 from streamline.distributed import sums
 from streamline.distributed.team import Shard, within
+from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.run.config import RunConfig, build_config
 from streamline.run.planning import estimate as sizing
@@ -161,6 +164,17 @@ def tiny(tmp_path: Path) -> str:
 
 
 TINY = {"dtype": "float32", "device": "cpu", "data": "packaged", "sparsities": 0.3}
+TINY |= {"calibration": {"n_samples": 16}}
+
+
+@pytest.mark.parametrize("length", [512, 4096])
+def test_what_calibrating_holds_grows_with_no_sample(length: int) -> None:
+    decoder = Decoder(tiny_model("llama", n_layers=2, max_position_embeddings=length))
+    rehearsal = Rehearsal(decoder, torch.float32)
+    tokens = rehearsal.tokens(5 * 4096 // length, length)
+    whole = rehearsal.peak(lambda few: measure(few, tokens))
+    rehearsed = rehearsal.peak(lambda few: ShortGPT().rehearse(decoder, few, tokens, 0.3))
+    assert rehearsed == whole and rehearsed is not None
 
 
 def test_refitting_is_planned_and_methods_without_it_are_as_others(tiny: str) -> None:
