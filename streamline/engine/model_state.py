@@ -101,15 +101,15 @@ class _Module:
 
     def changed(self) -> list[str]:
         """Names of the attributes that are others."""
-        now = vars(self.module)
-        names = [*self.facts, *(name for name in now if name not in self.facts)]
-        offloaded = any(p is not None and p.is_meta for p in self.facts["_parameters"].values())
-        return [
-            name
-            for name in names
-            if not _same(self.facts.get(name, _MISSING), now.get(name, _MISSING))
-            and not (offloaded and name == "_parameters")  # new objects each time it is called
-        ]
+        now, then = vars(self.module), self.facts
+        found = [name for name in then if not _same(then[name], now.get(name, _MISSING))]
+        found += [name for name in now if name not in then]
+        if "_parameters" in found and self._offloaded():  # new objects each time it is called
+            found.remove("_parameters")
+        return found
+
+    def _offloaded(self) -> bool:
+        return any(p is not None and p.is_meta for p in self.facts["_parameters"].values())
 
     def faults(self) -> list[str]:
         """Changes of what decides what it computes, in words."""
@@ -249,6 +249,7 @@ class ModelState:
 
 
 _MISSING = object()
+_PLAIN = (bool, int, float, str, tuple)
 
 
 def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
@@ -287,12 +288,13 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _same(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
     if isinstance(old, dict) and isinstance(new, dict):
         if not old and not new:  # most tables of most modules
             return True
         return list(old) == list(new) and _same_items(old.values(), new.values())
-    plain = (bool, int, float, str, tuple, type(None))
-    return old is new or (isinstance(old, plain) and type(old) is type(new) and old == new)
+    return isinstance(old, _PLAIN) and type(old) is type(new) and bool(old == new)
 
 
 def _same_items(old: Any, new: Any) -> bool:

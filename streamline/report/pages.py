@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -97,6 +98,12 @@ def markdown_page(page: Page) -> str:
 
 def _fill(name: str, **values: Any) -> str:
     """Fill one of the two templates."""
+    return str(_template(name).render(values))
+
+
+@lru_cache(maxsize=2)
+def _template(name: str) -> Any:
+    """One of the two templates, compiled once a process."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -108,7 +115,7 @@ def _fill(name: str, **values: Any) -> str:
     )
     environment.filters |= {"markdown_table": markdown, "inert": inert, "code": code}
     environment.filters |= {"plain": plain, "breakable": _breakable}
-    return environment.from_string(_text(name)).render(values)
+    return environment.from_string(_text(name))
 
 
 def _breakable(name: str) -> Any:
