@@ -140,8 +140,9 @@ def prepared(
 
     The questions of the first one are built and handed on. Of the others, whose questions come
     from the same sources, a few of each set are built, and the texts whole: what fails with their
-    tokenizers or lengths fails now. Models that the hub does not give are found out first, all at
-    once; one that cannot be read for another reason is left to its own run.
+    tokenizers or lengths fails now. Where no more are asked, they are handed on too. Models that
+    the hub does not give are found out first, all at once; one that cannot be read for another
+    reason is left to its own run.
 
     Args:
         config: The run.
@@ -175,7 +176,7 @@ def prepared(
         except StreamlineError as error:
             raise AssetError(f"{name}: {error}" if several else str(error)) from error
         built.append(asked)
-        if not ready:
+        if not ready or (own.limit or _TRIED) < _TRIED:  # so few are no load
             ready[name] = made
     asked_first = next((counted(made.questions) for made in ready.values()), None)
     redone = {record.identity for record in again}
