@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of children too: several tests run at a t
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from undrawn import leave_blank
 
 from streamline.run.planning.rehearsal import Rehearsal
 from streamline.testing.models import tiny_model, tiny_tokenizer
@@ -35,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(_folder(item.nodeid), len(places)))
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With ``--dist loadfile`` some folders stay on one worker as well."""
@@ -53,6 +61,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _folder(nodeid: str) -> str:
     """The folder of a test within this one: ``run`` of ``tests/run/test_cell.py::test_a``."""
     return nodeid.partition("::")[0].split("/")[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Figures are drawn in the tests of reports; elsewhere a run would take longer for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if _folder(request.node.nodeid) != "report":
+            leave_blank(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from everything import import_everything
+from undrawn import leave_blank
 
 __all__ = ["Watch", "run"]
 
@@ -79,6 +80,7 @@ def run(
     for name, value in settings.items():
         module, _, constant = name.partition("__")
         setattr(importlib.import_module(f"streamline.{module}"), constant, value)
+    leave_blank(setattr)
     _marked(_watched(watch))
     from streamline.cli.main import main
 
