@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 # The files with tests of a mark: the others need not be imported.
 marked = $(shell grep -rl --include='*.py' 'mark\.$(1)\b' tests | sort)
 
-.PHONY: env bench reports test faults hub package-test slow lint speed gpu docs wheel clean
+.PHONY: env bench reports test faults package-test slow lint speed gpu docs wheel clean
 
 env: $(STAMP)
 
@@ -35,10 +35,6 @@ test: env
 # Kills, full disks (for which it must be allowed to mount) and damaged files, all of them.
 faults: env
 	$(BIN)/python -m pytest -q -n 2 -m "faults or not faults" tests/faults
-
-# The papers' largest suites, small, against a hub on loopback.
-hub: env
-	$(BIN)/python -m pytest -q -m hub tests/hub/test_paper_suites.py
 
 package-test: env
 	$(BIN)/python -m pytest -q -m package $(call marked,package)

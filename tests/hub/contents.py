@@ -25,8 +25,11 @@ from typing import Any
 import yaml
 from datasets import Dataset, Features
 from hub.questions import ANIMALS, PLACES, TEXT, Rows, pairs, piqa, strategyqa, tables
+from transformers import PreTrainedTokenizerFast
+from word_tokenizer import word_tokenizer
 
-from streamline.results.subjects import CMMLU_SUBJECTS
+from streamline.evaluation.tasks.opencompass_prompts import TEMPLATES
+from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 
@@ -42,6 +45,19 @@ def publish_models(root: Path, families: Mapping[str, str]) -> None:
         tiny_model(family, seed=seed).save_pretrained(folder, max_shard_size="200KB")
         tiny_tokenizer().save_pretrained(folder)
         (folder / "README.md").write_text("---\nlicense: other\n---\n", encoding="utf-8")
+
+
+def paper_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the words of these texts and of the papers' prompts."""
+    return word_tokenizer(_words(), 640)
+
+
+def _words() -> list[str]:
+    """Such texts, and what stands around the questions."""
+    about = [f"{one.hint}{item}" for one in TEMPLATES.values() for item in one.items]
+    chinese = [f"{subject}：1加2等于多少？\n一百\n零" for subject in CMMLU_SUBJECTS]
+    named = [f"In {subject}, where is the {ANIMALS[0]}?" for subject in MMLU_SUBJECTS]
+    return [_story(0, 2_000), *about, *chinese, *CMMLU_SUBJECTS.values(), *named]
 
 
 def publish_datasets(root: Path) -> None:
@@ -108,7 +124,7 @@ def _wikitext() -> dict[str, Dataset]:
     found = {}
     for number, split in enumerate(("train", "validation", "test")):
         lines = []
-        for article in range(60):
+        for article in range(120):
             title = f" = {ANIMALS[article % 10].title()} {article} = \n"
             lines += ["", title, "", f" {_story(1000 * number + article, 300)} \n"]
         rows = [{"text": line} for line in lines]

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from hub.conftest import Child
+from hub.contents import paper_tokenizer
 from hub.loopback import LoopbackHub
 
-from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.testing.models import tiny_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -31,9 +32,8 @@ for arguments in json.loads(sys.argv[1]):
 """
 _SMALL = ("--quick", "--limit", "1", "--efficiency", "off", "--device", "cpu")
 #: Those of one process, which reads each set of questions once.
-_LARGE = "paper-main paper-figure4 paper-table1"
-_WITH_OPTIONS = "paper-lora paper-table4"
-_WRITTEN = "paper-table2 paper-table3 paper-table5 paper-table6 paper-figure2 paper-figure3"
+_CLASSIFICATION = "paper-main paper-figure4 paper-table1 paper-lora paper-table4"
+_OTHERS = "paper-table2 paper-table3 paper-table5 paper-table6 paper-figure2 paper-figure3"
 #: Suites of no published table.
 _WITHOUT = ("paper-figure2", "paper-figure3", "paper-figure4", "paper-lora")
 _MODELS = {
@@ -44,19 +44,29 @@ _MODELS = {
     "facebook/opt-2.7b": ("opt", 2048),
     "facebook/opt-6.7b": ("opt", 2048),
 }
+#: Layers of which most of the parameters are, beside those of the words.
+_WIDE = {"llama": {"intermediate_size": 128}, "opt": {"ffn_dim": 128}}
 
 
 @pytest.fixture
 def papers_hub(hub: LoopbackHub, published: Path) -> LoopbackHub:
     """The papers' models in tiny, and every data set; seven of eight tokens end what they write."""
     (hub.root / "datasets").symlink_to(published / "datasets")
+    tokenizer = paper_tokenizer()
     for seed, (name, (family, positions)) in enumerate(_MODELS.items()):
         folder = hub.root / "models" / name / "main"
-        model = tiny_model(family, n_layers=8, seed=seed, max_position_embeddings=positions)
+        model = tiny_model(
+            family,
+            n_layers=8,
+            seed=seed,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=positions,
+            **_WIDE[family],
+        )
         ends = [token for token in range(model.config.vocab_size) if token % 8]
         model.generation_config.eos_token_id = ends
         model.save_pretrained(folder)
-        tiny_tokenizer().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return hub
 
 
@@ -132,7 +142,7 @@ def _fitting(name: str, folder: Path) -> str:
 
 
 def test_every_suite_of_a_paper_is_run_here():
-    assert sorted(f"{_LARGE} {_WITH_OPTIONS} {_WRITTEN}".split()) == sorted(
+    assert sorted(f"{_CLASSIFICATION} {_OTHERS}".split()) == sorted(
         path.stem for path in BENCHMARKS.glob("paper-*.yaml")
     )
 
@@ -155,31 +165,22 @@ def tables(
     return run
 
 
-class TestLarge:
-    """A class is what one process of several takes; `make hub` runs this one."""
-
-    @pytest.mark.hub
-    @pytest.mark.timeout(1300)
-    def test_a_papers_suite_runs_small_to_its_table(self, tables: Callable[[str], None]) -> None:
-        tables(_LARGE)
-
-
-class TestWithOptions:
-    """As above, among the slow tests."""
+class TestClassification:
+    """A class is what one process of several takes."""
 
     @pytest.mark.slow
     @pytest.mark.timeout(1300)
     def test_a_papers_suite_runs_small_to_its_table(self, tables: Callable[[str], None]) -> None:
-        tables(_WITH_OPTIONS)
+        tables(_CLASSIFICATION)
 
 
-class TestWritten:
+class TestOthers:
     """As above."""
 
     @pytest.mark.slow
     @pytest.mark.timeout(1300)
     def test_a_papers_suite_runs_small_to_its_table(self, tables: Callable[[str], None]) -> None:
-        tables(_WRITTEN)
+        tables(_OTHERS)
 
 
 @pytest.mark.slow
