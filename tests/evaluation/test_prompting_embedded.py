@@ -18,7 +18,7 @@ from streamline.evaluation.tasks.overrides import overrides
 from streamline.sources.models import load_model
 
 TASKS = ("arc_easy", "piqa")
-LIMIT = 3
+LIMIT = 2
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def test_questions_are_read_at_the_revision_that_is_asked_for(
     tiny_model("llama", n_layers=2).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     words = f"--models {folder} --methods dense --tasks piqa --limit 4 --perplexity none"
-    plain = [*words.split(), "--device", "cpu", "--out", str(out)]
+    plain = [*words.split(), "--efficiency", "off", "--device", "cpu", "--out", str(out)]
 
     def settled() -> str:
         sources = json.loads((out / "run.json").read_text())["sources"]["tasks"]

@@ -34,7 +34,8 @@ def arguments(tmp_path: Path) -> list[str]:
     tiny_model("llama", n_layers=2).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     words = f"--models {folder} --methods dense --tasks piqa --limit 4 --perplexity none"
-    return [*words.split(), "--device", "cpu", "--out", str(tmp_path / "out")]
+    words += " --efficiency off --device cpu"
+    return [*words.split(), "--out", str(tmp_path / "out")]
 
 
 def _source(folder: Path) -> dict[str, str]:
