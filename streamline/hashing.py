@@ -181,7 +181,7 @@ def _content_hash(path: Path) -> str:
 def _hash(real: Path, read: Callable[[Path], str]) -> str:
     """What a way to read makes of a file, which has no links in its path."""
     if real.parent.name == "blobs" and _SHA256.fullmatch(real.name):
-        return real.name  # the hub's cache checks what it fetches against this name
+        return real.name  # what arrives from the hub is held against this name
     state = _state(real)
     if not 0 < state[-1] < time.time_ns() - _SETTLED:
         return read(real)

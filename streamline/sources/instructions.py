@@ -132,7 +132,9 @@ def load_examples(
 
 def _hub(name: str, revisions: Mapping[str, str | None] | None) -> list[Example]:
     repository = HUB_EXAMPLES[name]
-    rows = load_rows(repository, split="train", revision=(revisions or {}).get(repository))
+    revision = (revisions or {}).get(repository)
+    needed = ("instruction", "output")
+    rows = load_rows(repository, split="train", revision=revision, columns=needed)
     return [_example(row, name) for row in rows]
 
 

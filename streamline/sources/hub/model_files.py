@@ -10,15 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from streamline.errors import AssetError, StreamlineError
 from streamline.sources.folders import PICKLED, SAFE, layout
+from streamline.sources.hub.arrivals import arrived
 from streamline.sources.hub.commits import known_commit, model_commit
 from streamline.sources.hub.failures import HubError, Wanted, causes, explanation, patiently
 from streamline.sources.names import ModelSource, accepted_names
 
-__all__ = ["cached_folder", "fetch_weights", "model_explained", "require_access"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "cached_folder",
+    "fetch_tokenizer",
+    "fetch_weights",
+    "model_explained",
+    "require_access",
+]
+
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+    "*.tiktoken", "chat_template*", "additional_chat_templates/*",
+)  # fmt: skip
+"""Files that a tokenizer may be made of."""
 
 
 def cached_folder(hub_id: str, revision: str | None = None) -> Path | None:
@@ -71,18 +87,40 @@ def _fetched(hub_id: str, commit: str) -> Path:
     names = [name for pair in (SAFE, PICKLED) for name in pair]
     for name in names:
         try:
-            found = Path(hf_hub_download(hub_id, name, revision=commit))
+            (found,) = arrived("model", hub_id, commit, [name])
         except LocalEntryNotFoundError:  # which says nothing of what the repository has
             raise
         except EntryNotFoundError:
             if name == names[-1]:
                 raise
             continue
-        weights = [file.name for file in layout(folder)[0]] if found.suffix == ".json" else [name]
+        if found.suffix == ".json":
+            arrived("model", hub_id, commit, [file.name for file in layout(folder)[0]])
         settings = ["generation_config.json", "*.py"]
-        snapshot_download(hub_id, revision=commit, allow_patterns=[*weights, *settings])
+        snapshot_download(hub_id, revision=commit, allow_patterns=settings)
         return folder
     raise AssertionError
+
+
+def fetch_tokenizer(hub_id: str, commit: str) -> None:
+    """Fetch what a tokenizer is made of into the cache; call inside `model_explained`.
+
+    transformers takes a file that the hub does not give just now for one that is not there.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    last = "tokenizer_config.json"  # the others are here if it is
+    if isinstance(try_to_load_from_cache(hub_id, last, revision=commit), str):
+        return
+    what = f"tokenizer of {hub_id}"
+    try:
+        files = patiently(lambda: HfApi().list_repo_files(hub_id, revision=commit), what)
+    except OfflineModeIsEnabled:
+        return
+    names = {file for file in files if any(fnmatch(file, form) for form in TOKENIZER_FILES)}
+    for some in (names - {last}, names & {last}):
+        patiently(partial(arrived, "model", hub_id, commit, some), what)
 
 
 def require_access(hub_id: str, revision: str | None = None) -> None:
