@@ -18,11 +18,12 @@ from streamline.evaluation.origins import hub_commits
 from streamline.evaluation.part import Part
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import TaskEntry
-from streamline.evaluation.tasks.declared import named_files
+from streamline.evaluation.tasks.declared import is_repository, named_files
 from streamline.evaluation.tasks.overrides import overrides
 from streamline.evaluation.tasks.sources import QuestionSource, question_set
 from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS
 from streamline.hashing import content_key, file_hashes
+from streamline.sources.hub.rows import load_rows
 
 __all__ = ["build"]
 
@@ -73,7 +74,7 @@ def build(
         around.check(entry.name, entry.protocol)
         each = entry.limit_each(limit)
         for name in entry.tasks:
-            changes = {}
+            changes, origin = {}, (found or {}).get(name)
             if not entry.brings_data:
                 changes = overrides(
                     name,
@@ -83,11 +84,12 @@ def build(
                     tokenizer=tokenizer,
                     max_length=min(max_length, FULL_TEXT_TOKENS),
                     limit=each,
-                    found=(found or {}).get(name),
+                    found=origin,
                     shots=bool(around.num_fewshot),
                 )
-            with _own_cache(entry), _at_commits((found or {}).get(name)):
-                loaded = load_tasks(manager, name, changes)
+            place = origin.location if origin is not None and origin.kind == "hub" else None
+            with _own_cache(entry), _from_hub(origin):
+                loaded = load_tasks(manager, name, changes, place)
             for task in loaded:
                 if getattr(task, "UNSAFE_CODE", False) and not unsafe_code:
                     raise ConfigError(
@@ -132,30 +134,30 @@ def _own_cache(entry: TaskEntry) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _at_commits(source: QuestionSource | None) -> Iterator[None]:
-    """Data sets that a task's own YAML names are read at the commits that were decided.
+def _from_hub(source: QuestionSource | None) -> Iterator[None]:
+    """Data sets on the hub that a task's YAML names are read as all others are.
 
-    lm-eval hands its YAML's arguments to ``datasets.load_dataset`` and has no place for a commit of
-    every member of a group, so the commits are added there.
+    lm-eval hands its YAML's arguments to ``datasets.load_dataset``: what may pass is tried again
+    there, the rest is explained, and each data set is read at the commit that was decided, for
+    which a group of tasks has no place in its YAML.
     """
     import datasets
 
-    if source is None or source.kind != "hub" or question_set(source.task) is not None:
-        yield
-        return
-    pins = {}
-    for place, commit in hub_commits(source).items():
-        name, _, revision = place.partition("@")
-        pins[name.partition(":")[0], revision or None] = commit
+    pins: dict[tuple[str, str | None], str] = {}
+    if source is not None and source.kind == "hub" and question_set(source.task) is None:
+        for place, commit in hub_commits(source).items():
+            name, _, revision = place.partition("@")
+            pins[name.partition(":")[0], revision or None] = commit
     original = datasets.load_dataset
 
-    def at_commit(path: str, *args: Any, **options: Any) -> Any:
-        commit = pins.get((path, options.get("revision")))
-        return original(
-            path, *args, **(options if commit is None else options | {"revision": commit})
-        )
+    def read(path: str, name: str | None = None, *args: Any, **options: Any) -> Any:
+        if args or not is_repository(path):
+            return original(path, name, *args, **options)
+        split, revision = options.pop("split", None), options.pop("revision", None)
+        commit = pins.get((path, revision), revision)
+        return load_rows(path, name, split=split, revision=commit, load=original, **options)
 
-    datasets.load_dataset = at_commit
+    datasets.load_dataset = read
     try:
         yield
     finally:

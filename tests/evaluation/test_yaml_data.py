@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -94,19 +95,28 @@ def test_they_are_read_at_their_commits_with_what_else_the_yaml_says(
     folder: Path, hub: dict[tuple[str, str], str], monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[tuple[str, str | None, dict[str, Any]]] = []
+    row = {"question": "2 and 2?", "options": ["4", "5"], "answer": 0}
+    rows = datasets.DatasetDict({"test": datasets.Dataset.from_list([row])})
+    made = SimpleNamespace(
+        cache_dir=folder, download_and_prepare=lambda: None, as_dataset=lambda split: rows
+    )
 
     def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
         asked.append((path, name, options))
-        rows = [{"question": "2 and 2?", "options": ["4", "5"], "answer": 0}]
-        return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+        return rows
+
+    def load_dataset_builder(path: str, name: str | None, **options: Any) -> Any:
+        asked.append((path, name, options))
+        return made
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     entries = resolve(["mine"], folder)
     parts = build(entries, tiny_tokenizer(), max_length=64, found=find_origins(entries).found)
     assert sorted(part.name for part in parts) == ["riddles", "sums"]
     assert sorted(asked, key=lambda one: one[0]) == [
         ("riddles", None, {"revision": "b" * 40}),
-        ("some/sums", "small", {"revision": "a" * 40, "field": "rows"}),
+        ("some/sums", "small", {"split": None, "revision": "a" * 40, "field": "rows"}),
     ]
     assert datasets.load_dataset is load_dataset
 

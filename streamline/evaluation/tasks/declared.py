@@ -25,6 +25,7 @@ __all__ = [
     "Declared",
     "HubData",
     "declared",
+    "is_repository",
     "lm_eval_tasks",
     "named_files",
     "names_below",
@@ -171,7 +172,7 @@ def _tasks_of(
 def _hub_data(values: dict[str, Any]) -> HubData | None:
     """The data set on the hub that a task's values name, if it is one."""
     path, config = values.get("dataset_path"), values.get("dataset_name")
-    if not isinstance(path, str) or not path or path in _FORMATS or Path(path).exists():
+    if not isinstance(path, str) or not is_repository(path):
         return None
     arguments = values.get("dataset_kwargs")
     revision = arguments.get("revision") if isinstance(arguments, dict) else None
@@ -180,6 +181,11 @@ def _hub_data(values: dict[str, Any]) -> HubData | None:
         None if config is None else str(config),
         None if revision is None else str(revision),
     )
+
+
+def is_repository(path: str) -> bool:
+    """Whether what ``dataset_path`` says is a data set on the hub: no form of files, none here."""
+    return bool(path) and path not in _FORMATS and not Path(path).exists()
 
 
 def named_files(folder: Path) -> list[Path]:

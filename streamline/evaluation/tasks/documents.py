@@ -30,7 +30,7 @@ from streamline.errors import AssetError, ConfigError, StreamlineError
 from streamline.evaluation.tasks import generation_prompts, lm_eval_prompts
 from streamline.evaluation.tasks.loaders import load_questions, load_shots
 from streamline.evaluation.tasks.opencompass_prompts import TEMPLATES, Template
-from streamline.evaluation.tasks.row_checks import Given, require_choice
+from streamline.evaluation.tasks.row_checks import Given, remedy, require_choice
 from streamline.evaluation.tasks.sources import QuestionSource, parse_data, question_source
 from streamline.evaluation.tasks.text_ids import fit_texts, token_ids
 from streamline.hashing import content_key
@@ -91,8 +91,7 @@ def documents(
                     raise
                 raise AssetError(
                     f"question {number} of {source.location} cannot be asked "
-                    f"({type(error).__name__}: {error}); correct it, or take a split that has "
-                    "right answers"
+                    f"({type(error).__name__}: {error}); {remedy(source.kind == 'hub')}"
                 ) from error
         return built
 

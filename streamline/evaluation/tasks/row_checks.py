@@ -24,7 +24,8 @@ from streamline.errors import AssetError, StreamlineError
 from streamline.evaluation.tasks.sources import question_set
 
 __all__ = [
-    "Given", "askable", "check_repeats", "check_rows", "loading", "require_choice", "shown",
+    "Given", "askable", "check_repeats", "check_rows", "loading", "remedy", "require_choice",
+    "shown",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -211,21 +212,44 @@ def _has_null(value: Any) -> bool:
     return value is None or (isinstance(value, (list, tuple)) and any(map(_has_null, value)))
 
 
+def remedy(hub: bool) -> str:
+    """What can be done about rows that are no questions.
+
+    Args:
+        hub: Whether they come from the hub, where data sets change.
+    """
+    if hub:
+        return (
+            "if the data set has changed, name a revision that has what is read (--data-revisions "
+            "ORG/NAME@REVISION), or use files of your own (--data-dir)"
+        )
+    return "take a split that has right answers, or correct the data"
+
+
 @contextmanager
-def loading(name: str) -> Iterator[None]:
+def loading(name: str, place: str | None = None) -> Iterator[None]:
     """Whatever lm-eval stumbles over in a task's first question, as one message.
+
+    Args:
+        name: The task.
+        place: Where on the hub its questions come from; None for elsewhere.
 
     Raises:
         AssetError: With the task.
     """
+    from jinja2 import UndefinedError
+
     try:
         yield
     except StreamlineError:
         raise
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+    except (
+        KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError, UndefinedError
+    ) as error:  # fmt: skip
+        of = "" if place is None else f" of {place}"
         raise AssetError(
-            f"{name} cannot be loaded from its questions ({type(error).__name__}: {error}); take a "
-            "split that has right answers, or correct the data"
+            f"{name} cannot be loaded from its questions{of} ({type(error).__name__}: {error}); "
+            f"{remedy(place is not None)}"
         ) from error
 
 
