@@ -168,7 +168,7 @@ def data_explained(
         ) from error
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     """What is wrong with the files, which ``datasets`` says behind an error without words."""
     from datasets.exceptions import DatasetGenerationError
 
