@@ -50,7 +50,7 @@ def published_file(address: str, sha256: str) -> Path:
 
 def _content(address: str, sha256: str) -> bytes:
     from huggingface_hub import get_session
-    from huggingface_hub.utils import hf_raise_for_status
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     answer = get_session().get(address, timeout=30, follow_redirects=True)
     hf_raise_for_status(answer)
