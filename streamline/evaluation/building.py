@@ -20,6 +20,7 @@ from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import TaskEntry
 from streamline.evaluation.tasks.declared import is_repository, named_files
 from streamline.evaluation.tasks.overrides import overrides
+from streamline.evaluation.tasks.row_checks import loading
 from streamline.evaluation.tasks.sources import QuestionSource, question_set
 from streamline.evaluation.tasks.text_ids import FULL_TEXT_TOKENS
 from streamline.hashing import content_key, file_hashes
@@ -88,8 +89,8 @@ def build(
                     shots=bool(around.num_fewshot),
                 )
             place = origin.location if origin is not None and origin.kind == "hub" else None
-            with _own_cache(entry), _from_hub(origin):
-                loaded = load_tasks(manager, name, changes, place)
+            with _own_cache(entry), _from_hub(origin), loading(name, place):
+                loaded = load_tasks(manager, name, changes)
             for task in loaded:
                 if getattr(task, "UNSAFE_CODE", False) and not unsafe_code:
                     raise ConfigError(

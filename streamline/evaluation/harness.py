@@ -68,19 +68,10 @@ def _indexed(paths: tuple[str, ...], defaults: bool, _: tuple[tuple[Path, int], 
         return TaskManager(include_path=list(paths), include_defaults=defaults)
 
 
-def load_tasks(
-    manager: Any, name: str, changes: Mapping[str, Any], place: str | None = None
-) -> list[Any]:
-    """The task objects of one of lm-eval's names, a task's with its configuration changed.
-
-    Args:
-        manager: From :func:`task_manager`.
-        name: Of a task or a group.
-        changes: Keys of its configuration.
-        place: Where on the hub its questions come from, for a message; None for elsewhere.
-    """
+def load_tasks(manager: Any, name: str, changes: Mapping[str, Any]) -> list[Any]:
+    """The task objects of one of lm-eval's names, a task's with its configuration changed."""
     group = {"group": "streamline_run", "task": [{"task": name, **changes}]}
-    with quiet(), loading(name, place):
+    with quiet():
         return list(manager.load([group if changes else name])["tasks"].values())
 
 
