@@ -43,7 +43,8 @@ from streamline.sources.names import resolve_model
 def read(name):
     source = resolve_model(name)
     if "tokenizer" in name:
-        return load_tokenizer(name).backend_tokenizer.to_str().encode()
+        made = load_tokenizer(name)
+        return (made.backend_tokenizer.to_str() + str(made.eos_token)).encode()
     with model_explained(source):
         require_access(source.location, source.revision)
         folder = fetch_weights(source.location, source.revision)
@@ -159,11 +160,14 @@ def test_failures_of_models(hub: LoopbackHub, child: Child) -> None:
     tokenizer, name = tiny_tokenizer(), "tokenizer-failing"
     tokenizer.save_pretrained(hub.root / "models" / "some" / name / "main")
     tiny_model("llama").config.save_pretrained(hub.root / "models" / "some" / name / "main")
-    hub.fails(f"HEAD .*{name}/.*tokenizer", status=503, times=2)
+    hub.fails(f"GET .*{name}/.*/tokenizer.json", kind="reset", after=10, times=1)
+    hub.fails(f"HEAD .*{name}/.*/tokenizer_config.json", status=503, times=8)
     found = _found(child, hub, _MODEL, *_PASSING, *_LASTING, *_REFUSED, name)
     _check(found, content, "model")
-    whole = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    assert found[name][0] == whole, "a file that comes late is not one that is missing"
+    made = tokenizer.backend_tokenizer.to_str() + str(tokenizer.eos_token)
+    assert found[name][0] == hashlib.sha256(made.encode()).hexdigest(), (
+        "a file that comes late is not one that is missing"
+    )
     sent = [one.sent for one in hub.asked if one.sent and "/content/models/some/cut/" in one.path]
     assert len(sent) == 2 and sum(sent) == len(content), "what had come is not fetched again"
 
