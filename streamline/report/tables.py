@@ -239,11 +239,8 @@ def protocol_notes(records: Sequence[Record]) -> list[str]:
 def _meanings(strong: bool, letters: bool, speeds: bool) -> list[str]:
     notes = ["± is one standard error."]
     if strong:
-        ties = (
-            "no paired test tells from it; perplexities without losses by window: by their errors"
-            if letters
-            else "lies within the errors of it"
-        )
+        paired = "no paired test tells from it; perplexities without losses by window: their errors"
+        ties = paired if letters else "lies within the errors of it"
         notes.append(f"Bold: the best at each target and what {ties}.")
     if speeds:
         notes.append("Speeds are medians at batch 1, measured beside the dense model.")
