@@ -15,8 +15,8 @@ import yaml
 from streamline import registry
 
 ROOT = Path(__file__).parents[1]
-NEVER_IMPORTED = {"pip", "protobuf", "sentencepiece"}
-"""Dependencies that others use: transformers the tokenizers and GGUF, a process of its own pip."""
+NEVER_IMPORTED = {"pip"}
+"""Dependencies that others use: a process of its own."""
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,12 @@ def folder(tmp_path, monkeypatch) -> Path:
     path.write_text("\n".join([json.dumps(row)] * 2), "utf-8")
     ending = {"activity_label": "A", "ctx_a": "Well: a man", "ctx_b": "he", "label": "1"}
     rows = {
-        "hellaswag/none": [ending | {"endings": ["sits [x] down.", "b", "c d", "e"]}] * 2,
-        "piqa/plain_text": [{"goal": "g", "sol1": "a", "sol2": "b c", "label": 1}] * 2,
+        "hellaswag/none": [
+            ending | {"endings": [f"sits [x] down {i}.", "b", "c d", "e"]} for i in range(2)
+        ],
+        "piqa/plain_text": [
+            {"goal": f"g{i}", "sol1": "a", "sol2": "b c", "label": 1} for i in range(2)
+        ],
     }
     for name, items in rows.items():
         Dataset.from_list(items).save_to_disk(str(tmp_path / name / "validation"))

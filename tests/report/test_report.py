@@ -145,7 +145,10 @@ def test_cells_on_other_questions_are_noted_as_not_compared(run_copy):
     found, notes = paired([RunFolder(path=run_copy, records=load(run_copy))])
     [said] = notes.values()
     tables = chance_tables(found, "smollm2-135m-instruct")
-    assert any("Target 0.1: not compared. Task piqa: the two sets" in note for note in said)
+    assert any(
+        "Target 0.1: not compared. dense and shortgpt: Task piqa: the two sets" in note
+        for note in said
+    )
     assert all("Target 0.25" in table.title for table in tables)
 
 

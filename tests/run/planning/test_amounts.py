@@ -126,18 +126,19 @@ def test_what_is_shared_is_there_once(decoder: Decoder) -> None:
 
 
 def test_what_a_method_decides_is_decided_once_whatever_recovers_it(decoder: Decoder) -> None:
-    values: dict[str, Any] = {"models": "m", "methods": "sleb", "dtype": "float32"}
+    name = "evopress"  # it searches where it prunes
+    values: dict[str, Any] = {"models": "m", "methods": name, "dtype": "float32"}
     values |= {"training": RECIPE.model_dump(), "device": "cpu"}
     values |= {"calibration": {"n_samples": 4, "length": 64}}
     config = RunConfig.model_validate(values)
-    method, dense = build_method("sleb"), decoder.n_parameters()
+    method, dense = build_method(name), decoder.n_parameters()
     cells = [
-        Cell("m", "sleb", sparsity, seed, kind)
+        Cell("m", name, sparsity, seed, kind)
         for sparsity in (0.2, 0.3)
         for seed in (0, 1)
         for kind in ("none", "lora", "kd")
     ]
-    amounts = Amounts(decoder, {"sleb": method}, config, NOTHING)
+    amounts = Amounts(decoder, {name: method}, config, NOTHING)
     rows = [Row(cell, 1, dense, dense) for cell in cells]
     found = once({row.cell.label: amounts.of(row) for row in rows}).values()
     pruned = [work for own in found for work in own if work.stage == "prune"]
