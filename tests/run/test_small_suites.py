@@ -81,7 +81,7 @@ def test_bytes_has_rows_of_fewer_bits_beside_fewer_layers(place: Path, tmp_path:
 def test_effect_sets_what_is_solved_beside_what_is_trained(place: Path, tmp_path: Path) -> None:
     cells = records(place, tmp_path / "out", "effect", sparsities=[0.3])
     refitted = "llm-streamline-none+refit=true"
-    assert {f"{refitted} {way}" for way in ("none", "lora", "kd")} < set(cells)
+    assert {f"{refitted} {way}" for way in ("none", "lora")} < set(cells)
     for name, own in cells.items():
         trains = not name.endswith(" none") or name in (
             "llm-streamline-ffn none", "llm-streamline-layer none"
