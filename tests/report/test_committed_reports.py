@@ -11,7 +11,14 @@ import pytest
 from streamline.run.reporting import report_run
 
 REPORTS = Path(__file__).parents[2] / "reports"
-RUNS = ("bytes", "effect", "flips", "smollm2-135m", "smollm2-135m/every-method", "paper-table1-smollm2")
+RUNS = (
+    "bytes",
+    "effect",
+    "flips",
+    "smollm2-135m",
+    "smollm2-135m/every-method",
+    "paper-table1-smollm2",
+)
 
 
 def test_every_run_is_checked():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamline.report.figures.figure import WIDE, Figure, Spec, mark, number, only, view, word
-from streamline.report.figures.measures import LABEL, name_room, sparsity_text
+from streamline.report.figures.measures import LABEL, name_lines, name_room, sparsity_text
 from streamline.report.figures.style import GAINED, KEPT, LOST
 from streamline.report.findings.rows import Row
 from streamline.results.averages import collapsed_tasks
@@ -92,10 +92,9 @@ def _panels(width: int, target: str, order: Sequence[str], tasks: Sequence[str])
     narrow = width < 500
     columns = 1 if narrow else 3
     room = name_room(order, width)
-    broken = any("+" in name for name in order)
     size = {
         "width": (width - room) // columns - (10 if narrow else 24),
-        "height": (32 if broken else 19) * len(order),
+        "height": (6 + 13 * name_lines(order)) * len(order),
     }
     x = number("from", axis={"title": "% of questions", "grid": True, "tickCount": 4})
     colour = word(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamline.report.figures.figure import Figure, Spec, mark, only, view, word
-from streamline.report.figures.measures import LABEL, name_room, sparsity_text
+from streamline.report.figures.measures import LABEL, name_lines, name_room, sparsity_text
 from streamline.report.figures.style import LINE, PAGE, Style
 from streamline.report.findings.rows import Row
 
@@ -95,7 +95,7 @@ def _cells(row: Row, depth: int) -> list[dict[str, Any]]:
 
 def _strip(width: int, target: str, order: Sequence[str], depth: int, style: Style) -> Spec:
     room = name_room(order, width)
-    step = 34 if any("+" in name for name in order) else 24
+    step = 14 + 10 * name_lines(order)
     every = max(1, -(-depth // (12 if width > 400 else 7)))
     shown = list(range(0, depth, every))
     x = {

@@ -25,7 +25,7 @@ from streamline.report.figures.style import INK, SOFT, Style
 from streamline.report.findings.rows import Row
 from streamline.report.table import percent
 
-__all__ = ["LABEL", "MEASURES", "measure_figure", "name_room", "sparsity_text"]
+__all__ = ["LABEL", "MEASURES", "measure_figure", "name_lines", "name_room", "sparsity_text"]
 
 MEASURES = {
     "accuracy": "average accuracy, %",
@@ -90,6 +90,11 @@ def name_room(names: Sequence[str], width: int) -> int:
     return min(7 * longest + 24, int(0.55 * width))
 
 
+def name_lines(names: Sequence[str]) -> int:
+    """Lines that the longest of some names takes beside an axis: its options and recovery below."""
+    return max((1 + ("+" in name.replace(" +", "")) + (" +" in name) for name in names), default=1)
+
+
 def _data(rows: Sequence[Row], measure: str) -> list[dict[str, Any]]:
     found = []
     dense = next((getattr(row, measure) for row in rows if row.dense), None)
@@ -137,10 +142,9 @@ def _dots(
     if dense:
         line = number("dense", aggregate="mean")
         layers.insert(0, mark("rule", {"strokeDash": [5, 4], "color": INK}, x=line))
-    broken = any("+" in name for name in order)
     size = {
         "width": max(120, (width - columns * 12 - room - 20) // columns),
-        "height": (_LINE_HEIGHT + (10 if broken else 0)) * len(order),
+        "height": (_LINE_HEIGHT + 10 * (name_lines(order) - 1)) * len(order),
     }
     if len(targets) == 1:
         return {"layer": layers, **size}
