@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # of children too: several tests run at a time
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command sets it, before torch is there
 
 import pytest
 import torch

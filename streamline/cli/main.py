@@ -196,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = _all_redone([argument for argument in arguments if argument != "--debug"])
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, between our own
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # stacks of C++ where a process is lost
     with lasting_streams():
         sys.exit(_carried_out(arguments, debug))
 
