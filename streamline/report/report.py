@@ -134,6 +134,7 @@ def _write_tables(folder: Path, records: Sequence[Record], sections: Sequence[Se
     ):
         if not frame.empty:
             write_text_atomic(folder / f"{name}.csv", csv_text(frame))
+    (folder / "failures.tex").unlink(missing_ok=True)  # what failed before may be done by now
     for section in sections:
         for table in section.tables:
             write_text_atomic(folder / f"{table.name}.tex", latex(table))
