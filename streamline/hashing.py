@@ -34,6 +34,7 @@ __all__ = [
     "file_sha256",
     "folder_key",
     "program",
+    "read_sha256",
     "with_checksum",
 ]
 
@@ -98,7 +99,7 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: If the file cannot be read.
     """
-    return _hash(path.resolve(), _sha256)
+    return _hash(path.resolve(), read_sha256)
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
@@ -175,7 +176,7 @@ def folder_key(folder: Path, suffixes: Collection[str] = ()) -> str:
 
 def _content_hash(path: Path) -> str:
     real = path.resolve()
-    return _hash(real, _sha256 if real.stat().st_size <= _LARGE else _sha256_of_pieces)
+    return _hash(real, read_sha256 if real.stat().st_size <= _LARGE else _sha256_of_pieces)
 
 
 def _hash(real: Path, read: Callable[[Path], str]) -> str:
@@ -201,7 +202,7 @@ def _remembered(path: Path, state: tuple[int, ...], read: Callable[[Path], str])
     """The hash of a file in this state, from the cache folder if it is a large one."""
     if state[2] < _WORTH_KEEPING:
         return read(path)
-    known = [*state] if read is _sha256 else [*state, "pieces"]
+    known = [*state] if read is read_sha256 else [*state, "pieces"]
     memo = cache_dir() / "hashes" / f"{content_key(known)}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):  # not there, or damaged
         found = json.loads(memo.read_text(encoding="utf-8"))
@@ -216,7 +217,8 @@ def _remembered(path: Path, state: tuple[int, ...], read: Callable[[Path], str])
     return digest
 
 
-def _sha256(path: Path) -> str:
+def read_sha256(path: Path) -> str:
+    """SHA-256 of what a file holds, read now whatever its name says, 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -10,13 +10,13 @@ Example::
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from streamline.hashing import read_sha256
 from streamline.sources.hub.failures import DamagedError
 
 __all__ = ["arrived"]
@@ -51,7 +51,7 @@ def arrived(
             return Path(here)
         path = Path(hf_hub_download(repository, name, revision=commit, repo_type=kind))
         content = path.resolve()
-        if _SHA256.fullmatch(content.name) and _sha256(content) != content.name:
+        if _SHA256.fullmatch(content.name) and read_sha256(content) != content.name:
             path.unlink()
             content.unlink(missing_ok=True)
             raise DamagedError(f"{name} arrived damaged: its SHA-256 is not the one of the hub")
@@ -59,8 +59,3 @@ def arrived(
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(fetch, names))
-
-
-def _sha256(content: Path) -> str:
-    with content.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
