@@ -24,12 +24,11 @@ from streamline.errors import ConfigError
 from streamline.results.answers import Answers, Floats, align
 from streamline.results.averages import group_of
 from streamline.results.stability import option_std, question_weights
-from streamline.results.statistics import holm
+from streamline.results.statistics import holm, variance_of_mean, welch
 
 __all__ = ["AgainstBest", "Paired", "against_best", "perplexity_ratio", "stability_difference"]
 
-#: A variance below it is rounding.
-_NOTHING = 1e-24
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def stability_difference(
             spread = float(np.sum(weights**2 * (each - difference) ** 2))
             questions += share**2 * spread * n / (n - 1)
             freedom += n - 1
-    low, high, p = _tested(value, [(questions, freedom), *map(_between, values)], alpha)
+    low, high, p = _tested(value, [(questions, freedom), *map(variance_of_mean, values)], alpha)
     return Paired(value, low, high, p)
 
 
@@ -162,28 +161,18 @@ def perplexity_ratio(
         raise ConfigError("the two models' perplexities are of different numbers of windows")
     a, b = np.stack(first), np.stack(second)
     each = a.mean(0) - b.mean(0)
-    value, n = float(each.mean()), len(each)
-    own = (float(each.var(ddof=1)) / n if n > 1 else 0.0, n - 1)
-    low, high, p = _tested(value, [own, _between(a.mean(1)), _between(b.mean(1))], alpha)
+    value = float(each.mean())
+    parts = map(variance_of_mean, (each, a.mean(1), b.mean(1)))
+    low, high, p = _tested(value, list(parts), alpha)
     return Paired(math.exp(value), math.exp(low), math.exp(high), p)
-
-
-def _between(values: Floats) -> tuple[float, int]:
-    """The variance of a mean over seeds, and its degrees of freedom."""
-    n = len(values)
-    return (float(values.var(ddof=1)) / n if n > 1 else 0.0, n - 1)
 
 
 def _tested(
     value: float, parts: Sequence[tuple[float, int]], alpha: float
 ) -> tuple[float, float, float | None]:
-    """Interval and p-value of a value whose variance is a sum (Welch and Satterthwaite)."""
-    from scipy.stats import t
-
-    variance = sum(part for part, _ in parts)
-    if variance < _NOTHING:  # all alike; nothing says how far chance goes if they differ
-        return value, value, 1.0 if abs(value) < math.sqrt(_NOTHING) else None
-    freedom = variance**2 / sum(part**2 / n for part, n in parts if n > 0)
-    error = math.sqrt(variance)
-    reach = float(t.isf(alpha / 2, freedom)) * error
-    return value - reach, value + reach, float(2 * t.sf(abs(value) / error, freedom))
+    """Interval and p-value of a value whose variance is a sum."""
+    found = welch(value, parts, alpha)
+    if found is None:  # all alike; nothing says how far chance goes if they differ
+        return value, value, 1.0 if abs(value) < _ROUNDING else None
+    reach, p = found
+    return value - reach, value + reach, p

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.results.answers import Bools
+from streamline.results.answers import Bools, Floats
 
 __all__ = [
     "RESAMPLES", "Tested", "compact_letters", "difference_interval", "holm", "mcnemar",
-    "noise_floor", "seeds_test",
+    "noise_floor", "seeds_test", "variance_of_mean", "welch",
 ]  # fmt: skip
 
 RESAMPLES = 9999
@@ -128,25 +128,47 @@ def seeds_test(first: Bools, second: Bools, alpha: float = 0.05) -> Tested:
         Satterthwaite, Biometrics Bulletin 2 (1946). What is between questions and seeds is counted
         in both parts, which errs on the side of no difference.
     """
-    from scipy.stats import t
-
     each = first.mean(0) - second.mean(0)  # [N]
     difference, n = float(each.mean()), len(each)
-    parts = [(float(each.var(ddof=1)) / n, n - 1)] if n > 1 else []
-    for marks in (first, second):
-        seeds = len(marks)
-        if seeds > 1:
-            parts.append((float(marks.mean(1).var(ddof=1)) / seeds, seeds - 1))
-    variance = sum(part for part, _ in parts)
-    if variance < _NOTHING:  # every question differs alike: of its signs alone, as McNemar's test
+    seeds = (variance_of_mean(marks.mean(1)) for marks in (first, second))
+    found = welch(difference, [variance_of_mean(each), *seeds], alpha)
+    if found is None:  # every question differs alike: of its signs alone, as McNemar's test
         differing = n if abs(difference) > math.sqrt(_NOTHING) else 0
         p = min(1.0, 2.0 * 0.5**differing)
         return Tested(difference, difference, p, noise_floor(n, differing, alpha))
-    freedom = variance**2 / sum(part**2 / least for part, least in parts)
-    error = math.sqrt(variance)
-    floor = float(t.isf(alpha / 2, freedom)) * error
-    p = float(2 * t.sf(abs(difference) / error, freedom))
+    floor, p = found
     return Tested(difference - floor, difference + floor, p, floor)
+
+
+def variance_of_mean(values: Floats) -> tuple[float, int]:
+    """The variance of the mean of a sample, and its degrees of freedom; 0 and 0 for one value."""
+    n = len(values)
+    return (float(values.var(ddof=1)) / n, n - 1) if n > 1 else (0.0, 0)
+
+
+def welch(
+    value: float, parts: Sequence[tuple[float, int]], alpha: float = 0.05
+) -> tuple[float, float] | None:
+    """Student's t for a value whose variance is a sum, with Welch and Satterthwaite's freedom.
+
+    Args:
+        value: That is tested against 0.
+        parts: Each part of its variance with the degrees of freedom; 0 of them where it is 0.
+        alpha: The interval covers 1 - alpha.
+
+    Returns:
+        How far the interval reaches to each side, and the two-sided p-value; None where nothing
+        varies.
+    """
+    from scipy.stats import t
+
+    variance = sum(part for part, _ in parts)
+    if variance < _NOTHING:
+        return None
+    freedom = variance**2 / sum(part**2 / least for part, least in parts if least)
+    error = math.sqrt(variance)
+    reach = float(t.isf(alpha / 2, freedom)) * error
+    return reach, float(2 * t.sf(abs(value) / error, freedom))
 
 
 def holm(values: Sequence[float]) -> list[float]:
