@@ -22,6 +22,7 @@ from typing import Any
 
 from streamline import __version__
 from streamline.files import write_json_atomic
+from streamline.progress import clock
 from streamline.report.names import COMMANDS
 
 __all__ = ["checkout", "commanded", "commands_of", "gather_commands", "made_with", "note_command"]
@@ -115,15 +116,9 @@ def made_with(folder: Path) -> dict[str, str]:
         "first command": times[:1],
         "last command": times[1:][-1:],
         "commit": commits,
-        "time": [f"{least}{_duration(sum(seconds))}"] if seconds else [],
+        "time": [f"{least}{clock(sum(seconds))}"] if seconds else [],
     }
     return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items() if values}
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def checkout() -> str | None:
