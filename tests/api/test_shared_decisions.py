@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from broken import Broken
 from torch import Tensor
 
 from streamline.api.pruning import prune
 from streamline.api.variants import Dense, Failure, Target, Variant, unsupported_reason
-from streamline.calibration import Calibration
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
-from streamline.method import DepthMethod, Method, Pruned
-from streamline.plan import Plan
+from streamline.method import Method, Pruned
 from streamline.progress import Silent
 from streamline.registry import METHODS, available, build_method
 from streamline.sharing.once import sharing
@@ -151,17 +149,6 @@ def test_what_is_kept_serves_another_process_with_another_recovery(tmp_path, cou
     (second,) = variants(method, again, tmp_path, "lora")
     assert decided == [] and second.costs == first.costs
     assert torch.equal(logits(second, again), logits(first, dense))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Broken(DepthMethod):
-    """Fails while it chooses."""
-
-    name: ClassVar[str] = "broken"
-    paper: ClassVar[str] = "an error"
-
-    def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        raise ZeroDivisionError("no scores")
 
 
 def test_a_decision_that_fails_fails_once_for_all(tmp_path, counted):

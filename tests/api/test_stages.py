@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from broken import Broken
 from torch import Tensor
 
 from streamline.api import recovery, training
@@ -18,8 +19,7 @@ from streamline.api.variants import Dense, Failure, Target, Variant, unsupported
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
-from streamline.method import DepthMethod, Method
-from streamline.plan import Plan
+from streamline.method import Method
 from streamline.progress import Silent
 from streamline.registry import build_method
 from streamline.sources.batches import TokenBatches
@@ -30,17 +30,6 @@ from streamline.training.student import Recipe
 RECIPE = Recipe(
     n_tokens=64, length=16, epochs=1, batch_tokens=32, validation_tokens=32, evaluations=0
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Broken(DepthMethod):
-    """Fails while it chooses."""
-
-    name: ClassVar[str] = "broken"
-    paper: ClassVar[str] = "an error"
-
-    def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        raise ZeroDivisionError("no scores")
 
 
 @dataclass(frozen=True, kw_only=True)

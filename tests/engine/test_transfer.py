@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from some_paths import some_paths
 from torch import Tensor
 from transformers import masking_utils
 
 from streamline.engine import forward
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import TokenJob, run
-from streamline.engine.paths import Node, Path, dense_path
 from streamline.engine.transfer import Later, onto, read
 from streamline.evaluation.scoring.score import Request, score
 from streamline.testing.models import tiny_model
@@ -27,13 +27,6 @@ REQUESTS = [
 
 def ids(n: int, length: int = 8) -> Tensor:
     return torch.randint(0, 250, (n, length), generator=torch.Generator().manual_seed(1))
-
-
-def some_paths(decoder: Decoder) -> list[Path]:
-    """Dense, a layer dropped, and a layer twice."""
-    dense = dense_path(decoder)
-    twice = (dense.nodes[0], Node(decoder.layers[0], 0), *dense.nodes[1:])
-    return [dense, dense.without(1), Path(decoder, twice)]
 
 
 class Noted(TokenJob):

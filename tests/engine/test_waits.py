@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from asking import asked
+from some_paths import some_paths
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,7 +27,6 @@ from streamline.engine import transfer
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import run
 from streamline.engine.head import summed_loss
-from streamline.engine.paths import Node, Path, dense_path
 from streamline.engine.transfer import Later
 from streamline.evaluation.generation.engine import Limits, generate
 from streamline.evaluation.generation.prompts import Prompt
@@ -54,13 +54,6 @@ def requests(n: int) -> list[Request]:
 
 def ids(n: int, length: int = LENGTH) -> Tensor:
     return torch.randint(0, 250, (n, length), generator=torch.Generator().manual_seed(1))
-
-
-def some_paths(decoder: Decoder) -> list[Path]:
-    """Dense, a layer dropped, and a layer twice."""
-    dense = dense_path(decoder)
-    twice = (dense.nodes[0], Node(decoder.layers[0], 0), *dense.nodes[1:])
-    return [dense, dense.without(1), Path(decoder, twice)]
 
 
 class Waits(TorchDispatchMode):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from broken import Broken
 from torch import Tensor
 
 from streamline.api import variants
@@ -16,7 +17,6 @@ from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.errors import AssetError, UnsupportedModelError
 from streamline.evaluation import evaluate as evaluation
-from streamline.method import DepthMethod
 from streamline.plan import Plan
 from streamline.results.record import Record
 from streamline.results.samples import read_samples
@@ -185,17 +185,6 @@ def test_tasks_without_questions_are_left_out_and_named(tmp_path, config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broken(DepthMethod):
-    """Fails while it chooses."""
-
-    name: ClassVar[str] = "broken"
-    paper: ClassVar[str] = "a fault"
-
-    def select(self, calibration: Calibration, n_remove: int) -> Plan:
-        raise ZeroDivisionError("no scores")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Refusing(Broken):
     """Never works."""
 
@@ -238,10 +227,10 @@ def test_another_model_can_stand_in_a_row(tmp_path, config):
 
 
 def test_a_failed_and_a_refused_cell_are_records_and_the_others_go_on(tmp_path, config):
-    methods = f"{__name__}:Broken,{__name__}:Refusing,shortgpt"
+    methods = f"broken:Broken,{__name__}:Refusing,shortgpt"
     _, broken, refusing, good = run(config(tmp_path, methods=methods))
     assert (broken.status, broken.reason) == ("failed", "ZeroDivisionError: no scores")
-    assert broken.notes["where"].startswith("test_model_run.py:")
+    assert broken.notes["where"].startswith("broken.py:")
     assert broken.summary.accuracy is None
     assert (refusing.status, refusing.reason) == ("skipped", "needs another model")
     assert good.status == "ok"
