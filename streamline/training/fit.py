@@ -89,7 +89,7 @@ def fit(
         directory: For state, losses and results. Called again with the same arguments, a killed
             training resumes to the same bits and a finished one is only loaded.
         losses: Folder of the losses' JSON lines, if not ``directory/losses``.
-        fingerprint: Content key of the dense weights; made if not given.
+        fingerprint: Content key of the dense weights; made if not given and something is kept.
         seed: Seed of the data order.
         progress: Called after each micro-batch.
         autocast: ``torch.bfloat16`` for mixed precision; None computes in float32.
@@ -120,9 +120,11 @@ def fit(
         raise ConfigError(f"{len(students)} students need as many different labels, got {labels}")
     together = _together(students, paths)
     alike(tensor for student in students for tensor in student.module.parameters())
+    if fingerprint is None and (directory or losses or cache):
+        fingerprint = weights_fingerprint(decoder)
     args = FitArguments(
         decoder, train, validation, directory, seed, autocast, micro_batch, cache, save_seconds,
-        losses, fingerprint or weights_fingerprint(decoder),
+        losses, fingerprint or "",
     )  # fmt: skip
     names = [None if labels is None else labels[members[0]] for members in together]
     turns = _turns(decoder, students, memory)

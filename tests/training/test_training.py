@@ -117,6 +117,19 @@ def test_equal_students_are_trained_once(
     assert (tmp_path / "students" / "b.safetensors").exists()
 
 
+def test_a_teacher_s_weights_are_hashed_only_where_something_is_kept(
+    decoder, train, validation, student, monkeypatch, tmp_path
+):
+    hashed = []
+    monkeypatch.setattr(
+        "streamline.training.fit.weights_fingerprint", lambda model: hashed.append(model) or "key"
+    )
+    fit(decoder, [student(decoder, 2, 4, "ffn")], train, validation)
+    assert not hashed
+    fit(decoder, [student(decoder, 2, 4, "ffn")], train, validation, losses=tmp_path)
+    assert hashed == [decoder]
+
+
 def test_best_weights_are_a_copy(decoder, train, validation, student, weights, assert_equal):
     one = student(decoder, 2, 4, learning_rate=5.0, final_learning_rate=5.0, clip=1e9)
     start = weights(one)
