@@ -52,6 +52,8 @@ class Pruned:
         model: A model of its own, for methods that change every layer; else None.
         students: Modules that the training stage has to fit.
         notes: Facts worth showing (runner-up spans, thresholds found, trials counted); JSON.
+        changed: For each step what a recovery has put in its place, of a model whose layers come
+            one at a time; not a method's.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class Pruned:
     model: PreTrainedModel | None = None
     students: list[Student] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    changed: dict[int, nn.Module] = field(default_factory=dict)
 
     def path(self, decoder: Decoder, name: str = "") -> Path:
         """The way through the model that this plan describes.
@@ -72,10 +75,9 @@ class Pruned:
         """
         if self.model is not None:
             return dense_path(Decoder(self.model), name)
-        nodes = tuple(
-            Node(decoder.layers[step.layer] if step.dense else self.modules[i], step.layer)
-            for i, step in enumerate(self.plan.steps)
-        )
+        dense = {i: decoder.layers[s.layer] for i, s in enumerate(self.plan.steps) if s.dense}
+        run = {**self.modules, **dense, **self.changed}
+        nodes = tuple(Node(run[i], step.layer) for i, step in enumerate(self.plan.steps))
         return Path(decoder, nodes, name)
 
     def n_parameters(self, decoder: Decoder) -> int:

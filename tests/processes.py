@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from process_trainings import TOKENS, in_parts, trainings
+from process_trainings import TOKENS, in_parts, lending, trainings
 
 from streamline.calibration import measure
 from streamline.distributed.exchange import coming
@@ -35,8 +35,11 @@ from streamline.evaluation.scoring.score import score
 from streamline.methods.loss import path_losses
 from streamline.run.config import RunConfig, build_config
 from streamline.run.pipeline import run
+from streamline.streaming.opening import open_streamed
 from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.training.parts.shares import processes as parts_of
 
+RECOVERY = {"recovery": "lora,kd", "lora": {"preset": "llm-pruner", "n_tokens": 64}}
 METHODS = "sleb,slicegpt,llm-streamline-ffn,linearpatch+distill_epochs=1"
 
 
@@ -55,7 +58,7 @@ def place(folder: Path) -> None:
     (folder / "data" / "piqa" / "dev.jsonl").write_text(text)
 
 
-def config(folder: Path, out: Path, methods: str = METHODS) -> RunConfig:
+def config(folder: Path, out: Path, methods: str = METHODS, **more: Any) -> RunConfig:
     text = {"texts": str(folder / "text.jsonl"), "length": 16}
     training = {"n_tokens": 64, "batch_tokens": 32, "validation_tokens": 32, "evaluations": 1}
     training |= {"post_train": {"n_tokens": 48}}
@@ -73,6 +76,7 @@ def config(folder: Path, out: Path, methods: str = METHODS) -> RunConfig:
             "calibration": text | {"n_samples": 4},
             "training": text | training,
             "perplexity": text | {"n_tokens": 64},
+            **more,
         }
     )
 
@@ -96,9 +100,15 @@ def pruned(decoder: Decoder) -> LayerPath:
     return LayerPath(decoder, (Node(decoder.layers[0], 0), Node(decoder.layers[2], 2)))
 
 
-def scores() -> list[Any]:
+def streamed_scores(folder: Path) -> list[Any]:
+    """The same of a model whose layers come one at a time."""
+    decoder = open_streamed(folder / "model", tiny_model("llama", n_layers=4).config)
+    with decoder.source:
+        return scores(decoder)
+
+
+def scores(decoder: Decoder) -> list[Any]:
     """Scores, perplexities, losses and cosines of a dense model and a pruned one."""
-    decoder = Decoder(tiny_model("llama", n_layers=3))
     paths = [dense_path(decoder), pruned(decoder)]
     requests = [Request("t", i, j, (i, 7, i + j), (j, i)) for i in range(30) for j in range(2)]
     answers = score(paths, requests, batch_tokens=40)
@@ -134,14 +144,19 @@ def work(folder: Path, size: int) -> dict[str, Any]:
     own = folder / str(size)
     with joined():
         return {
-            "scores": scores(),
+            "scores": scores(Decoder(tiny_model("llama", n_layers=3))),
+            "streamed": streamed_scores(folder),
             "texts": texts(),
             "failures": failures() if size > 1 else None,
             "no room": no_room() if size > 1 else None,
             "parts": in_parts() if size > 1 else None,
+            "lent": lending() if size > 1 else None,
             "listening": listening(),
             **trainings(own),
             "records": numbers(run(config(folder, own / "run"))),
+            "recovered": numbers(
+                run(config(folder, own / "recovered", "shortgpt", **RECOVERY, stream=size > 1))
+            ),
         }
 
 
@@ -194,6 +209,10 @@ def failures() -> dict[str, Any]:
         except Exception as error:  # it is not of this step, and must not be held here
             raise AssertionError("held by the wrong step") from error
 
+    def before_parts() -> None:
+        broken(last)
+        parts_of("cpu")
+
     group = dist.new_group(timeout=timedelta(seconds=2))
 
     def while_others_wait_elsewhere() -> None:
@@ -219,6 +238,7 @@ def failures() -> dict[str, Any]:
             while_others_wait_elsewhere
         ),
         "before a step that the others have begun": lambda: agreed(before_a_step),
+        "before layers are divided": lambda: agreed(before_parts),
         "the first's": lambda: shared(lambda: broken(0)),
         "all": lambda: agreed(all_of_them),
         "one of ours keeps its kind": lambda: agreed(not_finite),

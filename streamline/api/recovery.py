@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from torch import Tensor
 from streamline.api.training import trained
 from streamline.api.variants import Dense, Variant
 from streamline.distributed.work import shared
-from streamline.engine.assemble import assemble
+from streamline.engine.assemble import applications, assemble
 from streamline.engine.decoder import Decoder
+from streamline.errors import UnsupportedModelError
 from streamline.evaluation.generation.own_answers import own_answers
 from streamline.progress import Progress
 from streamline.sources.batches import TokenBatches
 from streamline.sources.instructions import Example
+from streamline.streaming.decoder import StreamedDecoder
 from streamline.training import lora
 from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.distillation.teacher import Distillation
@@ -67,6 +70,7 @@ def fine_tune(
     kd: DistillationSettings | None = None,
     texts: str,
     folder: Path,
+    divided: bool | None = None,
     progress: Progress,
 ) -> Variant:
     """Train a pruned model once more, as its target's ``recovery`` says: on text, or as the dense.
@@ -81,6 +85,8 @@ def fine_tune(
             written once for all variants; each counts them among its costs.
         texts: The text where neither names one.
         folder: Where its state is kept: a killed fine-tuning resumes.
+        divided: Whether each of several processes holds a part of the layers; as
+            :func:`streamline.training.lora.fine_tune` has it.
         progress: Where to report what is being done.
 
     Returns:
@@ -121,20 +127,26 @@ def fine_tune(
             progress=lambda done, n: progress.step(done, n, "answers"),
         )
         progress.stage(f"{noun} of {variant.target.name}")
-    result = lora.fine_tune(
-        pruned.model or assemble(pruned.path(dense.decoder)),
-        data if own is None else own.sequences,
-        tokenizer=dense.tokenizer,
-        validation=validation,
-        preset=settings.preset,
-        token_budget=seen,
-        trained_parameters=settings.trained_parameters,
-        seed=variant.target.seed,
-        directory=folder / stage / variant.target.label,
-        progress=progress.step,
-        distillation=taught,
-    )
+    source = _source(variant, dense)
+    with nullcontext() if source is None else source.held():
+        result = lora.fine_tune(
+            pruned.model or assemble(pruned.path(dense.decoder)),
+            data if own is None else own.sequences,
+            tokenizer=dense.tokenizer,
+            validation=validation,
+            preset=settings.preset,
+            token_budget=seen,
+            trained_parameters=settings.trained_parameters,
+            seed=variant.target.seed,
+            directory=folder / stage / variant.target.label,
+            progress=progress.step,
+            distillation=taught,
+            divided=divided,
+            dense=(dense.decoder, dense.fingerprint),
+        )
     made = replace(pruned, model=result.model)
+    if source is not None:  # a way through the streamed model still, by layers that were changed
+        made = replace(pruned, changed=dict(enumerate(Decoder(result.model).layers)))
     costs = {
         "train_s": result.seconds + (own.seconds if own else 0.0),
         "train_tokens": result.tokens,
@@ -143,6 +155,20 @@ def fine_tune(
     }
     summary = result.summary() | ({"own_answers": own.summary()} if own else {})
     return trained(variant, made, costs, 1, result.peak_memory_bytes, {stage: summary})
+
+
+def _source(variant: Variant, dense: Dense) -> StreamedDecoder | None:
+    """Where the weights of a model are whose layers come one at a time; None if in memory."""
+    decoder, pruned = dense.decoder, variant.pruned
+    if not isinstance(decoder, StreamedDecoder):
+        return None
+    nodes = () if pruned.model is not None else pruned.path(decoder).nodes
+    if not nodes or any(len(applications(node.module)) > 1 for node in nodes):
+        raise UnsupportedModelError(
+            f"{variant.target.method.name} makes more of {dense.name} than its layers one by one, "
+            f"which {variant.target.recovery} needs where they are streamed; run without --stream"
+        )
+    return decoder
 
 
 def _recovery_flops(result: lora.FineTuned, dense: Decoder) -> float:

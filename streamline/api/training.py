@@ -51,6 +51,7 @@ def train(
     losses: Path | None = None,
     activations: Path | None = None,
     memory: int | None = None,
+    divided: bool = False,
     progress: Progress,
 ) -> list[Variant | Failure]:
     """Fit the replacements of all variants; those of one seed and recipe share their teacher.
@@ -67,6 +68,7 @@ def train(
         activations: Folder of the teacher's activations, of one process at a time; by default one
             in ``folder``.
         memory: Bytes that replacements trained at once may hold; None for all at once.
+        divided: Whether each of several processes holds a part of the layers, for the LM objective.
         progress: Where to report what is being done.
 
     Returns:
@@ -87,7 +89,8 @@ def train(
                 partial(
                     _train_in_stages,
                     *(members, found, dense, batches, wanted, texts, seed),
-                    *(folder, losses, activations or folder / "activations", memory, progress),
+                    *(folder, losses, activations or folder / "activations", memory, divided),
+                    progress,
                 )
             )
         except Exception as error:  # one training for all of them: they fail together
@@ -109,6 +112,7 @@ def _train_in_stages(
     losses: Path | None,
     activations: Path,
     memory: int | None,
+    divided: bool,
     progress: Progress,
 ) -> None:
     """Put what becomes of some variants of one seed and recipe in their place."""
@@ -116,7 +120,7 @@ def _train_in_stages(
     going = {i: one for i in members if isinstance(one := found[i], Variant)}
     names = " or ".join(variant.target.name for variant in going.values())
     data = shared(lambda: training_data(batches, recipe, texts, seed))
-    places = (folder, losses, activations, broadcast(memory))
+    places = (folder, losses, activations, broadcast(memory), broadcast(divided))
     for stage, suffix in zip(recipe.stages(), ("", _POST), strict=False):
         with no_exit(f"a student of {names}"):
             made = _train_together(
@@ -160,6 +164,7 @@ def _train_together(
     losses: Path | None,
     activations: Path,
     memory: int | None,
+    divided: bool,
     progress: Progress,
 ) -> list[Variant | Failure]:
     """Train all replacements of some variants by one recipe and objective."""
@@ -208,6 +213,7 @@ def _train_together(
         cache=ActivationCache(activations, cache) if cache else None,
         paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
         memory=memory,
+        divided=divided,
     )
     peak = peak_memory_bytes(decoder.device) if worked else None
     out: list[Variant | Failure] = []

@@ -40,6 +40,7 @@ from streamline.sources.stored.places import DTYPES
 from streamline.sources.weights import WeightSource, memory_of
 from streamline.streaming.decoder import HEAD, StreamedDecoder
 from streamline.streaming.opening import empty_model
+from streamline.training.parts.changed import Changed
 
 __all__ = ["SHARD_BYTES", "check_written", "streamed_self_test", "write_shards", "write_weights"]
 
@@ -84,10 +85,13 @@ def write_weights(
             if not stored:
                 yield name, tensor
 
+    changed = {id(m.weight): m for m in model.modules() if isinstance(m, Changed)}
+
     def value(tensor: Tensor) -> Tensor:
         key = parts.get(id(tensor)) or (decoder.key_of(tensor) if tensor.is_meta else None)
         assert key is not None or not tensor.is_meta
-        return tensor.detach() if key is None else decoder.source.read(key, tensor.dtype)
+        found = tensor.detach() if key is None else decoder.source.read(key, tensor.dtype)
+        return changed[id(tensor)].merged(found) if id(tensor) in changed else found
 
     write_shards(folder, each(), value, shard_bytes=shard_bytes)
 

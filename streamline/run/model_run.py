@@ -208,6 +208,7 @@ def _trained(model: OneModel, variants: Sequence[Variant]) -> list[Variant]:
             activations=config.out / "cache" / "activations" / model.part.name,
             progress=model.progress,
             memory=model.memory.students,
+            divided=any(model.in_parts(one) for one in group),
         )
     return _kept(model, made)
 
@@ -253,6 +254,7 @@ def _alone(model: OneModel, variant: Variant) -> None:
                 kd=config.kd,
                 texts=config.calibration.texts,
                 folder=config.out / "cache",
+                divided=model.in_parts(variant) or None,
                 progress=model.progress,
             )
 
@@ -343,8 +345,6 @@ def _record(
         costs = {**variant.costs, "eval_s": result.seconds, "peak_memory_bytes": peak}
         facts = cell_facts(job, model.ready, model.store, compiled=model.config.compile)
         texts = cell_texts(model.config, variant, model.ready.batches, model.questions)
-        absent, speed = model.questions.absent, speeds.get(job.target.label)
-        less = dropped.get(job.target.label)
-        model.recorder.done(
-            job, variant, path, costs, assessment, facts, texts, absent, speed, less
-        )
+        absent = model.questions.absent
+        found = (speeds.get(job.target.label), dropped.get(job.target.label))
+        model.recorder.done(job, variant, path, costs, assessment, facts, texts, absent, *found)

@@ -68,6 +68,10 @@ class OneModel:
         plan = Plan.dense(self.dense.decoder.n_layers)
         return Variant(target=self.reference.target, pruned=Pruned(plan))
 
+    def in_parts(self, variant: Variant) -> bool:
+        """Whether each of several processes holds a part of its frozen layers in training."""
+        return self.job(variant).cell.label in self.memory.in_parts
+
     def answered(self, job: CellJob) -> bool:
         """Whether all answers of a cell are there."""
         return shared(lambda: self.store.has(job.model_key, self.questions.places))

@@ -19,8 +19,9 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Iterable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,20 @@ class StreamedDecoder(Decoder):
                 finally:
                     _exchange(weights)
                     weights.clear()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Embeddings and head in memory for a while.
+
+        Raises:
+            AssetError: If a weight cannot be read.
+        """
+        weights = [pair for group in (EMBEDDING, HEAD) for pair in self._read(group)]
+        _exchange(weights)
+        try:
+            yield
+        finally:
+            _exchange(weights)
 
     def enter(
         self,

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from streamline.distributed.team import world_size
 from streamline.errors import UnsupportedModelError
 from streamline.files import cache_dir
 from streamline.method import DepthMethod, Method
@@ -184,6 +185,8 @@ def load_streamed(
 def refusal(method: Method, recovery: str = "none") -> str | None:
     """Why a method, or what is to follow it, cannot work on a streamed model; None if it can.
 
+    Several processes recover one together (:mod:`streamline.training.parts.frozen`).
+
     A method can if it trains nothing and decides by the statistics of one pass, or states
     that it needs nothing else (:attr:`streamline.method.Method.supports_streaming`).
     """
@@ -192,8 +195,11 @@ def refusal(method: Method, recovery: str = "none") -> str | None:
         for name in ("calibrate", "prune")
         if getattr(type(method), name) not in (getattr(Method, name), getattr(DepthMethod, name))
     ]
-    if recovery != "none":
-        return f"{recovery} trains the whole model, whose layers are streamed; run without --stream"
+    if recovery != "none" and world_size() == 1:
+        return (
+            f"{recovery} trains the whole model, whose layers are streamed; launch several "
+            "processes (torchrun), each with a part of it, or run without --stream"
+        )
     if method.trains:
         return (
             f"{method.name} trains replacements beside the layers of a model in memory, and its "

@@ -3,7 +3,8 @@
 A model in memory runs each batch through all layers; here each layer runs all batches, because it
 comes only once. A node of the trie runs while the layer whose weights it uses is there; modules
 that are in memory anyway (replacements) run right after the node before them. States at the ends of
-paths are kept, cut to what their answers need, until the head comes.
+paths are kept, cut to what their answers need, until the head comes. Several processes share the
+batches, and each reads all layers.
 
 :mod:`streamline.engine.forward` calls :func:`layer_by_layer` for decoders that name it.
 """
@@ -17,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from streamline.distributed.team import Shard, interleaved, team
+from streamline.distributed.work import scatter
 from streamline.engine.decoder import Entry, submodule
 from streamline.engine.forward import Job, OnProgress
 from streamline.engine.kernels import FastLinears
@@ -50,7 +53,7 @@ class Streamed(Protocol):
 def layer_by_layer(
     trie: PathTrie, jobs: Sequence[Job], progress: OnProgress | None = None
 ) -> Iterator[tuple[Any, Any]]:
-    """Run every path on every batch, each weight of the model read once.
+    """Run every path on every batch, each weight of the model read once by each process.
 
     Args:
         trie: Paths that enter one streamed decoder.
@@ -64,6 +67,22 @@ def layer_by_layer(
         PlanError: If a path needs a layer again after a later one, or two layers at once.
         AssetError: If a weight cannot be read.
     """
+    if team().size == 1:
+        yield from _one_by_one(trie, jobs, progress)
+        return
+
+    def part(shard: Shard, *, progress: OnProgress | None) -> list[Any]:
+        return [result for _, result in _one_by_one(trie, shard.of(jobs), progress)]
+
+    yield from zip(jobs, interleaved(scatter(part, progress=progress)), strict=True)
+
+
+def _one_by_one(
+    trie: PathTrie, jobs: Sequence[Job], progress: OnProgress | None
+) -> Iterator[tuple[Any, Any]]:
+    """The layers one by one, for this process's batches; none are read where it has none."""
+    if not jobs:
+        return
     decoder: Any = trie.decoder
     turns = _Turns(trie, decoder)
     groups = [EMBEDDING, *turns.layers, *([HEAD] if any(j.needs_head for j in jobs) else [])]

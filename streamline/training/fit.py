@@ -74,6 +74,7 @@ def fit(
     paths: Sequence[Path] | None = None,
     save_seconds: float = 30.0,
     memory: int | None = None,
+    divided: bool = False,
 ) -> list[Losses]:
     """Train students in place; each ends with the weights of its lowest validation loss.
 
@@ -100,6 +101,8 @@ def fit(
         save_seconds: How often the state is written.
         memory: Bytes that the students of a wave may hold beside their own activations: weights,
             gradients, moments and the best weights; None trains all at once.
+        divided: For the LM objective, whether each of several processes holds a part of the frozen
+            layers' weights meanwhile.
 
     Returns:
         One summary per student, in order; ``not_finite`` says why one came to nothing.
@@ -124,7 +127,7 @@ def fit(
         fingerprint = weights_fingerprint(decoder)
     args = FitArguments(
         decoder, train, validation, directory, seed, autocast, micro_batch, cache, save_seconds,
-        losses, fingerprint or "",
+        losses, fingerprint or "", divided,
     )  # fmt: skip
     names = [None if labels is None else labels[members[0]] for members in together]
     turns = _turns(decoder, students, memory)

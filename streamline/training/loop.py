@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from streamline.distributed.exchange import coming
 from streamline.distributed.sums import reduced
-from streamline.distributed.team import local, team
-from streamline.distributed.work import in_turn
+from streamline.distributed.team import Shard, local, team
+from streamline.distributed.work import agreed, broadcast, in_turn
 from streamline.engine.decoder import Decoder
 from streamline.engine.transfer import summed
 from streamline.hashing import content_key, program
@@ -30,6 +33,7 @@ from streamline.training.activations import ActivationCache, ActivationStore
 from streamline.training.digest import digest
 from streamline.training.next_token import NextToken
 from streamline.training.objectives import HiddenStates, Objective, StudentGroup
+from streamline.training.parts.frozen import lent
 from streamline.training.schedule import BatchSchedule
 from streamline.training.student import Recipe
 
@@ -54,27 +58,54 @@ class FitArguments:
     save_seconds: float
     losses: Path | None
     teacher: str
+    divided: bool
 
     def held_out(self, recipe: Recipe) -> Tensor:
         """The validation sequences of a recipe."""
         return self.validation[: math.ceil(recipe.validation_tokens / self.validation.shape[1])]
 
-    def micro(self, indices: Tensor, length: int) -> tuple[Tensor, ...]:
-        """This process's indices of sequences, in parts that fit one forward pass."""
-        mine = team().rows(indices)
-        return torch.split(mine, max(1, self.micro_batch // length)) if len(mine) else ()
+    def micro(
+        self, indices: Tensor, length: int, *, evenly: bool = False
+    ) -> list[tuple[Tensor, float]]:
+        """This process's indices of sequences, in parts that fit one forward pass.
+
+        Args:
+            indices: All of them.
+            length: Tokens of each.
+            evenly: As many parts on all processes: one that has less to do runs the first sequence
+                again, which counts nothing.
+
+        Returns:
+            Each part with its weight.
+        """
+        size, mine = max(1, self.micro_batch // length), team().rows(indices)
+        found = [(part, 1.0) for part in torch.split(mine, size) if len(part)]
+        most = math.ceil(len(Shard(0, team().size).rows(indices)) / size)
+        return found + [(indices[:1], 0.0)] * (evenly * (most - len(found)))
 
     def tokens(self, batch_schedule: BatchSchedule) -> int:
         """Training tokens of a run, epochs counted."""
         return batch_schedule.n_sequences * batch_schedule.epochs * self.train.shape[1]
 
 
-def fingerprint(decoder: Decoder) -> str:
-    """A content key of a model: its config and the weights that are in memory."""
-    weights = [p for p in decoder.model.parameters() if p.device.type != "meta"]
-    config = decoder.config.to_diff_dict()
-    config.pop("_name_or_path", None)
-    return content_key([str(sorted(config.items(), key=str)), digest(weights)])
+def fingerprint(decoder: Decoder, dense: tuple[Decoder, str] | None = None) -> str:
+    """A content key of a model: its config and the weights that are in memory.
+
+    Args:
+        decoder: The model.
+        dense: The model that it was made of, with its key: weights that are that one's own, in
+            memory or not, are told by their names, and the config by what the layers are.
+    """
+    if dense is None:
+        weights = [p for p in decoder.model.parameters() if p.device.type != "meta"]
+        config = decoder.config.to_diff_dict()
+        config.pop("_name_or_path", None)
+        return content_key([str(sorted(config.items(), key=str)), digest(weights)])
+    names = {id(p): name for name, p in dense[0].model.named_parameters()}
+    own = decoder.model.named_parameters(remove_duplicate=False)
+    told = [(name, names.get(id(p)) or digest([p])) for name, p in own]
+    kinds = [[type(part).__name__ for part in layer.modules()] for layer in decoder.layers]
+    return content_key([dense[1], str(decoder.dtype), kinds, told])
 
 
 def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str], None]) -> None:
@@ -85,9 +116,23 @@ def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str
     """
     for group in groups:
         group.state.resume()
+    _finish([group for group in groups if group.state.done])
     waiting = [group for group in groups if not group.state.done]
-    if waiting:
+    if waiting and args.divided and waiting[0].recipe.objective == "lm" and team().size > 1:
+        modules = NextToken(args.decoder, args.autocast).modules(waiting)
+
+        def work(made: list[list[nn.Module]]) -> None:
+            _steps(args, waiting, show, dict(zip(map(id, modules), chain(*made), strict=True)))
+
+        # Of several models no layer is always followed by the same one.
+        orders = [modules] if len(waiting) == 1 else [[module] for module in modules]
+        lent(orders, args.decoder.device, work)
+    elif waiting:
         _steps(args, waiting, show)
+
+
+def _finish(groups: list[StudentGroup]) -> None:
+    """Leave the best weights of what has been trained, and none of what came to nothing."""
     for group in groups:
         if group.state.not_finite is None:
             group.state.finish()
@@ -96,7 +141,10 @@ def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str
 
 
 def _steps(
-    args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str], None]
+    args: FitArguments,
+    groups: list[StudentGroup],
+    show: Callable[[int, str], None],
+    parts: Mapping[int, nn.Module] | None = None,
 ) -> None:
     """Make the optimiser steps that are left; a group that is ahead waits for the others."""
     batch_schedule, recipe = groups[0].batch_schedule, groups[0].recipe
@@ -104,14 +152,16 @@ def _steps(
     objective: Objective = (
         HiddenStates(args.decoder, args.autocast)
         if recipe.objective == "mse"
-        else NextToken(args.decoder, args.autocast)
+        else NextToken(args.decoder, args.autocast, parts)
     )
     held_out = args.held_out(recipe)
     store, validation_store = _stores(args, objective, groups, held_out)
+    evenly = parts is not None
 
     def validate(active: list[StudentGroup]) -> None:
         if active:
-            _validate(args, objective, active, held_out, validation_store)
+            with coming():
+                _validate(args, objective, active, held_out, validation_store, evenly)
 
     started = saved = time.monotonic()
     fresh = [group for group in groups if not group.state.rows]
@@ -137,29 +187,36 @@ def _steps(
             dropped: Tensor | None,
             terms: int = terms,
             losses: dict[int, list[Tensor]] = losses,
+            *,
+            weight: float,
         ) -> None:
-            loss = error / terms
+            loss = error / terms * weight
             loss.backward()  # type: ignore[no-untyped-call]
             losses[id(group)].append(loss.detach())
 
         done = seen
         seen += len(indices) * length
-        for part in args.micro(indices, length):
-            with torch.enable_grad(), local():
-                objective.errors(args.train[part], part, active, learn, store)
+        for part, weight in args.micro(indices, length, evenly=evenly):
+            with torch.enable_grad(), local(), coming():
+                count = partial(learn, weight=weight)
+                objective.errors(args.train[part], part, active, count, store)
             done += len(part) * length * team().size  # as the others, which are as far
             show(min(done, seen), _text(step, active))
         parameters = [p for group in active for p in group.state.parameters.values()]
-        totals = reduced(parameters, [summed(losses[id(group)]) for group in active])
+        with coming():
+            read = [summed(losses[id(group)]) for group in active]
+        totals = reduced(parameters, read)
         for group, total in zip(active, totals, strict=True):
             group.state.update(total, len(indices) * length)
         if batch_schedule.due(step):
             validate(active)
         _spent(active, started)
-        if step < batch_schedule.n_steps and time.monotonic() - saved >= args.save_seconds:
+        due = step < batch_schedule.n_steps and time.monotonic() - saved >= args.save_seconds
+        if broadcast(due) if evenly else due:
             for group in active:
-                group.state.save()
+                agreed(group.state.save) if evenly else group.state.save()
             saved = time.monotonic()
+    agreed(lambda: _finish(groups))  # before frozen weights that are in parts come back
 
 
 def _stores(
@@ -188,21 +245,23 @@ def _validate(
     groups: list[StudentGroup],
     held_out: Tensor,
     store: ActivationStore | None,
+    evenly: bool,
 ) -> None:
     """Measure the validation loss of some groups in one pass."""
     errors: dict[int, list[Tensor]] = {id(group): [] for group in groups}
     drops: dict[int, list[Tensor]] = {id(group): [] for group in groups}
 
-    def note(group: StudentGroup, error: Tensor, dropped: Tensor | None) -> None:
-        errors[id(group)].append(error)
+    def note(group: StudentGroup, error: Tensor, dropped: Tensor | None, *, weight: float) -> None:
+        errors[id(group)].append(error * weight)
         if dropped is not None:
-            drops[id(group)].append(dropped)
+            drops[id(group)].append(dropped * weight)
 
     length = held_out.shape[1]
-    micro = args.micro(torch.arange(len(held_out)), length)
+    micro = args.micro(torch.arange(len(held_out)), length, evenly=evenly)
     with torch.no_grad(), local():
-        for part in micro:
-            objective.errors(held_out[part], part, groups, note, store)
+        for part, weight in micro:
+            count = partial(note, weight=weight)
+            objective.errors(held_out[part], part, groups, count, store)
     terms = len(held_out) * objective.n_terms(length)
     totals = reduced((), [summed(errors[id(group)]) for group in groups])
     dropped = reduced((), [summed(drops[id(group)]) for group in groups])

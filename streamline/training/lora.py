@@ -13,9 +13,9 @@ Example::
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from streamline.distributed.sums import alike
+from streamline.distributed.team import team
 from streamline.distributed.work import agreed
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.seed import seeded
@@ -32,70 +33,21 @@ from streamline.environment import peak_memory_bytes, restart_peak_memory
 from streamline.errors import ConfigError
 from streamline.hashing import content_key, program
 from streamline.training.digest import digest
-from streamline.training.distillation.settings import DistillationSettings, Trainees
-from streamline.training.distillation.shares import Shares
+from streamline.training.distillation.settings import Trainees
 from streamline.training.distillation.teacher import Distillation, Teacher
 from streamline.training.distillation.trainees import divided_among, weights
 from streamline.training.loop import fingerprint
 from streamline.training.lora_loop import LoraLoop, Noise, SequenceDropout, plan_batches
 from streamline.training.lora_recipe import PRESETS, LoraRecipe, Targets, recipe_of
+from streamline.training.losses import FineTuned
+from streamline.training.parts.changed import change
+from streamline.training.parts.frozen import Source, frozen, lent
+from streamline.training.parts.shares import Shares
 from streamline.training.schedule import Schedule
 from streamline.training.sequences import Sequences, TrainingData, as_sequences
 from streamline.training.state import TrainingState
 
 __all__ = ["PRESETS", "FineTuned", "LoraRecipe", "fine_tune", "matched_rank", "target_modules"]
-
-
-@dataclass
-class FineTuned:
-    """What recovery made of a model.
-
-    Attributes:
-        model: The model with the adapters merged into its weights.
-        recipe: The recipe that was used, with its rank.
-        trained_parameters: Parameters of the adapters, or the weights that were trained.
-        tokens: Training tokens seen, epochs counted, padding not.
-        n_steps: Optimiser steps.
-        seconds: Time spent.
-        peak_memory_bytes: Largest memory use of the accelerators; None on a CPU.
-        losses: One row per optimiser step, as in the JSON lines file.
-        before: Validation loss before, if validation data was given.
-        after: Validation loss of the weights that were kept, likewise.
-        distillation: How it learnt from the dense model, if it did.
-        shared_layers: First layers that ran once for it and the dense model.
-        skipped_steps: Steps left out because their gradient was not finite.
-    """
-
-    model: PreTrainedModel
-    recipe: LoraRecipe
-    trained_parameters: int
-    tokens: int
-    n_steps: int
-    seconds: float
-    peak_memory_bytes: int | None
-    losses: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    before: float | None = None
-    after: float | None = None
-    distillation: DistillationSettings | None = None
-    shared_layers: int = 0
-    skipped_steps: int = 0
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but model and rows, as a JSON object."""
-        names = ("trained_parameters", "tokens", "n_steps", "seconds", "peak_memory_bytes")
-        taught = (
-            {}
-            if self.distillation is None
-            else {
-                "distillation": self.distillation.model_dump(mode="json"),
-                "shared_layers": self.shared_layers,
-            }
-        )
-        return {
-            "recipe": asdict(self.recipe),
-            **taught,
-            **{name: getattr(self, name) for name in (*names, "skipped_steps", "before", "after")},
-        }
 
 
 def fine_tune(
@@ -116,6 +68,7 @@ def fine_tune(
     save_seconds: float = 30.0,
     distillation: Distillation | None = None,
     divided: bool | None = None,
+    dense: tuple[Decoder, str] | None = None,
 ) -> FineTuned:
     """Train LoRA adapters on a model and merge them; or distil the dense model into it.
 
@@ -142,8 +95,12 @@ def fine_tune(
             each step for 0.
         distillation: Learn what the dense model predicts, in place of the text's tokens; the
             batches are the same. None for no teacher.
-        divided: Whether each of several processes holds a part of the weights, where all learn;
-            None where they would take half of a GPU's memory.
+        divided: Whether each of several processes holds a part of the layers' weights; None
+            where all learn and would take half of a GPU's memory.
+        dense: The dense model of which it was made, with the content key of its weights: those
+            that are its own are told by name. Where its layers come one at a time, each of several
+            processes holds a part of them, and adapters are merged whenever the model runs
+            (:mod:`streamline.training.parts.changed`); embeddings and head are to be in memory.
 
     Returns:
         The merged model, on the device and in the dtype it came in, and what it cost.
@@ -164,6 +121,7 @@ def fine_tune(
     recipe = recipe_of(preset, trained_parameters)
     decoder = Decoder(model)
     trainees: Trainees = "lora"
+    streamed = dense is not None and dense[0].layer_order is not None
     if distillation is not None:
         trainees, recipe = distillation.settings.trainees, distillation.settings.recipe(recipe)
         autocast = autocast or distillation.autocast()
@@ -193,7 +151,7 @@ def fine_tune(
         {
             "program": program(),
             "recipe": asdict(recipe),
-            "model": fingerprint(decoder),
+            "model": fingerprint(decoder, dense),
             "data": _digest(sequences),
             "validation": None if held_out is None else [_digest(held_out), evaluations],
             "seed": seed,
@@ -204,21 +162,19 @@ def fine_tune(
     )
     restart_peak_memory()
     noise, shares = Noise(seed), None
-    if trainees == "all" and divided_among(decoder, divided):
+    if trainees == "all" and not streamed and divided_among(decoder, divided):
         shares = agreed(lambda: Shares(decoder))
     trained = (
-        _adapters(model, list(targets), recipe, seed, noise)
+        _adapters(model, targets, recipe, seed, noise)
         if distillation is None or trainees == "lora"
         else weights(decoder, distillation.dense, trainees, shares)
     )
+
     with trained as (parameters, dropouts):
         if shares is None:
             alike(parameters.values())
-        layers, teacher = None if shares is None else shares.layers, None
-        if distillation is not None:
-            teacher = Teacher.of(distillation, decoder, autocast, layers)
         state = TrainingState(
-            label="lora" if teacher is None else "kd",
+            label="lora" if distillation is None else "kd",
             key=key,
             parameters=parameters,
             schedule=schedule,
@@ -229,12 +185,29 @@ def fine_tune(
             shares=shares,
         )
         state.resume()
-        loop = LoraLoop(
-            decoder, sequences, held_out, batches, dropouts, noise, recipe, autocast, micro_batch,
-            teacher,
-        )  # fmt: skip
-        loop.train(state, evaluations, progress, save_seconds)
-        agreed(state.finish)  # writing takes longer than parts are waited for
+
+        def learn(parts: Sequence[Sequence[nn.Module]] | None = None) -> int:
+            """Train, and say how many layers ran once for both models."""
+            layers, own = parts or (None if shares is None else shares.layers, None)
+            teacher = None
+            if distillation is not None:
+                teacher = Teacher.of(distillation, decoder, autocast, layers, own)
+            loop = LoraLoop(
+                decoder, sequences, held_out, batches, dropouts, noise, recipe, autocast,
+                micro_batch, teacher, layers,
+            )  # fmt: skip
+            loop.train(state, evaluations, progress, save_seconds)
+            agreed(state.finish)  # writing takes longer than parts are waited for
+            return 0 if teacher is None else teacher.shared
+
+        models = [decoder.layers, [] if distillation is None else distillation.dense.layers]
+        given = (parameters.values(), dropouts)
+        if dense is not None and streamed and not state.finished:
+            n_shared = frozen(models, cast("Source", dense[0]), learn, *given)
+        elif divided and shares is None and team().size > 1 and not state.finished:
+            n_shared = lent(models, decoder.device, learn, *given)
+        else:
+            n_shared = learn()
         _merge(model)
     return FineTuned(
         model=model,
@@ -248,7 +221,7 @@ def fine_tune(
         before=None if held_out is None else state.rows[0]["validation_loss"],
         after=None if held_out is None else state.best_loss,
         distillation=None if distillation is None else distillation.settings,
-        shared_layers=0 if teacher is None else teacher.shared,
+        shared_layers=n_shared,
         skipped_steps=state.skipped_steps,
     )
 
@@ -290,7 +263,11 @@ def _digest(sequences: Sequences) -> str:
 
 @contextmanager
 def _adapters(
-    model: PreTrainedModel, targets: list[str], recipe: LoraRecipe, seed: int, noise: Noise
+    model: PreTrainedModel,
+    targets: Mapping[str, nn.Module],
+    recipe: LoraRecipe,
+    seed: int,
+    noise: Noise,
 ) -> Iterator[tuple[dict[str, nn.Parameter], list[nn.Module]]]:
     """Add adapters to some linear maps, train nothing else, and remove them again."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -303,10 +280,10 @@ def _adapters(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
-        target_modules=targets,
+        target_modules=list(targets),
     )
     try:
-        with seeded(seed), warnings.catch_warnings():
+        with seeded(seed), _standing_in(model, targets.values()), warnings.catch_warnings():
             # peft remarks on each transposed map among plain ones and handles both.
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out")
             inject_adapter_in_model(config, model)
@@ -333,6 +310,21 @@ def _adapters(
             module.training = modes[name]
 
 
+@contextmanager
+def _standing_in(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Zeros that need no memory for weights that are not there: adapters come to be beside them."""
+    places = [(m, weight) for m in modules if (weight := cast("Tensor", m.weight)).is_meta]
+    device = Decoder(model).device
+    for module, weight in places:
+        nothing = torch.zeros((), dtype=weight.dtype, device=device).expand(weight.shape)
+        module.weight = nn.Parameter(nothing, requires_grad=False)
+    try:
+        yield
+    finally:
+        for module, weight in places:
+            module.weight = cast("nn.Parameter", weight)
+
+
 def _lora_layers(model: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
@@ -341,9 +333,13 @@ def _lora_layers(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def _merge(model: nn.Module) -> None:
-    """Add each adapter to its map, as a new tensor: the old one may be shared."""
+    """Add each adapter to its map, as a new tensor: the old one may be shared, or not be there."""
     for layer in _lora_layers(model).values():
         base = layer.get_base_layer()
         old = base.weight
+        if old.is_meta:
+            factors = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            change(base, *factors, layer.scaling["default"])
+            continue
         merged = old.float() + layer.get_delta_weight("default").float()
         base.weight = nn.Parameter(merged.to(old.dtype), requires_grad=old.requires_grad)

@@ -130,7 +130,10 @@ class SequenceDropout(nn.Module):
 
 @dataclass(frozen=True)
 class LoraLoop:
-    """The loop over a recovery's batches."""
+    """The loop over a recovery's batches.
+
+    ``layers`` run in the place of the model's, where each of several processes has a part of them.
+    """
 
     decoder: Decoder
     sequences: Sequences
@@ -142,6 +145,7 @@ class LoraLoop:
     autocast: torch.dtype | None
     micro_batch: int = 4096
     teacher: Teacher | None = None
+    layers: Sequence[nn.Module] | None = None
 
     def train(
         self,
@@ -180,16 +184,15 @@ class LoraLoop:
                 text = f"step {step}/{n_steps}, loss {loss:.4f}"
                 progress(state.n_tokens, total, text)
             due = step < n_steps and time.monotonic() - saved >= pause
-            if due if state.shares is None else broadcast(due):
+            if due if self.layers is None else broadcast(due):
                 began = time.monotonic()
                 self._save(state)
                 saved = time.monotonic()
                 pause = max(save_seconds, _TIMES * (saved - began)) if save_seconds else 0.0
 
-    @staticmethod
-    def _save(state: TrainingState) -> None:
-        """Keep a state; of one in parts all processes do, and wait until it is written."""
-        if state.shares is None:
+    def _save(self, state: TrainingState) -> None:
+        """Keep a state; where layers are in parts all processes wait until it is written."""
+        if self.layers is None:
             state.save()
         else:
             agreed(state.save)
@@ -259,7 +262,7 @@ class LoraLoop:
         places = torch.arange(len(indices))
         mine = team().rows(places)
         found = [(part, 1.0) for part in torch.split(mine, size) if len(part)]
-        if self.teacher is not None and self.teacher.layers is not None:
+        if self.layers is not None:
             most = -(-len(Shard(0, team().size).rows(places)) // size)
             found += [(places[:1], 0.0)] * (most - len(found))
         return found
@@ -273,6 +276,7 @@ class LoraLoop:
         with mixed(decoder.device, self.autocast):
             entry = decoder.enter(ids)
             hidden = entry.hidden
-            for index, layer in enumerate(decoder.layers):
+            layers = decoder.layers if self.layers is None else self.layers
+            for index, layer in enumerate(layers):
                 hidden = decoder.run(layer, hidden, entry, index)
             return summed_loss(decoder, hidden, ids, scored)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamline.errors import NotFiniteError
+from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.lora_recipe import LoraRecipe
 
-__all__ = ["MOST_SKIPPED", "Losses", "finite"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["MOST_SKIPPED", "FineTuned", "Losses", "finite"]
 
 #: The part of the steps that may be left out; a training that lost more came to nothing.
 MOST_SKIPPED = 0.5
@@ -80,3 +85,55 @@ class Losses:
 def finite(value: Any) -> Any:
     """A value, or None for a float that JSON cannot hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass
+class FineTuned:
+    """What recovery made of a model.
+
+    Attributes:
+        model: The model with the adapters merged into its weights.
+        recipe: The recipe that was used, with its rank.
+        trained_parameters: Parameters of the adapters, or the weights that were trained.
+        tokens: Training tokens seen, epochs counted, padding not.
+        n_steps: Optimiser steps.
+        seconds: Time spent.
+        peak_memory_bytes: Largest memory use of the accelerators; None on a CPU.
+        losses: One row per optimiser step, as in the JSON lines file.
+        before: Validation loss before, if validation data was given.
+        after: Validation loss of the weights that were kept, likewise.
+        distillation: How it learnt from the dense model, if it did.
+        shared_layers: First layers that ran once for it and the dense model.
+        skipped_steps: Steps left out because their gradient was not finite.
+    """
+
+    model: PreTrainedModel
+    recipe: LoraRecipe
+    trained_parameters: int
+    tokens: int
+    n_steps: int
+    seconds: float
+    peak_memory_bytes: int | None
+    losses: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    before: float | None = None
+    after: float | None = None
+    distillation: DistillationSettings | None = None
+    shared_layers: int = 0
+    skipped_steps: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but model and rows, as a JSON object."""
+        names = ("trained_parameters", "tokens", "n_steps", "seconds", "peak_memory_bytes")
+        taught = (
+            {}
+            if self.distillation is None
+            else {
+                "distillation": self.distillation.model_dump(mode="json"),
+                "shared_layers": self.shared_layers,
+            }
+        )
+        return {
+            "recipe": asdict(self.recipe),
+            **taught,
+            **{name: getattr(self, name) for name in (*names, "skipped_steps", "before", "after")},
+        }

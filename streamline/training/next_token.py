@@ -11,14 +11,15 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder, Entry
-from streamline.engine.forward import Depths, run
+from streamline.engine.forward import Depths, attempt, run
 from streamline.engine.head import summed_loss
 from streamline.engine.paths import Node, Path
 from streamline.training.activations import ActivationStore
@@ -29,10 +30,15 @@ __all__ = ["NextToken", "holds"]
 
 @dataclass(frozen=True)
 class NextToken:
-    """Summed cross-entropy of the next token under each group's pruned model."""
+    """Summed cross-entropy of the next token under each group's pruned model.
+
+    ``parts`` run in the place of the modules with these ids, where each of several processes has a
+    part of their weights.
+    """
 
     decoder: Decoder
     autocast: torch.dtype | None
+    parts: Mapping[int, nn.Module] | None = None
 
     def n_terms(self, length: int) -> int:
         """Every token but the first is predicted."""
@@ -56,16 +62,42 @@ class NextToken:
         with mixed(self.decoder.device, self.autocast):
             with torch.no_grad():
                 entry = self.decoder.enter(ids)
-            ((_, states),) = run(prefixes, [Depths(ids, entry, for_training=True)])
+            states = self._states(prefixes, Depths(ids, entry, for_training=True))
             for group, (_, rest), hidden in zip(groups, splits, states, strict=True):
                 hidden = self._suffix(group, rest, hidden, entry)
                 consume(group, summed_loss(self.decoder, hidden, ids), None)
+
+    def _states(self, prefixes: Sequence[Path], job: Depths) -> Any:
+        """Hidden states at the prefixes' ends; a batch of layers in parts is never split."""
+        if self.parts is not None:
+            return attempt(prefixes, job)
+        ((_, states),) = run(prefixes, [job])
+        return states
 
     def _split(self, group: StudentGroup) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
         """The nodes before the first trained one, and the rest."""
         nodes = self._nodes(group)
         first = next(i for i, node in enumerate(nodes) if holds(node, group.modules))
+        parts = self.parts or {}
+        nodes = tuple(Node(parts.get(id(n.module), n.module), n.layer) for n in nodes)
         return nodes[:first], nodes[first:]
+
+    def modules(self, groups: Iterable[StudentGroup]) -> list[nn.Module]:
+        """What runs in some pruned models beside what is trained, in the order of the layers."""
+        found: dict[int, Node] = {}
+        beside: set[int] = set()  # parameters of modules that hold a trained one
+        for group in groups:
+            for node in self._nodes(group):
+                if holds(node, group.modules):
+                    beside |= {id(parameter) for parameter in node.module.parameters()}
+                else:
+                    found[id(node.module)] = node
+        ordered = sorted(found.values(), key=lambda node: node.layer)
+        return [
+            node.module
+            for node in ordered
+            if not beside & {id(parameter) for parameter in node.module.parameters()}
+        ]
 
     def _nodes(self, group: StudentGroup) -> tuple[Node, ...]:
         if group.path is not None:

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from streamline.errors import ConfigError
 
 __all__ = [
-    "COPIES", "BatchSchedule", "Schedule", "data_order", "divided_bytes", "divides", "packed",
-    "taking_turns", "training_bytes", "waves",
+    "COPIES", "BatchSchedule", "Schedule", "data_order", "divided_bytes", "divided_numbers",
+    "divides", "packed", "taking_turns", "training_bytes", "waves",
 ]  # fmt: skip
 
 #: What is held of each trained number, all in float32: itself, gradient, two moments, the best.
@@ -196,6 +196,19 @@ def divided_bytes(n_parameters: int, layers: Sequence[int], n_processes: int) ->
     # Of a layer and the next, weights and what they come in; of one, gradients and what is sent.
     whole = 6 * max(layers, default=0)
     return training_bytes(n_parameters - sum(layers) + parts) + 4 * whole
+
+
+def divided_numbers(rest: int, models: Sequence[Sequence[int]], n_processes: int) -> int:
+    """Frozen weights that each process holds of models of whose layers it has a part, at most.
+
+    Args:
+        rest: Numbers outside the layers, in all models together.
+        models: Numbers in the layers of each.
+        n_processes: How many processes there are.
+    """
+    every = [size for layers in models for size in layers]
+    parts = sum(-(-size // n_processes) for size in every)
+    return rest + parts + 4 * max(every, default=0)  # a layer, the next, and what they come in
 
 
 def waves(groups: Sequence[AnyGroup], memory: int | None) -> list[list[AnyGroup]]:

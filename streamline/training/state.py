@@ -37,8 +37,8 @@ from streamline.distributed.work import shared
 from streamline.errors import ConfigError
 from streamline.files import write_text_atomic
 from streamline.kept import kept_tensors, write_tensors
-from streamline.training.distillation.shares import Shares
 from streamline.training.losses import MOST_SKIPPED, Losses, finite
+from streamline.training.parts.shares import Shares
 from streamline.training.schedule import Schedule
 
 __all__ = ["TrainingState", "nothing_trained"]
@@ -106,7 +106,7 @@ class TrainingState:
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_step = math.inf, 0
         self.failed_step: int | None = None
-        self._finished = False  # whether its weights lie on disk
+        self.finished = False  # whether its weights lie on disk
 
     @property
     def n_parameters(self) -> int:
@@ -231,9 +231,9 @@ class TrainingState:
             facts = shared(partial(self._kept, folder, read))
             if facts is not None:
                 self._take(*facts, read)
-                self._finished = folder == "students"
+                self.finished = folder == "students"
                 break
-        if _LOADED_ONLY.get() and not self._finished:
+        if _LOADED_ONLY.get() and not self.finished:
             raise ConfigError(
                 f"the trained network {self._file('students')} is not there as this machine would "
                 "make it: it was removed, or made on another kind of device; give --device as the "
@@ -283,13 +283,13 @@ class TrainingState:
         if self.skipped_steps and leads():
             why = "%s: %d of %d steps were left out, their gradients not finite"
             log.warning(why, self.label, self.skipped_steps, self.step)
-        if self.directory is None or self._finished or not (leads() or self.shares):
+        if self.directory is None or self.finished or not (leads() or self.shares):
             return
         weights: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             part = {f"weights/{name}": parameter.detach()}
             weights |= self.shares.gathered(name, part) if self.shares else part
-        self._finished = True
+        self.finished = True
         if leads():
             write_tensors(self._file("students"), weights, self._facts())
             self._file("state").unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as others:
         try:
             results: dict[Any, Any] = {1: processes.work(folder, 1)}
-            _, said = others.communicate(timeout=240)
+            _, said = others.communicate(timeout=280)
         finally:
             others.kill()
     assert others.returncode == 0, said
@@ -67,7 +67,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("what", ["scores", "texts"])
+@pytest.mark.parametrize("what", ["scores", "streamed", "texts"])
 def test_shared_batches_give_the_same_numbers(found: dict[Any, Any], size: int, what: str) -> None:
     for rank in range(size):
         assert found[size, rank][what] == found[1][what]
@@ -94,6 +94,18 @@ def test_each_process_holds_a_part_of_divided_weights(found: dict[Any, Any], siz
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_lent_weights_are_nowhere_whole_and_come_back(found: dict[Any, Any], size: int) -> None:
+    every = [found[size, rank]["lent"] for rank in range(size)]
+    parts = [lent["held"][1] for lent in every]
+    whole = every[0]["held"][2]
+    assert sum(parts) == whole and max(parts) < 1.2 * whole / size
+    for lent in every:
+        assert lent["held"][0] == 0
+        assert lent["same"] == [True, True]
+        assert "broken" in lent["said"]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
     last, first = size - 1, f"StreamlineError: process 0 of {size} failed: ValueError: broken 0"
     for rank in range(size):
@@ -104,6 +116,7 @@ def test_one_failure_is_everyones(found: dict[Any, Any], size: int) -> None:
             "while others wait for its part": own,
             "while others wait in an exchange of their own": own,
             "before a step that the others have begun": own,
+            "before layers are divided": own,
             "the first's": first if rank else "ValueError: broken 0",
             "all": first if rank else "ValueError: broken 0",
             "of what it was sent": "ValueError: not read"
@@ -144,11 +157,14 @@ def test_who_is_left_behind_says_so(found: dict[Any, Any], size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_run_gives_the_same_records(found: dict[Any, Any], size: int) -> None:
-    alone = found[1]["records"]
-    assert [alone[f"/{cell}/status"] for cell in range(5)] == ["ok"] * 5
+@pytest.mark.parametrize(("what", "cells"), [("records", 5), ("recovered", 3)])
+def test_a_run_gives_the_same_records(
+    found: dict[Any, Any], size: int, what: str, cells: int
+) -> None:
+    alone = found[1][what]
+    assert [alone[f"/{cell}/status"] for cell in range(cells)] == ["ok"] * cells
     for rank in range(size):
-        there = found[size, rank]["records"]
+        there = found[size, rank][what]
         measured = {place: value for place, value in alone.items() if isinstance(value, float)}
         assert {place: there[place] for place in measured} == pytest.approx(measured, rel=1e-4)
         assert there | measured == alone

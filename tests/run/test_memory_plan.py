@@ -137,6 +137,20 @@ def test_processes_that_share_a_model_hold_parts_of_what_one_cannot(
     assert planned("llama2-7b", "80GiB", **run)[1].refused == {}
 
 
+@pytest.mark.slow
+def test_frozen_layers_are_in_parts_where_training_leaves_them_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = {"methods": "llm-streamline-none", "recovery": "lora", "efficiency": "off"}
+    label = "llm-streamline-none 0.25 +lora"
+    alone = planned("llama2-7b", "32GiB", **run)[1]
+    assert "LoRA fine-tuning needs 38." in alone.refused[label] and not alone.in_parts
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    together = planned("llama2-7b", "32GiB", **run)[1]
+    assert together.refused == {} and together.in_parts == {label}
+    assert together.peak <= 0.95 * 32 * GIB and "each of 8 processes" in together.decisions()[0]
+
+
 @pytest.mark.parametrize("family", ["gemma2", "olmoe"])
 def test_a_family_is_planned_as_it_can_be_run_and_torch_says_nothing(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

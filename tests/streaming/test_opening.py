@@ -103,3 +103,11 @@ def test_methods_that_decide_by_one_pass_are_taken() -> None:
 def test_a_refusal_says_why() -> None:
     assert "trains replacements" in str(refusal(build_method("llm-streamline-ffn")))
     assert "needs more of the model" in str(refusal(build_method("slicegpt")))
+
+
+def test_several_processes_recover_what_none_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build_method("shortgpt")
+    assert "launch several processes" in str(refusal(method, "lora"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refusal(method, "lora") is None
+    assert "needs more of the model" in str(refusal(build_method("slicegpt"), "lora"))

@@ -288,7 +288,7 @@ def test_padding_changes_nothing(
 
 def test_bfloat16_model_keeps_its_dtype(tiny_llama: Callable[..., nn.Module]) -> None:
     model = tiny_llama(n_layers=2).to(torch.bfloat16)
-    with adapters(model, list(target_modules(Decoder(model), "all")), RECIPE, 0, Noise(0)) as (
+    with adapters(model, target_modules(Decoder(model), "all"), RECIPE, 0, Noise(0)) as (
         found,
         _,
     ):

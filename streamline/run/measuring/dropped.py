@@ -45,7 +45,7 @@ def dropped_perplexities(model: OneModel, variants: Sequence[Variant]) -> dict[s
     """
     name = heldout_name(model.config.perplexity.texts)
     texts = tuple(text for text in model.questions.texts if text.name == name)
-    trained = [v for v in variants if v.training and v.pruned.model is None]
+    trained = [v for v in variants if v.training and not (v.pruned.model or v.pruned.changed)]
     if not texts or not trained:
         return {}
     decoder, keys, paths = model.dense.decoder, dict[str, str](), {}

@@ -17,12 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamline.api.guards import Watch
 from streamline.distributed.team import world_size
 from streamline.engine.decoder import Decoder
-from streamline.engine.kernels import LARGEST_COPY
 from streamline.errors import MethodError
 from streamline.evaluation.generation.engine import CPU_CACHE, ROWS
 from streamline.evaluation.scoring.token_budget import ACCELERATOR_TOKENS, CPU_TOKENS
@@ -30,9 +29,10 @@ from streamline.method import Method
 from streamline.run.config import RunConfig
 from streamline.run.planning import work
 from streamline.run.planning.asked import asked_of
+from streamline.run.planning.parts import Parts
 from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow, Row
 from streamline.run.planning.rehearsal import Rehearsal
-from streamline.training.schedule import divided_bytes, divides, packed, training_bytes
+from streamline.training.schedule import packed, training_bytes
 
 __all__ = ["plan_memory"]
 
@@ -80,7 +80,9 @@ class _Planner:
         self.rehearsal = Rehearsal(self.decoder, self.dtype)
         self.watch = Watch(self.decoder)
         self.weights = work.resident(self.decoder, self.dtype, streamed=self.config.stream)
-        self.copies = self._copies()
+        laid_out = not (self.accelerator or self.config.stream)
+        self.copies = work.laid_out(self.decoder, self.dtype, self.weights) if laid_out else 0
+        self.parts = Parts(self.decoder, self.dtype, world_size(), self.accelerator, self.found)
 
     def plan(self) -> MemoryPlan:
         """All stages; what a cell needs alone decides whether it is refused."""
@@ -165,6 +167,7 @@ class _Planner:
         """What a step of each cell's networks adds beside copies of weights."""
         found: dict[str, work.Step] = {}
         known: dict[tuple[str, int], work.Step] = {}
+        only_lm = {stage.objective for stage in self.config.training.stages()} == {"lm"}
         for row in trained:
             place = (row.cell.method, row.n_removed or 0)
             if place not in known:
@@ -176,6 +179,8 @@ class _Planner:
                 step = replace(step, networks=(work.added(row, self.decoder),))
             waiting = 0 if self.accelerator else 4 * (sum(step.networks) - max(step.networks))
             alone = training_bytes(max(step.networks)) + waiting + step.added
+            if only_lm:
+                alone = self.parts.replaced(row, alone, 4 * sum(step.networks), self.weights)
             if not self._refuse(row, self.weights + self.copies + alone, "training"):
                 found[row.cell.label] = step
         return found
@@ -189,7 +194,8 @@ class _Planner:
         step = max(one.added for one in steps.values())
         waiting = 0 if self.accelerator else 4 * total  # on a CPU all of them are there
         each = training_bytes(1) - (0 if self.accelerator else 4)
-        fixed = self.weights + self.copies + waiting
+        away = self.parts.away if self.found.in_parts & {*steps} else 0
+        fixed = self.weights - away + self.copies + waiting
         largest = max(networks) * each
         at_once, self.found.waves = total * each, 1
         if self.found.usable is not None and not self.found.fits(fixed + step + at_once):
@@ -199,20 +205,17 @@ class _Planner:
             self.found.students = room * training_bytes(1) // each
             self.found.waves, at_once = len(waves), max(waves)
         self._row("train", _several(len(networks), "network"), self.weights + waiting,
-                  at_once + step + self.copies)  # fmt: skip
+                  at_once + step + self.copies - away)  # fmt: skip
 
     def _tune(self, tuned: Sequence[Row], kept: int) -> None:
         """LoRA fine-tuning or distillation, a cell at a time."""
         sizes: dict[int, list[str]] = {}
         kinds = dict.fromkeys(row.cell.recovery for row in tuned)
-        steps = {kind: work.tuning(self.rehearsal, self.config, kind) for kind in kinds}
+        whole = not self.config.stream
+        steps = {k: work.tuning(self.rehearsal, self.config, k, merged=whole) for k in kinds}
         for row in tuned:
             kind = row.cell.recovery
-            size = (steps[kind] or 0) + self._own_bytes(row)
-            if kind == "kd" and self.config.kd.trainees == "all":
-                size += self._all_weights(row, self.weights + kept + self._own_bytes(row))
-            elif kind == "kd" and self.config.kd.trainees == "replacement":
-                size += training_bytes(work.added(row, self.decoder))
+            size = self._tuned(row, steps[kind] or 0, kept)
             doing = "LoRA fine-tuning" if kind == "lora" else "distillation"
             if steps[kind] is None:
                 self.found.unplanned[doing] = self.rehearsal.ended or "it holds nothing here"
@@ -223,10 +226,8 @@ class _Planner:
             self._row("fine-tune", name, self.weights + kept, size)
         if "kd" in kinds and self.config.kd.own_answers:
             n_texts, length = work.own_texts(self.config)
-            texts, limit = (
-                min(n_texts, ROWS[self.accelerator]),
-                self._cache_limit(self.weights + kept),
-            )
+            texts = min(n_texts, ROWS[self.accelerator])
+            limit = self._cache_limit(self.weights + kept)
             size = work.writing(self.decoder, self.dtype, texts, length, limit)
             self._row("write", "own answers", self.weights + kept, size)
 
@@ -284,26 +285,25 @@ class _Planner:
         found = self.rehearsal.peak(work.scoring(rows, width, self.decoder), own=True)
         return (found or 0) + self.copies
 
-    def _all_weights(self, row: Row, there: int) -> int:
-        """What training all weights of a cell adds to what is there, on each of its processes."""
-        n_parameters, n_processes = row.pruned or row.dense, world_size()
-        known = self.found.memory if self.accelerator else None
-        if known is None or not divides(n_parameters, known - there, n_processes):
-            return training_bytes(n_parameters)
-        self.found.divided = n_processes
-        n_layers = self.decoder.n_layers - (row.n_removed or 0)
-        layers = [self.decoder.layer_parameters(index) for index in range(n_layers)]
-        return divided_bytes(n_parameters, layers, n_processes)
+    def _tuned(self, row: Row, step: int, kept: int) -> int:
+        """What the recovery of a cell adds, whose step adds something beside the model."""
+        own, kd = self._own_bytes(row), self.config.kd.trainees if row.cell.recovery == "kd" else ""
+        size = step + own
+        if kd == "all":
+            return size + self.parts.trained(row, self.weights + kept + own)
+        if kd == "replacement":
+            size += training_bytes(work.added(row, self.decoder))
+        if own:  # beside the dense model, which stays
+            return size
 
-    def _copies(self) -> int:
-        """Bytes of the weights that a CPU holds a second time, laid out for its products."""
-        if self.accelerator or self.config.stream or self.weights > LARGEST_COPY:
-            return 0
-        if self.dtype == torch.float16:
-            return 0
-        modules = self.decoder.model.modules()
-        linear = {m.weight: m.weight.numel() for m in modules if type(m) is nn.Linear}
-        return sum(linear.values()) * self.dtype.itemsize
+        if self.config.stream:
+            return self.parts.streamed(row, size, self.weights, taught=bool(kd))
+
+        def unmerged() -> int:
+            found = work.tuning(self.rehearsal, self.config, row.cell.recovery, merged=False)
+            return (found or 0) + size - step
+
+        return self.parts.adapted(row, size, unmerged, self.weights + kept, taught=bool(kd))
 
     def _is_own(self, row: Row) -> bool:
         return self.methods[row.cell.method].returns_model

@@ -89,7 +89,9 @@ class MemoryPlan:
         waves: How often the teacher is run through its text.
         parked: Whether networks that wait for their training lie in main memory.
         batch_tokens: Most tokens of a batch; None for the device's default.
-        divided: Processes that each train a part of a distilled model's weights; 1 for none.
+        divided: Processes that each hold a part of the weights of a model that is recovered; 1
+            where each holds all of them.
+        in_parts: Labels of the cells whose frozen layers are in parts while they are trained.
         unplanned: What holds more than is planned, by name, and why that is not known.
         spread: Where the layers lie, if they are spread over devices, in words.
     """
@@ -103,6 +105,7 @@ class MemoryPlan:
     parked: bool = False
     batch_tokens: int | None = None
     divided: int = 1
+    in_parts: set[str] = field(default_factory=set)
     unplanned: dict[str, str] = field(default_factory=dict)
     spread: str | None = None
 
@@ -126,7 +129,10 @@ class MemoryPlan:
         if self.batch_tokens is not None:
             found.append(f"a batch has at most {self.batch_tokens} tokens")
         if self.divided > 1:
-            found.append(f"each of {self.divided} processes trains a part of all weights")
+            found.append(
+                f"each of {self.divided} processes holds a part of the weights of a model that is "
+                "trained or recovered as a whole"
+            )
         if self.spread is not None:
             found.append(self.spread)
         found += [f"not planned: {name}: {why}" for name, why in self.unplanned.items()]

@@ -56,7 +56,12 @@ def _sides(base: nn.Module, weight: Tensor) -> tuple[int, int]:
 
 
 def tune(
-    decoder: Decoder, recipe: LoraRecipe, tokens: Tensor, kd: DistillationSettings | None = None
+    decoder: Decoder,
+    recipe: LoraRecipe,
+    tokens: Tensor,
+    kd: DistillationSettings | None = None,
+    *,
+    merged: bool = True,
 ) -> None:
     """One step of fine-tuning and the merge at its end.
 
@@ -65,6 +70,7 @@ def tune(
         recipe: What is trained.
         tokens: Token ids without values, [B, T]: one forward pass.
         kd: How it learns from the dense model; None for the next-token loss.
+        merged: Whether adapters are merged at the end.
     """
     targets = target_modules(decoder, recipe.targets)
     adapted = {name: _Adapted(module, recipe) for name, module in targets.items()}
@@ -86,7 +92,7 @@ def tune(
                 loss.backward()  # type: ignore[no-untyped-call]
             del wanted, hidden, loss
         with torch.no_grad():
-            held.append([one.merged() for one in adapted.values()])
+            held.append([one.merged() for one in adapted.values() if merged])
     finally:
         for name, one in adapted.items():
             _put(decoder, name, one.base)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
 from streamline.engine.forward import attempt
+from streamline.engine.kernels import LARGEST_COPY
 from streamline.engine.paths import dense_path
 from streamline.evaluation.scoring.score import RequestBatch
 from streamline.evaluation.scoring.token_budget import synthetic
@@ -33,8 +34,8 @@ from streamline.training.objectives import HiddenStates, StudentGroup
 from streamline.training.student import Recipe
 
 __all__ = [
-    "Step", "added", "cached", "generation", "gib", "own_texts", "resident", "scoring", "speed",
-    "streamed_parameters", "training_step", "tuning", "writing",
+    "Step", "added", "cached", "generation", "gib", "laid_out", "own_texts", "resident",
+    "scoring", "speed", "streamed_parameters", "training_step", "tuning", "writing",
 ]  # fmt: skip
 
 _MICRO_TOKENS = 4096  # of a forward pass in training
@@ -53,6 +54,21 @@ def resident(decoder: Decoder, dtype: torch.dtype, *, streamed: bool) -> int:
     """
     n = streamed_parameters(decoder) if streamed else decoder.n_parameters()
     return n * dtype.itemsize
+
+
+def laid_out(decoder: Decoder, dtype: torch.dtype, weights: int) -> int:
+    """Bytes of the weights that a CPU holds a second time, laid out for its products.
+
+    Args:
+        decoder: The model.
+        dtype: Of the weights.
+        weights: Their bytes.
+    """
+    if weights > LARGEST_COPY or dtype == torch.float16:
+        return 0
+    modules = decoder.model.modules()
+    linear = {m.weight: m.weight.numel() for m in modules if type(m) is nn.Linear}
+    return sum(linear.values()) * dtype.itemsize
 
 
 def streamed_parameters(decoder: Decoder) -> int:
@@ -145,16 +161,24 @@ def _group(module: nn.Module, recipe: Recipe) -> StudentGroup:
     return StudentGroup([Span(0, 1)], nn.ModuleList([module]), recipe, nothing, nothing)
 
 
-def tuning(rehearsal: Rehearsal, config: RunConfig, recovery: str) -> int | None:
+def tuning(
+    rehearsal: Rehearsal, config: RunConfig, recovery: str, *, merged: bool = True
+) -> int | None:
     """Bytes that LoRA fine-tuning adds to a model: adapters, what trains them, merged weights.
 
     Of distillation also the teacher's states, and the logits of both for some positions.
+
+    Args:
+        rehearsal: Of the model.
+        config: The run.
+        recovery: Of which kind.
+        merged: Whether to count what is merged at the end.
     """
     settings = config.lora
     recipe = recipe_of(settings.preset, settings.trained_parameters)
     ids = _micro_batch(rehearsal, recipe.batch * recipe.length, config.training.length)
     kd = config.kd if recovery == "kd" else None
-    return rehearsal.peak(lambda few: tune(few, recipe, ids, kd))
+    return rehearsal.peak(lambda few: tune(few, recipe, ids, kd, merged=merged))
 
 
 def _micro_batch(rehearsal: Rehearsal, batch_tokens: int, length: int) -> Tensor:

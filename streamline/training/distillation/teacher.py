@@ -61,6 +61,7 @@ class Teacher:
         autocast: Dtype of the student's mixed precision; None for none.
         shared: First layers that both have alike and that no training changes.
         layers: What runs in the place of the student's layers, if not these.
+        own: Likewise in the place of the teacher's.
     """
 
     dense: Decoder
@@ -69,6 +70,7 @@ class Teacher:
     autocast: torch.dtype | None
     shared: int
     layers: Sequence[nn.Module] | None = None
+    own: Sequence[nn.Module] | None = None
 
     @classmethod
     def of(
@@ -77,6 +79,7 @@ class Teacher:
         student: Decoder,
         autocast: torch.dtype | None = None,
         layers: Sequence[nn.Module] | None = None,
+        own: Sequence[nn.Module] | None = None,
     ) -> Teacher:
         """A teacher for a model whose trained parameters need gradients already.
 
@@ -85,6 +88,7 @@ class Teacher:
             student: The model.
             autocast: As the attribute.
             layers: Likewise.
+            own: Likewise.
 
         Raises:
             UnsupportedModelError: If the two predict another number of tokens.
@@ -96,8 +100,8 @@ class Teacher:
                 f"distillation compares predictions of the same tokens, and {dense.name} has "
                 f"{widths[0]:,} of them, the model that learns {widths[1]:,}; take recovery lora"
             )
-        shared = 0 if layers is not None else _shared(dense, student)
-        return cls(dense, student, distillation.settings, autocast, shared, layers)
+        shared = _shared(dense, student)
+        return cls(dense, student, distillation.settings, autocast, shared, layers, own)
 
     def divergence(self, ids: Tensor, scored: Tensor) -> Tensor:
         """Summed KL(dense || student) of the predictions of some tokens, in nats, or with text.
@@ -112,10 +116,7 @@ class Teacher:
         dense, student = self.dense, self.student
         with torch.no_grad():
             entry = dense.enter(ids)
-        whole = dense_path(dense)
-        paths = [Path(dense, whole.nodes[: self.shared]), whole]
-        with local():
-            ((_, (hidden, wanted)),) = run(paths, [Depths(ids, entry, for_training=True)])
+            hidden, wanted = self._taught(ids, entry)
         with mixed(student.device, self.autocast):
             own = student.enter(ids)
             found = hidden if self.shared else own.hidden
@@ -131,6 +132,22 @@ class Teacher:
                 top_k=self.settings.top_k,
                 text=self.settings.text,
             )
+
+    def _taught(self, ids: Tensor, entry: Entry) -> tuple[Tensor, Tensor]:
+        """The dense model's states behind the layers that both share, and behind the last one."""
+        dense = self.dense
+        if self.own is None:
+            whole = dense_path(dense)
+            paths = [Path(dense, whole.nodes[: self.shared]), whole]
+            with local():
+                ((_, (hidden, wanted)),) = run(paths, [Depths(ids, entry, for_training=True)])
+            return hidden, wanted
+        hidden = found = entry.hidden
+        for index, layer in enumerate(self.own):
+            found = dense.run(layer, found, entry, index)
+            if index < self.shared:
+                hidden = found
+        return hidden, found
 
     def _run(self, layer: nn.Module, hidden: Tensor, entry: Entry, index: int) -> Tensor:
         """One layer in the dtype of its weights: a trained one is in float32."""

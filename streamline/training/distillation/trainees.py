@@ -9,7 +9,6 @@ Example::
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +21,7 @@ from streamline.engine.decoder import Decoder, eval_mode
 from streamline.engine.memory import free_memory, room
 from streamline.errors import UnsupportedModelError
 from streamline.training.distillation.settings import Trainees
-from streamline.training.distillation.shares import Shares, can_divide
+from streamline.training.parts.shares import Shares, can_divide, views_allowed
 from streamline.training.schedule import divides
 
 __all__ = ["divided_among", "weights"]
@@ -63,14 +62,17 @@ def weights(
     ]
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     held = {id(old): old for _, _, old in places}
+    if any(old.is_meta for old in held.values()):
+        raise UnsupportedModelError(
+            f"distillation of {trainees} trains whole layers, and those of {student.name} come one "
+            "at a time: take kd.trainees lora, or run it without --stream"
+        )
     copies = {
         key: nn.Parameter(old.detach().to(torch.float32, copy=True), requires_grad=key in chosen)
         for key, old in held.items()
     }
     try:
-        with eval_mode(model), warnings.catch_warnings():
-            # A layer may give a view: nothing computes into what a layer gives.
-            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        with eval_mode(model), views_allowed():
             model.requires_grad_(False)
             for part, name, old in places:
                 part._parameters[name] = copies[id(old)]

@@ -12,8 +12,8 @@ import torch
 from streamline.distributed import sums
 from streamline.distributed.team import Shard, within
 from streamline.training.distillation import trainees
-from streamline.training.distillation.shares import Shares
 from streamline.training.distillation.trainees import divided_among
+from streamline.training.parts.shares import Shares
 from streamline.training.schedule import training_bytes
 
 

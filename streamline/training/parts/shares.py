@@ -21,10 +21,12 @@ Example::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -34,15 +36,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from streamline.distributed import sums
+from streamline.distributed.exchange import meet
 from streamline.distributed.sums import reduced
 from streamline.distributed.team import leads, team
 from streamline.engine.assemble import shared_copy
 from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
 
-__all__ = ["Shares", "can_divide"]
+__all__ = [
+    "Shares", "brought_together", "can_divide", "divided", "in_order", "processes",
+    "views_allowed",
+]  # fmt: skip
 
 _PATIENCE = timedelta(minutes=1)  # for the others, which compute as much
+_groups: list[Any] = []  # the last training's, where there are no GPUs
 
 
 class Shares:
@@ -62,7 +69,7 @@ class Shares:
     """
 
     def __init__(self, student: Decoder) -> None:
-        self._mesh = _mesh(student.device.type)
+        self._mesh = processes(student.device.type)
         self.layers: list[nn.Module] = []
         self.parameters: dict[str, nn.Parameter] = {}
         self.sizes: dict[str, int] = {}
@@ -77,20 +84,18 @@ class Shares:
                 )
             seen |= own
             self._add(f"{student.family.layers}.{index}", layer)
-        fsdp.share_comm_ctx(cast("list[fsdp.FSDPModule]", self.layers))
+        in_order(self.layers)
 
     def _add(self, name: str, layer: nn.Module) -> None:
         """Divide a layer's weights."""
-        copied = shared_copy(layer).eval()
-        made: dict[int, nn.Parameter] = {}
-        for part in copied.modules():
-            for own, old in part._parameters.items():
-                if old is not None:
-                    new = old.detach().to(torch.float32, copy=True).contiguous()
-                    part._parameters[own] = made.setdefault(id(old), nn.Parameter(new))
-        divided = fsdp.fully_shard(copied, mesh=self._mesh, reshard_after_forward=True)
-        divided.set_gradient_divide_factor(1.0)
-        divided.set_force_sum_reduction_for_comms(True)
+
+        def trained(old: nn.Parameter) -> nn.Parameter:
+            return nn.Parameter(old.detach().to(torch.float32, copy=True).contiguous())
+
+        copied = divided(shared_copy(layer).eval(), self._mesh, trained)
+        shared = cast("fsdp.FSDPModule", copied)
+        shared.set_gradient_divide_factor(1.0)
+        shared.set_force_sum_reduction_for_comms(True)
         self.layers.append(copied)
         for own, parameter in copied.named_parameters():
             held = cast("DTensor", parameter)
@@ -116,17 +121,18 @@ class Shares:
         Returns:
             The norm as it was.
         """
-        squares = {True: 0.0, False: 0.0}
-        gradients = [p.grad for p in parameters.values() if p.grad is not None]
+        gradients: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                square = parameter.grad.double().square().sum()
-                squares[name in self.parameters] += float(square)
-        (parts,) = reduced((), [squares[True]])
-        norm = math.sqrt(parts + squares[False])
+                gradients[name in self.parameters].append(parameter.grad)
+        every = [*gradients[True], *gradients[False]]
+        squares = [_squares(found) for found in gradients.values() if found]
+        read = iter(torch.stack(squares).tolist() if squares else [])  # once waits for the device
+        own, alike = (next(read) if found else 0.0 for found in gradients.values())
+        (parts,) = reduced((), [own])
+        norm = math.sqrt(parts + alike)
         if math.isfinite(norm) and norm > most:
-            for gradient in gradients:
-                gradient.mul_(most / (norm + 1e-6))
+            torch._foreach_mul_(every, most / (norm + 1e-6))
         return norm
 
     def whole(self, name: str, part: Tensor) -> Tensor:
@@ -136,12 +142,7 @@ class Shares:
             name: The weight.
             part: This process's part.
         """
-        held = self._divided[name]
-        divided = DTensor.from_local(
-            part.detach(), self._mesh, [Shard(0)], run_check=False,
-            shape=held.shape, stride=held.stride(),
-        )  # fmt: skip
-        return divided.full_tensor()
+        return brought_together(self._divided[name], part, self._mesh)
 
     def gathered(self, name: str, parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Tensors of a parameter as a file holds them; the first process has them whole.
@@ -174,16 +175,102 @@ def can_divide(device: str) -> bool:
     return hasattr(fsdp, "share_comm_ctx") and (device == "cpu" or sums.gpus is not None)
 
 
-@cache
-def _mesh(device: str) -> DeviceMesh:
-    """The processes, each at its place; asked for by all alike."""
+def divided(
+    layer: nn.Module, mesh: DeviceMesh, made: Callable[[nn.Parameter], nn.Parameter]
+) -> nn.Module:
+    """Divide the weights of a layer, in place; what is trained beside them stays as it is.
+
+    Args:
+        layer: A layer of its own; its parameters may be those of others.
+        mesh: The processes.
+        made: Gives the whole weight of which this process keeps a part; one that it gives back as
+            it came is not divided.
+    """
+    known: dict[int, nn.Parameter] = {}
+    beside: set[nn.Parameter] = set()
+    for part in layer.modules():
+        for own, old in part._parameters.items():
+            if old is None:
+                continue
+            if id(old) not in known:
+                known[id(old)] = made(old)
+            part._parameters[own] = new = known[id(old)]
+            if new is old:
+                beside.add(new)
+    fsdp.fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=beside)
+    return layer
+
+
+@contextmanager
+def views_allowed() -> Iterator[None]:
+    """Within it layers in parts may give views: nothing computes into what a layer gives."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        yield
+
+
+def brought_together(held: DTensor, part: Tensor, mesh: DeviceMesh) -> Tensor:
+    """What the parts of a tensor that is divided as a weight make together.
+
+    Args:
+        held: The divided weight.
+        part: This process's part.
+        mesh: The processes.
+    """
+    whole = DTensor.from_local(
+        part.detach(), mesh, [Shard(0)], run_check=False, shape=held.shape, stride=held.stride()
+    )
+    return whole.full_tensor()
+
+
+def in_order(*models: Sequence[nn.Module]) -> None:
+    """Let each layer bring the next one's weights together while it runs.
+
+    Args:
+        *models: The layers of each model in their order; those that are whole are passed over.
+    """
+    orders: list[list[fsdp.FSDPModule]] = [
+        [one for one in layers if isinstance(one, fsdp.FSDPModule)] for layers in models
+    ]
+    every = [one for order in orders for one in order]
+    for one in every:  # each is run by itself: first, or it would start what the others share anew
+        one._get_fsdp_state()._lazy_init()
+    fsdp.share_comm_ctx(every)
+    for order in orders:
+        for one, following in pairwise(order):
+            one.set_modules_to_forward_prefetch([following])
+
+
+def _squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of all squares in some tensors of one device, a scalar, float64."""
+    norms = torch._foreach_norm(list(tensors), 2, dtype=torch.float64)
+    return torch.stack(norms).square().sum()
+
+
+def processes(device: str) -> DeviceMesh:
+    """The processes, each at its place; asked for by all alike, anew for each training.
+
+    One that failed before is not waited for, and what is left of its exchange is not met again.
+
+    Args:
+        device: The kind of device that each of them works on.
+
+    Raises:
+        ConfigError: If processes share a GPU, or PyTorch is too old.
+    """
     if not hasattr(fsdp, "share_comm_ctx"):
-        raise ConfigError("weights that are trained in parts need a newer PyTorch, such as 2.13")
+        raise ConfigError(
+            "weights of which each process has a part need a newer PyTorch, such as 2.13"
+        )
+    meet("weights in parts")
     if device == "cpu":
-        return DeviceMesh.from_group(dist.new_group(backend="gloo", timeout=_PATIENCE), device)
+        while _groups:
+            dist.destroy_process_group(_groups.pop())
+        _groups.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
+        return DeviceMesh.from_group(_groups[0], device)
     if sums.gpus is None:
         raise ConfigError(
-            "weights that are trained in parts need a GPU for each process and NCCL; launch one "
-            "process for each GPU, or take kd.trainees lora or replacement"
+            "weights of which each process has a part need a GPU for each process and NCCL; launch "
+            "one process for each GPU"
         )
     return DeviceMesh.from_group(sums.gpus, device)
