@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from streamline.distributed.exchange import coming
 from streamline.distributed.team import leads, team
@@ -25,6 +25,7 @@ from streamline.method import Pruned
 from streamline.methods.loss import path_losses
 from streamline.methods.replacement import make
 from streamline.plan import Plan, Span
+from streamline.streaming.decoder import StreamedDecoder
 from streamline.streaming.opening import open_streamed
 from streamline.testing.models import tiny_model, tiny_tokenizer
 from streamline.training.activations import ActivationCache
@@ -48,7 +49,7 @@ NAMES = (
     "kd-parts-resumed", "kd-parts-taken-up",
     "kd-parts-opt", "kd-parts-gpt2",
     "frozen-lora", "frozen-taken-up", "frozen-kd-lora", "frozen-kd-replacement",
-    "lent-lm", "lent-lm-resumed", "lent-lora", "lent-kd-lora",
+    "lent-lm", "lent-lm-resumed", "lent-lora", "lent-kd-lora", "frozen-mse", "frozen-lm",
 )  # fmt: skip
 
 
@@ -75,6 +76,8 @@ def trainings(folder: Path) -> dict[str, list[Any]]:
         "lent-lm-resumed": trained("lm", directory=folder / "lm-stopped", divided=True),
         "lent-lora": tuned(folder / "lent", divided=True),
         "lent-kd-lora": distilled("lora", folder / "lent-kd", divided=True),
+        "frozen-mse": replaced("mse", folder / "frozen-mse"),
+        "frozen-lm": replaced("lm", folder / "frozen-lm"),
     }
 
 
@@ -82,13 +85,19 @@ class Stopped(Exception):
     """A training that is broken off."""
 
 
-def trained(objective: str, stop: bool = False, epochs: int = 1, **more: Any) -> list[Any]:
+def trained(
+    objective: str,
+    stop: bool = False,
+    epochs: int = 1,
+    decoder: Decoder | None = None,
+    kinds: tuple[str, ...] = ("ffn", "layer"),
+    **more: Any,
+) -> list[Any]:
     """Losses and weights of a training whose last batch has fewer sequences than processes."""
-    decoder = Decoder(tiny_model("llama", n_layers=3))
+    decoder = decoder or Decoder(tiny_model("llama", n_layers=3))
     recipe = Recipe(objective=objective, learning_rate=1e-3, epochs=epochs, **RECIPE)
     students = [
-        Student(Span(1, 2), make(kind, decoder, Span(1, 2), seed=3), recipe)
-        for kind in ("ffn", "layer")
+        Student(Span(1, 2), make(kind, decoder, Span(1, 2), seed=3), recipe) for kind in kinds
     ]
 
     def progress(done: int, total: int, text: str) -> None:
@@ -174,6 +183,25 @@ def taken_up(folder: Path) -> list[Any]:
     return distilled("all", folder)
 
 
+def replaced(objective: str, folder: Path) -> list[Any]:
+    """Losses and weights of networks for a model of which several processes have parts."""
+    with ExitStack() as held:
+        dense = opened(folder.parent.parent / "model", held, whole=team().size == 1)
+        if isinstance(dense, StreamedDecoder):
+            held.enter_context(dense.held())
+        kinds = ("ffn", "swiglu")
+        return trained(objective, decoder=dense, kinds=kinds, directory=folder)
+
+
+def opened(place: Path, held: ExitStack, *, whole: bool) -> Decoder:
+    """A model in memory, or one whose layers come one at a time."""
+    if whole:
+        return Decoder(AutoModelForCausalLM.from_pretrained(place))
+    decoder = open_streamed(place, AutoConfig.from_pretrained(place))
+    held.enter_context(decoder.source)
+    return decoder
+
+
 def recovered(
     folder: Path,
     *,
@@ -188,14 +216,10 @@ def recovered(
     """
     place = folder.parent.parent / "model"
     whole = whole or team().size == 1
-    model = AutoModelForCausalLM.from_pretrained(place)
     with ExitStack() as held:
-        dense = Decoder(model)
-        if not whole:
-            dense = open_streamed(place, model.config)
-            held.enter_context(dense.source)
+        dense = opened(place, held, whole=whole)
         nodes = [Node(layer, index) for index, layer in enumerate(dense.layers)]
-        inserted = make("ffn", Decoder(model), Span(1, 2), seed=3).requires_grad_(False)
+        inserted = make("ffn", dense, Span(1, 2), seed=3).requires_grad_(False)
         nodes[1] = Node(inserted, 1)
         kd = trainees and DistillationSettings.model_validate({"trainees": trainees, "top_k": 9})
 
@@ -203,7 +227,7 @@ def recovered(
             if stop and done > 100:
                 raise Stopped
 
-        with nullcontext() if whole else dense.held():
+        with dense.held() if isinstance(dense, StreamedDecoder) else nullcontext():
             found = fine_tune(
                 assemble(LayerPath(dense, tuple(nodes[:-1]))), ANSWERS, tokenizer=tiny_tokenizer(),
                 validation=ANSWERS[:2], directory=folder, micro_batch=64,

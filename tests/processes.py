@@ -40,6 +40,7 @@ from streamline.testing.models import tiny_model, tiny_tokenizer
 from streamline.training.parts.shares import processes as parts_of
 
 RECOVERY = {"recovery": "lora,kd", "lora": {"preset": "llm-pruner", "n_tokens": 64}}
+RECOVERED = "shortgpt,llm-streamline-ffn"
 METHODS = "sleb,slicegpt,llm-streamline-ffn,linearpatch+distill_epochs=1"
 
 
@@ -155,7 +156,7 @@ def work(folder: Path, size: int) -> dict[str, Any]:
             **trainings(own),
             "records": numbers(run(config(folder, own / "run"))),
             "recovered": numbers(
-                run(config(folder, own / "recovered", "shortgpt", **RECOVERY, stream=size > 1))
+                run(config(folder, own / "recovered", RECOVERED, **RECOVERY, stream=size > 1))
             ),
         }
 

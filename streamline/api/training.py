@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from streamline.errors import NotFiniteError
 from streamline.method import Pruned
 from streamline.progress import Progress
 from streamline.sources.batches import TokenBatches
+from streamline.streaming.decoder import StreamedDecoder
 from streamline.training.activations import ActivationCache
 from streamline.training.fit import fit
 from streamline.training.flops import replacing_flops
@@ -198,23 +200,25 @@ def _train_together(
         "compute": str(autocast or torch.float32).removeprefix("torch."),
     }
     restart_peak_memory()
-    results = fit(
-        decoder,
-        [student for _, student in owners],
-        tokens,
-        validation,
-        labels=labels,
-        directory=folder / "training",
-        losses=losses,
-        fingerprint=dense.fingerprint,
-        seed=seed,
-        progress=step,
-        autocast=autocast,
-        cache=ActivationCache(activations, cache) if cache else None,
-        paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
-        memory=memory,
-        divided=divided,
-    )
+    streamed = decoder if isinstance(decoder, StreamedDecoder) else None
+    with nullcontext() if streamed is None else streamed.held():
+        results = fit(
+            decoder,
+            [student for _, student in owners],
+            tokens,
+            validation,
+            labels=labels,
+            directory=folder / "training",
+            losses=losses,
+            fingerprint=dense.fingerprint,
+            seed=seed,
+            progress=step,
+            autocast=autocast,
+            cache=ActivationCache(activations, cache) if cache else None,
+            paths=[paths[v.target.label] for v, _ in owners] if recipe.objective == "lm" else None,
+            memory=memory,
+            divided=divided,
+        )
     peak = peak_memory_bytes(decoder.device) if worked else None
     out: list[Variant | Failure] = []
     for variant in variants:

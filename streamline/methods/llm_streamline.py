@@ -34,7 +34,14 @@ from streamline.fields import Count, Fraction
 from streamline.method import DepthMethod, Method, Pruned, Size
 from streamline.methods.linear_map import LinearFit, linear_maps
 from streamline.methods.refitting import Refitting
-from streamline.methods.replacement import MAPPED, added_parameters, blank, check_start, make
+from streamline.methods.replacement import (
+    MAPPED,
+    added_parameters,
+    blank,
+    check_start,
+    make,
+    split_kind,
+)
 from streamline.methods.spans import (
     Criterion,
     RunnerUp,
@@ -172,6 +179,9 @@ class StreamlineReplacement(Method):
         super().__post_init__()
         check_start(self.kind, self.init, self.residual)
         object.__setattr__(self, "trains", self.share > 0)
+        # A start that reads weights or states needs more of the model than its config.
+        streams = split_kind(self.kind)[1] != "layer" and self.init not in MAPPED
+        object.__setattr__(self, "supports_streaming", streams)
         object.__setattr__(self, "by_domain", self.criterion == "agreement")
 
     def _added(self, decoder: Decoder) -> Callable[[int], int]:

@@ -185,25 +185,20 @@ def load_streamed(
 def refusal(method: Method, recovery: str = "none") -> str | None:
     """Why a method, or what is to follow it, cannot work on a streamed model; None if it can.
 
-    Several processes recover one together (:mod:`streamline.training.parts.frozen`).
-
-    A method can if it trains nothing and decides by the statistics of one pass, or states
-    that it needs nothing else (:attr:`streamline.method.Method.supports_streaming`).
+    A method can if it decides by the statistics of one pass, or states that it needs nothing else
+    (:attr:`streamline.method.Method.supports_streaming`). Several processes train together, each
+    with a part of the model (:mod:`streamline.training.parts.frozen`).
     """
     own = [
         name
         for name in ("calibrate", "prune")
         if getattr(type(method), name) not in (getattr(Method, name), getattr(DepthMethod, name))
     ]
-    if recovery != "none" and world_size() == 1:
+    trains = recovery if recovery != "none" else method.name if method.trains else None
+    if trains is not None and world_size() == 1:
         return (
-            f"{recovery} trains the whole model, whose layers are streamed; launch several "
-            "processes (torchrun), each with a part of it, or run without --stream"
-        )
-    if method.trains:
-        return (
-            f"{method.name} trains replacements beside the layers of a model in memory, and its "
-            "layers are streamed; run it without --stream"
+            f"{trains} trains through a model whose layers are streamed; launch several processes "
+            "(torchrun), each with a part of it, or run without --stream"
         )
     if own and not method.supports_streaming:
         return (

@@ -102,7 +102,8 @@ def fit(
         memory: Bytes that the students of a wave may hold beside their own activations: weights,
             gradients, moments and the best weights; None trains all at once.
         divided: For the LM objective, whether each of several processes holds a part of the frozen
-            layers' weights meanwhile.
+            layers' weights meanwhile. They always do of a model whose layers come one at a time;
+            its embeddings and head are to be in memory, and nothing is cached.
 
     Returns:
         One summary per student, in order; ``not_finite`` says why one came to nothing.
@@ -123,6 +124,7 @@ def fit(
         raise ConfigError(f"{len(students)} students need as many different labels, got {labels}")
     together = _together(students, paths)
     alike(tensor for student in students for tensor in student.module.parameters())
+    cache = cache if decoder.layer_order is None else None
     if fingerprint is None and (directory or losses or cache):
         fingerprint = weights_fingerprint(decoder)
     args = FitArguments(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from streamline.training.activations import ActivationCache, ActivationStore
 from streamline.training.digest import digest
 from streamline.training.next_token import NextToken
 from streamline.training.objectives import HiddenStates, Objective, StudentGroup
-from streamline.training.parts.frozen import lent
+from streamline.training.parts.frozen import Source, frozen, lent
 from streamline.training.schedule import BatchSchedule
 from streamline.training.student import Recipe
 
@@ -118,17 +119,32 @@ def run(args: FitArguments, groups: list[StudentGroup], show: Callable[[int, str
         group.state.resume()
     _finish([group for group in groups if group.state.done])
     waiting = [group for group in groups if not group.state.done]
-    if waiting and args.divided and waiting[0].recipe.objective == "lm" and team().size > 1:
-        modules = NextToken(args.decoder, args.autocast).modules(waiting)
-
-        def work(made: list[list[nn.Module]]) -> None:
-            _steps(args, waiting, show, dict(zip(map(id, modules), chain(*made), strict=True)))
-
-        # Of several models no layer is always followed by the same one.
-        orders = [modules] if len(waiting) == 1 else [[module] for module in modules]
-        lent(orders, args.decoder.device, work)
-    elif waiting:
+    if not waiting:
+        return
+    streamed, lm = args.decoder.layer_order is not None, waiting[0].recipe.objective == "lm"
+    if not streamed and not (args.divided and lm and team().size > 1):
         _steps(args, waiting, show)
+        return
+    modules = _objective(args, waiting).modules(waiting)
+
+    def work(made: list[list[nn.Module]]) -> None:
+        _steps(args, waiting, show, dict(zip(map(id, modules), chain(*made), strict=True)))
+
+    # Of several pruned models no layer is always followed by the same one.
+    orders = [[module] for module in modules] if lm and len(waiting) > 1 else [modules]
+    if streamed:
+        frozen(orders, cast("Source", args.decoder), work)
+    else:
+        lent(orders, args.decoder.device, work)
+
+
+def _objective(
+    args: FitArguments, groups: list[StudentGroup], parts: Mapping[int, nn.Module] | None = None
+) -> Objective:
+    """What groups of one objective minimise."""
+    if groups[0].recipe.objective == "mse":
+        return HiddenStates(args.decoder, args.autocast, parts)
+    return NextToken(args.decoder, args.autocast, parts)
 
 
 def _finish(groups: list[StudentGroup]) -> None:
@@ -149,14 +165,10 @@ def _steps(
     """Make the optimiser steps that are left; a group that is ahead waits for the others."""
     batch_schedule, recipe = groups[0].batch_schedule, groups[0].recipe
     length = args.train.shape[1]
-    objective: Objective = (
-        HiddenStates(args.decoder, args.autocast)
-        if recipe.objective == "mse"
-        else NextToken(args.decoder, args.autocast, parts)
-    )
+    objective, evenly = _objective(args, groups, parts), parts is not None
     held_out = args.held_out(recipe)
-    store, validation_store = _stores(args, objective, groups, held_out)
-    evenly = parts is not None
+    depths: set[int] = set() if evenly else objective.depths(groups)
+    store, validation_store = _stores(args, groups, held_out, depths)
 
     def validate(active: list[StudentGroup]) -> None:
         if active:
@@ -220,10 +232,10 @@ def _steps(
 
 
 def _stores(
-    args: FitArguments, objective: Objective, groups: list[StudentGroup], held_out: Tensor
+    args: FitArguments, groups: list[StudentGroup], held_out: Tensor, depths: set[int]
 ) -> tuple[ActivationStore | None, ActivationStore | None]:
-    """Where training and validation activations are kept, if anywhere."""
-    depths, width = objective.depths(groups), args.decoder.hidden_size
+    """Where training and validation activations of some depths are kept, if anywhere."""
+    width = args.decoder.hidden_size
     if not depths:
         return None, None
     keep, store = None, None

@@ -82,7 +82,7 @@ class NextToken:
         nodes = tuple(Node(parts.get(id(n.module), n.module), n.layer) for n in nodes)
         return nodes[:first], nodes[first:]
 
-    def modules(self, groups: Iterable[StudentGroup]) -> list[nn.Module]:
+    def modules(self, groups: Sequence[StudentGroup]) -> list[nn.Module]:
         """What runs in some pruned models beside what is trained, in the order of the layers."""
         found: dict[int, Node] = {}
         beside: set[int] = set()  # parameters of modules that hold a trained one

@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from streamline.engine.decoder import Decoder, Entry
 from streamline.engine.paths import Path
 from streamline.engine.transfer import onto
 from streamline.plan import Span
-from streamline.training.activations import ActivationStore, teacher_pass
+from streamline.training.activations import ActivationStore, At, teacher_pass
 from streamline.training.schedule import BatchSchedule
 from streamline.training.state import TrainingState
 from streamline.training.student import Recipe
@@ -67,6 +67,10 @@ class Objective(Protocol):
         """Depths of the dense path that are read; empty if none can be kept."""
         ...
 
+    def modules(self, groups: Sequence[StudentGroup]) -> list[nn.Module]:
+        """What runs beside what is trained, in the order of the layers."""
+        ...
+
     def errors(
         self,
         ids: Tensor,
@@ -81,10 +85,15 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Squared error between a student's output and the span's, summed over tokens and features."""
+    """Squared error between a student's output and the span's, summed over tokens and features.
+
+    ``parts`` run in the place of the modules with these ids, where each of several processes has a
+    part of their weights.
+    """
 
     decoder: Decoder
     autocast: torch.dtype | None
+    parts: Mapping[int, nn.Module] | None = None
 
     def n_terms(self, length: int) -> int:
         """Tokens times features."""
@@ -93,6 +102,10 @@ class HiddenStates:
     def depths(self, groups: Sequence[StudentGroup]) -> set[int]:
         """Both ends of every span."""
         return {d for group in groups for span in group.spans for d in (span.start, span.stop)}
+
+    def modules(self, groups: Sequence[StudentGroup]) -> list[nn.Module]:
+        """The layers up to the last stop."""
+        return list(self.decoder.layers[: max(self.depths(groups))])
 
     def errors(
         self,
@@ -127,7 +140,7 @@ class HiddenStates:
                 held[depth] = hidden
 
         if store is None:
-            teacher_pass(self.decoder, ids, entry, depths, at)
+            self._teach(ids, entry, depths, at)
         elif store.holds(indices):
             for depth in sorted(depths):
                 at(depth, onto(store.read(depth, indices), self.decoder.device))
@@ -137,7 +150,21 @@ class HiddenStates:
                 store.write(depth, indices, hidden)
                 at(depth, hidden)
 
-            teacher_pass(self.decoder, ids, entry, depths, keep)
+            self._teach(ids, entry, depths, keep)
+
+    def _teach(self, ids: Tensor, entry: Entry, depths: set[int], at: At) -> None:
+        """Show the dense model's states at some depths."""
+        if self.parts is None:
+            teacher_pass(self.decoder, ids, entry, depths, at)
+            return
+        hidden = entry.hidden
+        for depth in range(max(depths) + 1):
+            if depth:
+                layer = self.parts[id(self.decoder.layers[depth - 1])]
+                with torch.no_grad():
+                    hidden = self.decoder.run(layer, hidden, entry, depth - 1)
+            if depth in depths:
+                at(depth, hidden)
 
     def _compare(
         self, group: StudentGroup, start: Tensor, stop: Tensor, entry: Entry, consume: Consume

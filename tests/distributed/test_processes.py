@@ -157,7 +157,7 @@ def test_who_is_left_behind_says_so(found: dict[Any, Any], size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("what", "cells"), [("records", 5), ("recovered", 3)])
+@pytest.mark.parametrize(("what", "cells"), [("records", 5), ("recovered", 5)])
 def test_a_run_gives_the_same_records(
     found: dict[Any, Any], size: int, what: str, cells: int
 ) -> None:

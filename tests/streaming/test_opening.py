@@ -101,7 +101,7 @@ def test_methods_that_decide_by_one_pass_are_taken() -> None:
 
 
 def test_a_refusal_says_why() -> None:
-    assert "trains replacements" in str(refusal(build_method("llm-streamline-ffn")))
+    assert "launch several processes" in str(refusal(build_method("llm-streamline-ffn")))
     assert "needs more of the model" in str(refusal(build_method("slicegpt")))
 
 
@@ -110,4 +110,7 @@ def test_several_processes_recover_what_none_of_them_holds(monkeypatch: pytest.M
     assert "launch several processes" in str(refusal(method, "lora"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refusal(method, "lora") is None
+    assert refusal(build_method("llm-streamline-ffn"), "lora") is None
+    for spec in ("llm-streamline-layer", "llm-streamline-ffn+init=linear"):
+        assert "needs more of the model" in str(refusal(build_method(spec)))
     assert "needs more of the model" in str(refusal(build_method("slicegpt"), "lora"))

@@ -82,7 +82,10 @@ class _Planner:
         self.weights = work.resident(self.decoder, self.dtype, streamed=self.config.stream)
         laid_out = not (self.accelerator or self.config.stream)
         self.copies = work.laid_out(self.decoder, self.dtype, self.weights) if laid_out else 0
-        self.parts = Parts(self.decoder, self.dtype, world_size(), self.accelerator, self.found)
+        self.parts = Parts(
+            self.decoder, self.dtype, self.weights, self.found, world_size(), self.accelerator,
+            self.config.stream,
+        )  # fmt: skip
 
     def plan(self) -> MemoryPlan:
         """All stages; what a cell needs alone decides whether it is refused."""
@@ -167,7 +170,7 @@ class _Planner:
         """What a step of each cell's networks adds beside copies of weights."""
         found: dict[str, work.Step] = {}
         known: dict[tuple[str, int], work.Step] = {}
-        only_lm = {stage.objective for stage in self.config.training.stages()} == {"lm"}
+        through = {stage.objective for stage in self.config.training.stages()} == {"lm"}
         for row in trained:
             place = (row.cell.method, row.n_removed or 0)
             if place not in known:
@@ -179,8 +182,7 @@ class _Planner:
                 step = replace(step, networks=(work.added(row, self.decoder),))
             waiting = 0 if self.accelerator else 4 * (sum(step.networks) - max(step.networks))
             alone = training_bytes(max(step.networks)) + waiting + step.added
-            if only_lm:
-                alone = self.parts.replaced(row, alone, 4 * sum(step.networks), self.weights)
+            alone = self.parts.replaced(row, alone, 4 * sum(step.networks), through=through)
             if not self._refuse(row, self.weights + self.copies + alone, "training"):
                 found[row.cell.label] = step
         return found
@@ -211,11 +213,13 @@ class _Planner:
         """LoRA fine-tuning or distillation, a cell at a time."""
         sizes: dict[int, list[str]] = {}
         kinds = dict.fromkeys(row.cell.recovery for row in tuned)
-        whole = not self.config.stream
-        steps = {k: work.tuning(self.rehearsal, self.config, k, merged=whole) for k in kinds}
+        steps, bare = (
+            {k: work.tuning(self.rehearsal, self.config, k, merged=merged) for k in kinds}
+            for merged in (not self.config.stream, False)
+        )
         for row in tuned:
             kind = row.cell.recovery
-            size = self._tuned(row, steps[kind] or 0, kept)
+            size = self._tuned(row, steps[kind] or 0, bare[kind] or 0, kept)
             doing = "LoRA fine-tuning" if kind == "lora" else "distillation"
             if steps[kind] is None:
                 self.found.unplanned[doing] = self.rehearsal.ended or "it holds nothing here"
@@ -285,8 +289,8 @@ class _Planner:
         found = self.rehearsal.peak(work.scoring(rows, width, self.decoder), own=True)
         return (found or 0) + self.copies
 
-    def _tuned(self, row: Row, step: int, kept: int) -> int:
-        """What the recovery of a cell adds, whose step adds something beside the model."""
+    def _tuned(self, row: Row, step: int, bare: int, kept: int) -> int:
+        """What the recovery of a cell adds, whose step, or that without a merge, adds something."""
         own, kd = self._own_bytes(row), self.config.kd.trainees if row.cell.recovery == "kd" else ""
         size = step + own
         if kd == "all":
@@ -295,15 +299,7 @@ class _Planner:
             size += training_bytes(work.added(row, self.decoder))
         if own:  # beside the dense model, which stays
             return size
-
-        if self.config.stream:
-            return self.parts.streamed(row, size, self.weights, taught=bool(kd))
-
-        def unmerged() -> int:
-            found = work.tuning(self.rehearsal, self.config, row.cell.recovery, merged=False)
-            return (found or 0) + size - step
-
-        return self.parts.adapted(row, size, unmerged, self.weights + kept, taught=bool(kd))
+        return self.parts.recovered(row, size, bare + size - step, kept, taught=bool(kd))
 
     def _is_own(self, row: Row) -> bool:
         return self.methods[row.cell.method].returns_model

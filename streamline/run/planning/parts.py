@@ -2,17 +2,16 @@
 
 It is told to the plan where that decides how a cell is trained: frozen layers are lent for as long
 as a training lasts where one process does not hold them beside what it adds, and the run does it
-for the cells that the plan names.
+for the cells that the plan names. Those of a model that is read layer by layer always are in parts.
 
 Example::
 
-    parts = Parts(decoder, torch.bfloat16, world_size(), True, MemoryPlan("m", 32 * 2**30))
+    parts = Parts(decoder, torch.bfloat16, 14 * 2**30, MemoryPlan("m", 32 * 2**30), 8)
     parts.trained(row, 14 * 2**30)                      # bytes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,21 +35,25 @@ class Parts:
     Attributes:
         decoder: The dense model; its weights may lie on the meta device.
         dtype: Of the weights.
+        weights: Bytes of them that are there at other times.
+        plan: Is told of cells that are trained in parts.
         n_processes: How many there are.
         accelerator: Whether each has a device of its own.
-        plan: Is told of cells that are trained in parts.
+        streamed: Whether layers are read one at a time.
     """
 
     decoder: Decoder
     dtype: torch.dtype
-    n_processes: int
-    accelerator: bool
+    weights: int
     plan: MemoryPlan
+    n_processes: int
+    accelerator: bool = True
+    streamed: bool = False
 
     @property
     def away(self) -> int:
-        """Bytes of the dense model's weights that others hold while its layers are in parts."""
-        return self._weights - self._frozen(None, taught=False)
+        """Bytes of weights that are not there while layers are in parts; negative for more."""
+        return self.weights - self._frozen(None, taught=False)
 
     def trained(self, row: Row, there: int) -> int:
         """Bytes that training all weights of the model that a cell is adds to what is there."""
@@ -61,72 +64,56 @@ class Parts:
         self.plan.divided = self.n_processes
         return divided_bytes(n_parameters, self._layers(row), self.n_processes)
 
-    def adapted(
-        self, row: Row, whole: int, unmerged: Callable[[], int], there: int, *, taught: bool
-    ) -> int:
+    def recovered(self, row: Row, whole: int, unmerged: int, kept: int, *, taught: bool) -> int:
         """Bytes that a recovery adds to what is there that trains little through frozen layers.
 
         Args:
             row: The cell.
             whole: What it adds beside a model in memory.
-            unmerged: Gives what training adds, without the weights that are merged at its end.
-            there: Bytes of the dense model's weights and of what stays beside them.
+            unmerged: What training adds, without the weights that are merged at its end.
+            kept: Bytes of what stays beside the dense model.
             taught: Whether it is distillation, whose teacher is in parts too.
         """
-        if not self._must(there + whole):
+        if not self._must(self.weights + kept + whole):
             return whole
         parts = self._frozen(row, taught=taught)
-        merged = sum(self._layers(row)) * self.dtype.itemsize  # at most
-        # Weights are there while parts are made of them, and again when all is merged.
-        found = max(unmerged() + parts - self._weights, parts, merged)
-        return self._if_it_fits(row, whole, found, there)
+        merged = 0 if self.streamed else sum(self._layers(row)) * self.dtype.itemsize  # at most
+        found = max(unmerged + parts - self.weights, parts, merged)
+        return self._in_parts(row, whole, found, kept)
 
-    def streamed(self, row: Row, step: int, weights: int, *, taught: bool) -> int:
-        """The same where layers come one at a time, from the files into the parts.
-
-        Args:
-            row: The cell.
-            step: What training adds.
-            weights: Bytes of weights that streaming takes otherwise.
-            taught: As for :meth:`adapted`.
-        """
-        self._note(row)
-        return step + max(0, self._frozen(row, taught=taught) - weights)
-
-    def replaced(self, row: Row, alone: int, networks: int, there: int) -> int:
-        """Bytes that training a cell's replacements on the next token adds to what is there.
+    def replaced(self, row: Row, alone: int, networks: int, *, through: bool) -> int:
+        """Bytes that training a cell's replacements adds to the weights.
 
         Args:
             row: The cell.
             alone: What it adds beside a model in memory.
-            networks: Of what is trained, when it is done.
-            there: Bytes of the dense model's weights and of what stays beside them.
+            networks: Of what has been trained.
+            through: Whether gradients pass through the layers behind them.
         """
-        if not self._must(there + alone):
+        if not self._must(self.weights + alone) or not (through or self.streamed):
             return alone
-        found = max(alone - self.away, networks + self._weights - self.away)
-        return self._if_it_fits(row, alone, found, there)
+        parts = self._frozen(None, taught=False)
+        return self._in_parts(row, alone, max(alone - self.away, networks + parts), 0)
 
     def _must(self, size: int) -> bool:
-        """Whether several processes can and must hold parts of what one cannot."""
-        return self.n_processes > 1 and self.accelerator and not self.plan.fits(size)
+        """Whether processes hold parts: where one cannot hold all, and they can."""
+        able = self.n_processes > 1 and self.accelerator
+        return self.streamed or (able and not self.plan.fits(size))
 
-    def _if_it_fits(self, row: Row, whole: int, found: int, there: int) -> int:
-        """What a cell adds: in parts if that is what fits."""
-        if not self.plan.fits(there + found):
+    def _in_parts(self, row: Row, whole: int, found: int, kept: int) -> int:
+        """What a cell adds: in parts, where that fits or nothing else can be.
+
+        Args:
+            row: The cell.
+            whole: Bytes added with whole weights.
+            found: With parts of them; before and after training both are there.
+            kept: Bytes of what stays beside the dense model.
+        """
+        if not self.streamed and not self.plan.fits(self.weights + kept + found):
             return whole
-        self._note(row)
-        return found
-
-    def _note(self, row: Row) -> None:
-        """Tell the plan that a cell's frozen layers are in parts."""
         self.plan.divided = self.n_processes
         self.plan.in_parts.add(row.cell.label)
-
-    @property
-    def _weights(self) -> int:
-        """Bytes of the dense model's weights."""
-        return self.decoder.n_parameters() * self.dtype.itemsize
+        return found
 
     def _frozen(self, row: Row | None, *, taught: bool) -> int:
         """Bytes of frozen weights: parts of layers, and what is not in the layers.

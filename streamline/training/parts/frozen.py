@@ -92,7 +92,7 @@ def frozen(
     """
     if team().size == 1:
         raise UnsupportedModelError(
-            f"{source.name} is recovered with a part of its layers in each of several processes: "
+            f"{source.name} is trained with a part of its layers in each of several processes: "
             "launch it with torchrun or accelerate, or without --stream"
         )
     mesh = processes(source.device.type)
