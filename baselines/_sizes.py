@@ -23,7 +23,7 @@ LADDERS: tuple[tuple[str, ...], ...] = (
         "pythia-160m",
         "pythia-70m",
     ),
-    ("llama2-13b", "llama2-7b"),
+    ("llama2-70b", "llama2-13b", "llama2-7b"),
     ("llama3-8b", "llama3.2-3b", "llama3.2-1b"),
     ("llama3.1-8b", "llama3.2-3b", "llama3.2-1b"),
     ("qwen2.5-7b", "qwen2.5-3b", "qwen2.5-1.5b", "qwen2.5-0.5b"),

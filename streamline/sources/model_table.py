@@ -212,6 +212,7 @@ MODEL_TABLE: dict[str, ModelRow] = {
     "opt-13b": _opt("13b", 5120, 40, 40),
     "llama2-7b": _llama2("meta-llama/Llama-2-7b-hf", (4096, 32, 32, 32, 11008)),
     "llama2-13b": _llama2("meta-llama/Llama-2-13b-hf", (5120, 40, 40, 40, 13824)),
+    "llama2-70b": _llama2("meta-llama/Llama-2-70b-hf", (8192, 80, 64, 8, 28672)),
     "open-llama-3b-v2": _llama2(
         "openlm-research/open_llama_3b_v2", (3200, 26, 32, 32, 8640), 2048, rms_norm_eps=1e-6
     ),

@@ -41,7 +41,7 @@ def _completed(
         ("streamline-bench --methods sho", 4),
         ("streamline-bench --methods shortgpt,sl", ["shortgpt,sleb", "shortgpt,slicegpt"]),
         ("streamline-bench --methods sleb,sle", []),
-        ("streamline-bench run --models llama2", ["llama2-7b", "llama2-13b"]),
+        ("streamline-bench run --models llama2", ["llama2-7b", "llama2-13b", "llama2-70b"]),
         ("streamline-bench --tasks piqa,common", ["piqa,commonsense", "piqa,commonsense_qa"]),
         ("streamline-bench --suite smo", ["smoke"]),
         ("streamline-bench --sparsit", ["--sparsities"]),

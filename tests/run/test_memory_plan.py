@@ -151,6 +151,21 @@ def test_frozen_layers_are_in_parts_where_training_leaves_them_no_room(
     assert together.peak <= 0.95 * 32 * GIB and "each of 8 processes" in together.decisions()[0]
 
 
+@pytest.mark.slow
+def test_several_processes_train_and_recover_what_no_device_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = {"methods": "llm-streamline-ffn", "recovery": "lora", "efficiency": "off"}
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    config, plan = planned("llama2-70b", "80GiB", **run)
+    assert config.for_model("llama2-70b").stream and plan.refused == {}
+    assert plan.in_parts == {"llm-streamline-ffn 0.25 +lora"}
+    weights = 2 * 68_976_648_192
+    for row in plan.rows:
+        if row.stage in ("train", "fine-tune"):
+            assert weights / 8 < row.peak <= 0.95 * 80 * GIB < weights
+
+
 @pytest.mark.parametrize("family", ["gemma2", "olmoe"])
 def test_a_family_is_planned_as_it_can_be_run_and_torch_says_nothing(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
