@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,12 +55,10 @@ def command(
 
 def _renew_report(folder: Path, remaining: list[Record]) -> None:
     """The report of what remains; without any cell there is none."""
+    from streamline.report.report import remove_report
     from streamline.run.reporting import report_run
 
     if remaining:
         report_run(folder)
-        return
-    for name in ("report.html", "report.md"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("tables", "figures"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    else:
+        remove_report(folder)

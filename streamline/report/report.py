@@ -2,7 +2,8 @@
 
 Made from folders alone, never from a model: the records, and where they are there the samples
 (paired statistics), losses and calibrations (figures) and the runs' settings. The same folders
-give the same bytes. ``run.reporting`` adds what the runs' suite knows.
+give the same bytes. ``run.reporting`` adds what the runs' suite knows. A list of what was written,
+with hashes, lies beside it: what a later report does not have is removed, and nothing else is.
 
 Example::
 
@@ -11,15 +12,18 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from streamline.errors import ConfigError
-from streamline.files import write_bytes_atomic, write_text_atomic
+from streamline.files import write_bytes_atomic
+from streamline.kept import kept_json, write_json
 from streamline.report.cost_tables import efficiency_frame
-from streamline.report.figures.figure import Drawn, drawn
+from streamline.report.figures.figure import drawn
 from streamline.report.figures.headline import headline_figure
 from streamline.report.frames import results_frame, seeds_frame
 from streamline.report.latex import latex
@@ -33,7 +37,10 @@ from streamline.report.sections import Section, first_screen, gather, run_sectio
 from streamline.report.tables import results_table
 from streamline.results.record import Record
 
-__all__ = ["write_report"]
+__all__ = ["remove_report", "write_report"]
+
+_LIST = ".report.json"  # beside a report: its files and their hashes
+_PAGES, _FOLDERS = ("report.html", "report.md"), ("tables", "figures")
 
 _FORMS: dict[str, Literal["compact", "full"]] = {"-compact": "compact", "-full": "full"}
 
@@ -96,15 +103,49 @@ def write_report(
         command=command,
     )
     drawings = [one for section in every for figure in section.figures for one in drawn(figure)]
-    _write_tables(out / "tables", records, sections)
+    files: dict[str, str | bytes] = _tables(records, sections)
     results = [results_table(gathered.of(model)) for model in gathered.models]
     for table in distinct(results, lambda one: [one.name, *map(one.name.__add__, _FORMS)]):
         for ending, form in _FORMS.items():
-            write_text_atomic(out / "tables" / f"{table.name}{ending}.tex", latex(table, form))
-    _write_figures(out / "figures", drawings)
-    write_text_atomic(out / "report.md", markdown_page(page))
-    write_text_atomic(out / "report.html", html(page, drawings))
+            files[f"tables/{table.name}{ending}.tex"] = latex(table, form)
+    for one in drawings:
+        files |= {f"figures/{one.file}.svg": one.svg, f"figures/{one.file}.pdf": one.pdf}
+    files |= {"report.md": markdown_page(page), "report.html": html(page, drawings)}
+    _put(out, files)
     return out / "report.html"
+
+
+def remove_report(out: Path) -> None:
+    """Remove a report: each file that was written for it, as far as it is what was written."""
+    _remove(out, keep=())
+    (out / _LIST).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        with suppress(OSError):  # it is not there, or holds what others put there
+            (out / name).rmdir()
+
+
+def _put(out: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write a report's files, and remove those of the one before it that are not among them."""
+    data = {name: one.encode() if isinstance(one, str) else one for name, one in files.items()}
+    _remove(out, keep=data)
+    write_json(out / _LIST, {name: _sha256(one) for name, one in data.items()})
+    for name, one in data.items():
+        write_bytes_atomic(out / name, one)
+
+
+def _remove(out: Path, keep: Collection[str]) -> None:
+    """Remove what an earlier report wrote, but for some names and what was changed since."""
+    found = kept_json(out / _LIST)
+    known = found if isinstance(found, dict) else {}
+    for name in sorted(set(known) - set(keep)):
+        folder, file = PurePosixPath(name).parent, out / name
+        ours = name in _PAGES or str(folder) in _FOLDERS  # a list may come from anywhere
+        if ours and file.is_file() and _sha256(file.read_bytes()) == known[name]:
+            file.unlink()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _told_apart(sections: Sequence[Section]) -> list[Section]:
@@ -123,24 +164,18 @@ def _told_apart(sections: Sequence[Section]) -> list[Section]:
     ]
 
 
-def _write_tables(folder: Path, records: Sequence[Record], sections: Sequence[Section]) -> None:
+def _tables(records: Sequence[Record], sections: Sequence[Section]) -> dict[str, str | bytes]:
     """Plain numbers as CSV and Parquet, and the tables of sections as LaTeX."""
     cells = results_frame(records)
-    write_text_atomic(folder / "results.csv", csv_text(cells))
-    write_bytes_atomic(folder / "results.parquet", parquet_bytes(cells))
+    files: dict[str, str | bytes] = {
+        "tables/results.csv": csv_text(cells),
+        "tables/results.parquet": parquet_bytes(cells),
+    }
     for name, frame in (
         ("efficiency", efficiency_frame(records)),
         ("seeds", seeds_frame(records)),
     ):
         if not frame.empty:
-            write_text_atomic(folder / f"{name}.csv", csv_text(frame))
-    (folder / "failures.tex").unlink(missing_ok=True)  # what failed before may be done by now
-    for section in sections:
-        for table in section.tables:
-            write_text_atomic(folder / f"{table.name}.tex", latex(table))
-
-
-def _write_figures(folder: Path, drawings: Sequence[Drawn]) -> None:
-    for one in drawings:
-        write_text_atomic(folder / f"{one.file}.svg", one.svg)
-        write_bytes_atomic(folder / f"{one.file}.pdf", one.pdf)
+            files[f"tables/{name}.csv"] = csv_text(frame)
+    tables = [table for section in sections for table in section.tables]
+    return files | {f"tables/{table.name}.tex": latex(table) for table in tables}

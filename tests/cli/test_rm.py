@@ -83,9 +83,12 @@ def test_a_selector_takes_all_that_fit(folder: Path) -> None:
 def test_the_last_cell_takes_the_report_along(folder: Path) -> None:
     assert _rm(folder, "dense") == 0
     assert (folder / "report.md").is_file() and (folder / "tables").is_dir()
+    mine = folder / "figures" / "mine.svg"
+    mine.write_text("<svg/>")
     assert _rm(folder, "model=smollm2-135m-instruct") == 0
     assert load(folder) == []
     assert not any((folder / name).exists() for name in ("report.md", "report.html", "tables"))
+    assert list(mine.parent.iterdir()) == [mine]
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,9 @@ class Verb:
 
     def leftovers(self) -> list[str]:
         """Temporary files that are still there."""
+        kept = (".record-run", ".report.json")
         hidden = [f for f in self.work.rglob(".*") if not f.name.endswith(".lock")]
-        return [str(file.relative_to(self.work)) for file in hidden if file.name != ".record-run"]
+        return [str(file.relative_to(self.work)) for file in hidden if file.name not in kept]
 
 
 def differences(found: Verb, wanted: Verb, rounding: float = 0.0) -> list[str]:

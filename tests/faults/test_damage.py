@@ -22,6 +22,7 @@ KINDS = {
     "results.json": "finished",
     "run.json": "finished",
     "commands.json": "finished",
+    ".report.json": "finished",
     "samples/*.parquet": "finished",
     "plans/*.json": "finished",
     "losses/*.jsonl": "finished",
