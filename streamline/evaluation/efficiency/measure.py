@@ -165,8 +165,13 @@ class Beside:
     def _speeds(
         self, models: list[PreTrainedModel], start: float, until: float, known: dict[str, Any]
     ) -> dict[str, Any]:
-        """Speeds at every batch, then the peak of memory at the largest."""
+        """Speeds at every batch, and the peak of memory at the largest.
+
+        The peak takes a prefill and few steps: it comes first at the last batch, whose speeds take
+        what is left of the time.
+        """
         found: dict[str, Any] = {"prefill": [], "decode": []}
+        peaks: dict[str, Any] = {}
         lacking, largest = [], 0
         for batch in BATCHES:
             late = until if batch != BATCHES[0] else start + _FIRST * (until - start)
@@ -178,11 +183,14 @@ class Beside:
                 )
                 continue
             try:
+                first = largest and batch == BATCHES[-1]
+                held = self._peaks(models, batch, found["way"], until, known) if first else {}
                 one = self._measured(models, batch, late)
             except Exception as error:
                 log.debug("batch %d could not be measured", batch, exc_info=True)
                 lacking.append(f"batch {batch}: {reason(error)}")
                 continue
+            peaks = held if one.way == found.get("way") else {}
             found["way"], largest = one.way, batch
             for phase, times in (("prefill", one.prefill), ("decode", one.decode)):
                 found[phase].append(self._speed(phase, batch, times))
@@ -192,12 +200,12 @@ class Beside:
                 found["dense_time_to_first_token_seconds"] = quartiles(one.prefill[0])
                 found["time_to_first_token_seconds"] = quartiles(one.prefill[-1])
         if largest:
-            peaks = self._peaks(models, largest, found["way"], until, known)
-            found |= peaks
+            peaks = peaks or self._peaks(models, largest, found["way"], until, known)
             if not peaks:
                 lacking.append("time was up before the peak of memory")
         if lacking:
             found["reason"] = "; ".join(lacking)
+        found |= peaks
         note = explain(models[-1], models[0], known | found)
         return found | ({"note": note} if note else {})
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from streamline.engine.decoder import Decoder
 from streamline.engine.model_state import ModelState
@@ -18,11 +19,18 @@ from streamline.results.blocks.efficiency import WAYS, Efficiency
 from streamline.testing.models import tiny_model
 
 CPU = torch.device("cpu")
+#: Torch's tracer imports what torch itself says not to use any more.
+TRACING = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def decoder():
     return Decoder(tiny_model("llama", n_layers=6).eval())
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Decoder(tiny_model("llama", n_layers=2).eval())
 
 
 def shorter(decoder, n=2):
@@ -137,6 +145,23 @@ def test_what_would_take_too_long_is_left_out(decoder):
     assert "time was up before the peak of memory" in values.reason
 
 
+def test_speeds_that_take_all_the_time_leave_some_for_the_peak_of_memory(decoder, monkeypatch):
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.25
+        return now[0]
+
+    for place in (timing, module):
+        monkeypatch.setattr(place, "clock", clock)
+    beside = Beside(decoder, "quick")
+    beside.sizes = Sizes(length=8, steps=10**6, rounds=10**6)
+    values = Efficiency.model_validate(beside.measure(shorter(decoder), 60.0))
+    assert now[0] > 60 and [speed.batch for speed in values.decode] == [1, 8]
+    assert values.reason is None
+    assert values.checkpoint_bytes < values.peak_memory_bytes < values.dense_peak_memory_bytes
+
+
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
 def test_prompts_fit_into_the_positions_of_a_model(family):
     name = {"opt": "max_position_embeddings", "gpt2": "n_positions"}[family]
@@ -146,9 +171,21 @@ def test_prompts_fit_into_the_positions_of_a_model(family):
     assert 0 < values.speed("decode", 1).length + values.speed("decode", 1).tokens < 32
 
 
-@pytest.mark.parametrize("way", ["static-cache", "cache"])
-def test_a_cache_of_fixed_size_decodes_the_same_tokens(decoder, way):
-    model = module._ready(dense_path(decoder))
+@pytest.fixture
+def captured(monkeypatch):
+    """What ``torch.compile`` captures whole is run as it is: compiling takes a minute."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode: real(f, backend="eager", fullgraph=True))
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters["stats"]
+    torch._dynamo.reset()
+
+
+@TRACING
+@pytest.mark.parametrize("way", ["compiled", "static-cache", "cache"])
+def test_a_cache_of_fixed_size_decodes_the_same_tokens(small, way, captured):
+    model = module._ready(dense_path(small))
     ids = module.prompt(model, 3, 9)
     with torch.inference_mode():
         cache, token = module.prefill(model, ids, room=8, way=way)
@@ -157,6 +194,19 @@ def test_a_cache_of_fixed_size_decodes_the_same_tokens(decoder, way):
             ids = torch.cat([ids, token], 1)
             step()
         assert token.tolist() == model(ids).logits[:, -1].argmax(-1, keepdim=True).tolist()
+    assert captured["unique_graphs"] == (way == "compiled")
+
+
+@TRACING
+@pytest.mark.slow
+def test_each_model_is_compiled_for_itself_and_measured(small, monkeypatch, captured):
+    monkeypatch.setitem(module.WAYS, ("cpu", "full"), ("compiled", "cache"))
+    beside = Beside(small, "full")
+    beside.sizes = Sizes(length=8, steps=3, rounds=3)
+    values = Efficiency.model_validate(beside.measure(shorter(small, 1), 300.0))
+    assert (values.way, values.reason) == ("compiled", None)
+    assert {(speed.batch, speed.n) for speed in values.decode} == {(1, 3), (8, 3)}
+    assert captured["unique_graphs"] == 4  # two models, two batches
 
 
 def test_a_way_that_does_not_work_gives_way_to_the_next(decoder, monkeypatch):
