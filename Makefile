@@ -6,6 +6,10 @@ STAMP := $(VENV)/.stamp
 DOCS_STAMP := $(VENV)/.docs-stamp
 export TOKENIZERS_PARALLELISM := false
 
+# Packages by the arguments of pip; what pip compiles one after the other every core compiles here.
+install = $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt $(1) \
+  && { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib streamline baselines benchmarks || true; }
+
 # The files with tests of a mark: the others need not be imported.
 marked = $(shell grep -rl --include='*.py' 'mark\.$(1)\b' tests | sort)
 
@@ -15,7 +19,7 @@ env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(call install,-e '.[dev]')
 	touch $(STAMP)
 
 bench: env
@@ -59,7 +63,7 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(DOCS_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(call install,-e '.[docs]')
 	touch $(DOCS_STAMP)
 
 wheel: env

@@ -14,9 +14,12 @@ import pytest
 
 def install(packages: str, target: Path) -> None:
     """Put packages into a folder, without what they depend on."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     done = subprocess.run(
-        [*command, str(target), *packages.split()], capture_output=True, text=True, check=False
+        [*command, "--target", str(target), *packages.split()],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"{packages} cannot be installed here: {done.stderr.strip()[-200:]}")

@@ -88,8 +88,9 @@ def older() -> Path:
     """A folder with that version and what it needs otherwise than this one."""
     folder = cache_dir() / "tests" / f"transformers-{VERSION}"
     if not (folder / "done").is_file():
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-        found = subprocess.run([*pip, *REQUIRED], capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile"]
+        place = ["--target", str(folder)]
+        found = subprocess.run([*pip, *place, *REQUIRED], capture_output=True, text=True)
         if found.returncode:
             last = found.stderr.strip().splitlines()[-1:] or ["no message"]
             pytest.skip(f"transformers {VERSION} cannot be installed: {last[0]}")
