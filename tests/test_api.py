@@ -13,6 +13,7 @@ import pytest
 import torch
 from doc_blocks import blocks
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from word_tokenizer import english_tokenizer
 
 import streamline as sl
 from streamline.api import functions
@@ -331,7 +332,9 @@ def test_the_lines_of_the_page_run_as_written(tmp_path, monkeypatch, capsys) -> 
 
     def tiny(name: str, **_: Any) -> Any:
         asked.append(name)
-        return tiny_model("llama", n_layers=6), tiny_tokenizer()
+        words = english_tokenizer()
+        shape = {"vocab_size": len(words), "intermediate_size": 256}
+        return tiny_model("llama", n_layers=6, **shape), words
 
     monkeypatch.setattr(functions, "load_model", tiny)
     first, sweep = (block.code for block in blocks("docs/python.md") if block.language == "python")

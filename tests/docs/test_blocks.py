@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from doc_blocks import PAGES, REPORTS, ROOT, Block, arguments, blocks, written
+from word_tokenizer import english_tokenizer
 
 from streamline.cli.main import main
 from streamline.results.record import Record
 from streamline.run import pipeline
 from streamline.run.config import build_config
-from streamline.testing.models import tiny_model, tiny_tokenizer
+from streamline.testing.models import tiny_model
 
 _ALIAS = "smollm2-135m-instruct"
 _TINY = "models/tiny"
@@ -116,8 +117,10 @@ def test_a_page_runs_from_its_first_line_to_its_last(
 ) -> None:
     """On a tiny model in the place of the embedded one; texts and questions are the packaged."""
     monkeypatch.chdir(tmp_path)
-    tiny_model("llama", n_layers=8).save_pretrained(_TINY)
-    tiny_tokenizer().save_pretrained(_TINY)
+    tokenizer = english_tokenizer()
+    shape = {"vocab_size": len(tokenizer), "intermediate_size": 256}
+    tiny_model("llama", n_layers=8, **shape).save_pretrained(_TINY)
+    tokenizer.save_pretrained(_TINY)
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
         if block.mark or block.language not in ("sh", "python"):
@@ -133,9 +136,11 @@ def test_a_page_runs_from_its_first_line_to_its_last(
 
 
 def _run(words: list[str], where: str) -> None:
-    """A command as written, with two questions; a suite gets the tiny model."""
+    """A command as written, with two questions and samples; a suite gets the tiny model."""
     if "--quick" in words and "--limit" not in words:
         words += ["--limit", "2"]
+    if words[0] == "prune":
+        words += ["--calibration-samples", "2"]
     if "--suite" in words and "--models" not in words and "--dry-run" not in words:
         words += ["--models", _TINY] if words[words.index("--suite") + 1] != "mine.yaml" else []
     if ">" not in words:
