@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+#: Milliseconds for anything that a page does; only one that hangs takes so long, on a busy machine.
+LIMIT = 120_000
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -34,11 +36,22 @@ def browser() -> Iterator[Any]:
 def opened(on: Any, file: Path, **context: Any) -> Iterator[tuple[Any, list[str]]]:
     """A page whose figures are drawn, without a network, and what its console complained of."""
     with on.new_context(offline=True, **context) as around:
+        around.set_default_timeout(LIMIT)
         page = around.new_page()
         said: list[str] = []
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.on("request", lambda sent: sent.url.startswith("http") and said.append(sent.url))
-        page.goto(file.as_uri())
-        page.wait_for_selector("body[data-ready]", timeout=60_000)
+        page.goto(file.as_uri(), wait_until="commit")  # it is loaded when its figures are drawn
+        page.wait_for_selector("body[data-ready]")
         yield page, said
+
+
+def resized(page: Any, **size: int) -> None:
+    """Give a page another size and wait for its figures, drawn anew where it becomes a phone's."""
+    page.evaluate(
+        "width => phone.matches !== width <= 640 && delete document.body.dataset.ready",
+        size["width"],
+    )
+    page.set_viewport_size(size)
+    page.wait_for_selector("body[data-ready]")

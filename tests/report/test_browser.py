@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser, chromium, opened
+from browser import browser, chromium, opened, resized
 
 from streamline.run.reporting import report_run
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium here; name one in CHROMIUM")
 WIDE, PHONE = {"width": 1140, "height": 900}, {"width": 420, "height": 900}
+PAPER = {"width": 690, "height": 1000}  # A4 without its margins
+COMMITTED = sorted((Path(__file__).parents[2] / "reports").rglob("report.html"))
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +88,20 @@ def test_a_figure_s_views_are_chosen_by_keyboard(page: Any) -> None:
     assert "prefill speed" in figure.locator("svg.marks").text_content()
 
 
+def numbers(page: Any, name: str) -> list[float]:
+    """The numbers of a column, from above."""
+    return [float(cell.split(" ")[0]) for cell in column(page, name) if cell[:1].isdigit()]
+
+
 def test_the_table_sorts_by_its_headings(page: Any) -> None:
     before = column(page, "method")
     head = page.locator("#results thead th", has_text="average").locator("button")
     head.focus()
     page.keyboard.press("Enter")
-    values = [float(cell.split(" ")[0]) for cell in column(page, "average") if cell[0].isdigit()]
-    assert values == sorted(values, reverse=True)
+    assert numbers(page, "average") == sorted(numbers(page, "average"), reverse=True)
     assert column(page, "average")[-2:] == ["failed", "skipped"]
     head.click()
-    values = [float(cell.split(" ")[0]) for cell in column(page, "average") if cell[0].isdigit()]
-    assert values == sorted(values)
+    assert numbers(page, "average") == sorted(numbers(page, "average"))
     assert page.locator("th[aria-sort='ascending']").count() == 1
     page.locator("#results thead th", has_text="method").locator("button").click()
     assert column(page, "method") == sorted(before)
@@ -125,11 +130,21 @@ def test_columns_hide_and_each_task_unfolds(page: Any) -> None:
 @pytest.mark.parametrize("tasks", [False, True])
 def test_the_table_fits_1100_pixels_without_cutting(page: Any, tasks: bool) -> None:
     page.set_checked("#tasks", tasks)
+    require_whole(page)
+
+
+def require_whole(page: Any) -> None:
+    """Nothing of the page, and of its table at a desk nothing either, is beyond an edge."""
     inner, outer = page.evaluate(
         "(t => [t.scrollWidth, t.parentNode.clientWidth])(document.getElementById('results'))"
     )
-    assert inner <= outer <= 1100
-    assert page.evaluate("document.documentElement.scrollWidth") <= WIDE["width"]
+    width = page.viewport_size["width"]
+    assert inner <= outer <= 1100 or width < WIDE["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for figure in page.locator("[data-figure]").all():
+        box = figure.locator("svg.marks").bounding_box()
+        assert box["width"] > 200 and box["height"] > 60
+        assert 0 <= box["x"] <= width - box["width"]
 
 
 def test_a_phone_scrolls_in_one_direction(chrome: Any, report: Path) -> None:
@@ -175,18 +190,22 @@ CONTRASTS = """() => {
 }"""
 
 
-def test_paper_cuts_no_table(page: Any, tmp_path: Path) -> None:
-    page.pdf(path=tmp_path / "report.pdf", format="A4")
-    assert (tmp_path / "report.pdf").stat().st_size > 50_000
-    page.set_viewport_size({"width": 690, "height": 1000})  # A4 without its margins
+def cut_on_paper(page: Any) -> list[str]:
+    """The tables that a sheet of paper would cut."""
     page.emulate_media(media="print", color_scheme="dark")
-    assert page.evaluate("[...document.querySelectorAll('main details')].every(d => d.open)")
-    cut = page.evaluate(
+    resized(page, **PAPER)
+    return page.evaluate(
         """() => [...document.querySelectorAll("table")]
              .filter(table => table.getBoundingClientRect().right > innerWidth + 1)
              .map(table => table.parentNode.ariaLabel)"""
     )
-    assert cut == []
+
+
+def test_paper_cuts_no_table(page: Any, tmp_path: Path) -> None:
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    assert (tmp_path / "report.pdf").stat().st_size > 50_000
+    assert page.evaluate("[...document.querySelectorAll('main details')].every(d => d.open)")
+    assert cut_on_paper(page) == []
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
@@ -197,3 +216,32 @@ def test_without_a_script_the_drawings_and_all_columns_stand(chrome: Any, report
         assert bare.locator(".drawing svg").count() == 7
         assert bare.locator("#results th:visible", has_text="hellaswag").count() == 1
         assert bare.locator(".controls:visible").count() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
+def test_a_committed_page_is_whole(chrome: Any, file: Path) -> None:
+    """Which is what its records make: tests/report/test_committed_reports.py."""
+    files = [path.stem for path in (file.parent / "figures").glob("*.svg")]
+    with opened(chrome, file, viewport=WIDE) as (page, said):
+        shown = page.locator("[data-figure]").all()
+        names = [figure.get_attribute("data-figure") for figure in shown]
+        assert names and all(name.startswith(tuple(names)) for name in files)
+        assert all(any(file.startswith(name) for file in files) for name in names)
+        require_whole(page)
+        methods = column(page, "method")
+        head = page.locator("#results thead th", has_text="average").locator("button")
+        for falls in (True, False):
+            head.click()
+            assert len(numbers(page, "average")) > 1
+            assert numbers(page, "average") == sorted(numbers(page, "average"), reverse=falls)
+        page.fill("#filter", methods[-1])
+        assert set(column(page, "method")) == {one for one in methods if methods[-1] in one}
+        assert len(column(page, "method")) < len(methods)
+        page.fill("#filter", "")
+        resized(page, **PHONE)
+        require_whole(page)
+        page.evaluate("document.querySelectorAll('main details').forEach(part => part.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert cut_on_paper(page) == []
+        assert said == []
