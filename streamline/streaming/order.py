@@ -81,10 +81,10 @@ def _one_by_one(
     trie: PathTrie, jobs: Sequence[Job], progress: OnProgress | None
 ) -> Iterator[tuple[Any, Any]]:
     """The layers one by one, for this process's batches; none are read where it has none."""
-    if not jobs:
-        return
     decoder: Any = trie.decoder
     turns = _Turns(trie, decoder)
+    if not jobs:
+        return
     groups = [EMBEDDING, *turns.layers, *([HEAD] if any(j.needs_head for j in jobs) else [])]
     results: dict[int, Any] = {}
     with decoder.states() as store:
