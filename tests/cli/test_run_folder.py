@@ -76,7 +76,6 @@ def _never(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     ("tasks", "name", "why"),
     [
         ("piqa,openbookqa", "openbookqa", "is not in the form its authors publish"),
-        ("piqa,xnli_en", "xnli_en", "facebook/xnli"),
         ("piqa,heldout@99999999", "heldout@99999999", "longer than the 512 positions"),
         ("piqa,wikitext2", "wikitext2", "HF_HUB_OFFLINE is set"),
     ],

@@ -14,6 +14,7 @@ import processes
 import psutil
 import pytest
 
+from streamline.cli.main import main
 from streamline.run.suites import as_suite
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,11 @@ def test_a_launched_run_says_everything_once(launcher: str, world: Path) -> None
     assert first.returncode == 0, errors
     assert statuses(out) == ["ok"] * 2
     assert said.count("report: ") == 1 and "waiting for" not in errors, said + errors
-    refused = launched(launcher, [*run, "--sparsities", "1.5"])
+
+
+def test_a_refused_run_says_why_once(world: Path) -> None:
+    run = ["--suite", str(world / "suite.yaml"), "--out", str(world / "refused")]
+    refused = launched("torchrun", [*run, "--sparsities", "1.5"])
     said, errors = refused.communicate(timeout=300)
     assert refused.returncode == 1 and said == "", said  # the launcher's own code
     assert "exitcode  : 2" in errors and errors.count("error: ") == 1, errors
@@ -80,7 +85,7 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(world: Path) ->
     _, errors = first.communicate(timeout=60)
     assert time.monotonic() - killed < 60
     assert first.returncode == 1 and "Signal 9 (SIGKILL)" in errors, errors
-    again = launched("torchrun", run, n=3)
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
+    with pytest.raises(SystemExit) as end:
+        main(run)  # alone
+    assert not end.value.code
     assert statuses(out) == ["ok"] * 2
