@@ -212,7 +212,7 @@ def divided_numbers(rest: int, models: Sequence[Sequence[int]], n_processes: int
 
 
 def waves(groups: Sequence[AnyGroup], memory: int | None) -> list[list[AnyGroup]]:
-    """Groups in their order, divided so that each part fits into some memory.
+    """Groups divided so that each part fits into some memory; a part keeps their order.
 
     Args:
         groups: What could be trained together.
@@ -224,21 +224,24 @@ def waves(groups: Sequence[AnyGroup], memory: int | None) -> list[list[AnyGroup]
 
 
 def packed(sizes: Sequence[int], room: int | None) -> list[list[int]]:
-    """The places of some sizes in their order, divided so that each part fits.
+    """The places of some sizes, divided into few parts that each fit: the largest are placed first.
 
     Args:
         sizes: What each takes.
         room: Of a part; None for no bound. A size that is larger is a part of its own.
     """
     parts: list[list[int]] = []
-    load = 0
-    for place, size in enumerate(sizes):
-        if not parts or (room is not None and load + size > room):
+    loads: list[int] = []
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        size = sizes[place]
+        fits = (n for n, load in enumerate(loads) if room is None or load + size <= room)
+        number = next(fits, len(parts))
+        if number == len(parts):
             parts.append([])
-            load = 0
-        parts[-1].append(place)
-        load += size
-    return parts
+            loads.append(0)
+        parts[number].append(place)
+        loads[number] += size
+    return sorted(map(sorted, parts))
 
 
 def taking_turns(

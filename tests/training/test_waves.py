@@ -19,10 +19,10 @@ def group(n_parameters: int) -> Any:
     return SimpleNamespace(state=SimpleNamespace(n_parameters=n_parameters))
 
 
-def test_students_are_divided_in_their_order_and_a_large_one_is_alone() -> None:
-    groups = [group(n) for n in (4, 3, 5, 20, 2, 8)]
+def test_students_are_divided_into_few_waves_and_a_large_one_is_alone() -> None:
+    groups = [group(n) for n in (6, 5, 4, 20, 2, 8, 3)]
     sizes = [[g.state.n_parameters for g in wave] for wave in waves(groups, training_bytes(10))]
-    assert sizes == [[4, 3], [5], [20], [2, 8]]
+    assert sizes == [[6, 4], [5, 3], [20], [2, 8]]
     assert waves(groups, None) == [groups]
 
 
