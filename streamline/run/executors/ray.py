@@ -18,6 +18,7 @@ from streamline.run.config import RunConfig
 from streamline.run.executors.tasks import (
     Tasks,
     described,
+    main_memory,
     plugin_folders,
     task_environment,
     work_task,
@@ -80,10 +81,13 @@ def _worked(
         surroundings: What workers need of this process, where it is not said to the cluster yet.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    tasks = Tasks(config, progress, config.shards or gpus or nodes)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    tasks = Tasks(config, progress, config.shards or gpus or len(nodes))
     task, place = ray.remote(work_task), str(Path.cwd())
     needs: dict[str, Any] = {"num_gpus": 1 if gpus else 0}
+    room = [int(there.get("memory", 0)) for there in nodes if there.get("CPU")]
+    if not gpus and (size := min([main_memory(config), *room])):
+        needs["memory"] = size  # no node gets more tasks than it holds, and each gets one
     if surroundings is not None:
         needs["runtime_env"] = surroundings
 

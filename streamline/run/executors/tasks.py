@@ -17,6 +17,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -34,13 +35,23 @@ from streamline.run.executors.lost import holds, lost_cells
 from streamline.run.executors.matrix import Matrix
 from streamline.run.folder import kept_sources
 from streamline.run.inputs import settle, shared_inputs
+from streamline.run.planning.fitting import memory_plan
 from streamline.run.shards.dividing import divided
 from streamline.run.shards.merging import merge
 from streamline.run.shards.part import Part, working
 from streamline.run.shards.telling import Telling
 from streamline.sources.hub.commits import pinned
 
-__all__ = ["Tasks", "described", "plugin_folders", "task_environment", "work_task"]
+__all__ = [
+    "Tasks",
+    "described",
+    "main_memory",
+    "plugin_folders",
+    "task_environment",
+    "work_task",
+]
+
+log = logging.getLogger(__name__)
 
 _PASSED = ("STREAMLINE_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "OMP_", "MKL_")
 
@@ -119,7 +130,7 @@ class Tasks:
     def _open(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those of some cells that have not ended yet."""
         out = self.config.out
-        there = (record for record in recorded(out) if record.status != "failed")
+        there = (r for r in recorded(out) if r.status != "failed" and not r.notes.get("memory"))
         found = by_identity(r for r in there if self._stale.get(r.identity) != r.key)
         for part in self._all:
             found |= by_identity(recorded(part.folder(out)))
@@ -137,6 +148,17 @@ class Tasks:
                 if record is not None and not holds(record, cell_job(cell, shared)):
                     found[cell.identity] = record.key
         return found
+
+
+def main_memory(config: RunConfig) -> int:
+    """Bytes of main memory that a task on a CPU holds at its peak, as far as that is planned."""
+    peaks = [0]
+    for model in config.models:
+        try:
+            peaks.append(memory_plan(config.for_model(model), model).peak)
+        except Exception:  # its cells fail with it
+            log.debug("%s cannot be planned", model, exc_info=True)
+    return max(peaks)
 
 
 def task_environment() -> dict[str, str]:

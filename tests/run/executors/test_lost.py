@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from streamline.progress import Silent
+from streamline.results.record import Record
+from streamline.results.record_file import upsert
 from streamline.run import pipeline
 from streamline.run.config import RunConfig
 from streamline.run.deciding.decide import decided
@@ -44,3 +46,12 @@ def test_cells_of_other_settings_are_left_to_do(config: Make, tmp_path: Path) ->
     assert len(other.alone(other.parts[0])) == 2
     other.failed(other.parts[0], ValueError("its process died"))
     assert [record.status for record in other.records()] == ["failed", "failed"]
+
+
+def test_cells_that_memory_has_refused_are_left_to_do(config: Make, tmp_path: Path) -> None:
+    _, record = pipeline.run(config(tmp_path, methods="shortgpt"))
+    refused = record.to_json() | {"status": "skipped", "reason": "-", "notes": {"memory": True}}
+    upsert(tmp_path, Record.build(refused))
+    tasks = Tasks(decided(config(tmp_path, methods="shortgpt")).config, Silent(), 1)
+    [left] = tasks.alone(tasks.parts[0])
+    assert [cell.method for cell in left.cells or ()] == ["shortgpt"]
