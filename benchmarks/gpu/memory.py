@@ -22,6 +22,7 @@ from streamline.run.cell import Cell
 from streamline.run.config import RunConfig
 from streamline.run.planning.memory import plan_memory
 from streamline.run.planning.plan import MemoryPlan, Row
+from streamline.run.planning.sizes import Sizes
 from streamline.training.fit import fit
 from streamline.training.student import Recipe, Student
 
@@ -90,8 +91,8 @@ def plan_of(bench: Bench, recipe: Recipe) -> MemoryPlan:
         size = methods[name].size(shape, SPARSITY)
         assert size is not None
         rows.append(Row(Cell("m", name, SPARSITY, 0), size.n_removed, dense, size.pruned))
-    accelerator = bench.device.type != "cpu"
-    return plan_memory(config, rows, methods, shape, memory=None, accelerator=accelerator)
+    sizes = Sizes(config, methods, shape, accelerator=bench.device.type != "cpu")
+    return plan_memory(config, rows, sizes, memory=None)
 
 
 def _work(bench: Bench, recipe: Recipe, plan: MemoryPlan) -> dict[str, Callable[[], Any]]:

@@ -20,6 +20,7 @@ from streamline.run.cell import Cell
 from streamline.run.config import RunConfig
 from streamline.run.planning.memory import plan_memory
 from streamline.run.planning.plan import MemoryPlan, Row
+from streamline.run.planning.sizes import Sizes
 from streamline.testing.models import tiny_config, tiny_model
 from streamline.training import lora
 from streamline.training.distillation.settings import DistillationSettings
@@ -70,7 +71,8 @@ def plan_of(decoder: Decoder, method: str, dtype: torch.dtype, **changes: Any) -
     for recovery in config.recovery:
         cell = Cell("m", method, 0.25, 0, recovery)
         rows.append(Row(cell, size.n_removed, dense, size.pruned))
-    return plan_memory(config, rows, methods, decoder, memory=None, accelerator=False)
+    sizes = Sizes(config, methods, decoder, accelerator=False)
+    return plan_memory(config, rows, sizes, memory=None)
 
 
 def check(plan: MemoryPlan, stage: str, decoder: Decoder, work: Callable[[], object]) -> None:

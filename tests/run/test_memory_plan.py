@@ -17,15 +17,16 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError
 from streamline.run.config import RunConfig, build_config
 from streamline.run.planning import estimate as sizing
+from streamline.run.planning import fitting
 from streamline.run.planning.fitting import fitted, memory_plan, told
 from streamline.run.planning.plan import MemoryPlan
 from streamline.run.planning.rehearsal import Rehearsal
+from streamline.run.planning.sizes import Sizes
 from streamline.testing.models import tiny_model, tiny_tokenizer
 from streamline.training.distillation import trainees
 from streamline.training.schedule import training_bytes
 
 GIB = 2**30
-METHODS = "llm-streamline-ffn,llm-streamline-layer,shortgpt,shortened-llama-taylor,slicegpt"
 
 
 @pytest.fixture(autouse=True)
@@ -36,45 +37,45 @@ def nothing_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def planned(model: str, memory: str, **changes: Any) -> tuple[RunConfig, MemoryPlan]:
     values = {
-        "models": model, "methods": METHODS, "dtype": "bfloat16", "device": "cuda",
+        "models": model, "methods": "all", "dtype": "bfloat16", "device": "cuda",
         "memory": memory, "dry_run": True, **changes,
     }  # fmt: skip
     config, _ = fitted(build_config(values))
     return config, memory_plan(config.for_model(model), model)
 
 
-@pytest.mark.parametrize(
-    ("model", "memory", "streams"),
-    [
-        pytest.param("llama2-7b", "24GiB", False, marks=pytest.mark.slow),
-        pytest.param("llama2-7b", "48GiB", False, marks=pytest.mark.slow),
-        pytest.param("llama2-7b", "80GiB", False, marks=pytest.mark.slow),
-        pytest.param("llama2-13b", "24GiB", True, marks=pytest.mark.slow),
-        pytest.param("llama2-13b", "48GiB", False, marks=pytest.mark.slow),
-        pytest.param("llama2-13b", "80GiB", False, marks=pytest.mark.slow),
-        pytest.param("llama3-8b", "24GiB", False, marks=pytest.mark.slow),
-        pytest.param("llama3-8b", "48GiB", False, marks=pytest.mark.slow),
-        pytest.param("llama3-8b", "80GiB", False, marks=pytest.mark.slow),
-        pytest.param("opt-6.7b", "24GiB", False, marks=pytest.mark.slow),
-        pytest.param("opt-6.7b", "48GiB", False, marks=pytest.mark.slow),
-        pytest.param("opt-6.7b", "80GiB", False, marks=pytest.mark.slow),
-    ],
-)
-def test_the_plain_command_fits(model: str, memory: str, streams: bool) -> None:
-    config, plan = planned(model, memory)
-    assert config.for_model(model).stream == streams
-    assert plan.memory is not None and plan.usable is not None
-    assert 0.2 * plan.memory < plan.peak <= plan.usable or streams
-    assert plan.peak <= plan.usable
-    if memory == "80GiB":
-        assert plan.refused == {}
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("model", ["llama2-7b", "llama2-13b", "llama3-8b", "opt-6.7b"])
+def test_every_cell_of_the_plain_command_fits_or_is_told_what_does(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed: list[Sizes] = []  # once for all memories, which it does not go by
+
+    def once(*given: Any, **more: Any) -> Sizes:
+        rehearsed[:] = rehearsed or [Sizes(*given, **more)]
+        return rehearsed[0]
+
+    monkeypatch.setattr(fitting, "Sizes", once)
+    for memory in ("24GiB", "48GiB", "80GiB"):
+        config, plan = planned(model, memory)
+        streams = (model, memory) == ("llama2-13b", "24GiB")
+        assert config.for_model(model).stream == streams
+        assert plan.memory is not None and plan.usable is not None
+        assert (0.0 if streams else 0.2) * plan.memory < plan.peak <= plan.usable
+        if memory == "80GiB":
+            assert plan.refused == {}
+        if plan.refused:
+            most = max(refusal.device for refusal in plan.refused.values())
+            assert planned(model, f"{most}GiB")[1].refused == {}
 
 
 def test_a_cell_that_does_not_fit_has_its_number_and_the_others_stay() -> None:
     _, plan = planned("llama2-7b", "22GiB", methods="llm-streamline-ffn,slicegpt")
     (label,) = plan.refused
     assert label == "slicegpt 0.25"
-    assert "23." in plan.refused[label] and "22.0 GiB are planned" in plan.refused[label]
+    reason = str(plan.refused[label])
+    assert "23." in reason and "22.0 GiB are planned" in reason
     assert [row.stage for row in plan.rows] == ["calibrate", "train", "evaluate", "speed"]
     assert told(plan)[0].startswith("memory planned: 18.")
     _, plan = planned("llama2-7b", "22GiB", methods="llm-streamline-ffn", efficiency="off")
@@ -89,6 +90,19 @@ def test_networks_that_do_not_fit_together_are_trained_in_waves() -> None:
     assert (roomy.waves, roomy.students) == (1, None)
     assert tight.waves > 1 and tight.students is not None and tight.refused == {}
     assert "trained in" in tight.decisions()[0]
+
+
+def test_what_recovers_it_trains_a_network_no_second_time(tiny: str) -> None:
+    run = {"methods": "llm-streamline-ffn", **TINY}
+    whole = {kind: planned(tiny, "1GiB", recovery=kind, **run)[1] for kind in ("none", "none,lora")}
+    names = [[row.method for row in plan.rows if row.stage == "train"] for plan in whole.values()]
+    assert names == [["1 network"], ["1 network"]]
+    peak = max(row.peak for row in whole["none"].rows)
+    _, tight = planned(tiny, f"{int(1.06 * peak / 1024)}KiB", recovery="none,lora", **run)
+    assert list(tight.refused) == ["llm-streamline-ffn 0.3 +lora"]
+    assert [(row.stage, row.resident) for row in tight.rows] == [
+        (row.stage, row.resident) for row in whole["none"].rows
+    ], "what is refused holds nothing"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +146,9 @@ def test_processes_that_share_a_model_hold_parts_of_what_one_cannot(
 ) -> None:
     run = {"methods": "llm-streamline-none", "recovery": "kd", "kd": {"trainees": "all"}}
     alone = planned("llama2-7b", "80GiB", **run)[1]
-    assert alone.refused and all("needs" in reason for reason in alone.refused.values())
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    [refusal] = alone.refused.values()
+    assert 1 < refusal.processes <= 8 and f"{refusal.processes} processes on" in str(refusal)
+    monkeypatch.setenv("WORLD_SIZE", str(refusal.processes))
     assert planned("llama2-7b", "80GiB", **run)[1].refused == {}
 
 
@@ -234,7 +249,8 @@ def test_own_answers_hold_their_keys_and_values_and_what_is_drawn_from(tiny: str
     _, plain = planned(tiny, "1GiB", **run)
     _, own = planned(tiny, "1GiB", kd={"own_answers": 8}, **run)
     stages = {row.stage: row for row in own.rows}
-    assert [row.stage for row in plain.rows] == [stage for stage in stages if stage != "write"]
+    without = dict.fromkeys(row.stage for row in plain.rows)
+    assert list(without) == [stage for stage in stages if stage != "write"]
     token = 2 * 6 * 2 * 8 * 4  # keys and values of 6 layers with 2 heads of 8, float32
     vocabulary = tiny_model("llama", n_layers=6).config.vocab_size
     assert stages["write"].added == 32 * (64 * token + 20 * vocabulary)
@@ -253,7 +269,7 @@ def test_distillation_holds_the_teachers_states_and_logits_too(tiny: str) -> Non
     assert row.added - added["kd"] == 5 * 4 * (8 * 32 * 32 + 5 * 32)
 
 
-@pytest.mark.parametrize(("spare", "wanted"), [(0.9, 2), (1.5, 2), (1.99, 2), (2.01, 1), (9, 1)])
+@pytest.mark.parametrize(("spare", "wanted"), [(1.0, 2), (1.5, 2), (1.99, 2), (2.01, 1), (9, 1)])
 def test_a_plan_divides_weights_where_training_does(
     spare: float, wanted: int, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +297,7 @@ def test_a_refusal_names_the_stage(kind: str, named: str, tiny: str) -> None:
     peaks = {row.stage: row.peak for row in roomy.rows}
     memory = str(int(0.98 * peaks["fine-tune"] / 1024)) + "KiB"
     _, tight = planned(tiny, memory, methods="shortgpt", recovery=kind, **TINY)
-    assert any(reason.startswith(named) for reason in tight.refused.values())
+    assert any(reason.work == named for reason in tight.refused.values())
 
 
 def test_what_cannot_be_planned_is_named_with_its_reason(

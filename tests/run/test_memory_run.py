@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamline.api.variants import Variant
+from streamline.run import model_run
 from streamline.run.config import RunConfig
 from streamline.run.pipeline import run
 from streamline.run.planning.fitting import fitted, memory_plan
+from streamline.testing.models import tiny_model, tiny_tokenizer
 
 METHODS = "shortgpt,llm-streamline-ffn,llm-streamline-layer"
 
@@ -65,6 +70,47 @@ def test_a_run_in_waves_gives_the_same_records(
     assert any("networks are trained in 2 waves" in line for line in said)
     assert any(line.startswith("memory planned: ") for line in said)
     assert numbers(whole) == numbers(waves)
+
+
+def test_what_needs_all_layers_of_a_model_too_large_is_done_where_there_is_more(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512, n_layers=8)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    given = {"models": str(tmp_path / "model"), "methods": "shortgpt,slicegpt"}
+    found = run(config(tmp_path / "out", memory=int(0.7 * weights), **given))
+    assert [record.status for record in found] == ["ok", "ok", "skipped"]
+    assert "having all layers at once needs" in str(found[2].reason)
+    again = run(config(tmp_path / "out", **given))
+    assert [record.status for record in again] == ["ok"] * 3
+    assert [record.key for record in again] == [record.key for record in found]
+
+
+def test_networks_that_have_answered_are_gone_before_models_of_their_own_are_made(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    trained, own = model_run._trained, model_run._own
+
+    def noted(*args: Any) -> list[Variant]:
+        variants = trained(*args)
+        networks.extend(weakref.ref(s.module) for v in variants for s in v.pruned.students)
+        return variants
+
+    def counted(*args: Any) -> None:
+        gc.collect()
+        alive.append(sum(one() is not None for one in networks))
+        own(*args)
+
+    monkeypatch.setattr(model_run, "_trained", noted)
+    monkeypatch.setattr(model_run, "_own", counted)
+    settings = {"methods": "llm-streamline-ffn,slicegpt", "recovery": "none,lora"}
+    records = run(config(tmp_path, lora={"n_tokens": 64}, **settings))
+    assert [record.status for record in records] == ["ok"] * 5
+    assert len(networks) == 2 and alive == [0]
 
 
 def test_a_model_that_is_larger_than_the_memory_is_streamed(

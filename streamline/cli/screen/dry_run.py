@@ -6,7 +6,7 @@ and the printed one are shown beside it, and below what makes them differ from t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamline.cli.screen.hours import show_times
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamline.report.published import PublishedRow
     from streamline.run.config import RunConfig
     from streamline.run.planning.estimate import Estimate
-    from streamline.run.planning.plan import MemoryPlan, Row
+    from streamline.run.planning.plan import MemoryPlan, Refusal, Row
 
 __all__ = ["show_plan"]
 
@@ -39,7 +39,7 @@ def show_plan(config: RunConfig) -> bool:
     from streamline.run.deciding.decide import decided
     from streamline.run.executors.matrix import whole_time
     from streamline.run.planning.estimate import check_fits, run_memory
-    from streamline.run.planning.fitting import fitted
+    from streamline.run.planning.fitting import fitted, memory_plan
     from streamline.run.planning.hours import planned_times
 
     found = decided(config)
@@ -48,9 +48,11 @@ def show_plan(config: RunConfig) -> bool:
     few: dict[str, str | None] = {}
     for model, reason in estimate.broken.items():
         show_warning(f"{model} cannot be planned, its cells would fail: {reason}")
-    for model in (name for name in config.models if name not in estimate.broken):
+    models = [name for name in config.models if name not in estimate.broken]
+    memory = {model: memory_plan(config.for_model(model), model) for model in models}
+    for model in models:
         rows = [row for row in estimate.rows if row.cell.model == model]
-        _show_model(rows, paper)
+        _show_model(rows, paper, memory[model].refused)
         if any(_trains(row) for row in rows):
             few[model] = config.for_model(model).training.too_few(rows[0].dense)
     paper.show()
@@ -59,8 +61,8 @@ def show_plan(config: RunConfig) -> bool:
     _show_texts(estimate)
     for line in [*_costs(estimate), _speed(config)]:
         print(line)
-    for model in (name for name in config.models if name not in estimate.broken):
-        plan = _show_memory(config, model)
+    for model, plan in memory.items():
+        _show_memory(plan)
         own = [row.cell for row in estimate.rows if row.cell.model == model]
         cells = [cell for cell in own if cell.label not in plan.refused]
         if cells and (plan.waves > 1 or len(cells) < len(own)):
@@ -82,18 +84,19 @@ def _show_texts(estimate: Estimate) -> None:
     """What is read of which text; documents and the largest of those that are on this machine."""
     if not estimate.texts:
         return
-    show_table(estimate.texts, ["use", "text", "asked", "documents", "largest"])
+    known = [name for name in ("documents", "largest") if any(r.get(name) for r in estimate.texts)]
+    show_table(estimate.texts, ["use", "text", "asked", *known])
     for name, promised in {row["text"]: row["promised"] for row in estimate.texts}.items():
         if promised:
             show_text(f"  {name} {promised}")
     print()
 
 
-def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
-    """One model's cells as a table under a heading."""
+def _show_model(rows: Sequence[Row], paper: _Paper, refused: Container[str]) -> None:
+    """One model's cells as a table under a heading; what memory refuses is explained with it."""
     model = rows[0].cell.model
     print(f"{model}: {rows[0].dense:,} parameters")
-    shown = [_cells(row, paper) for row in rows]
+    shown = [_cells(row, paper, row.cell.label in refused) for row in rows]
     columns = ["method", "target", "seed", "recovery", "layers", "remaining", "removed"]
     columns += ["as paper", "printed", "note"]
     always = {"method", "target", "layers", "remaining", "removed"}
@@ -104,9 +107,24 @@ def _show_model(rows: Sequence[Row], paper: _Paper) -> None:
         for name in ("as paper", "printed", "note")
     }
     show_table(shown, [name for name in columns if name in always or optional[name]])
-    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
-        show_text(f"  skipped: {reason}")
+    known = [row for row in rows if row.reason and row.cell.label not in refused]
+    for line in _reasons(known):
+        show_text(f"  skipped: {line}")
     print()
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """Why cells are skipped, those together whose methods say the same of themselves."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        name, reason = row.cell.method.partition("+")[0], str(row.reason)
+        same = found.setdefault(reason.removeprefix(f"{name} "), {})
+        if reason.startswith(f"{name} "):
+            same[name] = None
+    return [
+        f"{', '.join(names)}{':' * (len(names) > 1)} {reason}".lstrip()
+        for reason, names in found.items()
+    ]
 
 
 def _trains(row: Row) -> bool:
@@ -116,9 +134,11 @@ def _trains(row: Row) -> bool:
     return bool(row.cell.sparsity) and row.reason is None and build_method(row.cell.method).trains
 
 
-def _cells(row: Row, paper: _Paper) -> dict[str, Any]:
+def _cells(row: Row, paper: _Paper, refused: bool) -> dict[str, Any]:
     ratio, printed = paper.ratios(row)
-    note = "skipped" if row.reason else None if row.pruned is not None else "only a run shows"
+    note = None if row.pruned is not None else "a run shows"
+    if row.reason or refused:
+        note = "skipped"
     return {
         "method": row.cell.method,
         "target": f"{row.cell.sparsity:g}",
@@ -233,14 +253,12 @@ def _costs(estimate: Estimate) -> list[str]:
     ]
 
 
-def _show_memory(config: RunConfig, model: str) -> MemoryPlan:
+def _show_memory(plan: MemoryPlan) -> None:
     """What each stage of one model holds, and what cannot be had."""
-    from streamline.run.planning.fitting import memory_plan
-    from streamline.run.planning.work import gib
+    from streamline.run.planning.plan import MARGIN, gib
 
-    plan = memory_plan(config.for_model(model), model)
     there = "" if plan.memory is None else f", {gib(plan.memory)} are there"
-    print(f"\nmemory of {model}: {gib(plan.peak)} at the peak{there}")
+    print(f"\nmemory of {plan.model}: {gib(plan.peak)} at the peak{there}")
     rows = [
         {
             "stage": row.stage,
@@ -254,9 +272,29 @@ def _show_memory(config: RunConfig, model: str) -> MemoryPlan:
     show_table(rows, ["stage", "of", "there before", "added", "peak"])
     for line in plan.decisions():
         show_text(f"  {line}")
-    for label, reason in plan.refused.items():
-        show_text(f"  skipped: {label}: {reason}")
-    return plan
+    if plan.refused and plan.memory is not None:
+        print()
+        margin = f"{100 * MARGIN:.0f} %"
+        show_text(f"skipped, since {gib(plan.memory)} less {margin} do not hold them:")
+        lacking = [
+            {
+                "cell": label,
+                "needs": gib(refusal.size),
+                "for": refusal.work,
+                "fits with": _ways(refusal),
+            }
+            for label, refusal in plan.refused.items()
+        ]
+        show_table(lacking, ["cell", "needs", "for", "fits with"])
+        show_text("  the same command does them where there is so much; --memory plans for it")
+
+
+def _ways(refusal: Refusal) -> str:
+    """What a refused cell fits with, in few words."""
+    ways = ["--stream"] if refusal.streamed else []
+    if refusal.processes:
+        ways.append(f"{refusal.processes} processes")
+    return " or ".join([*ways, f"{refusal.device:.1f} GiB"])
 
 
 def _speed(config: RunConfig) -> str:

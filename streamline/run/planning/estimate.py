@@ -27,9 +27,9 @@ from streamline.run.measuring.texts import planned_texts
 from streamline.run.planning.asked import asked_of
 from streamline.run.planning.cards import CARDS
 from streamline.run.planning.hours import TimePlan, plan_hours
-from streamline.run.planning.plan import Row
+from streamline.run.planning.plan import Row, gib
 from streamline.run.planning.rows import rows_of
-from streamline.run.planning.work import added, gib, resident
+from streamline.run.planning.work import added, resident
 from streamline.run.shards.dividing import shard_part
 from streamline.sources.models import local_folder, resolve_model
 
@@ -148,7 +148,8 @@ def _add_costs(
     working = [row for row in rows if row.reason is None]
     pruned = [row for row in working if row.cell.sparsity]
     trained = [row for row in pruned if methods[row.cell.method].trains]
-    brought = sum(added(row, decoder) for row in trained)
+    decisions = {row.cell.identity[:-1]: row for row in trained}  # whatever recovers them
+    brought = sum(added(row, decoder) for row in decisions.values())
     tuned = [row for row in working if row.cell.recovery != "none"]
     tokens = {
         "calibration": config.calibration.n_samples * config.calibration.length * bool(pruned),

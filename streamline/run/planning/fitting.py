@@ -1,4 +1,4 @@
-"""A run made to fit the memory that there is, model by model.
+"""A run made to fit the memory that there is, model by model, and what else makes cells fit.
 
 Planning takes seconds, so a model whose weights are a small part of the memory is not planned
 unless it is asked for: nothing of its run can come near.
@@ -11,10 +11,13 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
+from streamline.distributed.team import world_size
 from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder
 from streamline.engine.memory import keep_to
@@ -30,10 +33,11 @@ from streamline.run.planning.estimate import (
     run_memory,
 )
 from streamline.run.planning.memory import plan_memory
-from streamline.run.planning.plan import MARGIN, MemoryPlan
+from streamline.run.planning.plan import MARGIN, MemoryPlan, Row, gib
 from streamline.run.planning.rates import on_accelerator
 from streamline.run.planning.rows import rows_of
-from streamline.run.planning.work import gib, resident
+from streamline.run.planning.sizes import Sizes
+from streamline.run.planning.work import resident
 from streamline.run.recorder import Recorder
 from streamline.sources.models import planned_model
 
@@ -42,6 +46,7 @@ __all__ = [
     "streamed_where_needed", "told",
 ]  # fmt: skip
 
+_PROCESSES = (2, 4, 8)  # that are tried where one does not hold a cell
 _SMALL = 50  # times a model's weights: memory that nothing of its run comes near
 
 
@@ -86,7 +91,7 @@ def possible(
     refused = {job.cell.label: plan.refused.get(job.cell.label) for job in jobs}
     for job in jobs:
         if (reason := refused[job.cell.label]) is not None:
-            recorder.skipped(job, reason, memory=True)
+            recorder.skipped(job, str(reason), memory=True)
     return [job for job in jobs if refused[job.cell.label] is None]
 
 
@@ -98,17 +103,86 @@ def memory_plan(config: RunConfig, name: str) -> MemoryPlan:
         name: The model.
     """
     decoder, methods, rows = rows_of(name, config, expand(config, name))
-    plan = plan_memory(
-        config,
-        rows,
-        methods,
-        decoder,
-        memory=run_memory(config),
-        accelerator=on_accelerator(config),
-    )
+    sizes = Sizes(config, methods, decoder, accelerator=on_accelerator(config))
+    plan = plan_memory(config, rows, sizes, run_memory(config))
     if config.device_map is not None:
         plan.spread = _spread(config, decoder)
+    _advise(plan, config, rows, sizes)
     return plan
+
+
+def _advise(plan: MemoryPlan, config: RunConfig, rows: Sequence[Row], sizes: Sizes) -> None:
+    """Say of each cell that a plan refuses what would make it fit.
+
+    Args:
+        plan: Of one model; cells that cannot be had as its layers are read one at a time, and that
+            memory does not hold otherwise, are refused too.
+        config: The run, as the model has it.
+        rows: Its cells as planned.
+        sizes: What their stages add.
+    """
+    if plan.memory is None:
+        return
+    whole = _otherwise(config, rows, stream=False)
+    lacking = [
+        there
+        for row, there in zip(rows, whole, strict=True)
+        if there.reason is None and (row.cell.label in plan.refused or row.reason is not None)
+    ]
+    if not lacking:
+        return
+    needs = _needs(config, whole, sizes, stream=False)
+    for row in [row for row in lacking if row.cell.label not in plan.refused]:
+        size, _ = needs[row.cell.label]
+        if not plan.fits(size):  # else it is had without --stream, as its reason says
+            plan.refuses(row.cell.label, "having all layers at once", size)
+    streamed: Mapping[str, tuple[int, str]] = {}
+    if not config.stream:
+        streamed = _needs(config, _otherwise(config, lacking, stream=True), sizes, stream=True)
+    shared = _shared(plan, config, rows, sizes) if world_size() == 1 else {}
+    for label, refusal in plan.refused.items():
+        size, work = needs[label]
+        if not config.stream:
+            refusal = replace(refusal, size=size, work=work)
+        plan.refused[label] = replace(
+            refusal,
+            device=_with_margin(size),
+            streamed=label in streamed and plan.fits(streamed[label][0]),
+            processes=shared.get(label, 0),
+        )
+
+
+def _otherwise(config: RunConfig, rows: Sequence[Row], *, stream: bool) -> Sequence[Row]:
+    """The rows of the same cells, were the layers read one at a time, or were they not."""
+    if config.stream == stream:
+        return rows
+    cells, own = [row.cell for row in rows], config.model_copy(update={"stream": stream})
+    return rows_of(cells[0].model, own, cells)[2]
+
+
+def _needs(
+    config: RunConfig, rows: Sequence[Row], sizes: Sizes, *, stream: bool
+) -> Mapping[str, tuple[int, str]]:
+    """What those of some cells need that can be had with layers read one at a time, or without."""
+    own = config.model_copy(update={"stream": stream})
+    return plan_memory(own, rows, sizes, memory=None).needs
+
+
+def _shared(
+    plan: MemoryPlan, config: RunConfig, rows: Sequence[Row], sizes: Sizes
+) -> dict[str, int]:
+    """How many processes hold cells that one does not: each a part of a model that is trained."""
+    found: dict[str, int] = {}
+    for n in _PROCESSES:
+        refused = plan_memory(config, rows, sizes, plan.memory, processes=n).refused
+        labels = set(plan.refused) - set(refused) - set(found)
+        found |= dict.fromkeys(labels & {row.cell.label for row in rows if not row.reason}, n)
+    return found
+
+
+def _with_margin(size: int) -> float:
+    """GiB of a device that holds so many bytes, rounded up to a tenth."""
+    return math.ceil(10 * size / (1 - MARGIN) / 2**30) / 10
 
 
 def _spread(config: RunConfig, decoder: Decoder) -> str:
@@ -168,15 +242,15 @@ def fitted_alone(config: RunConfig) -> tuple[RunConfig, MemoryPlan, list[str]]:
     """
     config, estimate = fitted(config)
     refuse_unfit(estimate, config)
-    reason = next((row.reason for row in estimate.rows if row.reason), None)
-    if reason is not None:
-        raise UnsupportedModelError(reason)
     (name,) = config.models
     own = config.for_model(name)
     decoder = Decoder(planned_model(name, trust_remote_code=own.trust_remote_code))
     plan = _needed_plan(own, name, decoder)
     if plan.refused:
-        raise ConfigError("; ".join(dict.fromkeys(plan.refused.values())))
+        raise ConfigError("; ".join(dict.fromkeys(map(str, plan.refused.values()))))
+    reason = next((row.reason for row in estimate.rows if row.reason), None)
+    if reason is not None:
+        raise UnsupportedModelError(reason)
     return own, plan, [*estimate.remarks, *(told(plan) if plan.rows else ())]
 
 

@@ -322,7 +322,7 @@ def _line(stage: str, of: str, timed: Sequence[tuple[Work, float | None]]) -> Ti
 
 
 def _name(stage: str, n: int) -> str:
-    word = "network" if stage == "train" else "model"
+    word = "cell" if stage == "train" else "model"
     return "shapes" if stage == "speed" else f"{n} {word}{'' if n == 1 else 's'}"
 
 

@@ -1,37 +1,31 @@
 """What a model's cells hold on the device, stage by stage, and what follows from it.
 
 Weights are counted by shape and number format; what the stages add is rehearsed on tensors without
-data (:mod:`streamline.run.planning.rehearsal`). From the memory that there is follow: how many
+data (:mod:`streamline.run.planning.sizes`). From the memory that there is follow: how many
 networks are trained at once, whether those that wait lie in main memory, the tokens of a batch, and
 which cells cannot be had, each with the number that it needs.
 
 Example::
 
-    plan = plan_memory(own, rows, methods, decoder, memory=24 * 2**30, accelerator=True)
+    plan = plan_memory(own, rows, Sizes(own, methods, decoder, accelerator=True), 24 * 2**30)
     plan.peak, plan.refused
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from streamline.api.guards import Watch
 from streamline.distributed.team import world_size
-from streamline.engine.decoder import Decoder
-from streamline.errors import MethodError
+from streamline.evaluation.efficiency.measure import BATCHES
 from streamline.evaluation.generation.engine import CPU_CACHE, ROWS
 from streamline.evaluation.scoring.token_budget import ACCELERATOR_TOKENS, CPU_TOKENS
-from streamline.method import Method
 from streamline.run.config import RunConfig
 from streamline.run.planning import work
 from streamline.run.planning.asked import asked_of
 from streamline.run.planning.parts import Parts
-from streamline.run.planning.plan import MARGIN, MemoryPlan, MemoryRow, Row
-from streamline.run.planning.rehearsal import Rehearsal
+from streamline.run.planning.plan import MemoryPlan, MemoryRow, Row
+from streamline.run.planning.sizes import Sizes
 from streamline.training.schedule import packed, training_bytes
 
 __all__ = ["plan_memory"]
@@ -42,25 +36,28 @@ _LEAST_TOKENS = 512  # of a batch
 def plan_memory(
     config: RunConfig,
     rows: Sequence[Row],
-    methods: Mapping[str, Method],
-    decoder: Decoder,
-    *,
+    sizes: Sizes,
     memory: int | None,
-    accelerator: bool,
+    processes: int | None = None,
 ) -> MemoryPlan:
     """Plan one model's cells.
 
     Args:
         config: The run, as the model has it.
         rows: Its cells as planned.
-        methods: Each cell's method by its spec.
-        decoder: The model; its weights lie on the meta device.
+        sizes: What their stages add.
         memory: Bytes that may be held, or None if that is unknown.
-        accelerator: Whether the device is one; a CPU runs smaller batches.
+        processes: How many, each with so much, share the work; None for as many as there are.
     """
     found = MemoryPlan(rows[0].cell.model, memory)
-    possible = [row for row in rows if row.reason is None]
-    return _Planner(config, possible, methods, decoder, accelerator, found).plan()
+    left, processes = [row for row in rows if row.reason is None], processes or world_size()
+    while True:
+        _Planner(config, left, sizes, found, processes).plan()
+        still = [row for row in left if row.cell.label not in found.refused]
+        if len(still) == len(left):
+            return found
+        left = still  # without what the others would hold
+        found = MemoryPlan(found.model, memory, refused=found.refused, needs=found.needs)
 
 
 @dataclass
@@ -69,81 +66,51 @@ class _Planner:
 
     config: RunConfig
     rows: list[Row]
-    methods: Mapping[str, Method]
-    decoder: Decoder
-    accelerator: bool
+    sizes: Sizes
     found: MemoryPlan
+    processes: int
 
     def __post_init__(self) -> None:
         """What all stages look at."""
-        self.dtype: torch.dtype = getattr(torch, self.config.dtype)
-        self.rehearsal = Rehearsal(self.decoder, self.dtype)
-        self.watch = Watch(self.decoder)
+        self.methods, self.decoder = self.sizes.methods, self.sizes.decoder
+        self.accelerator, self.dtype = self.sizes.accelerator, self.sizes.dtype
         self.weights = work.resident(self.decoder, self.dtype, streamed=self.config.stream)
         laid_out = not (self.accelerator or self.config.stream)
         self.copies = work.laid_out(self.decoder, self.dtype, self.weights) if laid_out else 0
         self.parts = Parts(
-            self.decoder, self.dtype, self.weights, self.found, world_size(), self.accelerator,
+            self.decoder, self.dtype, self.weights, self.found, self.processes, self.accelerator,
             self.config.stream,
         )  # fmt: skip
 
-    def plan(self) -> MemoryPlan:
+    def plan(self) -> None:
         """All stages; what a cell needs alone decides whether it is refused."""
         pruned = [row for row in self.rows if row.cell.sparsity]
-        score = self._score_bytes(_LEAST_TOKENS)
+        score = self.sizes.scoring(_LEAST_TOKENS) + self.copies
         calibrations = self._calibrations(pruned)
         trained = [r for r in self._left(pruned) if self.methods[r.cell.method].trains]
         steps = self._steps(trained)
-        networks = sum(sum(step.networks) for step in steps.values())
-        self._calibrate(calibrations, networks * 4)
-        self._train(steps)
-        kept = networks * self.dtype.itemsize
-        self._tune([r for r in self._left(self.rows) if r.cell.recovery != "none"], kept)
-        self._own([r for r in self._left(pruned) if self._is_own(r)], kept, score, calibrations)
-        self._evaluate(kept)
-        return self.found
+        networks = {label: sum(step.networks) for label, step in steps.items()}
+        total = sum(networks.values())
+        self._calibrate(calibrations, total * 4)
+        self._train({r.cell.identity[:-1]: steps[r.cell.label] for r in self._left(trained)}, total)
+        self._tune([row for row in self._left(self.rows) if row.cell.recovery != "none"], networks)
+        self._own([r for r in self._left(pruned) if self._is_own(r)], score, calibrations)
+        self._evaluate(total * self.dtype.itemsize)
 
     # Stages --------------------------------------------------------------------------------------
 
     def _calibrations(self, pruned: Sequence[Row]) -> dict[str, int]:
         """What calibrating for each method adds; methods that it leaves no room are refused."""
-        c = self.config.calibration
-        tokens = self.rehearsal.tokens(c.n_samples, c.length)
         found: dict[str, int] = {}
-        by_key: dict[str, int | None] = {}
-        why: dict[str, str | None] = {}
         for row in pruned:
-            method = self.methods[row.cell.method]
-            shared = method.rehearses_shared
-            key = "shared" if shared else f"{method!r} {row.cell.sparsity * method.returns_model}"
-            if key not in by_key:
-                by_key[key] = self._rehearsed(method, row.cell.sparsity, tokens, shared)
-                why[key] = self.rehearsal.ended
-            size = by_key[key]
+            size, why = self.sizes.calibration(row.cell.method, row.cell.sparsity)
             if size is None:
-                self.found.unplanned[row.cell.method] = why.get(key) or "it holds nothing here"
-            elif shared:
+                self.found.unplanned[row.cell.method] = why
+            elif self.methods[row.cell.method].rehearses_shared:
                 size += self.copies
-            if self._refuse(row, self.weights + (size or 0), "pruning"):
-                continue
-            found[row.cell.label] = size or 0
+            if not self._refuse(row, self.weights + (size or 0), "pruning"):
+                found[row.cell.label] = size or 0
         return found
-
-    def _rehearsed(
-        self, method: Method, sparsity: float, tokens: Tensor, shared: bool
-    ) -> int | None:
-        """Bytes that a method's own code, or the shared calibration, holds; None if unknown."""
-        try:
-            with self.watch.over(f"{method.name}: rehearse"):
-                return self.rehearsal.peak(
-                    lambda few: method.rehearse(self.decoder, few, tokens, sparsity)
-                )
-        except MethodError as error:
-            self.rehearsal.ended = str(error)
-            return None
-        finally:
-            if not shared:
-                self.rehearsal.renew()
 
     def _calibrate(self, calibrations: Mapping[str, int], networks: int) -> None:
         """The rows of calibration; networks wait in main memory where they leave it no room."""
@@ -169,15 +136,9 @@ class _Planner:
     def _steps(self, trained: Sequence[Row]) -> dict[str, work.Step]:
         """What a step of each cell's networks adds beside copies of weights."""
         found: dict[str, work.Step] = {}
-        known: dict[tuple[str, int], work.Step] = {}
         through = {stage.objective for stage in self.config.training.stages()} == {"lm"}
         for row in trained:
-            place = (row.cell.method, row.n_removed or 0)
-            if place not in known:
-                known[place] = work.training_step(
-                    self.rehearsal, self.methods[row.cell.method], place[1], self.config.training
-                )
-            step = known[place]
+            step = self.sizes.step(row.cell.method, row.n_removed or 0)
             if not step.networks:  # a method that does not tell
                 step = replace(step, networks=(work.added(row, self.decoder),))
             waiting = 0 if self.accelerator else 4 * (sum(step.networks) - max(step.networks))
@@ -187,19 +148,19 @@ class _Planner:
                 found[row.cell.label] = step
         return found
 
-    def _train(self, steps: Mapping[str, work.Step]) -> None:
-        """Waves of what is trained: as many networks as there is room for."""
+    def _train(self, steps: Mapping[Hashable, work.Step], total: int) -> None:
+        """Waves of what is trained, once for all that recovers it: as many as there is room for."""
         if not steps:
             return
-        networks = [n for one in steps.values() for n in one.networks]
-        total = sum(networks)
-        step = max(one.added for one in steps.values())
+        once = list(steps.values())
+        networks = [n for one in once for n in one.networks]
+        step = max(one.added for one in once)
         waiting = 0 if self.accelerator else 4 * total  # on a CPU all of them are there
         each = training_bytes(1) - (0 if self.accelerator else 4)
-        away = self.parts.away if self.found.in_parts & {*steps} else 0
+        away = self.parts.away if self.found.in_parts else 0
         fixed = self.weights - away + self.copies + waiting
         largest = max(networks) * each
-        at_once, self.found.waves = total * each, 1
+        at_once, self.found.waves = sum(networks) * each, 1
         if self.found.usable is not None and not self.found.fits(fixed + step + at_once):
             room = max(largest, self.found.usable - fixed - step)
             sizes = [size * each for size in networks]
@@ -209,40 +170,49 @@ class _Planner:
         self._row("train", _several(len(networks), "network"), self.weights + waiting,
                   at_once + step + self.copies - away)  # fmt: skip
 
-    def _tune(self, tuned: Sequence[Row], kept: int) -> None:
-        """LoRA fine-tuning or distillation, a cell at a time."""
-        sizes: dict[int, list[str]] = {}
-        kinds = dict.fromkeys(row.cell.recovery for row in tuned)
-        steps, bare = (
-            {k: work.tuning(self.rehearsal, self.config, k, merged=merged) for k in kinds}
-            for merged in (not self.config.stream, False)
-        )
+    def _tune(self, tuned: Sequence[Row], networks: Mapping[str, int]) -> None:
+        """LoRA fine-tuning or distillation, a cell at a time, while the others' networks wait."""
         for row in tuned:
-            kind = row.cell.recovery
-            size = self._tuned(row, steps[kind] or 0, bare[kind] or 0, kept)
-            doing = "LoRA fine-tuning" if kind == "lora" else "distillation"
-            if steps[kind] is None:
-                self.found.unplanned[doing] = self.rehearsal.ended or "it holds nothing here"
-            if not self._refuse(row, self.weights + kept + size, doing):
+            self._refuse(row, self.weights + self._tuned(row, 0), _doing(row))
+        tuned = self._left(tuned)
+        kept = sum(networks.get(row.cell.label, 0) for row in tuned) * self.dtype.itemsize
+        there, sizes = self.weights + kept, dict[int, list[str]]()
+        for row in tuned:
+            size = self._tuned(row, kept)
+            if not self._refuse(row, there + size, _doing(row)):
                 sizes.setdefault(size, []).append(row.cell.label)
         for size, labels in sizes.items():
             name = labels[0] if len(labels) == 1 else f"{len(labels)} models, one by one"
-            self._row("fine-tune", name, self.weights + kept, size)
-        if "kd" in kinds and self.config.kd.own_answers:
+            self._row("fine-tune", name, there, size)
+        if self.config.kd.own_answers and any(row.cell.recovery == "kd" for row in tuned):
             n_texts, length = work.own_texts(self.config)
-            texts = min(n_texts, ROWS[self.accelerator])
-            limit = self._cache_limit(self.weights + kept)
+            texts, limit = min(n_texts, ROWS[self.accelerator]), self._cache_limit(there)
             size = work.writing(self.decoder, self.dtype, texts, length, limit)
-            self._row("write", "own answers", self.weights + kept, size)
+            self._row("write", "own answers", there, size)
 
-    def _own(
-        self, own: Sequence[Row], kept: int, score: int, calibrations: Mapping[str, int]
-    ) -> None:
-        """Methods that return a model of their own, one at a time."""
+    def _tuned(self, row: Row, kept: int) -> int:
+        """What the recovery of a cell adds to what is there."""
+        own, kd = self._own_bytes(row), self.config.kd.trainees if row.cell.recovery == "kd" else ""
+        step, why = self.sizes.tuning(row.cell.recovery, merged=not self.config.stream)
+        bare, _ = self.sizes.tuning(row.cell.recovery, merged=False)
+        if step is None or bare is None:
+            self.found.unplanned[_doing(row)] = why
+            step = bare = 0
+        size = step + own
+        if kd == "all":
+            return size + self.parts.trained(row, self.weights + kept + own)
+        if kd == "replacement":
+            size += training_bytes(work.added(row, self.decoder))
+        if own:  # beside the dense model, which stays
+            return size
+        return self.parts.recovered(row, size, bare + size - step, kept, taught=bool(kd))
+
+    def _own(self, own: Sequence[Row], score: int, calibrations: Mapping[str, int]) -> None:
+        """Methods that return a model of their own, one at a time, after all others are gone."""
         for row in own:
             size = max(calibrations[row.cell.label], self._own_bytes(row) + score)
-            if not self._refuse(row, self.weights + kept + size, "a model of its own"):
-                self._row("prune", row.cell.label, self.weights + kept, size)
+            if not self._refuse(row, self.weights + size, "a model of its own"):
+                self._row("prune", row.cell.label, self.weights, size)
 
     def _evaluate(self, kept: int) -> None:
         """Scoring of all that share layers, with as large a batch as fits."""
@@ -253,17 +223,35 @@ class _Planner:
         resident = self.weights + kept
         while True:
             states = (paths - 1) * tokens * self.decoder.hidden_size * self.dtype.itemsize
-            size = self._score_bytes(tokens) + states
+            size = self.sizes.scoring(tokens) + self.copies + states
             if self.found.fits(resident + size) or tokens <= _LEAST_TOKENS:
                 break
             tokens //= 2
             self.found.batch_tokens = tokens
         self._row("evaluate", _several(len(joint), "model"), resident, size)
         if asked_of(self.config).prompts:
-            self._generate(joint, resident, self._score_bytes(tokens))
-        if self.config.efficiency != "off":
-            size = work.speed(self.decoder, self.dtype)
-            self._row("speed", "two models in turn", resident, size)
+            self._generate(joint, resident, self.sizes.scoring(tokens) + self.copies)
+        if self.config.efficiency != "off" and not self.config.stream:
+            self._measure(kept)
+
+    def _measure(self, kept: int) -> None:
+        """The speed of the dense model and another one, in batches that fit."""
+        own = [
+            (row.pruned or row.dense) * self.dtype.itemsize
+            for row in self._left(self.rows)
+            if self._is_own(row) or row.cell.recovery != "none"
+        ]
+        beside = {"models that share layers": kept}
+        if own:
+            beside["models of their own"] = max(own)
+        for kind, more in beside.items():
+            resident, batches = self.weights + more, sorted(BATCHES, reverse=True)
+            sizes = {batch: work.speed(self.decoder, self.dtype, batch) for batch in batches}
+            fits = [batch for batch in batches if self.found.fits(resident + sizes[batch])]
+            if fits:
+                self._row("speed", f"two at once, batch {fits[0]}", resident, sizes[fits[0]])
+            for batch in batches[: batches.index(fits[0]) if fits else None]:
+                self.found.unmeasured.append(f"{kind} at a batch of {batch}")
 
     def _generate(self, joint: Sequence[Row], resident: int, reading: int) -> None:
         """Keys and values of what is generated side by side, of which there are as many as fit."""
@@ -282,25 +270,6 @@ class _Planner:
             return max(0, self.found.usable - resident) // 2
         return CPU_CACHE
 
-    def _score_bytes(self, tokens: int) -> int:
-        # A CPU packs a batch into one long row, an accelerator into rows of 512 tokens.
-        width = min(512, tokens) if self.accelerator else tokens
-        rows = max(1, tokens // width)
-        found = self.rehearsal.peak(work.scoring(rows, width, self.decoder), own=True)
-        return (found or 0) + self.copies
-
-    def _tuned(self, row: Row, step: int, bare: int, kept: int) -> int:
-        """What the recovery of a cell adds, whose step, or that without a merge, adds something."""
-        own, kd = self._own_bytes(row), self.config.kd.trainees if row.cell.recovery == "kd" else ""
-        size = step + own
-        if kd == "all":
-            return size + self.parts.trained(row, self.weights + kept + own)
-        if kd == "replacement":
-            size += training_bytes(work.added(row, self.decoder))
-        if own:  # beside the dense model, which stays
-            return size
-        return self.parts.recovered(row, size, bare + size - step, kept, taught=bool(kd))
-
     def _is_own(self, row: Row) -> bool:
         return self.methods[row.cell.method].returns_model
 
@@ -313,18 +282,14 @@ class _Planner:
 
     def _refuse(self, row: Row, size: int, doing: str) -> bool:
         """Refuse a cell that needs more than there is; whether it is refused."""
-        if self.found.fits(size):
-            return False
-        assert self.found.memory is not None
-        self.found.refused[row.cell.label] = (
-            f"{doing} needs {work.gib(size)} of device memory and a margin of "
-            f"{100 * MARGIN:.0f} %, and {work.gib(self.found.memory)} are planned; use --dtype "
-            "bfloat16, --stream where the method allows it, or a larger device"
-        )
-        return True
+        return self.found.refuses(row.cell.label, doing, size)
 
     def _row(self, stage: str, method: str, resident: int, added: int) -> None:
         self.found.rows.append(MemoryRow(stage, method, resident, added))
+
+
+def _doing(row: Row) -> str:
+    return "LoRA fine-tuning" if row.cell.recovery == "lora" else "distillation"
 
 
 def _several(n: int, noun: str) -> str:

@@ -34,14 +34,14 @@ from streamline.training.objectives import HiddenStates, StudentGroup
 from streamline.training.student import Recipe
 
 __all__ = [
-    "Step", "added", "cached", "generation", "gib", "laid_out", "own_texts", "resident",
+    "Step", "added", "cached", "generation", "laid_out", "own_texts", "resident",
     "scoring", "speed", "streamed_parameters", "training_step", "tuning", "writing",
 ]  # fmt: skip
 
 _MICRO_TOKENS = 4096  # of a forward pass in training
 _WRITTEN, _PROMPT = 512, 1024  # tokens that a text may have, and its prompt
 _DRAWN = 20  # bytes for each number of a distribution: logits, what is made of them, sums
-_SPEED_BATCH, _SPEED_TOKENS = 8, 648  # the most that measuring a model's speed takes
+_SPEED_TOKENS = 648  # of a text, the most that measuring a model's speed takes
 
 
 def resident(decoder: Decoder, dtype: torch.dtype, *, streamed: bool) -> int:
@@ -195,9 +195,15 @@ def cached(decoder: Decoder, dtype: torch.dtype) -> int:
     return 2 * decoder.n_layers * groups * width * dtype.itemsize
 
 
-def speed(decoder: Decoder, dtype: torch.dtype) -> int:
-    """Bytes that measuring the speed of two models in turn adds: their caches, and one pass."""
-    tokens = _SPEED_BATCH * _SPEED_TOKENS
+def speed(decoder: Decoder, dtype: torch.dtype, batch: int) -> int:
+    """Bytes that measuring the speed of two models in turn adds: their caches, and one pass.
+
+    Args:
+        decoder: The dense model.
+        dtype: Of keys and values.
+        batch: Texts at once.
+    """
+    tokens = batch * _SPEED_TOKENS
     states = 8 * tokens * decoder.hidden_size * dtype.itemsize
     return 2 * tokens * cached(decoder, dtype) + states
 
@@ -241,8 +247,3 @@ def writing(decoder: Decoder, dtype: torch.dtype, texts: int, length: int, limit
     """
     kept = min(limit, texts * length * cached(decoder, dtype))
     return kept + _DRAWN * texts * int(decoder.config.vocab_size)
-
-
-def gib(size: int) -> str:
-    """A number of bytes for people."""
-    return f"{size / 2**30:.1f} GiB"

@@ -20,7 +20,7 @@ from streamline.run.pipeline import run
 from streamline.run.planning import hours
 from streamline.run.planning.estimate import plan_run
 from streamline.run.planning.hours import TimePlan, TimeRow, expected, expecting, planned_times
-from streamline.run.planning.plan import MemoryPlan
+from streamline.run.planning.plan import MemoryPlan, Refusal
 from streamline.run.planning.rates import Rates
 
 REPORT = Path(__file__).parents[3] / "reports" / "smollm2-135m" / "results.json"
@@ -85,9 +85,9 @@ def test_a_wave_runs_the_teacher_again() -> None:
     assert 1.5 < twice / once < 2
 
 
-def test_a_training_is_named_for_its_networks() -> None:
+def test_a_training_is_named_for_its_cells() -> None:
     (plan,) = planned("opt-1.3b", methods="llm-streamline-ffn", plan_for="h200").values()
-    assert [row.of for row in plan.rows if row.stage == "train"] == ["1 network"]
+    assert [row.of for row in plan.rows if row.stage == "train"] == ["1 cell"]
 
 
 @pytest.mark.slow
@@ -191,7 +191,8 @@ def test_cells_that_memory_refuses_have_no_hours(
     values |= {"dry_run": True, "plan_for": "t4", "data": "packaged", "efficiency": "off"}
 
     def recovered(*refused: str) -> bool:
-        found = MemoryPlan("opt-1.3b", None, refused=dict.fromkeys(refused, "too large"))
+        too_large = Refusal("scoring", 2**34, 2**33, 18.0)
+        found = MemoryPlan("opt-1.3b", 2**33, refused=dict.fromkeys(refused, too_large))
         monkeypatch.setattr("streamline.run.planning.fitting.memory_plan", lambda *_: found)
         show_plan(build_config(values))
         shown = capsys.readouterr().out.partition("time of opt-1.3b")[2]

@@ -1,0 +1,108 @@
+"""What a cell that memory does not hold is told: the flag, or the memory, with which it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamline.cli.screen.dry_run import show_plan
+from streamline.run.cell import expand
+from streamline.run.config import build_config
+from streamline.run.deciding.decide import decided
+from streamline.run.planning.fitting import fitted, memory_plan
+from streamline.run.planning.memory import plan_memory
+from streamline.run.planning.plan import MARGIN, MemoryPlan
+from streamline.run.planning.rows import rows_of
+from streamline.run.planning.sizes import Sizes
+from streamline.testing.models import tiny_model, tiny_tokenizer
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "n_layers": 8}
+SMALL = {
+    "dtype": "float32", "device": "cpu", "data": "packaged", "sparsities": 0.3, "dry_run": True,
+    "efficiency": "off", "calibration": {"n_samples": 4, "length": 16},
+    "training": {"n_tokens": 256, "batch_tokens": 64, "length": 16},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STREAMLINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> str:
+    """A model whose weights are most of what its run holds."""
+    tiny_model("llama", **WIDE).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def given(model: str, methods: str, **changes: Any) -> Any:
+    return build_config({"models": model, "methods": methods, **SMALL, **changes})
+
+
+def planned(model: str, methods: str, size: float, **changes: Any) -> MemoryPlan:
+    """The plan of a run for some bytes."""
+    config, _ = fitted(given(model, methods, memory=int(size), **changes))
+    return memory_plan(config.for_model(model), model)
+
+
+def needs(model: str, methods: str, *, stream: bool) -> dict[str, tuple[int, str]]:
+    config = decided(given(model, methods, stream=stream)).config.for_model(model)
+    decoder, known, rows = rows_of(model, config, expand(config, model))
+    sizes = Sizes(config, known, decoder, accelerator=False)
+    return plan_memory(config, rows, sizes, memory=None).needs
+
+
+def test_a_cell_that_streaming_makes_fit_is_told_so_and_it_does(wide: str) -> None:
+    methods, label = "shortgpt,slicegpt", "shortgpt 0.3"
+    resident, streamed = (needs(wide, methods, stream=s) for s in (False, True))
+    assert list(streamed) == [label], "the other needs all layers"
+    size = 0.9 * resident[label][0] / (1 - MARGIN)
+    assert size > 1.5 * streamed[label][0] / (1 - MARGIN)
+    plan = planned(wide, methods, size)
+    assert set(plan.refused) == set(resident)
+    assert "are planned: --stream makes it fit, and a device of " in str(plan.refused[label])
+    assert not plan.refused["slicegpt 0.3"].streamed
+    device = plan.refused["slicegpt 0.3"].device
+    said = f"planned: a device of {device:.1f} GiB does (--memory {device:.1f}GiB plans for one)"
+    assert str(plan.refused["slicegpt 0.3"]).endswith(said)
+    assert label not in planned(wide, methods, size, stream=True).refused
+
+
+@pytest.mark.parametrize("recovery", ["none", "none,lora,kd"])
+def test_the_memory_that_is_named_does(wide: str, recovery: str) -> None:
+    methods = "shortgpt,slicegpt,llm-streamline-ffn,llm-pruner"
+    full = {"recovery": recovery}
+    weights = 4 * sum(p.numel() for p in tiny_model("llama", **WIDE).parameters())
+    for size in (0.7 * weights, 1.3 * weights):  # read layer by layer, and whole
+        plan = planned(wide, methods, size, **full)
+        assert plan.refused
+        most = max(refusal.device for refusal in plan.refused.values())
+        assert planned(wide, methods, most * 2**30, **full).refused == {}
+
+
+def test_cells_that_need_all_layers_of_a_model_too_large_are_refused_for_memory(
+    wide: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = "shortgpt,slicegpt,llm-streamline-ffn"
+    weights = 4 * sum(p.numel() for p in tiny_model("llama", **WIDE).parameters())
+    plan = planned(wide, methods, 0.7 * weights)
+    assert set(plan.refused) == {"slicegpt 0.3", "llm-streamline-ffn 0.3"}
+    for refusal in plan.refused.values():
+        assert str(refusal).startswith("having all layers at once needs ")
+    show_plan(given(wide, methods, memory=int(0.7 * weights)))
+    shown = capsys.readouterr().out
+    assert "without --stream" not in " ".join(shown.split())
+    table = shown.partition("\n\n")[0]
+    assert table.count("skipped") == 2
+
+
+def test_who_asks_for_streaming_where_memory_holds_all_is_told_to_leave_it(wide: str) -> None:
+    config = given(wide, "llm-streamline-ffn", stream=True, memory=2**30)
+    assert memory_plan(config, wide).refused == {}
+    (row,) = [row for row in fitted(config)[1].rows if row.reason]
+    assert "run without --stream" in str(row.reason)
