@@ -201,7 +201,7 @@ def fine_tune(
             return 0 if teacher is None else teacher.shared
 
         models = [decoder.layers, [] if distillation is None else distillation.dense.layers]
-        given = (parameters.values(), dropouts)
+        given = (parameters.values(), dropouts, noise.again)
         if dense is not None and streamed and not state.finished:
             n_shared = frozen(models, cast("Source", dense[0]), learn, *given)
         elif divided and shares is None and team().size > 1 and not state.finished:

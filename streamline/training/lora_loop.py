@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -88,6 +89,18 @@ class Noise:
     def enter(self, places: Sequence[int]) -> None:
         """The sequences at some places of the batch run next, once through the model."""
         self._places, self._calls = list(places), 0
+
+    def again(self) -> AbstractContextManager[None]:
+        """What lets a layer that runs next see the same when it runs once more."""
+        return self._from(self._calls)
+
+    @contextmanager
+    def _from(self, calls: int) -> Iterator[None]:
+        before, self._calls = self._calls, calls
+        try:
+            yield
+        finally:
+            self._calls = before
 
     def kept(self, like: Tensor, probability: float) -> Tensor:
         """What of some inputs is kept: ones and zeros of the shape of ``like``.

@@ -193,8 +193,8 @@ class _Planner:
     def _tuned(self, row: Row, kept: int) -> int:
         """What the recovery of a cell adds to what is there."""
         own, kd = self._own_bytes(row), self.config.kd.trainees if row.cell.recovery == "kd" else ""
-        step, why = self.sizes.tuning(row.cell.recovery, merged=not self.config.stream)
-        bare, _ = self.sizes.tuning(row.cell.recovery, merged=False)
+        step, why = self.sizes.tuning(row.cell.recovery, parts=self.config.stream)
+        bare, _ = self.sizes.tuning(row.cell.recovery, parts=True)
         if step is None or bare is None:
             self.found.unplanned[_doing(row)] = why
             step = bare = 0

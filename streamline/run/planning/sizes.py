@@ -108,19 +108,19 @@ class Sizes:
             lambda: work.training_step(self._rehearsal, method, n_removed, recipe),
         )
 
-    def tuning(self, recovery: str, *, merged: bool) -> Rehearsed:
+    def tuning(self, recovery: str, *, parts: bool) -> Rehearsed:
         """What fine-tuning or distillation of a model adds.
 
         Args:
             recovery: Its kind.
-            merged: Whether to count what is merged at the end.
+            parts: Whether layers are in parts, so that each runs once more and nothing is merged.
         """
 
         def rehearsed() -> Rehearsed:
             rehearsal, config = self._rehearsal, self.config
-            return self._told(work.tuning(rehearsal, config, recovery, merged=merged))
+            return self._told(work.tuning(rehearsal, config, recovery, parts=parts))
 
-        return self._once(("tuning", recovery, merged), rehearsed)
+        return self._once(("tuning", recovery, parts), rehearsed)
 
     def scoring(self, tokens: int) -> int:
         """Bytes that scoring a batch adds.

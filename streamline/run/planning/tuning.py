@@ -7,8 +7,11 @@ Example::
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from streamline.engine.decoder import Decoder, submodule
 from streamline.engine.head import summed_divergence, summed_loss
@@ -61,7 +64,7 @@ def tune(
     tokens: Tensor,
     kd: DistillationSettings | None = None,
     *,
-    merged: bool = True,
+    parts: bool = False,
 ) -> None:
     """One step of fine-tuning and the merge at its end.
 
@@ -70,7 +73,8 @@ def tune(
         recipe: What is trained.
         tokens: Token ids without values, [B, T]: one forward pass.
         kd: How it learns from the dense model; None for the next-token loss.
-        merged: Whether adapters are merged at the end.
+        parts: Whether layers are in parts: each runs once more for its gradients, and nothing is
+            merged while they are.
     """
     targets = target_modules(decoder, recipe.targets)
     adapted = {name: _Adapted(module, recipe) for name, module in targets.items()}
@@ -83,7 +87,7 @@ def tune(
             with torch.no_grad():
                 wanted = None if kd is None else _states(decoder, tokens)
             with torch.enable_grad():
-                hidden = _states(decoder, tokens)
+                hidden = _states(decoder, tokens, again=parts)
                 if kd is None or wanted is None:
                     loss = summed_loss(decoder, hidden, tokens)
                 else:
@@ -92,18 +96,19 @@ def tune(
                 loss.backward()  # type: ignore[no-untyped-call]
             del wanted, hidden, loss
         with torch.no_grad():
-            held.append([one.merged() for one in adapted.values() if merged])
+            held.append([one.merged() for one in adapted.values() if not parts])
     finally:
         for name, one in adapted.items():
             _put(decoder, name, one.base)
 
 
-def _states(decoder: Decoder, tokens: Tensor) -> Tensor:
-    """Hidden states after the last layer, [B, T, D]."""
+def _states(decoder: Decoder, tokens: Tensor, *, again: bool = False) -> Tensor:
+    """Hidden states after the last layer, [B, T, D]; layers may run again for their gradients."""
     entry = decoder.enter(tokens)
     hidden = entry.hidden
     for index, layer in enumerate(decoder.layers):
-        hidden = decoder.run(layer, hidden, entry, index)
+        run = partial(decoder.run, layer, entry=entry, layer=index)
+        hidden = checkpoint(run, hidden, use_reentrant=False) if again else run(hidden)
     return hidden
 
 

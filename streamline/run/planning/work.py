@@ -162,7 +162,7 @@ def _group(module: nn.Module, recipe: Recipe) -> StudentGroup:
 
 
 def tuning(
-    rehearsal: Rehearsal, config: RunConfig, recovery: str, *, merged: bool = True
+    rehearsal: Rehearsal, config: RunConfig, recovery: str, *, parts: bool = False
 ) -> int | None:
     """Bytes that LoRA fine-tuning adds to a model: adapters, what trains them, merged weights.
 
@@ -172,13 +172,14 @@ def tuning(
         rehearsal: Of the model.
         config: The run.
         recovery: Of which kind.
-        merged: Whether to count what is merged at the end.
+        parts: Whether layers are in parts: each runs once more for its gradients, and what is
+            merged at the end is not counted.
     """
     settings = config.lora
     recipe = recipe_of(settings.preset, settings.trained_parameters)
     ids = _micro_batch(rehearsal, recipe.batch * recipe.length, config.training.length)
     kd = config.kd if recovery == "kd" else None
-    return rehearsal.peak(lambda few: tune(few, recipe, ids, kd, merged=merged))
+    return rehearsal.peak(lambda few: tune(few, recipe, ids, kd, parts=parts))
 
 
 def _micro_batch(rehearsal: Rehearsal, batch_tokens: int, length: int) -> Tensor:

@@ -8,7 +8,8 @@ to it (:func:`lent`), where what training adds does not fit beside them. Adapter
 inserted each process has whole. The engine runs layer by layer, and accelerate's wrapper of a whole
 model has nothing to wrap.
 
-All processes must run each layer equally often.
+A layer keeps nothing for its gradients but its input, and runs once more for them. All processes
+must run each layer equally often.
 
 Example::
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence, Set
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -40,12 +41,15 @@ from streamline.training.parts.shares import (
     divided,
     in_order,
     processes,
+    run_again,
     views_allowed,
 )
 
 __all__ = ["Source", "frozen", "lent"]
 
 Result = TypeVar("Result")
+
+Again = Callable[[], AbstractContextManager[None]]
 
 
 class Source(Protocol):
@@ -72,6 +76,7 @@ def frozen(
     work: Callable[[list[list[nn.Module]]], Result],
     trained: Iterable[nn.Parameter] = (),
     kept: Iterable[nn.Module] = (),
+    again: Again = nullcontext,
 ) -> Result:
     """Work with layers whose weights are not in memory, of which each process has a part meanwhile.
 
@@ -82,6 +87,7 @@ def frozen(
         work: Called with what runs in the place of the layers of each model.
         trained: Parameters that what runs has in common with them, whole.
         kept: Likewise modules within them.
+        again: Called when a layer runs, for what is to be in force when it does so again.
 
     Returns:
         What the work gave.
@@ -96,10 +102,10 @@ def frozen(
             "launch it with torchrun or accelerate, or without --stream"
         )
     mesh = processes(source.device.type)
-    memo = {id(one): one for one in kept}
     made = [list(layers) for layers in models]
-    here = partial(_here, {id(parameter) for parameter in trained})
-    agreed(lambda: _divide(source, made, here, mesh, memo))
+    own = {id(parameter) for parameter in trained}
+    part = partial(_divided, mesh, own, {id(one): one for one in kept}, again)
+    agreed(lambda: _divide(source, made, part))
     try:
         with views_allowed():
             return work(made)
@@ -109,11 +115,7 @@ def frozen(
 
 
 def _divide(
-    source: Source,
-    models: list[list[nn.Module]],
-    here: Callable[[nn.Parameter], nn.Parameter],
-    mesh: DeviceMesh,
-    memo: dict[int, Any],
+    source: Source, models: list[list[nn.Module]], part: Callable[[nn.Module], nn.Module]
 ) -> None:
     """Put a divided copy in the place of each layer, when its weights come."""
     waiting: dict[int, list[tuple[list[nn.Module], int]]] = {}
@@ -130,9 +132,16 @@ def _divide(
     with closing(source.each(sorted(waiting))) as arrivals:
         for index in arrivals:
             for layers, place in waiting[index]:
-                copied = shared_copy(layers[place], memo).eval()
-                layers[place] = divided(copied, mesh, here)
+                layers[place] = part(layers[place])
     in_order(*models)
+
+
+def _divided(
+    mesh: DeviceMesh, trained: Set[int], memo: dict[int, Any], again: Again, layer: nn.Module
+) -> nn.Module:
+    """A copy of a layer, of whose frozen weights this process keeps a part."""
+    copied = run_again(shared_copy(layer, memo).eval(), again)
+    return divided(copied, mesh, partial(_here, trained))
 
 
 def _here(trained: Set[int], old: nn.Parameter) -> nn.Parameter:
@@ -148,6 +157,7 @@ def lent(
     work: Callable[[list[list[nn.Module]]], Result],
     trained: Iterable[nn.Parameter] = (),
     kept: Iterable[nn.Module] = (),
+    again: Again = nullcontext,
 ) -> Result:
     """Work with layers of which each process keeps a part while it lasts.
 
@@ -160,6 +170,7 @@ def lent(
         work: Called with what runs in the place of the layers of each model.
         trained: Parameters that what runs has in common with them, whole.
         kept: Likewise modules within them.
+        again: Called when a layer runs, for what is to be in force when it does so again.
 
     Returns:
         What the work gave.
@@ -169,9 +180,9 @@ def lent(
         LostProcess: If the weights cannot be brought together again.
     """
     mesh = processes(device.type)
-    memo = {id(one): one for one in kept}
     own = {id(parameter) for parameter in trained}
-    made, whole = agreed(lambda: _lend(models, own, mesh, memo))
+    part = partial(_divided, mesh, own, {id(one): one for one in kept}, again)
+    made, whole = agreed(lambda: _lend(models, own, part))
     for old, _ in whole:
         old.data = old.data.new_empty(0)
     try:
@@ -190,8 +201,7 @@ def lent(
 def _lend(
     models: Sequence[Sequence[nn.Module]],
     trained: Set[int],
-    mesh: DeviceMesh,
-    memo: dict[int, Any],
+    part: Callable[[nn.Module], nn.Module],
 ) -> tuple[list[list[nn.Module]], list[tuple[nn.Parameter, DTensor]]]:
     """Divided copies of layers, and each weight that is not trained beside its part."""
     made: list[list[nn.Module]] = []
@@ -203,7 +213,7 @@ def _lend(
             if not weights:
                 made[-1].append(layer)
                 continue
-            copied = divided(shared_copy(layer, memo).eval(), mesh, partial(_here, trained))
+            copied = part(layer)
             made[-1].append(copied)
             parts = dict(copied.named_parameters())
             for name, old in weights.items():

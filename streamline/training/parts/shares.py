@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, cast
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.utils.checkpoint import checkpoint
 
 from streamline.distributed import sums
 from streamline.distributed.exchange import meet
@@ -44,7 +45,7 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import ConfigError, UnsupportedModelError
 
 __all__ = [
-    "Shares", "brought_together", "can_divide", "divided", "in_order", "processes",
+    "Shares", "brought_together", "can_divide", "divided", "in_order", "processes", "run_again",
     "views_allowed",
 ]  # fmt: skip
 
@@ -198,6 +199,25 @@ def divided(
             if new is old:
                 beside.add(new)
     fsdp.fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=beside)
+    return layer
+
+
+def run_again(layer: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> nn.Module:
+    """Let a layer keep nothing for its gradients but its input, in place; it runs again for them.
+
+    Args:
+        layer: A layer of its own, before it is divided: so its weights are there when it runs.
+        again: Called when it runs, for what is to be in force when it does so again.
+    """
+    forward = layer.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(
+            forward, *args, **kwargs, use_reentrant=False, preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), again()),
+        )  # fmt: skip
+
+    layer.forward = run
     return layer
 
 

@@ -1,8 +1,10 @@
-"""The norm of gradients of which each process has a part."""
+"""The norm of gradients of which each process has a part, and layers that run once more."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamline.training.parts import shares
-from streamline.training.parts.shares import Shares
+from streamline.training.parts.shares import Shares, run_again
 
 
 class Reads(TorchDispatchMode):
@@ -51,6 +53,29 @@ def test_the_norm_of_parts_is_that_of_the_whole(most: float, monkeypatch: Any) -
         if one.grad is not None:
             given = before[name]
             assert torch.equal(one.grad, given if factor == 1.0 else given * factor)
+
+
+def test_a_layer_runs_once_more_for_its_gradients() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 4))
+    layer, ran, said = copy.deepcopy(plain), list[int](), list[str]()
+    layer[1].register_forward_hook(lambda *_: ran.append(1))
+
+    @contextmanager
+    def again(place: int) -> Iterator[None]:
+        said.append(f"again {place}")
+        yield
+
+    hidden = torch.randn(3, 4, requires_grad=True)
+    out = run_again(layer, lambda: again(len(ran)))(hidden)
+    assert len(ran) == 1 and said == []
+    out.square().sum().backward()
+    assert len(ran) == 2 and said == ["again 0"]  # as it was asked when the layer ran
+    wanted = torch.autograd.grad(plain(hidden).square().sum(), list(plain.parameters()))
+    for one, gradient in zip(layer.parameters(), wanted, strict=True):
+        assert torch.equal(one.grad, gradient)
+    with torch.no_grad():
+        assert torch.equal(layer(hidden), out) and len(ran) == 3
 
 
 def test_a_norm_that_is_not_finite_changes_nothing() -> None:
