@@ -312,7 +312,9 @@ def _lines(stage: str, works: Sequence[Work], rates: Rates | None) -> list[TimeR
     own = [pair for pair in timed if pair[0].flops >= _SHOWN * whole or pair[0].algebra]
     rest = [pair for pair in timed if not any(pair is one for one in own)]
     found = [_line(stage, work.of, [(work, s)]) for work, s in own]
-    return found + ([_line(stage, f"{len(rest)} others", rest)] if rest else [])
+    return found + (
+        [_line(stage, f"{len(rest)} other{'s' * (len(rest) > 1)}", rest)] if rest else []
+    )
 
 
 def _line(stage: str, of: str, timed: Sequence[tuple[Work, float | None]]) -> TimeRow:

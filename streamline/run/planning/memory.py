@@ -241,7 +241,7 @@ class _Planner:
             for row in self._left(self.rows)
             if self._is_own(row) or row.cell.recovery != "none"
         ]
-        beside = {"models that share layers": kept}
+        beside = {"models sharing layers": kept}
         if own:
             beside["models of their own"] = max(own)
         for kind, more in beside.items():
@@ -249,7 +249,7 @@ class _Planner:
             sizes = {batch: work.speed(self.decoder, self.dtype, batch) for batch in batches}
             fits = [batch for batch in batches if self.found.fits(resident + sizes[batch])]
             if fits:
-                self._row("speed", f"two at once, batch {fits[0]}", resident, sizes[fits[0]])
+                self._row("speed", f"{kind}, batch {fits[0]}", resident, sizes[fits[0]])
             for batch in batches[: batches.index(fits[0]) if fits else None]:
                 self.found.unmeasured.append(f"{kind} at a batch of {batch}")
 
