@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from streamline.errors import ConfigError
-from streamline.files import write_bytes_atomic
-from streamline.kept import kept_json, write_json
+from streamline.files import write_bytes_atomic, write_json_atomic
+from streamline.reading import read_json
 from streamline.report.cost_tables import efficiency_frame
 from streamline.report.figures.figure import drawn
 from streamline.report.figures.headline import headline_figure
@@ -128,14 +128,17 @@ def _put(out: Path, files: Mapping[str, str | bytes]) -> None:
     """Write a report's files, and remove those of the one before it that are not among them."""
     data = {name: one.encode() if isinstance(one, str) else one for name, one in files.items()}
     _remove(out, keep=data)
-    write_json(out / _LIST, {name: _sha256(one) for name, one in data.items()})
+    write_json_atomic(out / _LIST, {name: _sha256(one) for name, one in data.items()})
     for name, one in data.items():
         write_bytes_atomic(out / name, one)
 
 
 def _remove(out: Path, keep: Collection[str]) -> None:
     """Remove what an earlier report wrote, but for some names and what was changed since."""
-    found = kept_json(out / _LIST)
+    try:
+        found = read_json(out / _LIST)
+    except ConfigError:  # none is there, or a damaged one: then nothing is known to be ours
+        found = None
     known = found if isinstance(found, dict) else {}
     for name in sorted(set(known) - set(keep)):
         folder, file = PurePosixPath(name).parent, out / name

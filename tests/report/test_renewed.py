@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from undrawn import leave_blank
 
-from streamline.kept import write_json
+from streamline.files import write_json_atomic
 from streamline.report.report import write_report
 from streamline.report.runs import RunFolder
 from streamline.results.record import Record
@@ -66,7 +66,7 @@ def test_what_the_user_has_changed_stays(tmp_path: Path) -> None:
     assert "tables/failures.tex" in report(tmp_path, NARROW)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"checksum": "0", "value": {}}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"[" * 100_000, b"\xff"])
 def test_without_its_list_nothing_is_removed(tmp_path: Path, content: bytes) -> None:
     before = report(tmp_path, WIDE)
     (tmp_path / LIST).write_bytes(content)
@@ -83,8 +83,8 @@ def test_a_list_from_elsewhere_removes_nothing_but_a_reports_files(tmp_path: Pat
         file.parent.mkdir(exist_ok=True)
         file.write_text("x")
     names += ["tables/deep/file.tex", "tables/..", "tables", ""]
-    write_json(out / LIST, dict.fromkeys(names, hashlib.sha256(b"x").hexdigest()))
+    write_json_atomic(out / LIST, dict.fromkeys(names, hashlib.sha256(b"x").hexdigest()))
     report(out, NARROW)
     assert all(file.read_text() == "x" for file in places)
-    write_json(out / LIST, names)
+    write_json_atomic(out / LIST, names)
     report(out, NARROW)
