@@ -22,6 +22,7 @@ from undrawn import leave_blank
 from streamline.run.planning.rehearsal import Rehearsal
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
+gc.disable()  # until all tests are imported
 torch.set_num_threads(1)
 os.fsync = lambda _: None  # no test cuts the power, and each run would wait for the disk 75 times
 pytest_plugins = ["bad_input", "fabricated_run"]
@@ -39,9 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the collector need not look at it again and again."""
+    """What is imported by now stays: the collector looks at the rest alone, and more seldom."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
