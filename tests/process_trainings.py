@@ -48,8 +48,8 @@ NAMES = (
     "mse", "lm", "epochs", "resumed", "lora", "kd-lora", "kd-replacement", "kd-all",
     "kd-parts-resumed", "kd-parts-taken-up",
     "kd-parts-opt", "kd-parts-gpt2",
-    "frozen-lora", "frozen-taken-up", "frozen-kd-lora", "frozen-kd-replacement",
-    "lent-lm", "lent-lm-resumed", "lent-lora", "lent-kd-lora", "frozen-mse", "frozen-lm",
+    "frozen-lora", "frozen-taken-up", "frozen-kd-replacement", "frozen-mse", "frozen-lm",
+    "lent-lm", "lent-lora", "lent-kd-lora",
 )  # fmt: skip
 
 
@@ -70,10 +70,8 @@ def trainings(folder: Path) -> dict[str, list[Any]]:
         "kd-parts-gpt2": distilled("all", folder / "kd-gpt2", divided=True, family="gpt2"),
         "frozen-lora": recovered(folder / "frozen-stopped"),
         "frozen-taken-up": taken_up_whole(folder / "frozen-left"),
-        "frozen-kd-lora": recovered(folder / "frozen-kd", trainees="lora"),
         "frozen-kd-replacement": recovered(folder / "frozen-own", trainees="replacement"),
         "lent-lm": trained("lm", divided=True),
-        "lent-lm-resumed": trained("lm", directory=folder / "lm-stopped", divided=True),
         "lent-lora": tuned(folder / "lent", divided=True),
         "lent-kd-lora": distilled("lora", folder / "lent-kd", divided=True),
         "frozen-mse": replaced("mse", folder / "frozen-mse"),
@@ -119,8 +117,6 @@ def broken_off(folder: Path) -> None:
     """One process's trainings after their first steps."""
     with pytest.raises(Stopped):
         trained("mse", stop=True, directory=folder / "resumed")
-    with pytest.raises(Stopped):
-        trained("lm", stop=True, directory=folder / "lm-stopped")
     with pytest.raises(Stopped):
         distilled("all", folder / "kd-stopped", stop=True)
     with pytest.raises(Stopped):

@@ -88,6 +88,12 @@ def numbers(records: list[Any]) -> dict[str, Any]:
     return flat([{k: record.to_json()[k] for k in kept} for record in records])
 
 
+def recovered(folder: Path, size: int) -> dict[str, Any]:
+    """What a run trains and recovers: of one process in memory, of several layer by layer."""
+    out = folder / str(size) / "recovered"
+    return numbers(run(config(folder, out, RECOVERED, **RECOVERY, stream=size > 1)))
+
+
 def flat(value: Any, place: str = "") -> dict[str, Any]:
     """The values in a JSON value, each by its place."""
     if not isinstance(value, dict | list):
@@ -155,9 +161,7 @@ def work(folder: Path, size: int) -> dict[str, Any]:
             "listening": listening(),
             **trainings(own),
             "records": numbers(run(config(folder, own / "run"))),
-            "recovered": numbers(
-                run(config(folder, own / "recovered", RECOVERED, **RECOVERY, stream=size > 1))
-            ),
+            "recovered": recovered(folder, size) if size != 2 else None,
         }
 
 
