@@ -136,9 +136,10 @@ def test_a_page_runs_from_its_first_line_to_its_last(
 
 
 def _run(words: list[str], where: str) -> None:
-    """A command as written, with two questions and samples; a suite gets the tiny model."""
-    if "--quick" in words and "--limit" not in words:
-        words += ["--limit", "2"]
+    """A command as written, with few questions and samples; a suite gets the tiny model."""
+    if "--quick" in words:
+        few = ["--limit", "2"] if "--limit" not in words else []
+        words += [*few, *([] if "--print-config" in words else ["--efficiency", "off"])]
     if words[0] == "prune":
         words += ["--calibration-samples", "2"]
     if "--suite" in words and "--models" not in words and "--dry-run" not in words:

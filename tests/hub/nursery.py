@@ -30,6 +30,7 @@ import_everything()
 os.fsync = lambda _: None  # as in the tests
 gc.collect()
 gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 assert threading.active_count() == 1
 for line in sys.stdin:
     asked = json.loads(line)
