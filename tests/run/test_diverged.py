@@ -17,13 +17,13 @@ def spoiled(monkeypatch: Any, when: Callable[[int], bool]) -> None:
     """Validation of the FFN is NaN at some steps."""
     original = loop._validate
 
-    def validate(args: Any, objective: Any, groups: Any, held_out: Any, store: Any) -> None:
+    def validate(args: Any, objective: Any, groups: Any, *rest: Any) -> None:
         for group in groups:
             is_ffn = type(group.modules[0]).__name__ == "FFN"
             if is_ffn and when(group.state.step):
                 with torch.no_grad():
                     next(group.modules.parameters()).fill_(float("nan"))
-        original(args, objective, groups, held_out, store)
+        original(args, objective, groups, *rest)
 
     monkeypatch.setattr(loop, "_validate", validate)
 
