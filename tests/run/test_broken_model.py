@@ -55,7 +55,7 @@ class _Ray:
 
     def __init__(self) -> None:
         self.is_initialized, self.cluster_resources = (lambda: True), dict
-        self.nodes = lambda: [{"Alive": True}, {"Alive": True}]
+        self.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2
         self.dying: set[str] = set()
 
     def remote(self, task: Callable[..., Any]) -> Any:
