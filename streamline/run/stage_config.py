@@ -173,4 +173,5 @@ QUICK: dict[str, Any] = {
     "training": {"n_tokens": 8_192, "epochs": 1, "validation_tokens": 2_048, "evaluations": 1},
     "lora": {"n_tokens": 8_192},
     "perplexity": {"n_tokens": 1_024},
+    "efficiency_seconds": 60,
 }

@@ -118,6 +118,7 @@ def test_a_trial_sets_every_cost_and_flags_win_over_it(ran: list[RunConfig]) -> 
             config.calibration.n_samples,
             training,
             config.perplexity.n_tokens,
+            config.efficiency_seconds,
         ]
 
     assert all(less < more for less, more in zip(costs(trial), costs(full), strict=True))
