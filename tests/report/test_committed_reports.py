@@ -15,6 +15,7 @@ RUNS = (
     "bytes",
     "effect",
     "flips",
+    "reasoning",
     "recovery",
     "smollm2-135m",
     "smollm2-135m/every-method",
