@@ -13,6 +13,7 @@ from streamline.run.reporting import report_run
 REPORTS = Path(__file__).parents[2] / "reports"
 RUNS = (
     "bytes",
+    *(f"calibration/packaged{text}-{n}" for text in ("", "-books", "-wikipedia") for n in (4, 16)),
     "effect",
     "flips",
     "reasoning",
