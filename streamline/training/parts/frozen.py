@@ -101,10 +101,9 @@ def frozen(
             f"{source.name} is trained with a part of its layers in each of several processes: "
             "launch it with torchrun or accelerate, or without --stream"
         )
-    mesh = processes(source.device.type)
     made = [list(layers) for layers in models]
     own = {id(parameter) for parameter in trained}
-    part = partial(_divided, mesh, own, {id(one): one for one in kept}, again)
+    part = _dividing(processes(source.device.type), own, kept, again)
     agreed(lambda: _divide(source, made, part))
     try:
         with views_allowed():
@@ -136,12 +135,13 @@ def _divide(
     in_order(*models)
 
 
-def _divided(
-    mesh: DeviceMesh, trained: Set[int], memo: dict[int, Any], again: Again, layer: nn.Module
-) -> nn.Module:
-    """A copy of a layer, of whose frozen weights this process keeps a part."""
-    copied = run_again(shared_copy(layer, memo).eval(), again)
-    return divided(copied, mesh, partial(_here, trained))
+def _dividing(
+    mesh: DeviceMesh, trained: Set[int], kept: Iterable[nn.Module], again: Again
+) -> Callable[[nn.Module], nn.Module]:
+    """What makes a copy of a layer, of whose frozen weights this process keeps a part."""
+    memo: dict[int, Any] = {id(one): one for one in kept}
+    made = partial(_here, trained)
+    return lambda layer: divided(run_again(shared_copy(layer, memo).eval(), again), mesh, made)
 
 
 def _here(trained: Set[int], old: nn.Parameter) -> nn.Parameter:
@@ -181,7 +181,7 @@ def lent(
     """
     mesh = processes(device.type)
     own = {id(parameter) for parameter in trained}
-    part = partial(_divided, mesh, own, {id(one): one for one in kept}, again)
+    part = _dividing(mesh, own, kept, again)
     made, whole = agreed(lambda: _lend(models, own, part))
     for old, _ in whole:
         old.data = old.data.new_empty(0)
