@@ -7,6 +7,7 @@ are mixed by an orthogonal rotation first, scaled there, and rotated back: one s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,11 +22,12 @@ from streamline.engine.seed import seeded
 from streamline.fields import Count, Natural, Positive
 from streamline.method import Method, Pruned, Size
 from streamline.methods.replacement import home
+from streamline.methods.teacher_fits import Fit
 from streamline.modeling.modeling_layers import LinearMap
 from streamline.plan import Plan
 
 from ._distilling import Distillation
-from ._magnitudes import magnitude_ratios
+from ._magnitudes import MagnitudeFit, magnitude_ratios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,26 @@ class LinearPatch(Method):
     top_k: Annotated[Count, Field(ge=2)] = 100
     step_tokens: Count = 2048
 
+    def __post_init__(self) -> None:
+        """Distillation runs the whole model back and forth."""
+        super().__post_init__()
+        object.__setattr__(self, "supports_streaming", not self.distill_epochs)
+
     def n_remove(self, decoder: Decoder, sparsity: float) -> int:
         """How many layers are removed, the parameters of the matrix counted."""
         return layers_to_remove(decoder, sparsity, lambda n: decoder.hidden_size**2)
+
+    @property
+    def _turn(self) -> Callable[[int], Tensor] | None:
+        """How channels are rotated."""
+        return _rotation if self.rotation == "hadamard" else None
+
+    def fits(self, decoder: Decoder, calibration: Calibration, sparsity: float) -> list[Fit]:
+        """The sums for the chosen run."""
+        n_remove = self.n_remove(decoder, sparsity)
+        if n_remove == 0:
+            return []
+        return [MagnitudeFit(calibration.ranked_spans(n_remove)[0][0], self._turn)]
 
     def prune(
         self,
@@ -91,7 +110,7 @@ class LinearPatch(Method):
         turn, kind = torch.eye(width, dtype=torch.float64), "none"
         if self.rotation == "hadamard":
             turn, kind = orthogonal_rotation(width)
-        scales = magnitude_ratios(decoder, batches, span, turn)
+        scales = magnitude_ratios(decoder, batches, span, self._turn)
         with seeded(seed):
             patch = LinearMap(width, bias=False)
         patch.tuple_output = decoder.family.tuple_output
@@ -165,6 +184,11 @@ def orthogonal_rotation(d: int) -> tuple[Tensor, str]:
     matrix = torch.cos(math.pi / d * torch.outer(index + 0.5, index)) * math.sqrt(2.0 / d)
     matrix[:, 0] /= math.sqrt(2.0)
     return matrix, "cosine"
+
+
+def _rotation(d: int) -> Tensor:
+    """The matrix of :func:`orthogonal_rotation`."""
+    return orthogonal_rotation(d)[0]
 
 
 def _paley(order: int) -> Tensor | None:

@@ -6,7 +6,6 @@ before, so the pruned model has no new parameter and no new code.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from streamline.engine.decoder import Decoder
 from streamline.errors import UnsupportedModelError
 from streamline.fields import Count, NonNegative, Positive
 from streamline.method import Method, Pruned, Size
-from streamline.methods.layers import odd_layer, projection
+from streamline.methods.layers import at_hand, layer_copy, odd_layer, projection
 from streamline.methods.linear_algebra import exact_device, solve
 from streamline.methods.teacher_fits import Fit, fitted
 from streamline.plan import Plan, Span, Step
@@ -66,6 +65,7 @@ class ReplaceMe(Method):
 
     name: ClassVar[str] = "replaceme"
     paper: ClassVar[str] = "arXiv:2505.02819"
+    supports_streaming: ClassVar[bool] = True
 
     distance: Literal["cosine", "angle"] = "cosine"
     ridge: NonNegative = 1e-6
@@ -256,7 +256,7 @@ def fold(decoder: Decoder, index: int, transform: Tensor) -> nn.Module:
     Returns:
         A layer of the same class that has no tensor in common with the model.
     """
-    layer = copy.deepcopy(decoder.layers[index], {id(decoder.config): decoder.config})
+    (layer,) = [layer_copy(decoder, source) for source in at_hand(decoder, [index])]
     module, parameters = projection(layer, decoder.family.mlp_out)
     weight, *bias = parameters.values()
     t, before = transform.to(weight.device), weight.double()

@@ -96,6 +96,13 @@ class Job(ABC):
         """
         return answers
 
+    def without_gradients(self) -> AbstractContextManager[None]:
+        """No gradients; states that training uses further are no inference tensors."""
+        off: AbstractContextManager[None] = (
+            torch.no_grad() if self.for_training else torch.inference_mode()
+        )
+        return off
+
     def split(self) -> Sequence[Job]:
         """The same in smaller jobs, for when memory runs out; empty if it cannot be divided."""
         return ()
@@ -231,7 +238,7 @@ class _Runner:
     def attempt(self, job: Job) -> Any:
         """The job's result, which may come :class:`Later`; its tensors go when it fails."""
         answers: list[Any] = [None] * self._n_paths
-        with _without_gradients(job):
+        with job.without_gradients():
             for (trie, members), kernels in zip(self._tries, self._kernels, strict=True):
                 with kernels.active():
                     self._forward(trie, members, job, answers)
@@ -248,14 +255,6 @@ class _Runner:
         entry = job.enter(decoder)
         with job.around(decoder, trie.modules(head=False)):
             trie.forward(entry, at_end)
-
-
-def _without_gradients(job: Job) -> AbstractContextManager[None]:
-    """No gradients; states that training uses further are no inference tensors."""
-    context: AbstractContextManager[None] = (
-        torch.no_grad() if job.for_training else torch.inference_mode()
-    )
-    return context
 
 
 def _batch_by_batch(

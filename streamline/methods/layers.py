@@ -6,13 +6,57 @@ without an attention, or fewer heads in some.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from torch import nn
 
 from streamline.engine.decoder import Decoder, submodule
+from streamline.streaming.decoder import StreamedDecoder
 
-__all__ = ["odd_layer", "projection"]
+__all__ = ["at_hand", "layer_copy", "odd_layer", "projection", "without_hooks"]
+
+
+def at_hand(decoder: Decoder, indices: Sequence[int]) -> Iterator[nn.Module]:
+    """Some layers, one after the other; where layers are streamed, each has its weights until then.
+
+    Args:
+        decoder: The model.
+        indices: Which, in rising order.
+
+    Yields:
+        Each layer itself.
+
+    Raises:
+        AssetError: If a weight cannot be read.
+    """
+    if not isinstance(decoder, StreamedDecoder):
+        yield from (decoder.layers[index] for index in indices)
+        return
+    with closing(decoder.each(indices)) as arrivals:
+        for index in arrivals:
+            yield decoder.layers[index]
+
+
+def layer_copy(decoder: Decoder, layer: nn.Module) -> nn.Module:
+    """A copy of a layer, while its weights are there, that has no tensor in common with the model.
+
+    Args:
+        decoder: The model; its config stays shared.
+        layer: The layer.
+    """
+    return without_hooks(copy.deepcopy(layer, {id(decoder.config): decoder.config}))
+
+
+def without_hooks(layer: nn.Module) -> nn.Module:
+    """A copy that no longer sends its inputs to the device of the layer it was made from."""
+    if any(hasattr(module, "_hf_hook") for module in layer.modules()):
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(layer, recurse=True)
+    return layer
 
 
 def projection(layer: nn.Module, path: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:

@@ -40,7 +40,6 @@ from streamline.methods.replacement import (
     blank,
     check_start,
     make,
-    split_kind,
 )
 from streamline.methods.spans import (
     Criterion,
@@ -164,6 +163,7 @@ class StreamlineReplacement(Method):
 
     paper: ClassVar[str] = PAPER
     trains: ClassVar[bool] = True
+    supports_streaming: ClassVar[bool] = True
     kind: ClassVar[str]
 
     init: str = "random"
@@ -179,9 +179,6 @@ class StreamlineReplacement(Method):
         super().__post_init__()
         check_start(self.kind, self.init, self.residual)
         object.__setattr__(self, "trains", self.share > 0)
-        # A start that reads weights or states needs more of the model than its config.
-        streams = split_kind(self.kind)[1] != "layer" and self.init not in MAPPED
-        object.__setattr__(self, "supports_streaming", streams)
         object.__setattr__(self, "by_domain", self.criterion == "agreement")
 
     def _added(self, decoder: Decoder) -> Callable[[int], int]:
@@ -267,10 +264,11 @@ class StreamlineReplacement(Method):
         """The shared calibration, the choice of the span, and a pass for maps to start from."""
         tokens, n_remove = math.prod(shape), self.n_remove(decoder, sparsity)
         found = ranking_flops(decoder, n_remove, self.criterion, shape) if n_remove else 0.0
-        if self.init in MAPPED and n_remove:
+        mapped = self.init in MAPPED and n_remove > 0
+        if mapped:
             n_maps = len(self._parts(Span(0, n_remove)))
             found += reading_flops(decoder, tokens) + 4.0 * tokens * decoder.hidden_size**2 * n_maps
-        return Effort(statistics_flops(decoder, tokens), found)
+        return Effort(statistics_flops(decoder, tokens), found, passes=int(mapped))
 
     def size(self, decoder: Decoder, sparsity: float) -> Size:
         """Removed layers, less the network that is added.

@@ -38,8 +38,7 @@ from streamline.engine.budget import Effort, reading_flops
 from streamline.engine.decoder import Decoder, Entry
 from streamline.errors import ConfigError, NotFiniteError, UnsupportedModelError
 from streamline.method import Pruned
-from streamline.methods.layers import odd_layer, projection
-from streamline.methods.replacement import without_hooks
+from streamline.methods.layers import odd_layer, projection, without_hooks
 from streamline.methods.ridge import RIDGES, RidgeMoments, best_change
 from streamline.plan import Plan, Step
 from streamline.progress import part

@@ -15,7 +15,6 @@ Notation: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -25,7 +24,7 @@ from streamline.engine.budget import mean_layer_parameters
 from streamline.engine.decoder import Decoder
 from streamline.engine.seed import seeded
 from streamline.errors import ConfigError, UnknownNameError, UnsupportedModelError
-from streamline.methods.layers import projection
+from streamline.methods.layers import at_hand, layer_copy, projection
 from streamline.modeling.modeling_layers import FFN, LayerModule, LinearMap, Repeated, Stack, SwiGLU
 from streamline.plan import Span
 
@@ -292,24 +291,9 @@ def set_linear(module: FFN | LinearMap, weight: Tensor, bias: Tensor) -> None:
     module.fc2.bias.copy_(bias)
 
 
-def without_hooks(layer: nn.Module) -> nn.Module:
-    """A copy that no longer sends its inputs to the device of the layer it was made from."""
-    if any(hasattr(module, "_hf_hook") for module in layer.modules()):
-        from accelerate.hooks import remove_hook_from_module
-
-        remove_hook_from_module(layer, recurse=True)
-    return layer
-
-
 @torch.no_grad()
 def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
     """A copy of a decoder layer in float32 that has no tensor in common with the model."""
-    source = decoder.layers[span.stop - 1 if init == "last" else span.start]
-    if any(p.is_meta for i in span.layers for p in decoder.layers[i].parameters()):
-        raise UnsupportedModelError(
-            f"a decoder layer that replaces {span} starts from weights of {decoder.name} that "
-            "are offloaded; use more devices, or a kind that starts from random weights"
-        )
     kinds = [
         [(name, p.shape) for name, p in decoder.layers[i].named_parameters()]
         for i in (span.layers if init == "mean" else (span.start, span.stop - 1))
@@ -319,13 +303,21 @@ def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
             f"the layers {span} of {decoder.name} are not alike, and one that starts from their "
             f'{init} takes the place of the first; take init="first"'
         )
-    memo = {id(decoder.config): decoder.config}
-    layer = without_hooks(copy.deepcopy(source, memo)).to("cpu", torch.float32)
-    if init == "mean":
-        named = [dict(decoder.layers[i].named_parameters()) for i in span.layers]
-        for name, parameter in layer.named_parameters():
-            values = [params[name].detach().to("cpu", torch.float64) for params in named]
-            parameter.copy_(torch.stack(values).mean(0))
+    wanted = {"last": [span.stop - 1], "mean": list(span.layers)}.get(init, [span.start])
+    copies, sums = list[nn.Module](), dict[str, Tensor]()
+    for source in at_hand(decoder, wanted):
+        if any(p.is_meta for p in source.parameters()):
+            raise UnsupportedModelError(
+                f"a decoder layer that replaces {span} starts from weights of {decoder.name} that "
+                "are offloaded; use more devices, or a kind that starts from random weights"
+            )
+        copies = copies or [layer_copy(decoder, source).to("cpu", torch.float32)]
+        for name, parameter in source.named_parameters() if init == "mean" else ():
+            value = parameter.detach().to("cpu", torch.float64)
+            sums[name] = sums[name] + value if name in sums else value
+    (layer,) = copies
+    for name, total in sums.items():
+        layer.get_parameter(name).copy_(total / len(span))
     if init == "random":
         for module in layer.modules():
             for name, parameter in module.named_parameters(recurse=False):

@@ -14,20 +14,21 @@ Notation: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from streamline.distributed.team import local
 from streamline.engine.decoder import Decoder, submodule
+from streamline.engine.forward import TokenJob, run
+from streamline.engine.paths import prefix_paths
 from streamline.plan import Span
-from streamline.training.activations import teacher_pass
+from streamline.progress import tell
 
 __all__ = ["Fit", "fitted", "together"]
 
@@ -129,47 +130,70 @@ def fitted(
 
 
 def _sum(decoder: Decoder, fits: Sequence[Fit], tokens: Tensor, batch_tokens: int) -> None:
-    """One pass of the dense model, no deeper than needed; states are let go when they are used."""
-    last: dict[int, int] = {}
+    """One pass of the dense model, no deeper than needed."""
     for fit in fits:
         fit.begin(decoder)
-        span = fit.span
-        last[span.start] = max(last.get(span.start, 0), span.stop)
-    held: dict[int, tuple[Tensor, Tensor | None]] = {}
-    outputs: dict[int, Tensor] = {}
+    depths = sorted({depth for fit in fits for depth in (fit.span.start, fit.span.stop)})
+    rows = max(1, batch_tokens // tokens.shape[1])
+    jobs = [_Batch(ids, fits, iter(depths)) for ids in torch.split(tokens, rows)]
+    with local(), torch.no_grad():
+        for _ in run(prefix_paths(decoder, depths), jobs, progress=tell):
+            pass
 
-    def at(depth: int, hidden: Tensor) -> None:
-        for fit in fits:
+
+@dataclass(frozen=True)
+class _Batch(TokenJob):
+    """Some sequences, whose states are let go when the last fit has seen them.
+
+    Attributes:
+        fits: What is summed.
+        depths: What states will come, in their order.
+        outputs: What the MLP before a span has given, until the states after it are kept.
+        held: States before spans that are not done.
+    """
+
+    fits: Sequence[Fit]
+    depths: Iterator[int]
+    outputs: list[Tensor] = field(default_factory=list)
+    held: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    for_training: bool = True
+    needs_head: ClassVar[bool] = False
+
+    @contextmanager
+    def around(self, decoder: Decoder, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Note what the MLP before each span that is to run gives, where that is read."""
+        here = {id(module) for module in modules}
+
+        def note(module: nn.Module, args: Any, output: Tensor) -> None:
+            self.outputs.append(output.clone())  # a layer may add to it in place
+
+        hooks = []
+        try:
+            for start in {fit.span.start for fit in self.fits if fit.reads_mlp}:
+                layer, family = decoder.layers[start - 1], decoder.family
+                if id(layer) in here:  # what experts give is added up in the MLP
+                    path = family.mlp if family.mixture else family.mlp_out
+                    hooks.append(submodule(layer, path).register_forward_hook(note))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        """The states, and what the MLP gave where that is read: [B, T, D] or [2, B, T, D]."""
+        if not self.outputs:
+            return hidden
+        return torch.stack([hidden, self.outputs.pop().reshape(hidden.shape)])
+
+    def answer(self, decoder: Decoder, kept: Tensor) -> None:
+        """Add the batch to the fits whose span ends here."""
+        depth, both = next(self.depths), kept.dim() == 4
+        hidden, mlp = (kept[0], kept[1]) if both else (kept, None)
+        for fit in self.fits:
             if fit.span.stop == depth:
-                before, mlp = held[fit.span.start]
-                fit.update(before, hidden, mlp if fit.reads_mlp else None)
-        for start in [start for start in held if last[start] <= depth]:
-            del held[start]
-        if depth in last:
-            held[depth] = hidden, outputs.pop(depth, None)
-
-    depths = {depth for fit in fits for depth in (fit.span.start, fit.span.stop)}
-    read = {fit.span.start for fit in fits if fit.reads_mlp}
-    with _noting(decoder, read, outputs), local(), torch.no_grad():
-        for ids in torch.split(tokens, max(1, batch_tokens // tokens.shape[1])):
-            teacher_pass(decoder, ids, decoder.enter(ids), depths, at)
-
-
-@contextmanager
-def _noting(decoder: Decoder, starts: set[int], outputs: dict[int, Tensor]) -> Iterator[None]:
-    """Note what the MLP before each of some layers gives."""
-
-    def note(start: int, module: nn.Module, args: Any, output: Tensor) -> None:
-        outputs[start] = output.clone()  # a layer may add to it in place
-
-    hooks = []
-    try:
-        for start in starts:
-            family = decoder.family  # what experts give is added up in the MLP
-            path = family.mlp if family.mixture else family.mlp_out
-            out = submodule(decoder.layers[start - 1], path)
-            hooks.append(out.register_forward_hook(partial(note, start)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+                before, given = self.held[fit.span.start]
+                fit.update(before, hidden, given if fit.reads_mlp else None)
+        self.held[depth] = hidden, mlp
+        for start in list(self.held):
+            if all(f.span.stop <= depth for f in self.fits if f.span.start == start):
+                del self.held[start]

@@ -12,7 +12,7 @@ batches, and each reads all layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -92,14 +92,13 @@ def _one_by_one(
             for done, group in enumerate(arrivals):
                 if group == HEAD:
                     head = submodule(decoder.model, decoder.family.head)
-                    with FastLinears([head], decoder.model).active(), torch.inference_mode():
+                    with _at_work(decoder, [head], jobs[0]):
                         for number, job in enumerate(jobs):
                             if job.needs_head:
                                 results[number] = _answers(turns, store, number, job)
                 else:
                     turn = -1 if group == EMBEDDING else group
-                    modules = turns.modules[turn]
-                    with FastLinears(modules, decoder.model).active(), torch.inference_mode():
+                    with _at_work(decoder, turns.modules[turn], jobs[0]):
                         for number, job in enumerate(jobs):
                             _advance(turns, store, number, job, turn)
                 if progress is not None:
@@ -107,9 +106,17 @@ def _one_by_one(
         decoder.note(store)
         for number, job in enumerate(jobs):
             if number not in results:
-                with torch.inference_mode():
+                with job.without_gradients():
                     results[number] = _answers(turns, store, number, job)
             yield job, read(results.pop(number))
+
+
+@contextmanager
+def _at_work(decoder: Any, modules: Sequence[nn.Module], job: Job) -> Iterator[None]:
+    """Kernels that suit some modules, as in memory: not where the results are for training."""
+    kernels = FastLinears([] if job.for_training else modules, decoder.model)
+    with kernels.active(), job.without_gradients():
+        yield
 
 
 class _Turns:

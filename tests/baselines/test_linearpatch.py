@@ -87,7 +87,7 @@ def test_ratios_against_a_naive_count(tiny_opt):
     for row in range(len(TOKENS)):
         before, after = (states[depth][row] @ turn for depth in (1, 3))
         ratios.append(after.abs().mean(0) / before.abs().mean(0))
-    found = magnitude_ratios(decoder, TOKENS, Span(1, 3), turn, batch_tokens=30)
+    found = magnitude_ratios(decoder, TOKENS, Span(1, 3), lambda _: turn, batch_tokens=30)
     assert torch.allclose(found, torch.stack(ratios).mean(0))
 
 
@@ -100,7 +100,7 @@ def test_a_gap_in_one_scale_is_closed(tiny_llama):
 
     turn, _ = orthogonal_rotation(32)
     decoder.layers[1] = Double()
-    found = magnitude_ratios(decoder, TOKENS, Span(1, 2), turn)
+    found = magnitude_ratios(decoder, TOKENS, Span(1, 2), lambda _: turn)
     assert torch.allclose(found, torch.full((32,), 2.0).double())
 
 

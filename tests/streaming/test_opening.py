@@ -95,9 +95,10 @@ def test_methods_that_decide_by_one_pass_are_taken() -> None:
     taken = {n for n in method_names(("all",)) if refusal(build_method(n)) is None}
     assert taken >= {
         "dense", "shortgpt", "uidl", "first-layers", "last-layers", "random-layers", "sleb",
-        "shortened-llama-ppl", "llm-streamline-none", "blockpruner",
+        "shortened-llama-ppl", "llm-streamline-none", "blockpruner", "linearpatch", "replaceme",
     }  # fmt: skip
-    assert not taken & {"slicegpt", "llm-pruner", "shortened-llama-taylor", "laco"}
+    others = {"slicegpt", "llm-pruner", "shortened-llama-taylor", "laco", "prune-and-comp"}
+    assert not taken & others
 
 
 def test_a_refusal_says_why() -> None:
@@ -112,5 +113,6 @@ def test_several_processes_recover_what_none_of_them_holds(monkeypatch: pytest.M
     assert refusal(method, "lora") is None
     assert refusal(build_method("llm-streamline-ffn"), "lora") is None
     for spec in ("llm-streamline-layer", "llm-streamline-ffn+init=linear"):
-        assert "needs more of the model" in str(refusal(build_method(spec)))
+        assert refusal(build_method(spec)) is None
+    assert "needs more of the model" in str(refusal(build_method("linearpatch+distill_epochs=1")))
     assert "needs more of the model" in str(refusal(build_method("slicegpt"), "lora"))
