@@ -28,8 +28,10 @@ METHODS = "shortgpt,sleb,llm-streamline-ffn"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model in shards, a text and questions in their original form."""
     folder = tmp_path_factory.mktemp("place")
-    tiny_model("llama", n_layers=5).save_pretrained(folder / "model", max_shard_size="20KB")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    for family, name in (("llama", "model"), ("opt", "opt")):
+        model = tiny_model(family, n_layers=5)
+        model.save_pretrained(folder / name, max_shard_size="20KB")
+        tiny_tokenizer().save_pretrained(folder / name)
     lines = [json.dumps({"text": f"the {i} foxes jump over {i * 7} dogs"}) for i in range(200)]
     (folder / "text.jsonl").write_text("\n".join(lines))
     rows = [
@@ -51,8 +53,9 @@ def config(config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
 def worked(place: Path, config: Callable[..., RunConfig]) -> Callable[..., dict[str, Record]]:
     """``worked(out, **changes)``: the records of a run by method."""
 
-    def run(out: Path, **changes: Any) -> dict[str, Record]:
-        records = run_model(config(out, **changes), str(place / "model"), Silent())
+    def run(out: Path, family: str = "llama", **changes: Any) -> dict[str, Record]:
+        model = str(place / {"llama": "model"}.get(family, family))
+        records = run_model(config(out, models=model, **changes), model, Silent())
         return {record.method: record for record in records}
 
     return run
@@ -90,6 +93,29 @@ def test_records_are_those_of_a_run_in_memory(tmp_path, sources, worked):
     assert source.reads["lm_head.weight"] == source.reads["model.layers.0.mlp.up_proj.weight"] - 2
 
 
+def test_starts_from_layers_and_states_give_the_records_of_a_run_in_memory(
+    tmp_path, sources, worked
+):
+    networks = "llm-streamline-layer,streamline-v1-layer-shared+init=mean"
+    networks += ",llm-streamline-ffn+init=linear,llm-streamline-ffn+init=weighted"
+    methods = networks.replace(",", "+share=0,") + "+share=0,linearpatch,replaceme"
+    for family in ("llama", "opt"):
+        wanted, found = (
+            worked(tmp_path / f"{family}-{stream}", family, methods=methods, stream=stream)
+            for stream in (False, True)
+        )
+        assert len(found) == 7 and list(found) == list(wanted)
+        for method, record in found.items():
+            there = wanted[method]
+            assert (record.status, record.key) == ("ok", there.key), record.reason
+            assert record.plan == there.plan and record.parameters == there.parameters
+            assert record.tasks == there.tasks and record.summary == there.summary
+    streamed = [source for source in sources if source.bytes_read]  # not for its headers
+    for source, name in zip(streamed, ("model.", "model.decoder."), strict=True):
+        passes = source.reads[f"{name}embed_tokens.weight"]
+        assert passes == 3, "for the statistics, for the sums of all cells, and for evaluation"
+
+
 def test_a_pass_serves_every_question_and_text(place, tmp_path, sources, config):
     settings, model = config(tmp_path, methods="dense", stream=True), str(place / "model")
     run_model(settings, model, Silent())
@@ -107,15 +133,21 @@ def test_recovery_is_skipped_with_its_reason(tmp_path, worked):
     assert "lora trains through a model" in str(found["shortgpt"].reason)
 
 
-def test_a_checkpoint_is_pruned_without_the_whole_model(place, tmp_path, config):
-    model = str(place / "model")
+STARTED = (
+    "shortgpt", "llm-streamline-layer+init=mean+share=0", "llm-streamline-ffn+init=linear+share=0",
+    "linearpatch", "replaceme",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", STARTED)
+def test_a_checkpoint_is_pruned_without_the_whole_model(place, tmp_path, config, method):
     for name, stream in (("whole", False), ("streamed", True)):
         prune_to_checkpoint(
-            model,
-            method="shortgpt",
+            str(place / "model"),
+            method=method,
             sparsity=0.3,
             out=tmp_path / name,
-            config=config(tmp_path / "run", methods="shortgpt", stream=stream),
+            config=config(tmp_path / "run", methods=method, stream=stream),
             verify=False,
         )
     (_, _, whole), (_, _, found) = (checkpoint.load(tmp_path / n) for n in ("whole", "streamed"))
@@ -123,9 +155,12 @@ def test_a_checkpoint_is_pruned_without_the_whole_model(place, tmp_path, config)
     with WeightSource(tmp_path / "whole") as left, WeightSource(tmp_path / "streamed") as right:
         assert set(left) == set(right)
         assert all(left.read(name).equal(right.read(name)) for name in left)
+
+
+def test_a_checkpoint_of_what_is_trained_is_refused(place, tmp_path, config):
     with pytest.raises(UnsupportedModelError, match="llm-streamline-ffn trains through a model"):
         prune_to_checkpoint(
-            model,
+            str(place / "model"),
             method="llm-streamline-ffn",
             sparsity=0.3,
             out=tmp_path / "refused",
