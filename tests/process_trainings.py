@@ -185,7 +185,7 @@ def replaced(objective: str, folder: Path) -> list[Any]:
         dense = opened(folder.parent.parent / "model", held, whole=team().size == 1)
         if isinstance(dense, StreamedDecoder):
             held.enter_context(dense.held())
-        kinds = ("ffn", "swiglu")
+        kinds = ("ffn", "swiglu", "layer")
         return trained(objective, decoder=dense, kinds=kinds, directory=folder)
 
 

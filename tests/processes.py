@@ -41,6 +41,7 @@ from streamline.training.parts.shares import processes as parts_of
 
 RECOVERY = {"recovery": "lora,kd", "lora": {"preset": "llm-pruner", "n_tokens": 64}}
 RECOVERED = "shortgpt,llm-streamline-ffn"
+STARTED = "llm-streamline-layer,streamline-v1-layer-shared+init=mean,llm-streamline-ffn+init=linear"
 METHODS = "sleb,slicegpt,llm-streamline-ffn,linearpatch+distill_epochs=1"
 
 
@@ -92,6 +93,11 @@ def recovered(folder: Path, size: int) -> dict[str, Any]:
     """What a run trains and recovers: of one process in memory, of several layer by layer."""
     out = folder / str(size) / "recovered"
     return numbers(run(config(folder, out, RECOVERED, **RECOVERY, stream=size > 1)))
+
+
+def started(folder: Path, size: int) -> dict[str, Any]:
+    """What a run trains that starts from layers or states: likewise."""
+    return numbers(run(config(folder, folder / str(size) / "started", STARTED, stream=size > 1)))
 
 
 def flat(value: Any, place: str = "") -> dict[str, Any]:
@@ -162,6 +168,7 @@ def work(folder: Path, size: int) -> dict[str, Any]:
             **trainings(own),
             "records": numbers(run(config(folder, own / "run"))),
             "recovered": recovered(folder, size) if size != 2 else None,
+            "started": started(folder, size) if size != 3 else None,
         }
 
 

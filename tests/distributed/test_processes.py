@@ -156,10 +156,13 @@ def test_who_is_left_behind_says_so(found: dict[Any, Any], size: int) -> None:
     assert all(f"another of {size} processes is gone: it was killed" in text for text in said)
 
 
-@pytest.mark.parametrize(("what", "size"), [("records", 2), ("records", 3), ("recovered", 3)])
+@pytest.mark.parametrize(
+    ("what", "size"), [("records", 2), ("records", 3), ("recovered", 3), ("started", 2)]
+)
 def test_a_run_gives_the_same_records(found: dict[Any, Any], size: int, what: str) -> None:
     alone = found[1][what]
-    assert [alone[f"/{cell}/status"] for cell in range(5)] == ["ok"] * 5
+    status = [value for place, value in alone.items() if place.endswith("/status")]
+    assert status == ["ok"] * len(status) and len(status) >= 4
     for rank in range(size):
         there = found[size, rank][what]
         measured = {place: value for place, value in alone.items() if isinstance(value, float)}
