@@ -186,9 +186,7 @@ def fit(
         of the states after the span with the map (``error``) and without it (``error_dropped``).
     """
     (sums,) = fitted(decoder, [FoldFit(span)], batches, batch_tokens=batch_tokens)
-    gram, moment = sums.gram, sums.moment
-    penalty = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    transform = solve(gram + penalty * torch.eye(len(gram)).to(gram), moment)
+    transform, gram, moment = sums.transform(ridge), sums.gram, sums.moment
     explained = 2 * (transform * moment).sum() - (transform * (gram @ transform)).sum()
     target, dropped, whole = sums.squares.tolist()
     error = max(0.0, target - float(explained)) / whole
@@ -232,6 +230,15 @@ class FoldFit(Fit):
         self.gram += mlp.T @ mlp
         self.moment += mlp.T @ target
         self.squares += torch.stack([each.square().sum() for each in (target, step, stop)])
+
+    def transform(self, ridge: float) -> Tensor:
+        """The map that is best on the sums, [D, D], float64."""
+        penalty = ridge * self.gram.diagonal().mean().clamp_min(torch.finfo(self.gram.dtype).tiny)
+        return solve(self.gram + penalty * torch.eye(len(self.gram)).to(self.gram), self.moment)
+
+    def rehearse(self, few: Decoder) -> None:
+        """Solve and fold."""
+        fold(few, 0, self.transform(0.0))
 
 
 def _rows(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -123,6 +123,8 @@ def prune(
     folder: Path,
     progress: Progress,
     expected: Mapping[str, float] | None = None,
+    *,
+    apart: bool = False,
 ) -> list[Variant | Failure]:
     """Calibrate once for each calibration key and seed, then let every method decide.
 
@@ -135,6 +137,8 @@ def prune(
         folder: Where calibrations and what was decided are kept.
         progress: Where to report what is being done.
         expected: How long each takes compared with the others, by label; all alike if not given.
+        apart: Whether each sums by itself over the model's states, where memory does not hold the
+            sums of all.
 
     Returns:
         What became of each, in order.
@@ -164,7 +168,7 @@ def prune(
     for ((seed, _), members), place in zip(groups.items(), places, strict=True):
         with place:
             chosen = [targets[i] for i in members]
-            made = _group(chosen, seed, dense, watch, tokens, folder, progress)
+            made = _group(chosen, seed, dense, watch, tokens, folder, progress, apart)
             found |= dict(zip(members, made, strict=True))
     return [found[index] for index in range(len(targets))]
 
@@ -186,6 +190,7 @@ def _group(
     tokens: Callable[[int], Tensor],
     folder: Path,
     progress: Progress,
+    apart: bool,
 ) -> list[Variant | Failure]:
     """Calibrate once for some targets and prune each."""
     names = ", ".join(dict.fromkeys(target.method.name for target in targets))
@@ -206,11 +211,10 @@ def _group(
         progress.say(f"calibrated in {clock(seconds)} for {names}")
     found: list[Variant | Failure] = []
     first: dict[str, Variant | Failure] = {}
-    apart = {target.decision: target for target in reversed(targets)}.values()
-    wanted = _fits(list(apart), dense, watch, calibration, batches, folder)
+    many = {} if apart else {target.decision: target for target in reversed(targets)}
     wider = cache(partial(_by_domain, targets[0].method, calibration, dense, batches, seed, folder))
     with ExitStack() as stack:
-        shares = _sum_together(stack, wanted, dense, batches, progress)
+        shares = _summed(stack, many.values(), dense, watch, calibration, batches, folder, progress)
         for target in targets:
             one = first.get(target.decision)
             if isinstance(one, Failure):
@@ -249,15 +253,21 @@ def _by_domain(
     return own.beside(others)
 
 
-def _fits(
-    targets: Sequence[Target],
+def _summed(
+    stack: ExitStack,
+    targets: Iterable[Target],
     dense: Dense,
     watch: Watch,
     calibration: Calibration,
     tokens: Tensor,
     folder: Path,
-) -> dict[str, Sequence[Fit]]:
-    """What the targets that are still to be pruned will fit, by their labels."""
+    progress: Progress,
+) -> dict[str, tuple[float, int]]:
+    """Sum what several targets that are still to be pruned will fit in one pass.
+
+    Returns:
+        By label its seconds' share of each, and how many they are.
+    """
     wanted: dict[str, Sequence[Fit]] = {}
     for target in targets:
         if type(target.method).fits is Method.fits:
@@ -268,22 +278,6 @@ def _fits(
                 wanted[target.label] = named
         except Exception:  # it will fail by itself with that
             log.debug("fits of %s failed", target.name, exc_info=True)
-    return wanted
-
-
-def _fits_of(target: Target, dense: Dense, watch: Watch, calibration: Calibration) -> Sequence[Fit]:
-    with watch.over(f"{target.method.name}: fits"):
-        return target.method.fits(dense.decoder, own_copy(calibration), target.sparsity)
-
-
-def _sum_together(
-    stack: ExitStack,
-    wanted: Mapping[str, Sequence[Fit]],
-    dense: Dense,
-    tokens: Tensor,
-    progress: Progress,
-) -> dict[str, tuple[float, int]]:
-    """Sum the fits of several targets in one pass: its seconds' share of each, and how many."""
     if len(wanted) < 2:
         return {}
     progress.stage(f"fit to the dense model's states for {len(wanted)} variants")
@@ -296,6 +290,11 @@ def _sum_together(
         log.debug("fitting together failed", exc_info=True)
         return {}
     return dict.fromkeys(wanted, ((time.perf_counter() - start) / len(wanted), len(wanted)))
+
+
+def _fits_of(target: Target, dense: Dense, watch: Watch, calibration: Calibration) -> Sequence[Fit]:
+    with watch.over(f"{target.method.name}: fits"):
+        return target.method.fits(dense.decoder, own_copy(calibration), target.sparsity)
 
 
 def _pruned(

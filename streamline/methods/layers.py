@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from streamline.engine.decoder import Decoder, submodule
+from streamline.errors import UnsupportedModelError
 from streamline.streaming.decoder import StreamedDecoder
 
-__all__ = ["at_hand", "layer_copy", "odd_layer", "projection", "without_hooks"]
+__all__ = ["at_hand", "layer_copy", "odd_layer", "projection"]
 
 
 def at_hand(decoder: Decoder, indices: Sequence[int]) -> Iterator[nn.Module]:
@@ -31,12 +32,17 @@ def at_hand(decoder: Decoder, indices: Sequence[int]) -> Iterator[nn.Module]:
 
     Raises:
         AssetError: If a weight cannot be read.
+        UnsupportedModelError: If a layer is offloaded.
     """
-    if not isinstance(decoder, StreamedDecoder):
-        yield from (decoder.layers[index] for index in indices)
-        return
-    with closing(decoder.each(indices)) as arrivals:
+    there = (index for index in indices)
+    each = decoder.each(indices) if isinstance(decoder, StreamedDecoder) else there
+    with closing(each) as arrivals:
         for index in arrivals:
+            if any(parameter.is_meta for parameter in decoder.layers[index].parameters()):
+                raise UnsupportedModelError(
+                    f"the weights of layer {index} of {decoder.name} are needed and are offloaded; "
+                    "use more devices, or what starts from no layer"
+                )
             yield decoder.layers[index]
 
 
@@ -45,12 +51,17 @@ def layer_copy(decoder: Decoder, layer: nn.Module) -> nn.Module:
 
     Args:
         decoder: The model; its config stays shared.
-        layer: The layer.
+        layer: The layer; its weights may be tensors without data.
     """
-    return without_hooks(copy.deepcopy(layer, {id(decoder.config): decoder.config}))
+    memo: dict[int, Any] = {id(decoder.config): decoder.config}
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        own = tensor.detach().clone()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
+    return _without_hooks(copy.deepcopy(layer, memo))
 
 
-def without_hooks(layer: nn.Module) -> nn.Module:
+def _without_hooks(layer: nn.Module) -> nn.Module:
     """A copy that no longer sends its inputs to the device of the layer it was made from."""
     if any(hasattr(module, "_hf_hook") for module in layer.modules()):
         from accelerate.hooks import remove_hook_from_module

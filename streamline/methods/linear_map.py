@@ -85,6 +85,10 @@ class LinearFit(Fit):
             weights = 1.0 / sizes.clamp_min(torch.finfo(torch.float32).tiny)
         self.moments.update(start, stop, weights)
 
+    def rehearse(self, few: Decoder) -> None:
+        """Solve."""
+        self.moments.solve()
+
 
 class LinearMoments:
     """First and second moments of pairs of hidden states, for the best linear map between them.

@@ -22,7 +22,6 @@ Notation: B sequences, T tokens, N = B * T, I inputs of a projection, D hidden s
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from streamline.engine.budget import Effort, reading_flops
 from streamline.engine.decoder import Decoder, Entry
 from streamline.errors import ConfigError, NotFiniteError, UnsupportedModelError
 from streamline.method import Pruned
-from streamline.methods.layers import odd_layer, projection, without_hooks
+from streamline.methods.layers import layer_copy, odd_layer, projection
 from streamline.methods.ridge import RIDGES, RidgeMoments, best_change
 from streamline.plan import Plan, Step
 from streamline.progress import part
@@ -164,17 +163,12 @@ def refit_effort(decoder: Decoder, n_removed: int, first: float, shape: tuple[in
 def _copied(decoder: Decoder, index: int) -> nn.Module:
     """A layer whose weights are its own; they may be tensors without data."""
     layer = decoder.layers[index]
-    memo: dict[int, Any] = {id(decoder.config): decoder.config}
-    for tensor in (*layer.parameters(), *layer.buffers()):
-        if tensor.is_meta:
-            raise UnsupportedModelError(
-                f"layer {index} of {decoder.name} cannot be refitted: its weights are offloaded; "
-                "use more devices, or leave out refit"
-            )
-        own = tensor.detach().clone()
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
-    return without_hooks(copy.deepcopy(layer, memo))
+    if any(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers())):
+        raise UnsupportedModelError(
+            f"layer {index} of {decoder.name} cannot be refitted: its weights are offloaded; "
+            "use more devices, or leave out refit"
+        )
+    return layer_copy(decoder, layer)
 
 
 class _States:

@@ -306,11 +306,6 @@ def _layer(decoder: Decoder, span: Span, init: str) -> nn.Module:
     wanted = {"last": [span.stop - 1], "mean": list(span.layers)}.get(init, [span.start])
     copies, sums = list[nn.Module](), dict[str, Tensor]()
     for source in at_hand(decoder, wanted):
-        if any(p.is_meta for p in source.parameters()):
-            raise UnsupportedModelError(
-                f"a decoder layer that replaces {span} starts from weights of {decoder.name} that "
-                "are offloaded; use more devices, or a kind that starts from random weights"
-            )
         copies = copies or [layer_copy(decoder, source).to("cpu", torch.float32)]
         for name, parameter in source.named_parameters() if init == "mean" else ():
             value = parameter.detach().to("cpu", torch.float64)

@@ -30,7 +30,7 @@ from streamline.engine.paths import prefix_paths
 from streamline.plan import Span
 from streamline.progress import tell
 
-__all__ = ["Fit", "fitted", "together"]
+__all__ = ["BATCH_TOKENS", "Fit", "fitted", "rehearse_fits", "together"]
 
 #: Tokens of a forward pass; sums depend on it in their last bits, so that it is one for all.
 BATCH_TOKENS = 4096
@@ -64,6 +64,13 @@ class Fit(ABC):
             start: States before the span, [B, T, D].
             stop: States after it, [B, T, D].
             mlp: What the MLP before the span gave, if it is read; [B, T, D] or [B * T, D].
+        """
+
+    def rehearse(self, few: Decoder) -> None:  # noqa: B027 - by default nothing
+        """Do what holds most memory of what follows, on tensors without data.
+
+        Args:
+            few: A model of the same shapes with a few of its layers.
         """
 
 
@@ -127,6 +134,22 @@ def fitted(
     if todo:
         _sum(decoder, list(todo.values()), tokens, batch_tokens)
     return [known.get(fit.key) or todo[fit.key] for fit in fits]
+
+
+def rehearse_fits(few: Decoder, fits: Collection[Fit], tokens: Tensor) -> None:
+    """Hold what summing some fits in one pass holds, and then what follows for each of them.
+
+    Args:
+        few: As of :meth:`Fit.rehearse`.
+        fits: What will be summed; their spans are those of a model of all layers, and are changed.
+        tokens: Token ids without values, [N, T].
+    """
+    found = list({fit.key: fit for fit in fits}.values())
+    for fit in found:
+        fit.span = Span(1, 2)
+    _sum(few, found, tokens, BATCH_TOKENS)
+    for fit in found:
+        fit.rehearse(few)
 
 
 def _sum(decoder: Decoder, fits: Sequence[Fit], tokens: Tensor, batch_tokens: int) -> None:

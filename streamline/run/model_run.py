@@ -182,9 +182,9 @@ def _pruned(model: OneModel, jobs: Sequence[CellJob], times: TimePlan) -> list[V
         [job.target for job in jobs],
         model.dense,
         partial(calibration_tokens, model.config, model.batches),
-        model.config.out / "cache",
-        model.progress,
+        *(model.config.out / "cache", model.progress),
         {j.target.label: times.of([j.cell], "calibrate", "prune") for j in jobs},
+        apart=model.memory.apart,
     )
     variants = _kept(model, made)
     for variant in variants:

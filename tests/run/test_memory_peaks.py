@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from streamline.engine.paths import dense_path
 from streamline.evaluation.efficiency.memory import peak_of
 from streamline.evaluation.scoring.score import Request, score
 from streamline.method import Method
+from streamline.methods.teacher_fits import together
 from streamline.registry import build_method
 from streamline.run.cell import Cell
 from streamline.run.config import RunConfig
@@ -43,6 +45,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     ),
 }
 TRAINED = ("llm-streamline-ffn", "llm-streamline-swiglu", "llm-streamline-layer")
+SUMMING = (
+    "llm-streamline-ffn+init=linear+share=0", "streamline-v1-mlp+init=weighted+share=0",
+    "linearpatch", "replaceme", "replaceme+objective=cosine",
+)  # fmt: skip
 LOOKING = ("shortgpt", "shortened-llama-taylor", "llm-pruner")
 
 
@@ -52,24 +58,31 @@ def real(family: str, shape: dict[str, Any], dtype: torch.dtype) -> Decoder:
     return Decoder(model)
 
 
-def plan_of(decoder: Decoder, method: str, dtype: torch.dtype, **changes: Any) -> MemoryPlan:
-    """The plan for one method beside the dense model, by itself."""
+def plan_of(
+    decoder: Decoder,
+    several: str,
+    dtype: torch.dtype,
+    sparsities: Sequence[float] = (0.25,),
+    **changes: Any,
+) -> MemoryPlan:
+    """The plan for one method, or several, beside the dense model, by themselves."""
     values: dict[str, Any] = {
         "models": "m",
-        "methods": method,
+        "methods": several,
         "dtype": str(dtype).removeprefix("torch."),
         "calibration": {"n_samples": 8, "length": 256},
         "training": RECIPE.model_dump(),
         **changes,
     }
     config = RunConfig.model_validate(values)
-    methods: dict[str, Method] = {name: build_method(name) for name in ("dense", method)}
+    names = several.split(",")
+    methods: dict[str, Method] = {name: build_method(name) for name in ("dense", *names)}
     dense = decoder.n_parameters()
     rows = [Row(Cell("m", "dense", 0.0, 0), 0, dense, dense)]
-    size = methods[method].size(decoder, 0.25)
-    assert size is not None
-    for recovery in config.recovery:
-        cell = Cell("m", method, 0.25, 0, recovery)
+    for name, sparsity, recovery in product(names, sparsities, config.recovery):
+        size = methods[name].size(decoder, sparsity)
+        assert size is not None
+        cell = Cell("m", name, sparsity, 0, recovery)
         rows.append(Row(cell, size.n_removed, dense, size.pruned))
     sizes = Sizes(config, methods, decoder, accelerator=False)
     return plan_memory(config, rows, sizes, memory=None)
@@ -107,6 +120,27 @@ def test_calibration_and_gradients(case) -> None:
             (row,) = [row for row in plan.rows if row.stage == "prune"]
             plan.rows = [type(row)("calibrate", "", row.resident, row.added)]
         check(plan, "calibrate", decoder, lambda m=method: m.calibrate(decoder, tokens(8)))
+
+
+def test_sums_over_states(case) -> None:
+    """Those of all cells at once, and what is then made of them one by one."""
+    decoder, shape, dtype = case
+    calibration = build_method("shortgpt").calibrate(decoder, tokens(8))
+    methods: dict[str, Any] = {name: build_method(name) for name in SUMMING}
+    for name in SUMMING:
+        (row,) = [row for row in plan_of(shape, name, dtype).rows if row.stage == "prune"]
+        assert row.added > 8 * shape.hidden_size**2
+    cells = [(name, sparsity) for name in SUMMING for sparsity in (0.25, 0.4)]
+
+    def work() -> None:
+        fits = [fit for n, s in cells for fit in methods[n].fits(decoder, calibration, s)]
+        with together(decoder, fits, tokens(8)):
+            for name, sparsity in cells:
+                methods[name].prune(decoder, calibration, sparsity, tokens(8), 0)
+
+    plan = plan_of(shape, ",".join(SUMMING), dtype, (0.25, 0.4))
+    assert not plan.apart
+    check(plan, "prune", decoder, work)
 
 
 @pytest.mark.slow

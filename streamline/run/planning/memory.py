@@ -91,7 +91,7 @@ class _Planner:
         steps = self._steps(trained)
         networks = {label: sum(step.networks) for label, step in steps.items()}
         total = sum(networks.values())
-        self._calibrate(calibrations, total * 4)
+        self._calibrate(pruned, calibrations, total * 4)
         self._train({r.cell.identity[:-1]: steps[r.cell.label] for r in self._left(trained)}, total)
         self._tune([row for row in self._left(self.rows) if row.cell.recovery != "none"], networks)
         self._own([r for r in self._left(pruned) if self._is_own(r)], score, calibrations)
@@ -108,11 +108,14 @@ class _Planner:
                 self.found.unplanned[row.cell.method] = why
             elif self.methods[row.cell.method].rehearses_shared:
                 size += self.copies
-            if not self._refuse(row, self.weights + (size or 0), "pruning"):
+            most = max(size or 0, self._sums([row]))
+            if not self._refuse(row, self.weights + most, "pruning"):
                 found[row.cell.label] = size or 0
         return found
 
-    def _calibrate(self, calibrations: Mapping[str, int], networks: int) -> None:
+    def _calibrate(
+        self, pruned: Sequence[Row], calibrations: Mapping[str, int], networks: int
+    ) -> None:
         """The rows of calibration; networks wait in main memory where they leave it no room."""
         shared = {
             row.cell.label: row
@@ -121,7 +124,9 @@ class _Planner:
             and not self._is_own(row)
             and row.cell.method not in self.found.unplanned
         }
-        largest = max((calibrations[label] for label in shared), default=0)
+        summing = self._left(pruned)
+        alone = max((self._sums([row]) for row in summing), default=0)
+        largest = max([alone, *(calibrations[label] for label in shared)])
         fits = self.found.fits(self.weights + networks + largest)
         self.found.parked = self.accelerator and not fits
         resident = self.weights + (0 if self.found.parked else networks)
@@ -132,6 +137,29 @@ class _Planner:
             several = list(dict.fromkeys(names))
             name = several[0] if len(several) == 1 else f"{len(several)} methods"
             self._row("calibrate", name, resident, size)
+        self._sum(summing, alone, resident)
+
+    def _sum(self, rows: Sequence[Row], alone: int, resident: int) -> None:
+        """The row of sums over the model's states: of all cells at once, if they fit.
+
+        Args:
+            rows: The cells.
+            alone: The most that one of them holds.
+            resident: Bytes that are there.
+        """
+        by_seed: dict[int, list[Row]] = {}
+        for row in rows:
+            by_seed.setdefault(row.cell.seed, []).append(row)
+        together = max(map(self._sums, by_seed.values()), default=0)
+        self.found.apart = not self.found.fits(resident + together)
+        if together:
+            n = sum(self._sums([row]) > 0 for row in rows)
+            size = alone if self.found.apart else together
+            self._row("prune", f"sums for {_several(n, 'model')}", resident, size)
+
+    def _sums(self, rows: Sequence[Row]) -> int:
+        """What sums over the dense model's states add, of some cells in one pass."""
+        return self.sizes.sums([(row.cell.method, row.cell.sparsity) for row in rows])
 
     def _steps(self, trained: Sequence[Row]) -> dict[str, work.Step]:
         """What a step of each cell's networks adds beside copies of weights."""

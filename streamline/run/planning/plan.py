@@ -122,6 +122,7 @@ class MemoryPlan:
         refused: Label of each cell that cannot be had, and why.
         students: Bytes that the networks of a wave may hold, or None for all at once.
         waves: How often the teacher is run through its text.
+        apart: Whether each cell sums by itself over the model's states.
         parked: Whether networks that wait for their training lie in main memory.
         batch_tokens: Most tokens of a batch; None for the device's default.
         unmeasured: Whose speed memory leaves no room to measure, and at which batch.
@@ -139,6 +140,7 @@ class MemoryPlan:
     refused: dict[str, Refusal] = field(default_factory=dict)
     students: int | None = None
     waves: int = 1
+    apart: bool = False
     parked: bool = False
     batch_tokens: int | None = None
     unmeasured: list[str] = field(default_factory=list)
@@ -163,6 +165,8 @@ class MemoryPlan:
         found = []
         if self.waves > 1:
             found.append(f"networks are trained in {self.waves} waves, each with a teacher's pass")
+        if self.apart:
+            found.append("each method sums over the model's states by itself")
         if self.parked:
             found.append("networks wait for their training in main memory")
         if self.batch_tokens is not None:

@@ -11,20 +11,25 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import logging
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from streamline.api.guards import Watch
+from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.errors import MethodError
 from streamline.method import Method
+from streamline.methods.teacher_fits import BATCH_TOKENS, Fit, rehearse_fits
 from streamline.run.config import RunConfig
 from streamline.run.planning import work
 from streamline.run.planning.rehearsal import Rehearsal
 
 __all__ = ["Rehearsed", "Sizes"]
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -94,6 +99,37 @@ class Sizes:
                     self._rehearsal.renew()
 
         return self._once("shared" if shared else own, rehearsed)
+
+    def sums(self, cells: Collection[tuple[str, float]]) -> int:
+        """Bytes that sums over the dense model's states add, of some cells in one pass.
+
+        Args:
+            cells: The spec of a method and what it is to remove, of each.
+        """
+        wanted = [fit for cell in cells for fit in self._fits(*cell)]
+        c = self.config.calibration
+        rows = max(1, BATCH_TOKENS // c.length) if self.accelerator else c.n_samples
+        tokens = self._rehearsal.tokens(min(rows, c.n_samples), c.length)
+
+        def rehearsed() -> int:
+            if not wanted:
+                return 0
+            return (
+                self._rehearsal.peak(lambda few: rehearse_fits(few, wanted, tokens), own=True) or 0
+            )
+
+        return self._once(("sums", frozenset(cells)), rehearsed)
+
+    def _fits(self, spec: str, sparsity: float) -> Sequence[Fit]:
+        """What a cell will sum; nothing of one that does not tell or fails."""
+        method, depths = self.methods[spec], self.decoder.n_layers + 1
+        alike = torch.zeros(depths, depths, dtype=torch.float64)
+        try:
+            with self._watch.over(f"{method.name}: fits"):
+                return method.fits(self.decoder, Calibration(alike, alike, 1, 1), sparsity)
+        except Exception:  # of this method's code; the cell will fail by itself with that
+            log.debug("fits of %s failed", method.name, exc_info=True)
+            return ()
 
     def step(self, spec: str, n_removed: int) -> work.Step:
         """What a step of training a method's networks adds beside copies of weights.
