@@ -99,9 +99,11 @@ def targets(*sparsities: float) -> list[Target]:
     ]
 
 
-def pruned(decoder: Decoder, wanted: list[Target], folder: Path) -> list[Variant]:
+def pruned(
+    decoder: Decoder, wanted: list[Target], folder: Path, *, apart: bool = False
+) -> list[Variant]:
     dense = Dense(name="tiny", decoder=decoder, tokenizer=tiny_tokenizer(), fingerprint="tiny")
-    made = prune(wanted, dense, lambda seed: TOKENS, folder, Silent())
+    made = prune(wanted, dense, lambda seed: TOKENS, folder, Silent(), apart=apart)
     assert all(isinstance(one, Variant) for one in made), made
     return made  # type: ignore[return-value]
 
@@ -133,6 +135,10 @@ def test_all_cells_of_a_model_share_one_pass(
             for name, value in module.state_dict().items():
                 assert torch.equal(value, other[name]), (target.label, name)
         assert found.costs["calibrate_s"] > 0
+    counted.clear()
+    apart = pruned(decoder, wanted, tmp_path / "apart", apart=True)
+    assert max(map(counted.count, decoder.layers)) == 1 + len(wanted)
+    assert [one.pruned.plan for one in apart] == [one.pruned.plan for one in together_made]
 
 
 def test_one_that_fails_leaves_the_others_their_pass(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class _Planner:
         self._train({r.cell.identity[:-1]: steps[r.cell.label] for r in self._left(trained)}, total)
         self._tune([row for row in self._left(self.rows) if row.cell.recovery != "none"], networks)
         self._own([r for r in self._left(pruned) if self._is_own(r)], score, calibrations)
-        self._evaluate(total * self.dtype.itemsize)
+        self._evaluate((total + self._untrained(pruned)) * self.dtype.itemsize)
 
     # Stages --------------------------------------------------------------------------------------
 
@@ -297,6 +297,16 @@ class _Planner:
         if self.accelerator and self.found.usable is not None:
             return max(0, self.found.usable - resident) // 2
         return CPU_CACHE
+
+    def _untrained(self, pruned: Sequence[Row]) -> int:
+        """Numbers in what stands in place of layers and is not trained, once for all recoveries."""
+        left = (row for row in self._left(pruned) if not self._is_own(row))
+        added = {
+            row.cell.identity[:-1]: work.added(row, self.decoder)
+            for row in left
+            if not self.methods[row.cell.method].trains
+        }
+        return sum(added.values())
 
     def _is_own(self, row: Row) -> bool:
         return self.methods[row.cell.method].returns_model

@@ -111,3 +111,30 @@ def test_who_asks_for_streaming_where_memory_holds_all_is_told_to_leave_it(wide:
     assert memory_plan(config, wide).refused == {}
     (row,) = [row for row in fitted(config)[1].rows if row.reason]
     assert "run without --stream" in str(row.reason)
+
+
+STARTED = "llm-streamline-ffn+init=linear+share=0,replaceme,linearpatch"
+
+
+def test_starts_from_layers_and_states_are_planned_for_layers_read_one_at_a_time(wide: str) -> None:
+    methods = f"{STARTED},llm-streamline-layer+share=0"
+    weights = 4 * sum(p.numel() for p in tiny_model("llama", **WIDE).parameters())
+    plan = planned(wide, methods, 0.8 * weights)
+    assert plan.refused == {} and not plan.apart
+    (row,) = [row for row in plan.rows if row.stage == "prune"]
+    assert row.method == "sums for 3 models"
+    assert row.resident < 0.4 * weights and row.added > 3 * 8 * WIDE["hidden_size"] ** 2
+    layer = 4 * sum(p.numel() for p in tiny_model("llama", **WIDE).model.layers[0].parameters())
+    kept = [plan.rows[-1].resident for plan in (plan, planned(wide, STARTED, 0.8 * weights))]
+    assert kept[0] - kept[1] == layer, "the copy stays until it has answered"
+
+
+def test_sums_that_do_not_fit_together_are_made_one_by_one(wide: str) -> None:
+    methods, more = STARTED, {"sparsities": (0.2, 0.3, 0.4, 0.5), "stream": True}
+    roomy = planned(wide, methods, 2**30, **more)
+    (together,) = [row for row in roomy.rows if row.stage == "prune"]
+    tight = planned(wide, methods, 0.9 * together.peak / (1 - MARGIN), **more)
+    assert not roomy.apart and tight.apart and tight.refused == {}
+    (one,) = [row for row in tight.rows if row.stage == "prune"]
+    assert one.peak < 0.9 * together.peak
+    assert "each method sums over the model's states by itself" in tight.decisions()
