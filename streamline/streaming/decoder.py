@@ -6,8 +6,9 @@ thread while the present one computes. So at most two are in memory, on the devi
 and a pass over any amount of text reads each weight once. What is kept between layers are hidden
 states (:mod:`streamline.streaming.states`); what runs when is :mod:`streamline.streaming.order`.
 
-Calibration, scoring and perplexity are called as with any model. What needs a layer outside a
-forward pass of the engine is refused.
+Calibration, scoring, perplexity and sums over states are called as with any model. What needs a
+layer outside a forward pass of the engine has it read (:meth:`StreamedDecoder.each`), or is
+refused.
 
 Example::
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from streamline.api.variants import Variant
+from streamline.methods import teacher_fits
 from streamline.run import model_run
 from streamline.run.config import RunConfig
 from streamline.run.pipeline import run
 from streamline.run.planning.fitting import fitted, memory_plan
+from streamline.streaming.decoder import StreamedDecoder
 from streamline.testing.models import tiny_model, tiny_tokenizer
 
 METHODS = "shortgpt,llm-streamline-ffn,llm-streamline-layer"
@@ -86,6 +88,35 @@ def test_what_needs_all_layers_of_a_model_too_large_is_done_where_there_is_more(
     again = run(config(tmp_path / "out", **given))
     assert [record.status for record in again] == ["ok"] * 3
     assert [record.key for record in again] == [record.key for record in found]
+
+
+def test_sums_that_do_not_fit_together_are_made_one_by_one(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", hidden_size=256, intermediate_size=512, n_layers=8)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    given = {"models": str(tmp_path / "model"), "methods": "linearpatch,replaceme", "stream": True}
+    given |= {"sparsities": "0.2,0.4"}
+    one, _ = fitted(config(tmp_path / "plan", memory=2**30, **given))
+    (row,) = [r for r in memory_plan(one, one.models[0]).rows if r.stage == "prune"]
+    passes: list[Any] = []
+    summed = teacher_fits.run
+
+    def counted(paths: Any, jobs: Any, **more: Any) -> Any:
+        if isinstance(paths[0].decoder, StreamedDecoder):  # not in planning
+            passes.append(paths)
+        return summed(paths, jobs, **more)
+
+    monkeypatch.setattr(teacher_fits, "run", counted)
+    made = []
+    for name, memory, count in (("together", 1.01, 1), ("apart", 0.9, 1 + 4)):
+        size = int(memory * row.peak / 0.95)
+        made.append(run(config(tmp_path / name, memory=size, **given)))
+        assert [record.status for record in made[-1]] == ["ok"] * 5
+        assert len(passes) == count
+    assert [r.plan for r in made[0]] == [r.plan for r in made[1]]
+    assert [r.summary for r in made[0]] == [r.summary for r in made[1]]
 
 
 def test_networks_that_have_answered_are_gone_before_models_of_their_own_are_made(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from families import THREE
 from torch import Tensor, nn
 
 from streamline.engine.decoder import Decoder
-from streamline.engine.forward import run
+from streamline.engine.forward import Depths, run
 from streamline.engine.paths import Node, dense_path
 from streamline.engine.paths import Path as LayerPath
 from streamline.errors import PlanError, UnsupportedModelError
@@ -177,3 +180,30 @@ def test_a_layer_twice_in_a_row_comes_once(tmp_path: Path) -> None:
         assert set(source.reads.values()) == {1}
     (wanted,) = score([repeated(Decoder(model))], requests())
     np.testing.assert_array_equal(wanted.loglikelihood, found.loglikelihood)
+
+
+@dataclass(frozen=True)
+class Watching(Depths):
+    """Notes whether kernels are replaced and whether no gradient may use the states."""
+
+    seen: list[tuple[bool, bool]] = field(default_factory=list)
+
+    @contextmanager
+    def around(self, decoder: Decoder, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """The modules that run now."""
+        replaced = any("forward" in vars(part) for one in modules for part in one.modules())
+        self.seen.append((replaced, torch.is_inference_mode_enabled()))
+        yield
+
+
+@pytest.mark.parametrize("for_training", [False, True])
+def test_states_for_training_are_made_as_in_memory(tmp_path: Path, for_training: bool) -> None:
+    model = tiny_model("llama", n_layers=2)
+    model.save_pretrained(tmp_path)
+    streamed = open_streamed(tmp_path, model.config, scratch=tmp_path)
+    with streamed.source:
+        for decoder in (Decoder(model), streamed):
+            job = Watching(torch.arange(6)[None], for_training=for_training)
+            ((_, (states,)),) = run([dense_path(decoder)], [job])
+            assert job.seen[-1] == (not for_training, not for_training)
+            assert states.is_inference() == (not for_training)

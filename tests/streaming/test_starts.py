@@ -170,6 +170,8 @@ def test_cells_that_are_mapped_share_a_pass(
     made = prune(targets, dense, lambda seed: TOKENS, tmp_path / "cache", Silent())
     assert all(isinstance(one, Variant) for one in made), made
     deepest = max(max(one.pruned.plan.removed_layers) for one in made if isinstance(one, Variant))
+    passes = [one.method.effort(streamed, one.sparsity, (7, 24)).passes for one in targets]  # type: ignore[union-attr]
+    assert passes == [1] * len(targets), "each by itself would read the layers once more"
     calibrated = [1] * 6
     assert reads(streamed) == [n + (i <= deepest) for i, n in enumerate(calibrated)]
 
