@@ -49,7 +49,7 @@ def answer_texts(
     *,
     files: Mapping[str, Path],
     batch_tokens: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> list[list[str] | NotFiniteError]:
     """Every path's text for every request of a task.
 
@@ -60,7 +60,8 @@ def answer_texts(
         files: Where each path's texts are kept as they come; what lies there of the same
             questions is not generated again.
         batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
-        progress: Called with the requests done and in all, each counted once for every path.
+        progress: Called with the requests done and in all, each counted once for every path; one
+            that is begun counts as its share of the most tokens that it may have.
 
     Returns:
         For each path, in order, one text per instance, as lm-eval's ``hf`` model gives them one
@@ -71,9 +72,9 @@ def answer_texts(
     kept = {key: _Kept(files[key], part) for key in paths}
     n = shared(lambda: len(part.instances))
 
-    def report() -> None:
+    def report(begun: float = 0.0) -> None:
         if progress is not None:
-            progress(sum(len(texts.texts) for texts in kept.values()), n * len(paths))
+            progress(sum(len(texts.texts) for texts in kept.values()) + begun, n * len(paths))
 
     options = shared(lambda: unsupported_options(part))
     prompts = shared(lambda: [] if options else continuations(part, tokenizer, max_length=longest))
@@ -110,17 +111,18 @@ def answer_texts(
                 broken.setdefault(keys[path], (index, [*prompts[index].tokens, *tokens[:-1]]))
                 return
             kept[keys[path]].add(index, text_of(prompts[index], tokens, tokenizer))
-            report()
 
         generate_shared(
             [paths[key] for key in keys],
             [prompts[i] for i in missing],
             tokenizer,
             written=written,
+            begun=report,
             batch_tokens=batch_tokens,
         )
         for key in keys:
             kept[key].write()
+        report()
     for key, (index, read) in broken.items():
         doc = shared(partial(_question, part, index))
         what = f"the logits of a generated token of question {doc}"

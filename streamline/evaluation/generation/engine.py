@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Any
 
 import torch
@@ -39,12 +40,16 @@ from streamline.evaluation.generation.rows import Rows
 from streamline.evaluation.generation.slots import bytes_per_token
 from streamline.evaluation.scoring.token_budget import default_batch_tokens
 
-__all__ = ["CPU_CACHE", "ROWS", "Limits", "Written", "generate"]
+__all__ = ["CPU_CACHE", "ROWS", "Begun", "Limits", "Written", "generate"]
 
 Written = Callable[[int, int, list[int]], None]
 """Called with the numbers of path and prompt and the new tokens, as soon as a row is done.
 
 A last token of -1 says that the model's logits were not finite there."""
+
+Begun = Callable[[float], None]
+"""Called after every step with the texts that are begun and not done, each as the share that is
+there of the most tokens that it may have."""
 
 #: Most rows that generate together, on an accelerator and elsewhere.
 ROWS = {True: 512, False: 64}
@@ -84,7 +89,7 @@ def generate(
     *,
     written: Written,
     limits: Limits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    begun: Begun | None = None,
 ) -> None:
     """Continue every prompt along every path.
 
@@ -96,15 +101,14 @@ def generate(
         written: Called with each text's tokens once, the end-of-text token included; a batch that
             ran out of memory is done again, and may then be given twice.
         limits: How much to do at once; None for what suits the device.
-        progress: Called with the prompts done and in all, each counted once for every decoder.
+        begun: Called as work goes on.
     """
     groups = tries_of(paths)
-    total, done = len(groups) * len(prompts), 0
     stops = Stops(prompts, tokenizer)
     for trie, members in groups:
         cached = CacheTrie(trie)
         here = limits or Limits.of(cached.decoder.device)
-        run = _Run(cached, members, prompts, stops, here, written)
+        run = _Run(cached, members, prompts, stops, here, written, begun or (lambda texts: None))
         kernels = fast(trie.modules(), trie.decoder.model)
         limit = BatchLimit()
         with kernels.active(), torch.inference_mode():
@@ -112,9 +116,6 @@ def generate(
                 run.begin(prompts[together[0]].tokens[:n_prefix])
                 for batch in run.batches(together):
                     limit.apply(_Batch(run, batch), run.work)
-                    done += len(batch)
-                    if progress is not None:
-                        progress(done, total)
             cached.forget(prefix=True)
 
 
@@ -128,6 +129,7 @@ class _Run:
         stops: Their stop strings.
         limits: How much to do at once.
         written: Called with what is done.
+        begun: Called with how much of the rest there is.
     """
 
     def __init__(
@@ -138,10 +140,12 @@ class _Run:
         stops: Stops,
         limits: Limits,
         written: Written,
+        begun: Begun,
     ) -> None:
         self.trie, self.decoder = trie, trie.decoder
         self.members, self.prompts = members, prompts
-        self.stops, self.limits, self.written = stops, limits, written
+        self.stops, self.limits = stops, limits
+        self.written, self.begun = written, begun
         settings: Any = self.decoder.model.generation_config
         ends = getattr(settings, "eos_token_id", None)
         self.ends = set(ends) if isinstance(ends, (list, tuple)) else {ends} - {None}
@@ -213,6 +217,9 @@ class _Run:
                 else:
                     going.append(text)
             live = going
+            members = [len(self.trie.paths[names[text][0]]) for text in live]
+            shares = [len(texts[text]) / wanted[text].max_new_tokens for text in live]
+            self.begun(sum(map(mul, members, shares)))
             if not live:
                 return
             # A text that is as long as it may be goes nowhere: its model may know no such position.

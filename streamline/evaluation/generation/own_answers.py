@@ -30,6 +30,7 @@ from streamline.engine.finite import not_finite
 from streamline.engine.paths import dense_path
 from streamline.errors import ConfigError, UnsupportedModelError
 from streamline.evaluation.generation.alone import unsupported_attention
+from streamline.evaluation.generation.engine import Begun
 from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.generation.shards import generate_shared
 from streamline.hashing import content_key, program
@@ -89,7 +90,7 @@ def own_answers(
     length: int = 512,
     seed: int,
     folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> OwnAnswers:
     """Let a model answer, unless its answers are there.
 
@@ -105,7 +106,8 @@ def own_answers(
             any is left out.
         seed: Of the draws.
         folder: Where they are kept.
-        progress: Called with the answers that are there and all.
+        progress: Called with the answers that are there and all; one that is begun counts as its
+            share of the most tokens that it may have.
 
     Raises:
         ConfigError: If no prompt is left to be continued.
@@ -124,9 +126,9 @@ def own_answers(
     key = content_key([*program(), *decides])
     file = folder / "own-answers" / f"{key[:32]}.safetensors"
 
-    def report() -> None:
+    def report(begun: float = 0.0) -> None:
         if progress is not None:
-            progress(len(kept.answers), len(prompts))
+            progress(len(kept.answers) + begun, len(prompts))
 
     with led(turn(f"own-answers-{key[:16]}")):
         kept = _Kept(file)
@@ -192,7 +194,7 @@ def _write(
     prompts: list[Prompt],
     tokenizer: Any,
     kept: _Kept,
-    report: Callable[[], None],
+    report: Begun,
 ) -> None:
     """Write the answers that are missing."""
     missing = [index for index in range(len(prompts)) if index not in kept.answers]
@@ -203,12 +205,12 @@ def _write(
             broken.append((missing[place], tokens[:-1]))
             return
         kept.add(missing[place], tokens)
-        report()
 
     if not missing:
         return
     path = dense_path(decoder)
-    generate_shared([path], [prompts[i] for i in missing], tokenizer, written=written)
+    some = [prompts[i] for i in missing]
+    generate_shared([path], some, tokenizer, written=written, begun=report)
     if broken:
         index, tokens = min(broken)
         read = torch.tensor([[*prompts[index].tokens, *tokens]])

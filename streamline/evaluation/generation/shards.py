@@ -8,7 +8,7 @@ from typing import Any
 from streamline.distributed.team import Shard, team
 from streamline.distributed.work import scatter
 from streamline.engine.paths import Path
-from streamline.evaluation.generation.engine import Limits, Written, generate
+from streamline.evaluation.generation.engine import Begun, Limits, Written, generate
 from streamline.evaluation.generation.prompts import Prompt
 
 __all__ = ["generate_shared"]
@@ -22,6 +22,7 @@ def generate_shared(
     tokenizer: Any,
     *,
     written: Written,
+    begun: Begun | None = None,
     batch_tokens: int | None = None,
 ) -> None:
     """As :func:`streamline.evaluation.generation.engine.generate`, by all processes of the team.
@@ -32,18 +33,21 @@ def generate_shared(
         tokenizer: Turns tokens into text to look for stop strings.
         written: Called with each text's tokens once: as soon as they are there where one process is
             alone, else after every few prompts.
+        begun: Called as work goes on; of several processes after every few prompts, none begun.
         batch_tokens: Most tokens of prompts that are run together; None for what suits the device.
     """
     size = team().size
     if size == 1:
         limits = Limits.of(paths[0].decoder.device, batch_tokens)
-        generate(paths, prompts, tokenizer, written=written, limits=limits)
+        generate(paths, prompts, tokenizer, written=written, limits=limits, begun=begun)
         return
     for start in range(0, len(prompts), size * _AT_ONCE):
         some = prompts[start : start + size * _AT_ONCE]
         for found in scatter(_texts, paths, some, tokenizer, batch_tokens):
             for path, prompt, tokens in found:
                 written(path, start + prompt, tokens)
+        if begun is not None:
+            begun(0.0)
 
 
 def _texts(

@@ -89,7 +89,9 @@ def test_texts_are_lm_evals(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) 
     assert found == [lm_eval(path, part, tokenizer) for path in paths.values()]
     assert len(stop) == 2 and stop not in found[0][place]
     assert free[0][place].startswith(found[0][place])
-    assert told[-1] == (8, 8)
+    done = [step[0] for step in told]
+    assert told[-1] == (8, 8) and done == sorted(done)
+    assert any(number != int(number) for number in done)  # what is begun counts in part
     block, rows = finish(part, found[0])
     assert block["n"] == len(rows) == 4
 
