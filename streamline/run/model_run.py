@@ -178,14 +178,11 @@ def _in_layers(
 
 def _pruned(model: OneModel, jobs: Sequence[CellJob], times: TimePlan) -> list[Variant]:
     """Prune some cells and write down what was decided."""
-    made = prune(
-        [job.target for job in jobs],
-        model.dense,
-        partial(calibration_tokens, model.config, model.batches),
-        *(model.config.out / "cache", model.progress),
-        {j.target.label: times.of([j.cell], "calibrate", "prune") for j in jobs},
-        apart=model.memory.apart,
-    )
+    targets, folder = [job.target for job in jobs], model.config.out / "cache"
+    tokens = partial(calibration_tokens, model.config, model.batches)
+    shares = {j.target.label: times.of([j.cell], "calibrate", "prune") for j in jobs}
+    apart, shown = model.memory.apart, model.progress
+    made = prune(targets, model.dense, tokens, folder, shown, shares, apart=apart)
     variants = _kept(model, made)
     for variant in variants:
         model.memory.park(variant.pruned.students)
