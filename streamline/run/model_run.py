@@ -134,7 +134,7 @@ def _run(
     missing = shared(partial(possible, memory, missing, recorder, progress))
     joined = [job for job in missing if not job.target.method.returns_model]
     own = [job for job in missing if job.target.method.returns_model]
-    times = cell_times(config, missing, model.questions, memory.waves, progress, part)
+    times = cell_times(config, missing, model.questions, memory, progress, part)
     *_, alone = times.places(joined, own)
     rest = _in_layers(model, joined, own, times)
     alike: dict[str, list[CellJob]] = {}  # models of their own, made one at a time

@@ -1,7 +1,8 @@
 """FLOPs that training takes, from shapes: 2 for each weight and token forward, 4 more backward.
 
 Weights are those of :mod:`streamline.engine.budget`. A frozen weight that gradients pass takes 2
-backward. What a token takes is said once, for what was done and for plans.
+backward. What a token takes is said once, for what was done and for plans; plans add what layers
+in parts run once more, which a record does not: it has what a training takes wherever it is done.
 
 Example::
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
-    "adapters_token", "adapting_flops", "distilled_token", "distilling_flops", "loss_token",
-    "replacing_flops", "states_token", "writing_flops",
+    "adapters_token", "adapting_flops", "again_token", "distilled_token", "distilling_flops",
+    "loss_token", "replacing_flops", "states_token", "writing_flops",
 ]  # fmt: skip
 
 
@@ -45,6 +46,11 @@ def adapters_token(frozen: float, adapters: float) -> float:
 def distilled_token(teacher: float, student: float, adapters: float, trained: float) -> float:
     """A token of distillation: the teacher forward, the student's own part forward and back."""
     return 2 * teacher + 4 * student + 6 * adapters + 2 * trained
+
+
+def again_token(weights: float) -> float:
+    """A token of layers in parts, which keep nothing for their gradients: once more forward."""
+    return 2 * weights
 
 
 def replacing_flops(

@@ -65,8 +65,8 @@ def show_plan(config: RunConfig) -> bool:
         _show_memory(plan)
         own = [row.cell for row in estimate.rows if row.cell.model == model]
         cells = [cell for cell in own if cell.label not in plan.refused]
-        if cells and (plan.waves > 1 or len(cells) < len(own)):
-            estimate.times[model] = planned_times(config.for_model(model), cells, plan.waves)
+        if cells and (plan.waves > 1 or plan.in_parts or len(cells) < len(own)):
+            estimate.times[model] = planned_times(config.for_model(model), cells, plan)
     show_times(list(estimate.times.values()), config)
     for line in whole_time(config, estimate.times):
         show_text(line)

@@ -26,10 +26,11 @@ from streamline.evaluation.generation.engine import ROWS
 from streamline.method import Method
 from streamline.run.config import RunConfig
 from streamline.run.planning.asked import Asked
-from streamline.run.planning.plan import Row
+from streamline.run.planning.plan import MemoryPlan, Row
 from streamline.run.planning.work import added, own_texts
 from streamline.training.flops import (
     adapters_token,
+    again_token,
     distilled_token,
     loss_token,
     states_token,
@@ -102,6 +103,8 @@ class Amounts:
         accelerator: Whether the device is one.
         together: Models that answer side by side, those of their own apart.
         alone: Share of a variant's layers that no other model runs too.
+        memory: How the stages are made to fit: how often a teacher is run, and the cells whose
+            frozen layers are in parts; None for once, and those of a streamed model.
 
     Attributes:
         untold: Methods that do not tell what their search takes.
@@ -118,10 +121,11 @@ class Amounts:
         accelerator: bool = False,
         together: int = 1,
         alone: float = _ALONE,
+        memory: MemoryPlan | None = None,
     ) -> None:
         self.decoder, self.methods, self.config = decoder, methods, config
         self.asked, self.accelerator, self.together = asked, accelerator, max(1, together)
-        self.alone = alone
+        self.alone, self.memory = alone, memory or MemoryPlan("", None)
         self.untold: dict[str, None] = {}
         self._layers = weights(decoder, decoder.layers)
         self._head = head_weights(decoder)
@@ -132,13 +136,8 @@ class Amounts:
         self._streamed = self.resident if config.stream else 0
         self._watch = Watch(decoder)
 
-    def of(self, row: Row, *, waves: int = 1) -> list[Work]:
-        """What one cell takes; nothing if it cannot be had.
-
-        Args:
-            row: The cell.
-            waves: How often the teacher of a training is run.
-        """
+    def of(self, row: Row) -> list[Work]:
+        """What one cell takes; nothing if it cannot be had."""
         if row.reason is not None:
             return []
         method, found = self.methods[row.cell.method], list[Work]()
@@ -146,7 +145,7 @@ class Amounts:
             found += self._deciding(row, method)
             if method.trains:
                 for number, stage in enumerate(self.config.training.stages()):
-                    found += self._training(row, stage, number, waves)
+                    found += self._training(row, stage, number)
         if row.cell.recovery == "kd" and self.config.kd.own_answers:
             found.append(self._writing(row, self.config.kd.own_answers))
         if row.cell.recovery != "none":
@@ -187,7 +186,7 @@ class Amounts:
             ),
         ]
 
-    def _training(self, row: Row, recipe: Recipe, number: int, waves: int) -> list[Work]:
+    def _training(self, row: Row, recipe: Recipe, number: int) -> list[Work]:
         """One training of a cell's networks, and of several its share of the teacher."""
         cell, own, tokens = row.cell, float(added(row, self.decoder)), recipe.seen_tokens
         looks = (recipe.evaluations + 1) * recipe.validation_tokens
@@ -198,12 +197,14 @@ class Amounts:
         if self.config.one_by_one:
             place = alike = None
         if recipe.objective == "lm":
-            whole = self._weights(row) + self._head
+            layers = self._weights(row)
+            whole = layers + self._head
             each = loss_token(whole, _ALONE * whole, own)
+            each += again_token(self._again(row, _ALONE * layers - own))
             flops = tokens * each + 2 * looks * whole
             return [Work("train", cell.label, flops, moved=moved, shared=alike)]
         read = tokens // recipe.epochs if recipe.cache_bytes else tokens
-        read = waves * (read + recipe.validation_tokens)
+        read = self.memory.waves * (read + recipe.validation_tokens)
         teacher = states_token(self._layers, 0.0) * read
         fetched = self._streamed * recipe.epochs
         student = states_token(0.0, own) * tokens + 2 * own * looks
@@ -228,7 +229,8 @@ class Amounts:
 
     def _recovering(self, row: Row) -> Work:
         """LoRA or distillation of a whole model."""
-        config, whole = self.config, self._weights(row) + self._head
+        config, layers = self.config, self._weights(row)
+        whole = layers + self._head
         tokens = config.lora.planned_tokens(config.training)
         if row.cell.recovery == "kd":
             trained = {"all": whole, "replacement": float(added(row, self.decoder)), "lora": 0.0}
@@ -236,9 +238,17 @@ class Amounts:
             adapters = self._adapters(row) if learns == "lora" else 0.0
             teacher = self._layers + self._head
             each = distilled_token(teacher, whole, adapters, trained[learns])
+            again = 0.0 if learns == "all" else layers + adapters - trained[learns]
         else:
-            each = adapters_token(whole, self._adapters(row))
+            adapters = self._adapters(row)
+            each, again = adapters_token(whole, adapters), layers + adapters
+        each += again_token(self._again(row, again))
         return Work("recover", row.cell.label, tokens * each)
+
+    def _again(self, row: Row, weights: float) -> float:
+        """Of some weights in a cell's layers, those that run once more for their gradients."""
+        in_parts = self.config.stream or row.cell.label in self.memory.in_parts
+        return max(0.0, weights) if in_parts else 0.0
 
     def _adapters(self, row: Row) -> float:
         """Weights of the adapters, as many of them as layers stay."""

@@ -25,7 +25,7 @@ from streamline.run.cell import Cell, CellJob
 from streamline.run.config import RunConfig
 from streamline.run.planning.amounts import STAGES, TEACHER, Amounts, Work, once
 from streamline.run.planning.asked import Asked, asked_of, counted
-from streamline.run.planning.plan import Row
+from streamline.run.planning.plan import MemoryPlan, Row
 from streamline.run.planning.rates import Rates, on_accelerator, rates_for, why_unplanned
 from streamline.run.planning.rows import rows_of
 from streamline.run.shards.part import WHOLE, Part
@@ -143,7 +143,7 @@ def plan_hours(
     decoder: Decoder,
     asked: Asked,
     *,
-    waves: int = 1,
+    memory: MemoryPlan | None = None,
     rates: Rates | None = None,
 ) -> TimePlan:
     """Plan one model's cells.
@@ -154,7 +154,7 @@ def plan_hours(
         methods: Each cell's method by its spec.
         decoder: The model; its weights may lie on the meta device.
         asked: What every model is asked.
-        waves: How often the teacher of a training is run.
+        memory: How the stages are made to fit; None where that is not planned.
         rates: Of a device that was measured elsewhere; None for those of the run's own.
     """
     joined = [
@@ -171,8 +171,9 @@ def plan_hours(
         asked,
         accelerator=on_accelerator(config) if rates is None else rates.accelerator,
         together=len(joined),
+        memory=memory,
     )
-    by_cell = once({row.cell.label: amounts.of(row, waves=waves) for row in rows})
+    by_cell = once({row.cell.label: amounts.of(row) for row in rows})
     works = [work for own in by_cell.values() for work in own]
     worth = config.plan_for is not None or sum(w.flops + w.algebra for w in works) >= WORTH
     why = None
@@ -207,7 +208,7 @@ def cell_times(
     config: RunConfig,
     jobs: Sequence[CellJob],
     questions: Questions,
-    waves: int,
+    memory: MemoryPlan,
     progress: Progress,
     part: Part = WHOLE,
 ) -> TimePlan:
@@ -217,7 +218,7 @@ def cell_times(
         config: The run, as the model has it.
         jobs: The cells.
         questions: What each of them is asked.
-        waves: How often the teacher of a training is run.
+        memory: How the stages are made to fit.
         progress: Where to tell.
         part: The part of the run that is worked; what its device does is told to the others.
     """
@@ -225,7 +226,7 @@ def cell_times(
     if not cells:
         return TimePlan("")
     # By the first of several processes: the others' devices have no room to be measured in.
-    plan = shared(lambda: planned_times(config, cells, waves, counted(questions)))
+    plan = shared(lambda: planned_times(config, cells, memory, counted(questions)))
     if part.name and plan.rates is not None and leads():
         tell_rates(part.folder(config.out), plan.rates)
     if plan.seconds is not None and plan.seconds >= _WORTH_SAYING:
@@ -235,18 +236,21 @@ def cell_times(
 
 
 def planned_times(
-    config: RunConfig, cells: Sequence[Cell], waves: int, asked: Asked | None = None
+    config: RunConfig,
+    cells: Sequence[Cell],
+    memory: MemoryPlan | None,
+    asked: Asked | None = None,
 ) -> TimePlan:
     """How long some cells of a model will take.
 
     Args:
         config: The run, as the model has it.
         cells: The cells.
-        waves: How often the teacher of a training is run.
+        memory: How the stages are made to fit; None where that is not planned.
         asked: What every model is asked; None for what follows from the settings.
     """
     decoder, methods, rows = rows_of(cells[0].model, config, cells)
-    return plan_hours(config, rows, methods, decoder, asked or asked_of(config), waves=waves)
+    return plan_hours(config, rows, methods, decoder, asked or asked_of(config), memory=memory)
 
 
 _EXPECTED: ContextVar[Mapping[str, float | None]] = ContextVar("expected", default={})  # noqa: B039
@@ -279,7 +283,7 @@ def left_of(
     for model, cells in undone.items():
         known, own = _EXPECTED.get().get(model), config.for_model(model)
         if cells:
-            found[model] = None if known is None else planned_times(own, cells, 1, asked).seconds
+            found[model] = None if known is None else planned_times(own, cells, None, asked).seconds
     return found
 
 

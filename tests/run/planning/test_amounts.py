@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
-from streamline.engine.paths import dense_path
+from streamline.engine.paths import Node, Path, dense_path
 from streamline.evaluation.scoring.score import Request, score
 from streamline.method import Method
+from streamline.plan import Span
 from streamline.registry import build_method
 from streamline.run.cell import Cell
 from streamline.run.config import RunConfig
 from streamline.run.planning.amounts import Amounts, Work, once
 from streamline.run.planning.asked import Asked, asked_of
-from streamline.run.planning.plan import Row
+from streamline.run.planning.plan import MemoryPlan, Row
 from streamline.testing.models import tiny_model
 from streamline.training import lora
+from streamline.training.distillation.settings import DistillationSettings
+from streamline.training.distillation.teacher import Distillation
 from streamline.training.fit import fit
+from streamline.training.parts.shares import run_again
 from streamline.training.student import Recipe
 
 NOTHING = Asked()
@@ -36,9 +42,15 @@ def decoder() -> Decoder:
 
 
 def works(
-    decoder: Decoder, spec: str, *, recovery: str = "none", asked: Asked = NOTHING, **changes: Any
+    decoder: Decoder,
+    spec: str,
+    *,
+    recovery: str = "none",
+    asked: Asked = NOTHING,
+    parts: bool = False,
+    **changes: Any,
 ) -> dict[str, list[Work]]:
-    """What the dense cell and one more take, by stage."""
+    """What the dense cell and one more take, by stage; that one's frozen layers in parts."""
     values: dict[str, Any] = {
         "models": "m", "methods": spec, "dtype": "float32", "device": "cpu", "efficiency": "off",
         "training": RECIPE.model_dump(), "calibration": {"n_samples": 4, "length": 64},
@@ -53,7 +65,8 @@ def works(
         Row(Cell("m", "dense", 0.0, 0), 0, dense, dense),
         Row(Cell("m", spec, 0.3, 0, recovery), size.n_removed, dense, size.pruned),
     ]
-    amounts = Amounts(decoder, methods, config, asked)
+    memory = MemoryPlan("m", None, in_parts={rows[1].cell.label} if parts else set())
+    amounts = Amounts(decoder, methods, config, asked, memory=memory)
     found: dict[str, list[Work]] = {}
     for own in once({row.cell.label: amounts.of(row) for row in rows}).values():
         for work in own:
@@ -79,8 +92,6 @@ def tokens(n: int, length: int = 64) -> torch.Tensor:
 def test_training_takes_what_the_counter_sees(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contextlib import nullcontext
-
     monkeypatch.setattr("streamline.engine.kernels.FastLinears.active", lambda _: nullcontext())
     planned = works(decoder, "llm-streamline-ffn")["train"]
     method: Any = build_method("llm-streamline-ffn")
@@ -94,22 +105,48 @@ def test_training_takes_what_the_counter_sees(
     assert depth * teacher + student == pytest.approx(seen, rel=0.1)
 
 
-def test_fine_tuning_takes_what_the_counter_sees(decoder: Decoder) -> None:
-    planned = flops(works(decoder, "shortgpt", recovery="lora")["recover"])
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("recovery", ["lora", "kd"])
+def test_a_recovery_takes_what_the_counter_sees(
+    decoder: Decoder, recovery: str, parts: bool
+) -> None:
+    planned = flops(works(decoder, "shortgpt", recovery=recovery, parts=parts)["recover"])
     method: Any = build_method("shortgpt")
     pruned = method.prune(decoder, method.calibrate(decoder, tokens(4)), 0.3, tokens(4), 0)
-    from streamline.engine.assemble import assemble
-
+    taught = Distillation(decoder, "", DistillationSettings()) if recovery == "kd" else None
     model = assemble(pruned.path(decoder))
-    seen = counted(lambda: lora.fine_tune(model, tokens(32), token_budget=4_096))
+    for layer in Decoder(model).layers if parts else ():
+        run_again(layer, nullcontext)  # as one of which each process has a part
+    seen = counted(
+        lambda: lora.fine_tune(model, tokens(32), token_budget=4_096, distillation=taught)
+    )
+    assert planned == pytest.approx(seen, rel=0.15)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_training_through_layers_takes_what_the_counter_sees(
+    decoder: Decoder, parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamline.engine.kernels.FastLinears.active", lambda _: nullcontext())
+    recipe = RECIPE.model_copy(update={"objective": "lm"})
+    own = recipe.model_dump()
+    planned = flops(works(decoder, "llm-streamline-ffn", training=own, parts=parts)["train"])
+    method: Any = build_method("llm-streamline-ffn")
+    pruned = method.prune(decoder, method.calibrate(decoder, tokens(4)), 0.3, tokens(4), 0)
+    (student,) = pruned.students
+    student.apply(recipe)
+    n_removed = student.span.stop - student.span.start
+    student.span, nodes = Span(1, 1 + n_removed), dense_path(decoder).nodes
+    path = Path(decoder, (nodes[0], Node(student.module, 1), *nodes[1 + n_removed :]))
+    for layer in decoder.layers if parts else ():
+        run_again(layer, nullcontext)
+    seen = counted(lambda: fit(decoder, [student], tokens(32), tokens(4), paths=[path]))
     assert planned == pytest.approx(seen, rel=0.15)
 
 
 def test_reading_takes_what_the_counter_sees(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contextlib import nullcontext
-
     monkeypatch.setattr("streamline.engine.kernels.FastLinears.active", lambda _: nullcontext())
     text = tokens(16).tolist()
     requests = [Request("t", i, 0, row[:32], row[32:]) for i, row in enumerate(text)]

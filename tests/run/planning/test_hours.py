@@ -81,7 +81,10 @@ def test_a_wave_runs_the_teacher_again() -> None:
 
     config = decided(build_config(values)).config.for_model("opt-1.3b")
     cells = expand(config, "opt-1.3b")
-    once, twice = (planned_times(config, cells, waves).stages()["train"] for waves in (1, 2))
+    once, twice = (
+        planned_times(config, cells, MemoryPlan("opt-1.3b", None, waves=waves)).stages()["train"]
+        for waves in (1, 2)
+    )
     assert 1.5 < twice / once < 2
 
 
@@ -184,22 +187,40 @@ def test_the_whole_is_planned_anew_with_what_a_model_has_shown() -> None:
         assert progress.planned_seconds() is None
 
 
+def shown_hours(
+    plan: MemoryPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """What a dry run prints of the hours where memory is planned so."""
+    values = {"models": "opt-1.3b", "methods": "shortgpt", "recovery": "none,lora", "limit": 9}
+    values |= {"dry_run": True, "plan_for": "t4", "data": "packaged", "efficiency": "off"}
+    monkeypatch.setattr("streamline.run.planning.fitting.memory_plan", lambda *_: plan)
+    show_plan(build_config(values))
+    return capsys.readouterr().out.partition("time of opt-1.3b")[2]
+
+
 def test_cells_that_memory_refuses_have_no_hours(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = {"models": "opt-1.3b", "methods": "shortgpt", "recovery": "none,lora", "limit": 9}
-    values |= {"dry_run": True, "plan_for": "t4", "data": "packaged", "efficiency": "off"}
-
     def recovered(*refused: str) -> bool:
         too_large = Refusal("scoring", 2**34, 2**33, 18.0)
         found = MemoryPlan("opt-1.3b", 2**33, refused=dict.fromkeys(refused, too_large))
-        monkeypatch.setattr("streamline.run.planning.fitting.memory_plan", lambda *_: found)
-        show_plan(build_config(values))
-        shown = capsys.readouterr().out.partition("time of opt-1.3b")[2]
+        shown = shown_hours(found, monkeypatch, capsys)
         assert "calibrate" in shown
         return "recover" in shown
 
     assert recovered() and not recovered("shortgpt 0.25 +lora")
+
+
+def test_layers_in_parts_are_shown_with_what_they_run_once_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def operations(*in_parts: str) -> float:
+        plan = MemoryPlan("opt-1.3b", None, in_parts=set(in_parts))
+        shown = shown_hours(plan, monkeypatch, capsys)
+        (line,) = [line.split() for line in shown.splitlines() if line.startswith("recover ")]
+        return float(line[3].replace(",", ""))
+
+    assert 1.3 < operations("shortgpt 0.25 +lora") / operations() < 1.5
 
 
 def test_what_is_expected_is_known_of_all_models_or_of_none() -> None:
