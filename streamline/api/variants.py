@@ -213,6 +213,7 @@ def unsupported_reason(
     *,
     recovery: str = "none",
     streamed: bool = False,
+    processes: int | None = None,
 ) -> str | None:
     """Why a method cannot do what is wanted of it, known from the model's config alone, or None.
 
@@ -222,6 +223,7 @@ def unsupported_reason(
         sparsity: Fraction of parameters to remove.
         recovery: What is to follow.
         streamed: Whether the model's layers will be read one at a time.
+        processes: How many work together; None for as many as there are.
     """
     reason = _unfit(decoder) if sparsity else None
     if reason is None:
@@ -229,7 +231,7 @@ def unsupported_reason(
     if reason is None and recovery != "none" and not method.trainable:
         reason = f"what {method.name} makes cannot be trained: leave out --recovery {recovery}"
     if reason is None and (streamed or isinstance(decoder, StreamedDecoder)):
-        reason = refusal(method, recovery)
+        reason = refusal(method, recovery, processes)
     if reason is None and sparsity:
         try:
             method.size(decoder, sparsity)

@@ -182,12 +182,17 @@ def load_streamed(
     return decoder, tokenizer
 
 
-def refusal(method: Method, recovery: str = "none") -> str | None:
+def refusal(method: Method, recovery: str = "none", processes: int | None = None) -> str | None:
     """Why a method, or what is to follow it, cannot work on a streamed model; None if it can.
 
     A method can if it decides by the statistics of one pass, or states that it needs nothing else
     (:attr:`streamline.method.Method.supports_streaming`). Several processes train together, each
     with a part of the model (:mod:`streamline.training.parts.frozen`).
+
+    Args:
+        method: The method.
+        recovery: What is to follow.
+        processes: How many work together; None for as many as there are.
     """
     own = [
         name
@@ -195,7 +200,7 @@ def refusal(method: Method, recovery: str = "none") -> str | None:
         if getattr(type(method), name) not in (getattr(Method, name), getattr(DepthMethod, name))
     ]
     trains = recovery if recovery != "none" else method.name if method.trains else None
-    if trains is not None and world_size() == 1:
+    if trains is not None and (processes or world_size()) == 1:
         return (
             f"{trains} trains through a model whose layers are streamed; launch several processes "
             "(torchrun), each with a part of it, or run without --stream"

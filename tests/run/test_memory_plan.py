@@ -171,6 +171,10 @@ def test_several_processes_train_and_recover_what_no_device_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = {"methods": "llm-streamline-ffn", "recovery": "lora", "efficiency": "off"}
+    [refusal] = planned("llama2-70b", "80GiB", **run)[1].refused.values()
+    assert refusal.processes == 4 and not refusal.streamed
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert planned("llama2-70b", "80GiB", **run)[1].refused == {}
     monkeypatch.setenv("WORLD_SIZE", "8")
     config, plan = planned("llama2-70b", "80GiB", **run)
     assert config.for_model("llama2-70b").stream and plan.refused == {}

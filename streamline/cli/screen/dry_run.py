@@ -292,6 +292,7 @@ def _show_memory(plan: MemoryPlan) -> None:
 def _ways(refusal: Refusal) -> str:
     """What a refused cell fits with, in few words."""
     ways = ["--stream"] if refusal.streamed else []
+    ways += ["--device-map auto"] if refusal.devices else []
     if refusal.processes:
         ways.append(f"{refusal.processes} processes")
     return " or ".join([*ways, f"{refusal.device:.1f} GiB"])

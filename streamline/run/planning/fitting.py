@@ -12,8 +12,9 @@ Example::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -106,7 +107,7 @@ def memory_plan(config: RunConfig, name: str) -> MemoryPlan:
     sizes = Sizes(config, methods, decoder, accelerator=on_accelerator(config))
     plan = plan_memory(config, rows, sizes, run_memory(config))
     if config.device_map is not None:
-        plan.spread = _spread(config, decoder)
+        plan.spread = _where(config, decoder)
     _advise(plan, config, rows, sizes)
     return plan
 
@@ -123,23 +124,23 @@ def _advise(plan: MemoryPlan, config: RunConfig, rows: Sequence[Row], sizes: Siz
     """
     if plan.memory is None:
         return
-    whole = _otherwise(config, rows, stream=False)
+    whole = _Way(config, rows, stream=False)
     lacking = [
         there
-        for row, there in zip(rows, whole, strict=True)
+        for row, there in zip(rows, whole.rows, strict=True)
         if there.reason is None and (row.cell.label in plan.refused or row.reason is not None)
     ]
     if not lacking:
         return
-    needs = _needs(config, whole, sizes, stream=False)
+    needs = plan_memory(whole.config, whole.rows, sizes, memory=None).needs
     for row in [row for row in lacking if row.cell.label not in plan.refused]:
         size, _ = needs[row.cell.label]
         if not plan.fits(size):  # else it is had without --stream, as its reason says
             plan.refuses(row.cell.label, "having all layers at once", size)
-    streamed: Mapping[str, tuple[int, str]] = {}
-    if not config.stream:
-        streamed = _needs(config, _otherwise(config, lacking, stream=True), sizes, stream=True)
-    shared = _shared(plan, config, rows, sizes) if world_size() == 1 else {}
+    streamed = set[str]()
+    if not config.stream and plan.refused:
+        streamed = _Way(config, rows, stream=True).holds(sizes, plan.memory)
+    shared, (n_devices, spread) = _shared(plan, config, rows, sizes), _spread(plan, whole, sizes)
     for label, refusal in plan.refused.items():
         size, work = needs[label]
         if not config.stream:
@@ -147,25 +148,34 @@ def _advise(plan: MemoryPlan, config: RunConfig, rows: Sequence[Row], sizes: Siz
         plan.refused[label] = replace(
             refusal,
             device=_with_margin(size),
-            streamed=label in streamed and plan.fits(streamed[label][0]),
+            streamed=label in streamed,
+            devices=n_devices if label in spread else 0,
             processes=shared.get(label, 0),
         )
 
 
-def _otherwise(config: RunConfig, rows: Sequence[Row], *, stream: bool) -> Sequence[Row]:
-    """The rows of the same cells, were the layers read one at a time, or were they not."""
-    if config.stream == stream:
-        return rows
-    cells, own = [row.cell for row in rows], config.model_copy(update={"stream": stream})
-    return rows_of(cells[0].model, own, cells)[2]
+class _Way:
+    """The cells of a run as they would be, were it launched otherwise.
 
+    Args:
+        config: The run, as the model has it.
+        rows: Its cells as planned.
+        stream: Whether layers are read one at a time.
+        processes: How many work together.
+    """
 
-def _needs(
-    config: RunConfig, rows: Sequence[Row], sizes: Sizes, *, stream: bool
-) -> Mapping[str, tuple[int, str]]:
-    """What those of some cells need that can be had with layers read one at a time, or without."""
-    own = config.model_copy(update={"stream": stream})
-    return plan_memory(own, rows, sizes, memory=None).needs
+    def __init__(
+        self, config: RunConfig, rows: Sequence[Row], *, stream: bool, processes: int = 1
+    ) -> None:
+        self.config, self.rows = config.model_copy(update={"stream": stream}), rows
+        if stream != config.stream or (stream and processes != world_size()):
+            cells = [row.cell for row in rows]
+            self.rows = rows_of(cells[0].model, self.config, cells, processes)[2]
+
+    def holds(self, sizes: Sizes, memory: int, **more: Any) -> set[str]:
+        """Labels of the cells that memory holds; more is given to the plan."""
+        refused = plan_memory(self.config, self.rows, sizes, memory, **more).refused
+        return {row.cell.label for row in self.rows if row.reason is None} - set(refused)
 
 
 def _shared(
@@ -173,11 +183,26 @@ def _shared(
 ) -> dict[str, int]:
     """How many processes hold cells that one does not: each a part of a model that is trained."""
     found: dict[str, int] = {}
+    if world_size() > 1 or not sizes.accelerator or not plan.refused:
+        return found
     for n in _PROCESSES:
-        refused = plan_memory(config, rows, sizes, plan.memory, processes=n).refused
-        labels = set(plan.refused) - set(refused) - set(found)
-        found |= dict.fromkeys(labels & {row.cell.label for row in rows if not row.reason}, n)
+        way = _Way(config, rows, stream=config.stream, processes=n)
+        held = way.holds(sizes, plan.memory or 0, processes=n)
+        found |= dict.fromkeys((held & set(plan.refused)) - set(found), n)
     return found
+
+
+def _spread(plan: MemoryPlan, whole: _Way, sizes: Sizes) -> tuple[int, set[str]]:
+    """Devices of this machine, and the cells that they hold with a model's layers among them.
+
+    What makes a model of its own builds it on one device.
+    """
+    config, n = whole.config, torch.cuda.device_count()
+    here = config.executor == "local" and config.plan_for is None and sizes.accelerator
+    if n < 2 or not here or world_size() > 1 or config.device_map is not None or not plan.refused:
+        return n, set()
+    own = {row.cell.label for row in whole.rows if sizes.methods[row.cell.method].returns_model}
+    return n, whole.holds(sizes, plan.memory or 0, devices=n) - own
 
 
 def _with_margin(size: int) -> float:
@@ -185,7 +210,7 @@ def _with_margin(size: int) -> float:
     return math.ceil(10 * size / (1 - MARGIN) / 2**30) / 10
 
 
-def _spread(config: RunConfig, decoder: Decoder) -> str:
+def _where(config: RunConfig, decoder: Decoder) -> str:
     """Where the layers of a model lie that is spread over devices, the first ones filled first."""
     size = getattr(torch, config.dtype).itemsize
     layers = [decoder.layer_parameters(index) * size for index in range(decoder.n_layers)]

@@ -39,6 +39,7 @@ def plan_memory(
     sizes: Sizes,
     memory: int | None,
     processes: int | None = None,
+    devices: int = 1,
 ) -> MemoryPlan:
     """Plan one model's cells.
 
@@ -48,11 +49,13 @@ def plan_memory(
         sizes: What their stages add.
         memory: Bytes that may be held, or None if that is unknown.
         processes: How many, each with so much, share the work; None for as many as there are.
+        devices: How many, each with so much, the layers are spread over; what stages add is planned
+            to be on the fullest of them.
     """
     found = MemoryPlan(rows[0].cell.model, memory)
     left, processes = [row for row in rows if row.reason is None], processes or world_size()
     while True:
-        _Planner(config, left, sizes, found, processes).plan()
+        _Planner(config, left, sizes, found, processes, devices).plan()
         still = [row for row in left if row.cell.label not in found.refused]
         if len(still) == len(left):
             return found
@@ -69,12 +72,15 @@ class _Planner:
     sizes: Sizes
     found: MemoryPlan
     processes: int
+    devices: int
 
     def __post_init__(self) -> None:
         """What all stages look at."""
         self.methods, self.decoder = self.sizes.methods, self.sizes.decoder
         self.accelerator, self.dtype = self.sizes.accelerator, self.sizes.dtype
         self.weights = work.resident(self.decoder, self.dtype, streamed=self.config.stream)
+        if self.devices > 1:
+            self.weights = work.spread(self.decoder, self.dtype, self.devices)
         laid_out = not (self.accelerator or self.config.stream)
         self.copies = work.laid_out(self.decoder, self.dtype, self.weights) if laid_out else 0
         self.parts = Parts(

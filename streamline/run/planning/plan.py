@@ -86,6 +86,8 @@ class Refusal:
         memory: Bytes that are planned.
         device: GiB of a device that holds it, its margin too; 0 where that is not known yet.
         streamed: Whether it fits with layers read one at a time.
+        devices: How many of this machine's hold it with the layers spread over them; 0 where that
+            does not help.
         processes: How many, with such a device each, hold it together; 0 where that does not help.
     """
 
@@ -94,6 +96,7 @@ class Refusal:
     memory: int
     device: float = 0.0
     streamed: bool = False
+    devices: int = 0
     processes: int = 0
 
     def __str__(self) -> str:
@@ -103,6 +106,10 @@ class Refusal:
             f"{100 * MARGIN:.0f} %, and {gib(self.memory)} are planned"
         )
         ways = ["--stream makes it fit"] if self.streamed else []
+        if self.devices:
+            ways.append(
+                f"--device-map auto makes it fit on the {self.devices} devices that there are"
+            )
         if self.processes:
             ways.append(f"{self.processes} processes on as many such devices share it (torchrun)")
         if self.device:

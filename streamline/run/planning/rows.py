@@ -24,21 +24,41 @@ __all__ = ["rows_of"]
 
 
 def rows_of(
-    model: str, own: RunConfig, cells: Sequence[Cell]
+    model: str, own: RunConfig, cells: Sequence[Cell], processes: int | None = None
 ) -> tuple[Decoder, dict[str, Method], list[Row]]:
-    """A model without weights, the methods of some cells by their specs, and a row for each."""
+    """A model without weights, the methods of some cells by their specs, and a row for each.
+
+    Args:
+        model: Its name.
+        own: The run, as the model has it.
+        cells: The cells.
+        processes: How many work together; None for as many as there are.
+    """
     decoder = Decoder(planned_model(model, trust_remote_code=own.trust_remote_code))
     methods = {cell.method: build_method(cell.method) for cell in cells}
     watch = Watch(decoder)
-    return decoder, methods, [_row(c, methods[c.method], decoder, watch, own) for c in cells]
+    rows = [_row(c, methods[c.method], decoder, watch, own, processes) for c in cells]
+    return decoder, methods, rows
 
 
-def _row(cell: Cell, method: Method, decoder: Decoder, watch: Watch, config: RunConfig) -> Row:
+def _row(
+    cell: Cell,
+    method: Method,
+    decoder: Decoder,
+    watch: Watch,
+    config: RunConfig,
+    processes: int | None,
+) -> Row:
     dense, removed, pruned = decoder.n_parameters(), None, None
     try:
         with watch.over(f"{method.name}: unsupported or size"):
             why = unsupported_reason(
-                method, decoder, cell.sparsity, recovery=cell.recovery, streamed=config.stream
+                method,
+                decoder,
+                cell.sparsity,
+                recovery=cell.recovery,
+                streamed=config.stream,
+                processes=processes,
             )
             if why is None and cell.sparsity == 0.0:
                 removed, pruned = 0, dense

@@ -35,7 +35,7 @@ from streamline.training.student import Recipe
 
 __all__ = [
     "Step", "added", "cached", "generation", "laid_out", "own_texts", "resident",
-    "scoring", "speed", "streamed_parameters", "training_step", "tuning", "writing",
+    "scoring", "speed", "spread", "streamed_parameters", "training_step", "tuning", "writing",
 ]  # fmt: skip
 
 _MICRO_TOKENS = 4096  # of a forward pass in training
@@ -54,6 +54,21 @@ def resident(decoder: Decoder, dtype: torch.dtype, *, streamed: bool) -> int:
     """
     n = streamed_parameters(decoder) if streamed else decoder.n_parameters()
     return n * dtype.itemsize
+
+
+def spread(decoder: Decoder, dtype: torch.dtype, devices: int) -> int:
+    """Bytes of weights on the fullest of several devices, at most, as accelerate balances them.
+
+    Each but the last one takes its share and room for a layer and a quarter, so that none splits.
+
+    Args:
+        decoder: The model.
+        dtype: Of the weights.
+        devices: How many.
+    """
+    whole = decoder.n_parameters()
+    largest = max(map(decoder.layer_parameters, range(decoder.n_layers)))
+    return min(whole, whole // devices + 5 * largest // 4) * dtype.itemsize
 
 
 def laid_out(decoder: Decoder, dtype: torch.dtype, weights: int) -> int:
