@@ -12,18 +12,22 @@ import torch
 
 from streamline.engine.assemble import assemble
 from streamline.engine.decoder import Decoder
-from streamline.engine.paths import dense_path
+from streamline.engine.paths import Path, dense_path
+from streamline.evaluation.efficiency.measure import Beside
 from streamline.evaluation.efficiency.memory import peak_of
+from streamline.evaluation.generation.engine import generate
+from streamline.evaluation.generation.prompts import Prompt
 from streamline.evaluation.scoring.score import Request, score
 from streamline.method import Method
 from streamline.methods.teacher_fits import together
 from streamline.registry import build_method
 from streamline.run.cell import Cell
 from streamline.run.config import RunConfig
+from streamline.run.planning import work
 from streamline.run.planning.memory import plan_memory
 from streamline.run.planning.plan import MemoryPlan, Row
 from streamline.run.planning.sizes import Sizes
-from streamline.testing.models import tiny_config, tiny_model
+from streamline.testing.models import tiny_config, tiny_model, tiny_tokenizer
 from streamline.training import lora
 from streamline.training.distillation.settings import DistillationSettings
 from streamline.training.distillation.teacher import Distillation
@@ -88,12 +92,12 @@ def plan_of(
     return plan_memory(config, rows, sizes, memory=None)
 
 
-def check(plan: MemoryPlan, stage: str, decoder: Decoder, work: Callable[[], object]) -> None:
-    """Hold a stage's planned peak against what the work holds, weights and all."""
+def check(plan: MemoryPlan, stage: str, decoder: Decoder, done: Callable[[], object]) -> None:
+    """Hold a stage's planned peak against what is held as it is done, weights and all."""
     (row,) = [row for row in plan.rows if row.stage == stage]
     weights = sum({p: p.numel() * p.element_size() for p in decoder.model.parameters()}.values())
     with peak_of(torch.device("cpu")) as peak:
-        work()
+        done()
     ratio = row.peak / (weights + peak.bytes)
     assert ratio == pytest.approx(1.0, abs=WITHIN), f"{stage}: {row} of {weights} + {peak.bytes}"
 
@@ -213,3 +217,33 @@ def test_scoring(case) -> None:
         plan_of(shape, "shortgpt", dtype), "evaluate", decoder,
         lambda: score([dense_path(decoder)], requests),
     )  # fmt: skip
+
+
+def test_texts_that_models_write(case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of the greatest length as are planned, which are shorter here."""
+    decoder, shape, dtype = case
+    monkeypatch.setattr(work, "_PROMPT", 96)
+    monkeypatch.setattr(work, "_WRITTEN", 32)
+    decoder.model.generation_config.eos_token_id = None
+    ids = torch.randint(0, 250, (32, 96), generator=torch.Generator().manual_seed(0)).tolist()
+    prompts = [Prompt(tuple(row), (), 32) for row in ids]
+    nodes = dense_path(decoder).nodes
+    paths = [dense_path(decoder), Path(decoder, (*nodes[:1], *nodes[2:]))]
+    check(
+        plan_of(shape, "shortgpt", dtype, tasks="streamline_gsm8k"), "generate", decoder,
+        lambda: generate(paths, prompts, tiny_tokenizer(), written=lambda *_: None),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["quick", pytest.param("full", marks=pytest.mark.slow)])
+def test_measuring_speed(case, level: str) -> None:
+    decoder, shape, dtype = case
+    nodes = dense_path(decoder).nodes
+    found: dict[str, Any] = {}
+
+    def measure() -> None:
+        path = Path(decoder, (*nodes[:1], *nodes[2:]))
+        found.update(Beside(decoder, level).measure(path, seconds=None))
+
+    check(plan_of(shape, "shortgpt", dtype, efficiency=level), "speed", decoder, measure)
+    assert [speed["batch"] for speed in found["decode"]] == [1, 8] and "reason" not in found

@@ -77,7 +77,7 @@ def test_a_cell_that_does_not_fit_has_its_number_and_the_others_stay() -> None:
     reason = str(plan.refused[label])
     assert "23." in reason and "22.0 GiB are planned" in reason
     assert [row.stage for row in plan.rows] == ["calibrate", "train", "evaluate", "speed"]
-    assert told(plan)[0].startswith("memory planned: 18.")
+    assert told(plan)[0].startswith("memory planned: 17.")
     _, plan = planned("llama2-7b", "22GiB", methods="llm-streamline-ffn", efficiency="off")
     assert [row.stage for row in plan.rows] == ["calibrate", "train", "evaluate"]
 
@@ -241,8 +241,10 @@ def test_texts_that_are_generated_hold_their_keys_and_values(tiny: str) -> None:
     stages = {row.stage: row for row in writing.rows}
     assert [row.stage for row in reading.rows] == [s for s in stages if s != "generate"]
     token = 2 * 6 * 2 * 8 * 4  # keys and values of 6 layers with 2 heads of 8, float32
-    caches = token * (64 * 512 + 32 * 1024)  # of 64 texts in all, of 32 prompts
-    assert stages["generate"].added == caches + stages["evaluate"].added
+    prompts = 32 * 1.6 * 1024  # behind where two models part each has its own
+    modules = tiny_model("llama", n_layers=6).modules()
+    linear = 4 * sum(m.weight.numel() for m in modules if isinstance(m, torch.nn.Linear))
+    assert stages["generate"].added == linear + round(token * (64 * 512 + prompts))
     plan = planned(tiny, "1GiB", methods="shortgpt", tasks="streamline_gsm8k", stream=True, **TINY)
     assert "generate" not in [row.stage for row in plan[1].rows]
 

@@ -60,6 +60,26 @@ class Sizes:
     steps: int
     rounds: int
 
+    @property
+    def room(self) -> int:
+        """Tokens that a cache of fixed size holds after the prompts."""
+        return self.steps + _ROOM
+
+    @classmethod
+    def of(cls, decoder: Decoder, level: str, *, cuda: bool) -> Sizes:
+        """What is measured of a model's variants, as far as its positions go.
+
+        Args:
+            decoder: The dense model; its weights may lie on the meta device.
+            level: ``quick`` or ``full``.
+            cuda: Whether it is on a GPU.
+        """
+        sizes, limit = _SIZES[level, cuda], decoder.max_length
+        if limit is None:
+            return sizes
+        length = max(1, min(sizes.length, limit - sizes.room))
+        return cls(length, max(1, min(sizes.steps, limit - length - _ROOM)), sizes.rounds)
+
 
 _SIZES = {
     ("quick", False): Sizes(64, 12, 4),
@@ -91,11 +111,7 @@ class Beside:
         self._level = level
         cuda = decoder.device.type == "cuda"
         self._ways = WAYS.get((decoder.device.type, level), ("cache",))
-        sizes, limit = _SIZES[level, cuda], decoder.max_length
-        if limit is not None:
-            length = max(1, min(sizes.length, limit - sizes.steps - _ROOM))
-            sizes = Sizes(length, max(1, min(sizes.steps, limit - length - _ROOM)), sizes.rounds)
-        self.sizes = sizes
+        self.sizes = Sizes.of(decoder, level, cuda=cuda)
 
     @cached_property
     def _dense(self) -> PreTrainedModel:
@@ -230,7 +246,7 @@ class Beside:
 
         def fill(index: int) -> None:
             states[index] = None  # one cache a model at a time
-            states[index] = prefill(models[index], ids, room=sizes.steps + _ROOM, way=way)
+            states[index] = prefill(models[index], ids, room=sizes.room, way=way)
 
         actions = [lambda index=index: fill(index) for index in range(len(models))]
         in_turn(actions, most=1, until=until, device=device)

@@ -27,7 +27,7 @@ from streamline.method import Method
 from streamline.run.config import RunConfig
 from streamline.run.planning.asked import Asked
 from streamline.run.planning.plan import MemoryPlan, Row
-from streamline.run.planning.work import added, own_texts
+from streamline.run.planning.work import ALONE, added, own_texts
 from streamline.training.flops import (
     adapters_token,
     again_token,
@@ -49,7 +49,6 @@ TEACHER = "the teacher"
 #: The stages of a run, in their order.
 STAGES = ("calibrate", "prune", "train", "recover", "evaluate", "speed")
 
-_ALONE = 0.6  # of a variant's layers that no other shares; 0.55 and 0.59 in the embedded suites
 _OPTIMISER = 40  # bytes that a step of AdamW reads and writes for a parameter in float32
 _ROUNDS = {True: (512, 8, 32), False: (64, 4, 12)}  # of measuring speed: length, prefills, steps
 _SPEED_ROWS = 9  # of the two batches that speed is measured at
@@ -120,7 +119,7 @@ class Amounts:
         *,
         accelerator: bool = False,
         together: int = 1,
-        alone: float = _ALONE,
+        alone: float = ALONE,
         memory: MemoryPlan | None = None,
     ) -> None:
         self.decoder, self.methods, self.config = decoder, methods, config
@@ -199,8 +198,8 @@ class Amounts:
         if recipe.objective == "lm":
             layers = self._weights(row)
             whole = layers + self._head
-            each = loss_token(whole, _ALONE * whole, own)
-            each += again_token(self._again(row, _ALONE * layers - own))
+            each = loss_token(whole, ALONE * whole, own)
+            each += again_token(self._again(row, ALONE * layers - own))
             flops = tokens * each + 2 * looks * whole
             return [Work("train", cell.label, flops, moved=moved, shared=alike)]
         read = tokens // recipe.epochs if recipe.cache_bytes else tokens

@@ -264,7 +264,7 @@ class _Planner:
             self.found.batch_tokens = tokens
         self._row("evaluate", _several(len(joint), "model"), resident, size)
         if asked_of(self.config).prompts:
-            self._generate(joint, resident, self.sizes.scoring(tokens) + self.copies)
+            self._generate(joint, resident, self.sizes.reading(tokens))
         if self.config.efficiency != "off" and not self.config.stream:
             self._measure(kept)
 
@@ -279,22 +279,26 @@ class _Planner:
         if own:
             beside["models of their own"] = max(own)
         for kind, more in beside.items():
-            resident, batches = self.weights + more, sorted(BATCHES, reverse=True)
-            sizes = {batch: work.speed(self.decoder, self.dtype, batch) for batch in batches}
-            fits = [batch for batch in batches if self.found.fits(resident + sizes[batch])]
-            if fits:
-                self._row("speed", f"{kind}, batch {fits[0]}", resident, sizes[fits[0]])
-            for batch in batches[: batches.index(fits[0]) if fits else None]:
+            resident = self.weights + more
+            for batch in sorted(BATCHES, reverse=True):
+                size = self.sizes.speed(batch)
+                if self.found.fits(resident + size):
+                    self._row("speed", f"{kind}, batch {batch}", resident, size)
+                    break
                 self.found.unmeasured.append(f"{kind} at a batch of {batch}")
 
     def _generate(self, joint: Sequence[Row], resident: int, reading: int) -> None:
-        """Keys and values of what is generated side by side, of which there are as many as fit."""
-        limit = self._cache_limit(resident)
+        """Keys and values of what is generated side by side, of which there are as many as fit.
+
+        Prompts are read before anything is written.
+        """
         rows = ROWS[self.accelerator]
-        size = work.generation(self.decoder, self.dtype, max(1, len(joint)), rows)
+        prompts, new = work.generation(self.decoder, self.dtype, max(1, len(joint)), rows)
         if not self.accelerator or self.found.usable is not None:
-            size = min(size, limit)
-        self._row("generate", _several(len(joint), "model"), resident, size + reading)
+            share = min(1.0, self._cache_limit(resident) / (prompts + new))
+            prompts, new = share * prompts, share * new
+        size = self.copies + round(prompts + max(new, reading))
+        self._row("generate", _several(len(joint), "model"), resident, size)
 
     # Parts ---------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from streamline.api.guards import Watch
 from streamline.calibration import Calibration
 from streamline.engine.decoder import Decoder
 from streamline.errors import MethodError
+from streamline.evaluation.efficiency.measure import Sizes as Measured
 from streamline.method import Method
 from streamline.methods.teacher_fits import BATCH_TOKENS, Fit, rehearse_fits
 from streamline.run.config import RunConfig
@@ -167,6 +168,34 @@ class Sizes:
         width = min(512, tokens) if self.accelerator else tokens
         batch = work.scoring(max(1, tokens // width), width, self.decoder)
         return self._once(("scoring", tokens), lambda: self._rehearsal.peak(batch, own=True) or 0)
+
+    def reading(self, tokens: int) -> int:
+        """Bytes that reading a batch of prompts adds, their keys and values apart.
+
+        Args:
+            tokens: Of the batch, in rows as for :meth:`scoring`.
+        """
+        width = min(512, tokens)
+        read = work.reading(max(1, tokens // width), width)
+        return self._once(("reading", tokens), lambda: self._rehearsal.peak(read, own=True) or 0)
+
+    def speed(self, batch: int) -> int:
+        """Bytes that measuring the speed of two models in turn adds: their caches, and one pass.
+
+        Args:
+            batch: Texts at once.
+        """
+        measured = Measured.of(self.decoder, self.config.efficiency, cuda=self.accelerator)
+        fill = work.filling(batch, measured, accelerator=self.accelerator)
+        later = measured.room if self.accelerator else 0
+        each = batch * work.cached(self.decoder, self.dtype)
+        grown = 2 * each * (measured.length + measured.steps)
+
+        def beside() -> int:
+            filled = self._rehearsal.peak(fill) or 0
+            return max(grown, filled + each * (measured.length + later))
+
+        return self._once(("speed", batch), beside)
 
     def _told(self, size: int | None) -> Rehearsed:
         return Rehearsed(size, self._rehearsal.ended or "it holds nothing here")
