@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ValidationError, model_validator
 
 from streamline.errors import ConfigError
+from streamline.evaluation.efficiency.allowance import IN_WORDS
 from streamline.evaluation.prompting import Prompting
 from streamline.evaluation.tasks.catalogue import resolve
 from streamline.registry import build_method, method_names
@@ -165,13 +166,13 @@ class RunConfig(Matrix):
     )
     efficiency: Literal["quick", "full", "off"] = setting(
         "quick",
-        "Speed and memory of each model: quick (60 s, or 5 % of a longer run), full, off.",
+        f"Speed and memory of each model: quick ({IN_WORDS}), full, off.",
         flag="--efficiency",
         per_model=True,
     )
     efficiency_seconds: Positive | None = setting(
         None,
-        "What quick measuring may take for a model; else 60 s, or 5 % of a longer run.",
+        f"What quick measuring may take for a model; else {IN_WORDS}.",
         flag="--efficiency-seconds",
         metavar="S",
         per_model=True,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, DirectoryPath, Field
 
+from streamline.evaluation.efficiency.allowance import QUICK_SECONDS
 from streamline.run.checks.left_open import left_open
 from streamline.run.checks.values import at_home, distinct, one_folder_each
 from streamline.run.settings import setting
@@ -173,5 +174,5 @@ QUICK: dict[str, Any] = {
     "training": {"n_tokens": 8_192, "epochs": 1, "validation_tokens": 2_048, "evaluations": 1},
     "lora": {"n_tokens": 8_192},
     "perplexity": {"n_tokens": 1_024},
-    "efficiency_seconds": 60,
+    "efficiency_seconds": QUICK_SECONDS,
 }

@@ -105,6 +105,8 @@ def _drawn(width: int = 80, **at: str) -> list[str]:
         with second:
             bar.stage(at.get("name", "train 10 replacements"), 98)
             bar.step(24, 98)
+            began = time.monotonic() - 9
+            bar._tracker.state = replace(bar._tracker.state, began=began, opened=began)
             bar.step(49, 98, at.get("message", "step 49/98, validation FFN 14-19: 0.18"))
         bar.say("pruned")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", file.getvalue().replace("\r", "\n"))
@@ -174,6 +176,34 @@ def test_a_stage_around_others_takes_nothing_of_the_whole() -> None:
             tracker.stage("prune another", 4)
     assert tracker.state.whole == pytest.approx(0.25)
     assert tracker.state.made == pytest.approx(0.25)
+
+
+def test_a_stage_that_outlasts_the_plan_has_no_time_left_to_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Log(Console(stderr=True, soft_wrap=True), "3 cells of m", seconds=0.05) as log:
+        *_, last = portions([1] * 6)  # which end a rounding before the whole
+        with last:
+            log.stage("evaluate", 2)
+            log.step(1, 2)
+            log.step(2, 2)
+            log.stage("speed of 3 models")
+            _wait_for(r"speed of 3 models: \d\.\d s so far", capsys)
+
+
+def test_a_stage_that_tells_nothing_takes_of_the_time_left_until_its_portion_is_over() -> None:
+    tracker = Tracker()
+    first, measured, _ = portions([5, 3, 2])
+    with first:
+        tracker.stage("evaluate", 10)
+        tracker.step(1, 10, "")
+        tracker.step(10, 10, "")
+    with measured:
+        tracker.stage("speed", None)
+    at = tracker.state
+    began = at.began - 10  # for half of the whole
+    at = replace(at, opened=began)
+    assert [at.whole_left(at.began + s) for s in (0, 2, 6, 60)] == pytest.approx([10, 8, 4, 4])
 
 
 def test_a_stage_that_is_left_out_counts_as_done() -> None:

@@ -300,7 +300,7 @@ def _ways(refusal: Refusal) -> str:
 
 def _speed(config: RunConfig) -> str:
     """The time that measuring how fast models are takes."""
-    from streamline.evaluation.efficiency.bench import QUICK_SECONDS, QUICK_SHARE
+    from streamline.evaluation.efficiency.allowance import QUICK_SECONDS, QUICK_SHARE
 
     found, full, quick = [], 0, 0
     for own in map(config.for_model, config.models):

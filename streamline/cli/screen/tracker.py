@@ -11,6 +11,7 @@ __all__ = ["State", "Tracker"]
 
 _TRUST = 0.05  # the part of the whole whose pace counts as much as the plan
 _FACTOR = 2.0  # that a plan may be wrong by
+_SHOWN = 0.05  # seconds; of less a clock shows none
 _SURE, _SOON = 0.05, 60.0  # the part of the whole, and the seconds, before a plan is judged
 
 
@@ -74,20 +75,29 @@ class State:
         """Seconds of the rest of the stage at its pace so far, once there is a pace."""
         if not self.total or self.second is None or self.done >= self.total:
             return None
-        return (self.total - self.done) * (now - self.began) / (self.done - self.skipped)
+        left = (self.total - self.done) * (now - self.began) / (self.done - self.skipped)
+        return left if left >= _SHOWN else None
 
     def whole_left(self, now: float) -> float | None:
-        """Seconds of the rest of the whole: as planned at first, more and more at its own pace."""
-        made = self.made + self._own()
-        if self.whole is None or self.whole >= 1.0:
+        """Seconds of the rest of the whole: as planned at first, more and more at its own pace.
+
+        A stage that does not tell how far it is takes of its own portion as time goes by.
+
+        Returns:
+            None where nothing is known, or all is over that there was to be and work goes on.
+        """
+        made, at = self.made + self._own(), now if self.total else self.began
+        if self.whole is None:
             return None
         if self.planned is not None:
-            pace = (self.age(now) + _TRUST * self.planned) / (made + _TRUST)
+            pace = (self.age(at) + _TRUST * self.planned) / (made + _TRUST)
         elif made < 0.01:
             return None
         else:
-            pace = self.age(now) / made
-        return (1.0 - self.whole) * pace
+            pace = self.age(at) / made
+        later = 0.0 if self.place is None else (1.0 - self.place[1]) * pace
+        left = max(later, (1.0 - self.whole) * pace - (now - at))
+        return left if left >= _SHOWN else None
 
     def off_plan(self, now: float) -> str | None:
         """What is to be said of a plan that is more than a factor of two away, once that shows."""

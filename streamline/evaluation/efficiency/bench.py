@@ -14,15 +14,11 @@ from typing import Any
 
 from streamline.engine.decoder import Decoder
 from streamline.engine.paths import Path
+from streamline.evaluation.efficiency.allowance import QUICK_SECONDS, QUICK_SHARE
 from streamline.evaluation.efficiency.measure import Beside, unmeasurable
 from streamline.results.record import Record, label
 
-__all__ = ["QUICK_SECONDS", "QUICK_SHARE", "Bench", "lacks"]
-
-QUICK_SECONDS = 60.0
-"""What quick measuring may take of one model's run, ..."""
-QUICK_SHARE = 0.05
-"""... or this share of it, where that is more."""
+__all__ = ["Bench", "lacks"]
 
 _LEVELS = ("quick", "full")
 
@@ -48,8 +44,8 @@ class Bench:
         level: ``quick`` or ``full``.
         records: What has been measured before, of the same model.
         cells: How many cells there are to measure.
-        seconds: What quick measuring may take; None for :data:`QUICK_SECONDS`, or
-            :data:`QUICK_SHARE` of what the cells take where that is more.
+        seconds: What quick measuring may take; None for what
+            :mod:`streamline.evaluation.efficiency.allowance` has.
     """
 
     def __init__(

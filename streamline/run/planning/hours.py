@@ -17,7 +17,7 @@ from streamline.distributed.team import leads
 from streamline.distributed.work import shared
 from streamline.engine.decoder import Decoder
 from streamline.errors import reason
-from streamline.evaluation.efficiency.bench import QUICK_SECONDS, QUICK_SHARE
+from streamline.evaluation.efficiency.allowance import QUICK_SECONDS, QUICK_SHARE
 from streamline.evaluation.questions import Questions
 from streamline.method import Method
 from streamline.progress import Progress, clock, planned, planned_seconds, portions
