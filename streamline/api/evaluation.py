@@ -27,8 +27,9 @@ from streamline.report.cost_tables import PHASES
 from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.render import screen_width, terminal
 from streamline.report.table import Table, number, percent
+from streamline.report.tables import protocol_notes
 from streamline.results.assess import CellResult, assess
-from streamline.results.averages import grouped_by_task, mean_stderr
+from streamline.results.averages import averaged_tasks, averages_of, mean_stderr
 from streamline.results.blocks.efficiency import Phase
 from streamline.results.compare import Comparison
 from streamline.results.compare import compare as compare_answers
@@ -81,7 +82,7 @@ class Evaluation(Mapping[str, Record]):
 
         rows = {}
         for name, record in self.records.items():
-            summary = record.summary
+            summary = averages_of(record)
             rows[name] = {
                 "removed_fraction": record.parameters.removed_fraction,
                 "accuracy": summary.accuracy,
@@ -117,15 +118,19 @@ class Evaluation(Mapping[str, Record]):
                 (
                     name,
                     percent(record.parameters.removed_fraction),
-                    percent(record.summary.accuracy, _stderr(record, "stderr")),
-                    percent(record.summary.relative_accuracy),
-                    percent(record.summary.stability, _stderr(record, "stability_stderr")),
-                    *(number(record.summary.perplexity.get(text)) for text in texts),
+                    percent(summary.accuracy, _stderr(record, "stderr")),
+                    percent(summary.relative_accuracy),
+                    percent(summary.stability, _stderr(record, "stability_stderr")),
+                    *(number(summary.perplexity.get(text)) for text in texts),
                     *(number(_ratios(record).get(phase)) for phase in phases),
                 )
                 for name, record in self.records.items()
+                for summary in (averages_of(record),)
             ),
-            notes=tuple(f"left out: {name}: {why}" for name, why in self.unavailable.items()),
+            notes=(
+                *(f"left out: {name}: {why}" for name, why in self.unavailable.items()),
+                *protocol_notes([*self.records.values()]),
+            ),
         )
         return terminal(table, screen_width()).rstrip("\n")
 
@@ -282,8 +287,7 @@ def _ratios(record: Record) -> dict[Phase, float]:
 
 def _stderr(record: Record, field: str) -> float | None:
     """Standard error of an average over a record's tasks; None if a task has none."""
-    blocks = grouped_by_task((task, _error(result, field)) for task, result in record.tasks.items())
-    return mean_stderr([e[0] if len(e) == 1 else mean_stderr(e) for e in blocks.values()])
+    return mean_stderr([_error(result, field) for result in averaged_tasks(record).values()])
 
 
 def _error(result: TaskResult, field: str) -> float | None:

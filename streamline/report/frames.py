@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamline.report.findings import uncertainty
-from streamline.results.averages import collapsed_tasks
+from streamline.results.averages import averages_of, collapsed_tasks
 from streamline.results.blocks.efficiency import Efficiency, Quartiles
 from streamline.results.record import Record, TaskResult
 
@@ -153,7 +153,7 @@ def seeds_frame(records: Sequence[Record]) -> pd.DataFrame:
     rows = []
     for cell, group in cells.items():
         for name in _MEASURES:
-            values = [getattr(record.summary, name) for record in group]
+            values = [getattr(averages_of(record), name) for record in group]
             if len(values) < 2 or None in values:
                 continue
             rows.append(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamline.errors import ConfigError
-from streamline.results.averages import collapsed_tasks
+from streamline.results.averages import averaged_tasks, averages_of, collapsed_tasks
 from streamline.results.record import Identity, Record, label
 
 __all__ = ["RunFolder", "flat", "side_by_side"]
@@ -118,8 +118,8 @@ def _facts(record: Record) -> Iterator[tuple[tuple[str, ...], Any]]:
         for fact, value in (scored | result.asked).items():
             if value is not None:
                 yield ("task", task, fact), value
-    if record.summary.accuracy is not None:
-        yield ("the average of", record.model, "the tasks"), sorted(collapsed_tasks(record))
+    if averages_of(record).accuracy is not None:
+        yield ("the average of", record.model, "the tasks"), sorted(averaged_tasks(record))
     weights = record.versions.get("model_sha256")
     if weights is not None:
         yield ("model", record.model, "the weights' hash"), weights

@@ -17,7 +17,7 @@ from streamline.report.findings.rows import Column, Row, task_columns
 from streamline.report.findings.uncertainty import Estimate
 from streamline.report.frames import sort_records
 from streamline.report.table import MISSING, Table, fixed, number, percent
-from streamline.results.averages import collapsed_tasks
+from streamline.results.averages import averaged_tasks, averages_of, collapsed_tasks
 from streamline.results.metrics import METRICS, is_fraction
 from streamline.results.record import Record, TaskResult, method_label
 from streamline.results.stability import KINDS
@@ -138,11 +138,10 @@ def stability_table(rows: Sequence[Row]) -> Table | None:
         return None
     cells = []
     for row in done:
-        record = row.records[0]
-        agreement = percent(record.summary.extra("agreement"))
+        averages = averages_of(row.records[0])
+        own = percent(averages.stability), percent(averages.extra("agreement"))
         each = (_stability_cell(_task(row, column)) for column in tasks)
-        own = percent(record.summary.stability)
-        cells.append((row.method, f"{row.sparsity:g}", own, agreement, *each))
+        cells.append((row.method, f"{row.sparsity:g}", *own, *each))
     return Table(
         name=f"stability-{rows[0].model}",
         title=f"{rows[0].model}: stability in percent (answers lost, gained against dense)",
@@ -212,7 +211,7 @@ def failures_table(records: Sequence[Record]) -> Table | None:
 
 
 def protocol_notes(records: Sequence[Record]) -> list[str]:
-    """How the tasks were scored, and that nothing is averaged over different ways."""
+    """How the tasks were scored, and which are averaged: never those of different ways."""
     found: dict[str, dict[str, None]] = {}
     around: dict[str, dict[str, None]] = {}
     for record in records:
@@ -232,7 +231,8 @@ def protocol_notes(records: Sequence[Record]) -> list[str]:
         for prompts, tasks in around.items()
     ]
     if len(found.keys() - {"bpb"}) > 1:
-        notes.append("Tasks scored in different ways have no average over all of them.")
+        alike = dict.fromkeys(_short(t, names) for one in records for t in averaged_tasks(one))
+        notes.append(f"Averages are of tasks scored alike, the most there are: {', '.join(alike)}.")
     return notes
 
 

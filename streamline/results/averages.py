@@ -18,14 +18,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from streamline.errors import ConfigError
-from streamline.results.record import Record, TaskResult
+from streamline.results.metrics import is_fraction
+from streamline.results.record import Record, Summary, TaskResult
 from streamline.results.subjects import CMMLU_SUBJECTS, MMLU_SUBJECTS
 
 __all__ = [
     "average",
+    "averaged_tasks",
+    "averages_of",
     "collapsed_tasks",
     "group_of",
     "grouped_by_task",
+    "in_averages",
     "mean",
     "mean_stderr",
     "relative_accuracy",
@@ -153,6 +157,41 @@ def collapsed_tasks(record: Record) -> dict[str, TaskResult]:
         else _macro([result for _, result in block])
         for name, block in blocks.items()
     }
+
+
+def averaged_tasks(record: Record) -> dict[str, TaskResult]:
+    """The tasks that are in a record's averages, the subjects of a group as one.
+
+    Those with right answers; where they were scored in several ways, which are never averaged
+    together, those of the way with the most tasks, of equal ones the first.
+    """
+    ways: dict[str, dict[str, TaskResult]] = {}
+    for name, result in collapsed_tasks(record).items():
+        if is_fraction(result.metric):
+            ways.setdefault(str(result.extra("protocol")), {})[name] = result
+    return max(ways.values(), key=len, default={})
+
+
+def in_averages(record: Record) -> Callable[[str], bool]:
+    """Which of a record's tasks are in its averages, by their full names."""
+    averaged = averaged_tasks(record)
+    found = {str(result.extra("protocol")) for result in averaged.values()}
+    out = {
+        name
+        for name, result in record.tasks.items()
+        if is_fraction(result.metric) and str(result.extra("protocol")) not in found
+    }
+    return lambda task: task not in out
+
+
+def averages_of(record: Record) -> Summary:
+    """A record's averages, over :func:`averaged_tasks`."""
+    by_protocol = record.summary.extra("by_protocol")
+    averaged = averaged_tasks(record)
+    if not by_protocol or not averaged:
+        return record.summary
+    (protocol,) = {str(result.extra("protocol")) for result in averaged.values()}
+    return Summary.model_validate(record.summary.model_dump() | by_protocol.get(protocol, {}))
 
 
 def _macro(block: Sequence[TaskResult]) -> TaskResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from streamline.report.findings.answer import answer
 from streamline.report.findings.chance import chance_tables, paired
 from streamline.report.findings.rows import rows
 from streamline.report.runs import RunFolder
@@ -41,3 +42,27 @@ def test_stability_and_perplexity_stand_beside_the_best_ones_paired(run_copy):
         row.method for row in here if row.sparsity == 0.25 and "perplexity heldout" in row.leads
     ]
     assert leading == [order[0]]
+
+
+def test_of_tasks_scored_in_several_ways_those_alike_are_averaged_and_compared(run_copy):
+    for record in load(run_copy):
+        if record.status == "ok" and record.tasks:
+            (other, result), *alike = record.tasks.items()
+            tasks = {name: one.model_dump() for name, one in record.tasks.items()}
+            tasks[other] |= {"protocol": "gen"}
+            values = [one.value for _, one in alike]
+            own = {"accuracy": sum(values) / len(values), "relative_accuracy": 0.5}
+            parts = {str(alike[0][1].extra("protocol")): own, "gen": {"accuracy": result.value}}
+            summary = {"perplexity": record.summary.perplexity, "by_protocol": parts}
+            changed = record.model_dump(mode="json") | {"tasks": tasks, "summary": summary}
+            upsert(run_copy, changed)
+    records = [one for one in load(run_copy) if one.status == "ok" and one.tasks]
+    found, _ = paired([RunFolder(path=run_copy, records=records)])
+    n = sum(one.n or 0 for one in list(records[0].tasks.values())[1:])
+    assert {row.n for row in found["smollm2-135m-instruct", 0.25].rows} == {n}
+    here = rows(records, found)
+    for row in [row for row in here if len(row.records) == 1]:
+        assert row.accuracy is not None and row.accuracy.stderr is not None
+        shown = [one.stderr for one in list(row.records[0].tasks.values())[1:]]
+        assert np.isclose(row.accuracy.stderr, np.linalg.norm(shown) / len(shown))
+    assert answer(here).startswith("At ")

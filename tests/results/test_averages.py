@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from streamline.errors import ConfigError
-from streamline.results.averages import average, collapsed_tasks, group_of, relative_accuracy
+from streamline.results.averages import (
+    average,
+    averaged_tasks,
+    averages_of,
+    collapsed_tasks,
+    group_of,
+    in_averages,
+    relative_accuracy,
+)
 from streamline.results.record import Record
 
 
@@ -62,3 +70,34 @@ def test_a_record_s_subjects_become_one_task():
     assert mmlu.extra("counts") == {"lost": 4, "gained": None}
     assert (mmlu.extra("subjects"), mmlu.extra("protocol")) == (2, "lm-eval")
     assert mmlu.extra("agreement") == pytest.approx(0.7)
+
+
+def test_where_tasks_are_scored_in_several_ways_the_most_alike_are_averaged():
+    alike = {"metric": "acc", "value": 0.5, "n": 4, "protocol": "lm-eval"}
+    tasks = {
+        "c3": alike | {"protocol": "opencompass-ppl"},
+        "piqa": alike,
+        "arc_easy": alike,
+        "gsm8k_bpb": {"metric": "bits_per_byte", "value": 3.0, "n": 4, "protocol": "bpb"},
+        "mmlu_anatomy": alike | {"protocol": "opencompass-ppl"},
+        "mmlu_virology": alike | {"protocol": "opencompass-ppl"},
+    }
+    parts = {
+        "lm-eval": {"accuracy": 0.6, "relative_accuracy": 0.9, "stability": 0.7, "agreement": 0.8},
+        "opencompass-ppl": {"accuracy": 0.1},
+    }
+    cell = {"model": "m", "method": "a", "sparsity": 0.25, "status": "ok", "tasks": tasks}
+    summary = {"perplexity": {"heldout": 9.0}, "by_protocol": parts}
+    one = Record.build(cell | {"summary": summary})
+    # Two of each way, the subjects being one task: that of the first.
+    assert list(averaged_tasks(one)) == ["c3", "mmlu"]
+    assert averages_of(one).accuracy == 0.1
+    del tasks["mmlu_anatomy"], tasks["mmlu_virology"]
+    one = Record.build(cell | {"summary": summary})
+    assert list(averaged_tasks(one)) == ["piqa", "arc_easy"]
+    found = averages_of(one)
+    assert (found.accuracy, found.stability, found.extra("agreement")) == (0.6, 0.7, 0.8)
+    assert found.perplexity == {"heldout": 9.0}
+    asked = [task for task in tasks if in_averages(one)(task)]
+    assert asked == ["piqa", "arc_easy", "gsm8k_bpb"]
+    assert averages_of(Record.build(cell)) == Record.build(cell).summary

@@ -20,7 +20,7 @@ from streamline.report.findings.comparison_tables import comparison_tables
 from streamline.report.runs import RunFolder
 from streamline.report.table import Table
 from streamline.results.answers import Floats
-from streamline.results.averages import mean
+from streamline.results.averages import averages_of, in_averages, mean
 from streamline.results.compare import Comparison, Tasks, compare
 from streamline.results.paired import (
     AgainstBest,
@@ -70,7 +70,9 @@ def _of_model(
     given = {label(one): cell_predictions(str(run.path), run.path, one) for one, run in cells}
     read, left_out = comparable(given)
     notes += [f"{name}: left out. {why}" for name, why in left_out.items()]
-    there = [(one, read[label(one)].tasks) for one, _ in cells if label(one) in read]
+    there = [
+        (one, _averaged(one, read[label(one)].tasks)) for one, _ in cells if label(one) in read
+    ]
     dense = [tasks for record, tasks in there if record.method == "dense"]
     if not dense:
         return {}
@@ -90,6 +92,12 @@ def _of_model(
     return found
 
 
+def _averaged(record: Record, tasks: Tasks) -> Tasks:
+    """The answers to those tasks that are in the averages beside which chance is told."""
+    asked = in_averages(record)
+    return {task: answers for task, answers in tasks.items() if asked(task)}
+
+
 def _paired(
     models: Mapping[str, Sequence[Tasks]], records: Sequence[Record]
 ) -> dict[str, AgainstBest]:
@@ -98,7 +106,7 @@ def _paired(
     for one in records:
         groups.setdefault(method_label(one.method, one.recovery), []).append(one)
     found: dict[str, AgainstBest] = {}
-    stable = _known(groups, lambda one: one.summary.stability)
+    stable = _known(groups, lambda one: averages_of(one).stability)
     if len(stable) > 1:
         dense = models["dense"][0]
         found["stability"] = against_best(

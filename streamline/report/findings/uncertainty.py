@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamline.results.averages import collapsed_tasks, mean_stderr
-from streamline.results.metrics import is_fraction
+from streamline.results.averages import averaged_tasks, averages_of, mean_stderr
 from streamline.results.record import Record, TaskResult
 
 __all__ = [
@@ -55,26 +54,20 @@ class Estimate:
 
 def accuracy(record: Record) -> Estimate | None:
     """The average accuracy of a record."""
-    if record.summary.accuracy is None:
+    value = averages_of(record).accuracy
+    if value is None:
         return None
-    errors = [result.stderr for result in _averaged(record).values()]
-    return Estimate(record.summary.accuracy, mean_stderr(errors))
-
-
-def _averaged(record: Record) -> dict[str, TaskResult]:
-    """The tasks that are in the averages: those with right answers."""
-    tasks = collapsed_tasks(record)
-    return {name: result for name, result in tasks.items() if is_fraction(result.metric)}
+    errors = [result.stderr for result in averaged_tasks(record).values()]
+    return Estimate(value, mean_stderr(errors))
 
 
 def stability(record: Record) -> Estimate | None:
     """The average stability of a record."""
-    if record.summary.stability is None:
-        return None
-    if record.method == "dense":
-        return Estimate(record.summary.stability)  # 1, without an error
-    errors = [result.extra("stability_stderr") for result in _averaged(record).values()]
-    return Estimate(record.summary.stability, mean_stderr(errors))
+    value = averages_of(record).stability
+    if value is None or record.method == "dense":
+        return None if value is None else Estimate(value)  # 1, without an error
+    errors = [result.extra("stability_stderr") for result in averaged_tasks(record).values()]
+    return Estimate(value, mean_stderr(errors))
 
 
 def perplexity(record: Record, text: str) -> Estimate | None:
@@ -97,18 +90,18 @@ def relative(record: Record, dense: Record | None) -> Estimate | None:
         record: Whose ratio is wanted.
         dense: The dense model's record, on the same questions.
     """
-    ratio = record.summary.relative_accuracy
+    ratio = averages_of(record).relative_accuracy
     if ratio is None:
         return None
     own = accuracy(record)
     if dense is None or own is None or own.stderr is None or record.method == "dense":
         return Estimate(ratio)  # the dense model's own ratio is 1, without an error
-    base, tasks = accuracy(dense), _averaged(dense)
+    base, tasks = accuracy(dense), averaged_tasks(dense)
     if base is None or base.stderr is None or not base.value:
         return Estimate(ratio)
     shared = [
         _covariance(result, tasks[name])
-        for name, result in _averaged(record).items()
+        for name, result in averaged_tasks(record).items()
         if name in tasks
     ]
     covariance = sum(shared) / len(shared) ** 2
