@@ -206,6 +206,17 @@ def test_a_stage_that_tells_nothing_takes_of_the_time_left_until_its_portion_is_
     assert [at.whole_left(at.began + s) for s in (0, 2, 6, 60)] == pytest.approx([10, 8, 4, 4])
 
 
+def test_a_stage_that_falls_back_to_nothing_has_no_time_left_to_say() -> None:
+    tracker = Tracker()
+    tracker.stage("gsm8k", None)
+    for done in (0.25, 0.5, 0.0):  # two texts that are begun, and come to nothing
+        tracker.step(done, 4, "")
+    at = tracker.state
+    assert at.left(at.began + 5) is None and at.fraction == 0.0
+    tracker.step(1, 4, "")
+    assert tracker.state.left(at.began + 5) == pytest.approx(15)
+
+
 def test_a_stage_that_is_left_out_counts_as_done() -> None:
     tracker = Tracker()
     _, _, last = portions([1, 1, 2])

@@ -73,7 +73,7 @@ class State:
 
     def left(self, now: float) -> float | None:
         """Seconds of the rest of the stage at its pace so far, once there is a pace."""
-        if not self.total or self.second is None or self.done >= self.total:
+        if not self.total or self.second is None or not self.skipped < self.done < self.total:
             return None
         left = (self.total - self.done) * (now - self.began) / (self.done - self.skipped)
         return left if left >= _SHOWN else None
