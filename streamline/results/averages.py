@@ -162,24 +162,30 @@ def collapsed_tasks(record: Record) -> dict[str, TaskResult]:
 def averaged_tasks(record: Record) -> dict[str, TaskResult]:
     """The tasks that are in a record's averages, the subjects of a group as one.
 
-    Those with right answers; where they were scored in several ways, which are never averaged
-    together, those of the way with the most tasks, of equal ones the first.
+    Those with right answers that could be asked; where they were scored in several ways, which are
+    never averaged together, those of the way with the most tasks, of equal ones the first by name.
     """
+    asked = {
+        name: result
+        for name, result in record.tasks.items()
+        if result.value is not None or result.n is not None
+    }
     ways: dict[str, dict[str, TaskResult]] = {}
-    for name, result in collapsed_tasks(record).items():
+    for name, result in collapsed_tasks(record.model_copy(update={"tasks": asked})).items():
         if is_fraction(result.metric):
             ways.setdefault(str(result.extra("protocol")), {})[name] = result
-    return max(ways.values(), key=len, default={})
+    return max((ways[way] for way in sorted(ways)), key=len, default={})
 
 
 def in_averages(record: Record) -> Callable[[str], bool]:
-    """Which of a record's tasks are in its averages, by their full names."""
+    """Which of a record's tasks, and of those that its rows are made of, are in its averages."""
     averaged = averaged_tasks(record)
     found = {str(result.extra("protocol")) for result in averaged.values()}
     out = {
-        name
+        task
         for name, result in record.tasks.items()
         if is_fraction(result.metric) and str(result.extra("protocol")) not in found
+        for task in (name, *(result.extra("subtasks") or ()))
     }
     return lambda task: task not in out
 

@@ -89,9 +89,13 @@ def test_where_tasks_are_scored_in_several_ways_the_most_alike_are_averaged():
     cell = {"model": "m", "method": "a", "sparsity": 0.25, "status": "ok", "tasks": tasks}
     summary = {"perplexity": {"heldout": 9.0}, "by_protocol": parts}
     one = Record.build(cell | {"summary": summary})
-    # Two of each way, the subjects being one task: that of the first.
-    assert list(averaged_tasks(one)) == ["c3", "mmlu"]
-    assert averages_of(one).accuracy == 0.1
+    # Two of each way, the subjects being one task: in whatever order they were asked.
+    assert list(averaged_tasks(one)) == ["piqa", "arc_easy"]
+    other = Record.build(cell | {"summary": summary, "tasks": dict(reversed(tasks.items()))})
+    assert list(averaged_tasks(other)) == ["arc_easy", "piqa"]
+    fewer = {name: task for name, task in tasks.items() if name != "arc_easy"}
+    one = Record.build(cell | {"summary": summary, "tasks": fewer})
+    assert list(averaged_tasks(one)) == ["c3", "mmlu"] and averages_of(one).accuracy == 0.1
     del tasks["mmlu_anatomy"], tasks["mmlu_virology"]
     one = Record.build(cell | {"summary": summary})
     assert list(averaged_tasks(one)) == ["piqa", "arc_easy"]
@@ -101,3 +105,35 @@ def test_where_tasks_are_scored_in_several_ways_the_most_alike_are_averaged():
     asked = [task for task in tasks if in_averages(one)(task)]
     assert asked == ["piqa", "arc_easy", "gsm8k_bpb"]
     assert averages_of(Record.build(cell)) == Record.build(cell).summary
+
+
+def test_what_could_not_be_asked_is_in_no_average():
+    there = {"metric": "acc", "value": 0.5, "stderr": 0.03, "n": 4, "protocol": "lm-eval"}
+    absent = {"metric": "acc", "value": None, "protocol": "opencompass-ppl"}
+    tasks = {"piqa": there, "mmlu_anatomy": there}
+    tasks |= {"mmlu_virology": absent | {"protocol": "lm-eval"}}
+    tasks |= {"c3": absent, "race": absent, "chid": absent}
+    cell = {"model": "m", "method": "a", "sparsity": 0.25, "status": "ok", "tasks": tasks}
+    one = Record.build(cell | {"summary": {"accuracy": 0.5}})
+    assert list(averaged_tasks(one)) == ["piqa", "mmlu"]
+    assert [result.stderr for result in averaged_tasks(one).values()] == [0.03, 0.03]
+    assert in_averages(one)("piqa") and not in_averages(one)("c3")
+    # Without a value, but asked: its average is not that of another way.
+    tasks |= {"c3": absent | {"n": 4}, "race": absent | {"n": 4}, "chid": absent | {"n": 4}}
+    parts = {"lm-eval": {"accuracy": 0.5}, "opencompass-ppl": {"accuracy": None}}
+    one = Record.build(cell | {"tasks": tasks, "summary": {"by_protocol": parts}})
+    assert list(averaged_tasks(one)) == ["c3", "race", "chid"]
+    assert averages_of(one).accuracy is None
+
+
+def test_answers_of_a_row_of_several_tasks_are_averaged_as_the_row():
+    rows = {
+        "streamline_c3": {"protocol": "opencompass-ppl", "subtasks": ["c3_d", "c3_m"]},
+        "race": {"protocol": "lm-eval", "subtasks": ["race_high", "race_middle"]},
+        "piqa": {"protocol": "lm-eval"},
+    }
+    tasks = {name: {"metric": "acc", "value": 0.5, "n": 4, **row} for name, row in rows.items()}
+    cell = {"model": "m", "method": "a", "sparsity": 0.25, "status": "ok", "tasks": tasks}
+    asked = in_averages(Record.build(cell))
+    answered = ["c3_d", "c3_m", "race_high", "race_middle", "piqa"]
+    assert [task for task in answered if asked(task)] == answered[2:]
