@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult
 
 from streamline.report.findings import uncertainty
 from streamline.report.table import MISSING, number, percent
-from streamline.results.averages import collapsed_tasks, total
+from streamline.results.averages import averaged_tasks, collapsed_tasks, total
 from streamline.results.metrics import is_fraction
 from streamline.results.record import Record, TaskResult
 
@@ -40,8 +40,8 @@ def averages(record: Record, dense: Record | None = None) -> list[str]:
         record: The model's.
         dense: The dense model's, on the same questions; without it the ratio to it has no error.
     """
-    of = [result for result in _tasks(record).values() if is_fraction(result.metric)]
-    n = total([result.n for result in of])
+    of = averaged_tasks(record)
+    n = total([result.n for result in of.values()])
     asked = f" %, {n:,} questions of {len(of)} task{'s' * (len(of) != 1)}" if n else " %"
     means = {
         "mean accuracy": (uncertainty.accuracy(record), asked),

@@ -84,6 +84,16 @@ def test_averages_have_the_errors_of_a_report(tmp_path):
     assert "- relative to the base model: 83.3 %\n" in card_of(tmp_path, None, pruned)
 
 
+def test_the_mean_accuracy_is_said_of_the_tasks_that_it_is_of(tmp_path):
+    one = {"metric": "acc", "value": 0.5, "stderr": 0.03, "n": 100, "protocol": "lm-eval"}
+    tasks = {"a": one, "b": one, "c": one | {"value": 0.1, "protocol": "opencompass-ppl"}}
+    parts = {"lm-eval": {"accuracy": 0.5}, "opencompass-ppl": {"accuracy": 0.1}}
+    summary = {"by_protocol": parts}
+    cell = {**CELL, "model": "m", "status": "ok", "tasks": tasks, "summary": summary}
+    text = card_of(tmp_path, None, Record.build(cell))
+    assert "- mean accuracy: 50.0 ±2.1 %, 200 questions of 2 tasks" in text
+
+
 def test_subjects_are_one_task_and_bits_no_percent(tmp_path):
     tasks = {
         "mmlu_anatomy": {"metric": "acc", "value": 0.25, "stderr": 0.03, "n": 4},
