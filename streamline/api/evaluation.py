@@ -25,9 +25,9 @@ from streamline.evaluation.efficiency.bench import Bench
 from streamline.progress import Progress
 from streamline.report.cost_tables import PHASES
 from streamline.report.findings.comparison_tables import comparison_tables
+from streamline.report.findings.scoring import averages_notes
 from streamline.report.render import screen_width, terminal
 from streamline.report.table import Table, number, percent
-from streamline.report.tables import protocol_notes
 from streamline.results.assess import CellResult, assess
 from streamline.results.averages import averaged_tasks, averages_of, mean_stderr
 from streamline.results.blocks.efficiency import Phase
@@ -129,7 +129,7 @@ class Evaluation(Mapping[str, Record]):
             ),
             notes=(
                 *(f"left out: {name}: {why}" for name, why in self.unavailable.items()),
-                *protocol_notes([*self.records.values()]),
+                *averages_notes([*self.records.values()]),
             ),
         )
         return terminal(table, screen_width()).rstrip("\n")

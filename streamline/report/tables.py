@@ -11,25 +11,20 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from streamline.report.findings.rows import Column, Row, task_columns
+from streamline.report.findings.scoring import protocol_notes, short_name
 from streamline.report.findings.uncertainty import Estimate
 from streamline.report.frames import sort_records
 from streamline.report.table import MISSING, Table, fixed, number, percent
-from streamline.results.averages import averaged_tasks, averages_of, collapsed_tasks
+from streamline.results.averages import averages_of, collapsed_tasks
 from streamline.results.metrics import METRICS, is_fraction
 from streamline.results.record import Record, TaskResult, method_label
 from streamline.results.stability import KINDS
 
-__all__ = ["failures_table", "flips_table", "protocol_notes", "results_table", "stability_table"]
+__all__ = ["failures_table", "flips_table", "results_table", "stability_table"]
 
-_PROTOCOLS = {
-    "lm-eval": "Scored as by lm-eval",
-    "opencompass-ppl": "Scored as by OpenCompass, mean NLL of the whole text",
-    "gen": "Generated",
-    "bpb": "Given, in bits per byte of the right answer (lower is better, in no average)",
-}
 _SPEEDS = (("decode", "decode\n× dense"), ("prefill", "prefill\n× dense"))
 
 
@@ -210,32 +205,6 @@ def failures_table(records: Sequence[Record]) -> Table | None:
     )
 
 
-def protocol_notes(records: Sequence[Record]) -> list[str]:
-    """How the tasks were scored, and which are averaged: never those of different ways."""
-    found: dict[str, dict[str, None]] = {}
-    around: dict[str, dict[str, None]] = {}
-    for record in records:
-        for task, result in collapsed_tasks(record).items():
-            protocol = str(result.extra("protocol") or "")
-            found.setdefault(protocol, {})[task] = None
-            if protocol == "lm-eval" and (prompts := _prompts(result)):
-                around.setdefault(prompts, {})[task] = None
-    names = {task for tasks in found.values() for task in tasks}
-    notes = [
-        f"{_PROTOCOLS.get(protocol, protocol)}: {', '.join(_short(task, names) for task in tasks)}."
-        for protocol, tasks in found.items()
-        if protocol
-    ]
-    notes += [
-        f"Asked with {prompts}: {', '.join(_short(task, names) for task in tasks)}."
-        for prompts, tasks in around.items()
-    ]
-    if len(found.keys() - {"bpb"}) > 1:
-        alike = dict.fromkeys(_short(t, names) for one in records for t in averaged_tasks(one))
-        notes.append(f"Averages are of tasks scored alike, the most there are: {', '.join(alike)}.")
-    return notes
-
-
 def _meanings(strong: bool, letters: bool, speeds: bool) -> list[str]:
     notes = ["± is one standard error."]
     if strong:
@@ -335,16 +304,4 @@ def _state_notes(records: Sequence[Record]) -> list[str]:
 def _heads(tasks: Sequence[Column]) -> list[str]:
     """A task's name and metric; the prefix of this package's tasks goes where it is not needed."""
     names = {task for task, _ in tasks}
-    return [f"{_short(task, names)}\n{metric}" for task, metric in tasks]
-
-
-def _short(task: str, names: Collection[str]) -> str:
-    short = task.removeprefix("streamline_")
-    return task if short in names else short
-
-
-def _prompts(result: TaskResult) -> str:
-    """What stood around each question of a task: examples, chat template, instruction."""
-    shots = result.extra("shots")
-    examples = f"{shots} example{'s' if shots != 1 else ''}" if shots else None
-    return ", ".join(str(text) for text in (examples, result.extra("prompts")) if text)
+    return [f"{short_name(task, names)}\n{metric}" for task, metric in tasks]
