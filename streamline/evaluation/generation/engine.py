@@ -146,6 +146,7 @@ class _Run:
         self.members, self.prompts = members, prompts
         self.stops, self.limits = stops, limits
         self.written, self.begun = written, begun
+        self.done: set[tuple[int, int]] = set()  # path and prompt of each text that was given
         settings: Any = self.decoder.model.generation_config
         ends = getattr(settings, "eos_token_id", None)
         self.ends = set(ends) if isinstance(ends, (list, tuple)) else {ends} - {None}
@@ -194,7 +195,8 @@ class _Run:
         rows = Rows(self.trie, lengths, self.n_prefix, self.decoder.device)
         texts: list[list[int]] = [[] for _ in range(rows.n)]
         wanted = [self.prompts[batch[i]] for i in rows.prompt.tolist()]
-        names = list(zip(rows.path.tolist(), rows.prompt.tolist(), strict=True))
+        places = zip(rows.path.tolist(), rows.prompt.tolist(), strict=True)
+        names = [(path, batch[place]) for path, place in places]
         live = list(range(rows.n))  # the texts that are not done
         held = list(range(rows.n))  # the text of each row, those that are done included
         while True:
@@ -212,13 +214,15 @@ class _Run:
                 new = texts[text]
                 if stop[text] or new[-1] in self.ends or len(new) == wanted[text].max_new_tokens:
                     path, prompt = names[text]
+                    self.done.add(names[text])
                     for member in self.trie.paths[path]:
-                        self.written(self.members[member], batch[prompt], new)
+                        self.written(self.members[member], prompt, new)
                 else:
                     going.append(text)
             live = going
-            members = [len(self.trie.paths[names[text][0]]) for text in live]
-            shares = [len(texts[text]) / wanted[text].max_new_tokens for text in live]
+            begun = [text for text in live if names[text] not in self.done]  # some are done again
+            members = [len(self.trie.paths[names[text][0]]) for text in begun]
+            shares = [len(texts[text]) / wanted[text].max_new_tokens for text in begun]
             self.begun(sum(map(mul, members, shares)))
             if not live:
                 return

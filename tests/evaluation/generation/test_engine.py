@@ -244,6 +244,33 @@ def test_nothing_is_lost_when_memory_runs_out(
     assert together(paths, prompts, tokenizer) == wanted and refused
 
 
+def test_what_is_done_again_when_memory_runs_out_is_not_counted_twice(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [Prompt((1, 2, n), (), 8 if n == 9 else 2) for n in range(4, 10)]
+    likeliest, calls = generation_engine.likeliest, [0]
+    done, told = set[int](), list[float]()
+
+    def failing(decoder: Decoder, states: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 6:  # when all texts but one are done
+            told.clear()
+            raise torch.OutOfMemoryError("out of memory")
+        return likeliest(decoder, states)
+
+    monkeypatch.setattr(generation_engine, "likeliest", failing)
+    model = tiny_model("llama", n_layers=1)
+    model.generation_config.eos_token_id = None
+    generate(
+        [dense_path(Decoder(model))],
+        prompts,
+        tokenizer,
+        written=lambda path, prompt, tokens: done.add(prompt),
+        begun=lambda texts: told.append(len(done) + texts),
+    )
+    assert calls[0] > 6 and told == sorted(told) and (told[0], told[-1]) == (5, 6)
+
+
 def test_one_prompt_that_does_not_fit_is_an_error(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
