@@ -231,8 +231,8 @@ class StreamedDecoder(Decoder):
         if any(parameter.is_meta for parameter in module.parameters()):
             raise UnsupportedModelError(
                 f"{what} of {self.name} is not in memory: its layers are streamed, and only "
-                "calibration statistics, scoring and perplexity can run such a model; load it "
-                "whole, without --stream"
+                "calibration statistics, scoring, perplexity, sums over states and single layers "
+                "can be had of such a model; load it whole, without --stream"
             )
 
     def _read(self, group: Hashable) -> list[tuple[nn.Parameter, nn.Parameter]]:
