@@ -32,6 +32,21 @@ def test_on_a_terminal_a_table_is_cut_to_its_width(
     assert lines[2].split() == ["n" * 14 + "…", "t" * 14 + "…", "0.1235"]
 
 
+def test_a_table_that_is_shown_whole_goes_on_below_and_parts_no_word_that_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    row = {"cell": "streamline-v1-mlp-shared 0.25", "fits with": "2 processes or 33.1 GiB"}
+    show_table([row], ("cell", "fits with"), whole=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "cell                      fits with",
+        "------------------------  --------------",
+        "streamline-v1-mlp-shared  2 processes or",
+        "0.25                      33.1 GiB",
+    ]
+
+
 def test_a_table_without_rows_has_its_headings(capsys: pytest.CaptureFixture[str]) -> None:
     show_table([], ("name", "value"))
     assert capsys.readouterr().out.splitlines() == ["name  value", "----  -----"]

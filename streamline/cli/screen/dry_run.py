@@ -285,7 +285,7 @@ def _show_memory(plan: MemoryPlan) -> None:
             }
             for label, refusal in plan.refused.items()
         ]
-        show_table(lacking, ["cell", "needs", "for", "fits with"])
+        show_table(lacking, ["cell", "needs", "for", "fits with"], whole=True)
         show_text("  the same command does them where there is so much; --memory plans for it")
 
 

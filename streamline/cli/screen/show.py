@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -86,20 +87,28 @@ def show_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False))
 
 
-def show_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def show_table(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, whole: bool = False
+) -> None:
     """Write rows to standard output, one line each; on a terminal cut to its width.
 
     Args:
         rows: Mappings; a missing or None value shows as ``-``.
         columns: Keys to show, in order; they are the headings too.
+        whole: Whether what is too wide goes on in further lines and is not cut.
     """
     lines = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
+    down = list(zip(columns, *lines, strict=True))
+    widths = [max(map(len, cells)) for cells in down]
+    words = [max(map(len, " ".join(cells).split())) if whole else 0 for cells in down]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     while room is not None and sum(widths) + 2 * len(widths) - 2 > max(room, 12 * len(widths)):
-        widths[widths.index(max(widths))] -= 1
+        able = [place for place, width in enumerate(widths) if width > words[place]]
+        widths[max(able or range(len(widths)), key=widths.__getitem__)] -= 1
     for cells in [list(columns), ["-" * width for width in widths], *lines]:
-        print("  ".join(map(_fitted, cells, widths)).rstrip())
+        parts = [_lines(*pair) if whole else pair[:1] for pair in zip(cells, widths, strict=True)]
+        for line in zip_longest(*parts, fillvalue=""):
+            print("  ".join(map(_fitted, line, widths)).rstrip())
 
 
 def show_text(text: str, indent: int = 2) -> None:
@@ -117,6 +126,10 @@ def show_text(text: str, indent: int = 2) -> None:
         break_on_hyphens=False,
     )
     print("\n".join(lines))
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
 
 
 def _fitted(text: str, width: int) -> str:
