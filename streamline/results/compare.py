@@ -94,6 +94,7 @@ class Comparison:
         alpha: The level of significance; intervals cover 1 - alpha.
         seed: The bootstrap's, with the answers that are compared.
         paired: Measure (``stability``, ``perplexity TEXT``) -> the models beside the best one.
+        pooled: What all questions together are of, in words.
     """
 
     reference: str
@@ -103,6 +104,7 @@ class Comparison:
     alpha: float
     seed: int
     paired: Mapping[str, AgainstBest] = field(default_factory=dict)
+    pooled: str = "all tasks"
 
 
 def compare(

@@ -60,6 +60,8 @@ def test_of_tasks_scored_in_several_ways_those_alike_are_averaged_and_compared(r
     found, _ = paired([RunFolder(path=run_copy, records=records)])
     n = sum(one.n or 0 for one in list(records[0].tasks.values())[1:])
     assert {row.n for row in found["smollm2-135m-instruct", 0.25].rows} == {n}
+    (groups, *_) = chance_tables(found, "smollm2-135m-instruct")
+    assert groups.notes[0].startswith(f"{n} questions, the averaged tasks pooled, ")
     here = rows(records, found)
     for row in [row for row in here if len(row.records) == 1]:
         assert row.accuracy is not None and row.accuracy.stderr is not None

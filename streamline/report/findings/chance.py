@@ -73,6 +73,8 @@ def _of_model(
     there = [
         (one, _averaged(one, read[label(one)].tasks)) for one, _ in cells if label(one) in read
     ]
+    whole = all(len(tasks) == len(read[label(one)].tasks) for one, tasks in there)
+    pooled = "all tasks" if whole else "the averaged tasks"
     dense = [tasks for record, tasks in there if record.method == "dense"]
     if not dense:
         return {}
@@ -85,8 +87,8 @@ def _of_model(
                 models.setdefault(name, []).append(tasks)
         try:
             result = compare(models, "dense", pooled_only=True)
-            mine = [one for one, _ in there if one.sparsity == sparsity and one.method != "dense"]
-            found[model, sparsity] = replace(result, paired=_paired(models, mine))
+            own = [one for one, _ in there if one.sparsity == sparsity and one.method != "dense"]
+            found[model, sparsity] = replace(result, paired=_paired(models, own), pooled=pooled)
         except ConfigError as error:
             notes.append(f"Target {sparsity:g}: not compared. {error}")
     return found

@@ -59,7 +59,7 @@ def _groups(result: Comparison) -> Table:
             for name, letters in result.letters.items()
         ),
         notes=(
-            f"{n} questions, all tasks pooled, each question counted once: {least}.",
+            f"{n} questions, {result.pooled} pooled, each question counted once: {least}.",
             f"Pairwise McNemar tests, Holm-corrected, level {result.alpha:g}.",
             *_of_seeds(result.rows),
         ),
