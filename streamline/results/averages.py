@@ -193,8 +193,8 @@ def in_averages(record: Record) -> Callable[[str], bool]:
 def averages_of(record: Record) -> Summary:
     """A record's averages, over :func:`averaged_tasks`."""
     by_protocol = record.summary.extra("by_protocol")
-    averaged = averaged_tasks(record)
-    if not by_protocol or not averaged:
+    averaged = averaged_tasks(record) if by_protocol else {}
+    if not averaged:
         return record.summary
     (protocol,) = {str(result.extra("protocol")) for result in averaged.values()}
     return Summary.model_validate(record.summary.model_dump() | by_protocol.get(protocol, {}))

@@ -107,14 +107,14 @@ class Sizes:
         Args:
             cells: The spec of a method and what it is to remove, of each.
         """
-        wanted = [fit for cell in cells for fit in self._fits(*cell)]
-        c = self.config.calibration
-        rows = max(1, BATCH_TOKENS // c.length) if self.accelerator else c.n_samples
-        tokens = self._rehearsal.tokens(min(rows, c.n_samples), c.length)
 
         def rehearsed() -> int:
+            wanted = [fit for cell in cells for fit in self._fits(*cell)]
             if not wanted:
                 return 0
+            c = self.config.calibration
+            rows = max(1, BATCH_TOKENS // c.length) if self.accelerator else c.n_samples
+            tokens = self._rehearsal.tokens(min(rows, c.n_samples), c.length)
             return (
                 self._rehearsal.peak(lambda few: rehearse_fits(few, wanted, tokens), own=True) or 0
             )
